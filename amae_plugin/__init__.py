@@ -1,0 +1,17 @@
+"""Masked autoencoders on audio spectrograms: plain PyTorch models, and a fairseq shell that trains them.
+
+Importing this package is cheap and imports neither fairseq nor Hydra. As soon as fairseq is imported in the same
+process, before or after, the shell registers its tasks, models, criterions and optimizers there, all of them under
+names that begin with ``amae_``; nothing else of fairseq is touched.
+"""
+
+from types import ModuleType
+
+import wrapt
+
+__version__ = "0.1.0"
+
+
+@wrapt.when_imported("fairseq")
+def _register_shell(fairseq: ModuleType) -> None:
+    import amae_plugin.fairseq_shell  # noqa: F401

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).parent / "README.md"
+
+setup(
+    name="amae-plugin",
+    version="0.1.0",
+    description="Masked autoencoders on audio spectrograms as a fairseq plugin",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=find_packages(include=["amae_plugin", "amae_plugin.*"]),
+    python_requires=">=3.9",
+    install_requires=[
+        "torch",
+        "torchaudio",
+        # fairseq's last release does not run on Python 3.11; fairseq-fixed is its main branch made to.
+        'fairseq-fixed; python_version >= "3.11"',
+        'fairseq==0.12.2; python_version < "3.11"',
+        "hydra-submitit-launcher",
+        "matplotlib",
+        "numpy",
+        "sentencepiece",
+        "soundfile",
+        "submitit",
+        "tensorboardX",
+        "tqdm",
+        "wrapt",
+    ],
+    extras_require={
+        "video": ["av"],
+        "demo": ["espeakng-loader"],
+        "dev": ["av", "hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "timm"],
+    },
+    entry_points={"console_scripts": ["amae=amae_plugin.cli.main:main"]},
+)
