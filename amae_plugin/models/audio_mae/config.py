@@ -1,0 +1,46 @@
+"""Sizes and choices of an Audio-MAE; the defaults are the paper's ViT-B (Huang et al., NeurIPS 2022, section 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class AudioMAEConfig:
+    """Architecture and masking of Audio-MAE.
+
+    Pairs are (time, frequency). The fields carry their help in ``metadata`` so that fairseq shows it.
+    """
+
+    input_length: int = field(default=1024, metadata={"help": "frames that the position table is built for"})
+    num_mel_bins: int = field(default=128, metadata={"help": "mel bands of the input"})
+    patch_size: tuple[int, int] = field(default=(16, 16), metadata={"help": "frames and bands of a patch"})
+
+    embed_dim: int = field(default=768, metadata={"help": "width of the encoder"})
+    depth: int = field(default=12, metadata={"help": "blocks of the encoder"})
+    num_heads: int = field(default=12, metadata={"help": "attention heads of the encoder"})
+    mlp_ratio: float = field(default=4.0, metadata={"help": "hidden width of a block's MLP over its width"})
+
+    decoder: str = field(
+        default="shifted",
+        metadata={"help": "attention of the decoder: shifted (local windows), hybrid (local, then global) or global"},
+    )
+    decoder_embed_dim: int = field(default=512, metadata={"help": "width of the decoder"})
+    decoder_depth: int = field(default=16, metadata={"help": "blocks of the decoder (paper: 16 local or 8 global)"})
+    decoder_num_heads: int = field(default=16, metadata={"help": "attention heads of the decoder"})
+    decoder_global_blocks: int = field(default=4, metadata={"help": "hybrid decoder: how many of the last blocks are global"})
+    decoder_window: tuple[int, int] = field(default=(4, 4), metadata={"help": "local decoder: patches of a window"})
+    decoder_shift: tuple[int, int] = field(
+        default=(2, 0),
+        metadata={"help": "local decoder: shift of every second block, in patches (code (2, 0), paper (2, 2))"},
+    )
+
+    masking: str = field(default="random", metadata={"help": "random, time, frequency or time_frequency"})
+    mask_ratio: float = field(default=0.8, metadata={"help": "hidden share: random, time, frequency"})
+    mask_ratio_time: float = field(default=0.6, metadata={"help": "hidden share of the time steps: time_frequency"})
+    mask_ratio_frequency: float = field(default=0.5, metadata={"help": "hidden share of the bands: time_frequency"})
+    norm_pix_loss: bool = field(default=True, metadata={"help": "targets are normalised patch by patch"})
+    bf16: bool = field(
+        default=False,
+        metadata={"help": "matrix work in bfloat16; weights, optimizer, residual stream, norms and loss stay in float32"},
+    )

@@ -1,0 +1,105 @@
+"""Audio-MAE: hide most patches of a spectrogram, encode the rest, predict the hidden ones (Huang et al., NeurIPS 2022)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amae_plugin.models.audio_mae.config import AudioMAEConfig
+from amae_plugin.models.audio_mae.decoder import build_decoder
+from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
+from amae_plugin.modules.masking import ClipNoise, GlobalNoise, build_masking, visible_ids
+from amae_plugin.modules.patching import grid_size
+
+
+class AudioMAE(nn.Module):
+    """Masked autoencoder over log-mel spectrograms.
+
+    Letters in shapes: B clips, T frames, F mel bands, L patches (time-major), P values in a patch, D encoder width.
+    """
+
+    def __init__(self, config: AudioMAEConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = AudioMAEEncoder(config)
+        self.decoder = build_decoder(config)
+        self.masking = build_masking(
+            config.masking, config.mask_ratio, config.mask_ratio_time, config.mask_ratio_frequency
+        )
+        self.reset_parameters()
+
+    def forward(self, source: Tensor, mask: Tensor | None = None, seed: Tensor | None = None) -> dict[str, Any]:
+        """Predict every patch from the visible ones.
+
+        Args:
+            source: (B, T, F) normalised log-mel; T and F are multiples of the patch.
+            mask: (B, L) bool, True = hidden, the same number for every clip; sampled if None.
+            seed: (B,) integers that the sampled masks depend on, clip by clip; PyTorch's generator if None.
+
+        Returns:
+            ``prediction`` (B, L, P), ``target`` (B, L, P) as :meth:`targets` gives it, ``mask`` (B, L), ``latent``
+            (B, 1 + K, D) of the CLS token and the K visible patches in order; predictions and targets are float32.
+        """
+        patches, grid = self.encoder.patches(source)
+        if mask is None:
+            noise = GlobalNoise(len(source), source.device) if seed is None else ClipNoise(seed)
+            mask = self.masking(noise, grid)
+            visible = visible_ids(mask, self.masking.num_visible(grid))
+        else:
+            visible = visible_ids(mask)
+        with self.matrix_precision(source.device):
+            latent = self.encoder(patches, grid, visible)
+            prediction = self.decoder(latent, visible, grid)
+        return {"prediction": prediction.float(), "target": self.targets(patches), "mask": mask, "latent": latent}
+
+    def targets(self, patches: Tensor) -> Tensor:
+        """What the model learns to predict from patches (B, L, P): these, or each normalised by its own statistics.
+
+        The variance is the unbiased one, as in MAE.
+        """
+        patches = patches.float()
+        if not self.config.norm_pix_loss:
+            return patches
+        var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        return (patches - mean) * (var + 1e-6).rsqrt()
+
+    def extract_features(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Encode a whole spectrogram, nothing hidden.
+
+        Args:
+            source: (B, T, F) normalised log-mel.
+            padding_mask: (B, T) bool, True = beyond the clip's end; patches wholly there are not attended to.
+
+        Returns:
+            Features (B, 1 + L, D) after the final norm, CLS first, and their padding mask (B, 1 + L) if one was given.
+        """
+        patches, grid = self.encoder.patches(source)
+        if padding_mask is not None:
+            padding_mask = self.patch_padding(padding_mask)
+        with self.matrix_precision(source.device):
+            features = self.encoder(patches, grid, padding_mask=padding_mask)
+        if padding_mask is not None:
+            padding_mask = torch.cat([padding_mask.new_zeros(len(source), 1), padding_mask], dim=1)
+        return features.float(), padding_mask
+
+    def patch_padding(self, padding_mask: Tensor) -> Tensor:
+        """Patches (B, L) all of whose frames are padding, from frames (B, T); True = padding."""
+        rows, columns = grid_size(padding_mask.shape[1], self.config.num_mel_bins, self.encoder.patch_size)
+        padded_rows = padding_mask.view(-1, rows, self.encoder.patch_size[0]).all(-1)
+        return padded_rows.repeat_interleave(columns, dim=1)
+
+    def matrix_precision(self, device: torch.device) -> torch.autocast:
+        """Context in which matrix products run in bfloat16 if ``config.bf16``."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.config.bf16)
+
+    def reset_parameters(self) -> None:
+        """Initialise as the published code does: Xavier-uniform matrices, N(0, 0.02) tokens."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.encoder.patch_embed.proj.weight.data.flatten(1))
+        nn.init.normal_(self.encoder.cls_token, std=0.02)
+        nn.init.normal_(self.decoder.mask_token, std=0.02)

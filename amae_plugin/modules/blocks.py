@@ -1,0 +1,128 @@
+"""Transformer blocks: the pre-norm ViT block and the windowed block of Audio-MAE's local decoder.
+
+Letters in shapes: B clips, L tokens, D width, H heads, C = D / H, W windows of one clip, S tokens in a window.
+Parameter names are those of timm and of the published checkpoints.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amae_plugin.modules.windows import WindowPlan
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them, on (..., D)."""
+
+    def __init__(self, dim: int, hidden_dim: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., D)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Attention(nn.Module):
+    """Global multi-head self-attention."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D); tokens where ``padding_mask`` (B, L) is True are not attended to."""
+        batch, length, dim = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        allowed = None if padding_mask is None else ~padding_mask[:, None, None, :]
+        x = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+        return self.proj(x.transpose(1, 2).reshape(batch, length, dim))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block of ViT, the same function as timm's ``Block``."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D); tokens where ``padding_mask`` (B, L) is True are not attended to."""
+        x = x + self.attn(self.norm1(x), padding_mask)
+        return x + self.mlp(self.norm2(x))
+
+
+class WindowAttention(nn.Module):
+    """Scaled cosine attention inside windows with log-spaced continuous relative positions (Swin V2, section 3).
+
+    The form that Audio-MAE's code uses: scores are cosines divided by a learned temperature per head, ``max(tau, 0.01)``,
+    plus a bias that a small MLP computes from sign(d) log(1 + |d|) of the token distance d in time and frequency.
+    """
+
+    def __init__(self, dim: int, num_heads: int, meta_hidden_dim: int = 384, meta_dropout: float = 0.1):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.tau = nn.Parameter(torch.ones(num_heads))
+        self.meta_mlp = MetaMlp(num_heads, meta_hidden_dim, meta_dropout)
+
+    def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
+        """Tokens in window order (B, W * S, D) to the same shape."""
+        batch, length, dim = x.shape
+        bias = self.meta_mlp(plan.distances).T.reshape(-1, plan.window_length, plan.window_length)  # (H, S, S)
+        qkv = self.qkv(x).view(-1, plan.window_length, 3, self.num_heads, dim // self.num_heads)
+        x = cosine_attention(qkv, self.tau, bias, plan.separation)
+        return self.proj(x.reshape(batch, length, dim))
+
+
+class MetaMlp(nn.Module):
+    """Relative position bias of every head from a log-spaced distance in time and frequency."""
+
+    def __init__(self, num_heads: int, hidden_dim: int, dropout: float):
+        super().__init__()
+        self.fc1 = nn.Linear(2, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, num_heads)
+        self.dropout = dropout
+
+    def forward(self, distances: Tensor) -> Tensor:
+        """Distances (N, 2) to biases (N, H)."""
+        hidden = F.dropout(F.relu(self.fc1(distances)), self.dropout, self.training)
+        return F.dropout(self.fc2(hidden), self.dropout, self.training)
+
+
+class WindowBlock(nn.Module):
+    """Block of the local decoder: windowed attention, then an MLP, each with its norm *after* the branch (Swin V2)."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0):
+        super().__init__()
+        self.attn = WindowAttention(dim, num_heads)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
+        """Tokens in window order (B, W * S, D) to the same shape."""
+        x = x + self.norm1(self.attn(x, plan))
+        return x + self.norm2(self.mlp(x))
+
+
+def cosine_attention(qkv: Tensor, tau: Tensor, bias: Tensor, separation: Tensor | None) -> Tensor:
+    """Attention inside windows; qkv (B * W, S, 3, H, C) to (B * W, S, H, C)."""
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B * W, H, S, C) each
+    norms = query.norm(dim=-1, keepdim=True) * key.norm(dim=-1).unsqueeze(-2)
+    scores = query @ key.transpose(-2, -1) / norms.clamp(min=1e-6)
+    scores = scores / tau.clamp(min=0.01)[:, None, None] + bias
+    if separation is not None:
+        windows, _, length = separation.shape
+        scores = (scores.view(-1, windows, *scores.shape[1:]) + separation[:, None]).view(-1, *scores.shape[1:])
+    return (scores.softmax(-1) @ value).transpose(1, 2)

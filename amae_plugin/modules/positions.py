@@ -1,0 +1,74 @@
+"""Fixed sine-cosine positions on a grid of patches."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amae_plugin.modules.patching import Size2d
+
+
+def sincos_1d(positions: Tensor, dim: int) -> Tensor:
+    """Sine-cosine table (N, dim) of the positions (N,): sines in the first half, cosines in the second.
+
+    Frequencies fall from 1 to 1/10000 (Vaswani et al. 2017, section 3.5).
+    """
+    frequencies = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
+    angles = positions.to(torch.float64)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def sincos_2d(grid: Size2d, dim: int) -> Tensor:
+    """Table (L, dim) for a time-major grid (rows in time, columns in frequency).
+
+    The first half of the width tells the column, the second the row, as in MAE (He et al. 2022).
+    """
+    if dim % 4:
+        raise ValueError(f"2-D sine-cosine positions need a width that is a multiple of 4, not {dim}")
+    rows = torch.arange(grid[0]).repeat_interleave(grid[1])
+    columns = torch.arange(grid[1]).repeat(grid[0])
+    return torch.cat([sincos_1d(columns, dim // 2), sincos_1d(rows, dim // 2)], dim=1).float()
+
+
+class GridPositions(nn.Module):
+    """Fixed positions of a grid and of the CLS token in front of it, for the built grid and any other.
+
+    The table (1, 1 + L, D) is stored under ``pos_embed``, zero for CLS, so that a published checkpoint brings its own.
+    For another grid the sine-cosine table is generated anew; a table that is not the sine-cosine one (the published
+    Audio-MAE table is laid out for a transposed grid) is interpolated instead, since nothing else is known about it.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(self, grid: Size2d, dim: int):
+        super().__init__()
+        self.grid = grid
+        self.dim = dim
+        self.register_buffer("pos_embed", _with_cls(sincos_2d(grid, dim)))
+        self._other_grids: dict[tuple[Size2d, torch.device], Tensor] = {}
+
+    def forward(self, grid: Size2d) -> Tensor:
+        """Table (1, 1 + L, D) for the grid (time, frequency), CLS first."""
+        if grid == self.grid:
+            return self.pos_embed
+        key = (grid, self.pos_embed.device)
+        if key not in self._other_grids:
+            self._other_grids[key] = self._table(grid)
+        return self._other_grids[key]
+
+    def _table(self, grid: Size2d) -> Tensor:
+        own = _with_cls(sincos_2d(self.grid, self.dim)).to(self.pos_embed)
+        if torch.allclose(self.pos_embed, own, atol=1e-5):
+            return _with_cls(sincos_2d(grid, self.dim)).to(self.pos_embed)
+        table = self.pos_embed[0, 1:].T.reshape(1, self.dim, *self.grid)
+        resized = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)
+        return torch.cat([self.pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
+
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+        self._other_grids.clear()
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[arg-type]
+
+
+def _with_cls(table: Tensor) -> Tensor:
+    return torch.cat([table.new_zeros(1, table.shape[1]), table])[None]
