@@ -1,0 +1,277 @@
+"""Decode a clip: from a file, a stored zip member or a segment of a long file to a mono waveform at one sample rate.
+
+wav, flac, ogg, mp3 and whatever else libsndfile knows go through soundfile; what it does not recognise (mkv, mp4, webm,
+m4a...) goes through PyAV, which the extra ``amae-plugin[video]`` installs.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO, Callable
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+from torch import Tensor
+
+from amae_plugin.data.manifest import Clip
+from amae_plugin.errors import UserError
+
+_PREROLL_SECONDS = 0.2  # codecs such as AAC and Opus need the packets before a seek point to settle
+_LOUDEST = 1e10  # full scale is 1; beyond this the power spectrum would overflow float32
+# libsndfile's error code for a file whose format it does not know.
+_UNRECOGNISED = 1
+
+
+class AudioError(UserError):
+    """A clip that cannot be decoded, with its path and the reason."""
+
+    def __init__(self, path: str, reason: str | None = None):
+        # A DataLoader raises a worker's exception again with the whole text as its only argument.
+        super().__init__(path if reason is None else f"cannot use {path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, tuple[str, str | None]]:
+        return AudioError, (self.path, self.reason)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Which piece of a longer clip is wanted.
+
+    Attributes:
+        samples: its length at the output sample rate.
+        position: where it lies, in [0, 1]: 0 is the clip's beginning, 0.5 its centre, 1 its end.
+    """
+
+    samples: int
+    position: float
+
+    def start(self, available: int, wanted: int) -> int:
+        """First of *wanted* frames out of *available*; a uniform position gives a uniform start."""
+        spare = available - wanted
+        return min(int(self.position * (spare + 1)), spare)
+
+
+@dataclass(frozen=True)
+class AudioHeader:
+    """What a file says about itself: frames (samples per channel), sample rate in Hz, channels."""
+
+    frames: int
+    sample_rate: int
+    channels: int
+
+
+def load_clip(clip: Clip, sample_rate: int = 16_000, crop: Crop | None = None) -> Tensor:
+    """Decode a clip to mono.
+
+    Only what is needed is decoded: of a segment its frames, and with *crop* only that piece of the clip. Channels are
+    averaged, then the rate is converted by torchaudio's windowed-sinc resampler. A crop is cut before the conversion,
+    so its first and last dozen samples see silence where the whole clip would have neighbours.
+
+    Args:
+        clip: what to decode.
+        sample_rate: of the result, in Hz.
+        crop: the piece wanted of a clip that is longer; shorter clips come whole.
+
+    Returns:
+        (samples,) float32, full scale is [-1, 1].
+
+    Raises:
+        AudioError: the file is missing, damaged or empty, the segment is not inside it, or samples are not finite.
+    """
+    name = str(clip)
+    try:
+        with _member(clip) if clip.kind == "zip" else _raw(clip.path) as file:
+            samples, rate = _decode(file, clip, sample_rate, crop)
+    except OSError as error:
+        raise AudioError(name, error.strerror or str(error)) from None
+    except MemoryError:
+        raise AudioError(name, "its header promises more samples than memory can hold") from None
+    if not len(samples):
+        raise AudioError(name, "holds no samples")
+    waveform = torch.from_numpy(samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0])
+    if not float(waveform.abs().max()) < _LOUDEST:  # also false for NaN
+        raise AudioError(name, "holds samples that are not finite, or beyond any meaningful loudness")
+    waveform = resample(waveform, rate, sample_rate)
+    return waveform if crop is None else waveform[: crop.samples]
+
+
+def read_header(path: str | os.PathLike[str]) -> AudioHeader:
+    """Length, rate and channels of a file, without decoding it; of a container, the length is what it declares.
+
+    Raises:
+        AudioError: the file is missing or is not audio.
+    """
+    name = os.fspath(path)
+    try:
+        with _raw(path) as file:
+            sound = _open_sound(file, name)
+            if sound is not None:
+                with sound:
+                    return AudioHeader(sound.frames, sound.samplerate, sound.channels)
+            with _open_container(file, name) as container:
+                stream = _audio_stream(container, name)
+                return AudioHeader(_declared_frames(container, stream) or 0, stream.rate, stream.channels)
+    except OSError as error:
+        raise AudioError(name, error.strerror or str(error)) from None
+
+
+def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
+    """(samples,) at *source_rate* Hz to (ceil(samples x target / source),) at *target_rate* Hz, with cached kernels.
+
+    torchaudio's kernel table grows with the two rates after their common factors are removed, to gigabytes for a rate
+    such as 22,051 Hz. Such a ratio is replaced by the nearest one with a denominator of at most 1000, which is off by
+    less than one in a million; the usual rates are exact.
+    """
+    if source_rate == target_rate:
+        return waveform
+    ratio = Fraction(source_rate, target_rate).limit_denominator(1000)
+    return _resampler(ratio.numerator, ratio.denominator)(waveform)
+
+
+@functools.lru_cache(maxsize=32)
+def _resampler(source_rate: int, target_rate: int) -> torchaudio.transforms.Resample:
+    return torchaudio.transforms.Resample(source_rate, target_rate)
+
+
+def _raw(path: str | os.PathLike[str]) -> BinaryIO:
+    return Path(path).open("rb", buffering=0)
+
+
+def _member(clip: Clip) -> BinaryIO:
+    with _raw(clip.path) as archive:
+        archive.seek(clip.start)
+        content = archive.read(clip.length)
+    if len(content) < clip.length:
+        raise AudioError(str(clip), f"the archive ends {clip.length - len(content)} bytes before the entry does")
+    return io.BytesIO(content)
+
+
+# Given how many frames there are and their rate, the first frame to decode and how many.
+_Choose = Callable[[int, int], "tuple[int, int]"]
+
+
+def _decode(file: BinaryIO, clip: Clip, sample_rate: int, crop: Crop | None) -> tuple[np.ndarray, int]:
+    """Samples (frames, channels) float32 of the wanted piece, at the file's own rate, and that rate."""
+    name = str(clip)
+
+    def choose(total: int, rate: int) -> tuple[int, int]:
+        start, frames = (clip.start, clip.length) if clip.kind == "segment" else (0, total)
+        if start + frames > total:
+            raise AudioError(name, f"the segment ends at frame {start + frames} but the file has {total} frames")
+        wanted = frames if crop is None else math.ceil(crop.samples * rate / sample_rate)
+        if crop is not None and wanted < frames:
+            return start + crop.start(frames, wanted), wanted
+        return start, frames
+
+    sound = _open_sound(file, name)
+    if sound is None:
+        return _decode_container(file, name, choose)
+    with sound:
+        start, frames = choose(sound.frames, sound.samplerate)
+        try:
+            if start:
+                sound.seek(start)
+            return sound.read(frames, dtype="float32", always_2d=True), sound.samplerate
+        except soundfile.LibsndfileError as error:
+            raise AudioError(name, error.error_string) from None
+
+
+def _open_sound(file: BinaryIO, name: str) -> soundfile.SoundFile | None:
+    """The file in soundfile, or None if libsndfile does not know the format."""
+    try:
+        if isinstance(file, io.BytesIO):
+            return soundfile.SoundFile(file)
+        return soundfile.SoundFile(file.fileno(), closefd=False)  # faster than through Python's read()
+    except soundfile.LibsndfileError as error:
+        if error.code != _UNRECOGNISED:
+            raise AudioError(name, error.error_string) from None
+    file.seek(0)
+    return None
+
+
+def _open_container(file: BinaryIO, name: str) -> Any:
+    try:
+        import av
+    except ImportError:
+        raise AudioError(
+            name,
+            "not a format that soundfile knows; if it is a video or a container such as mp4, mkv or m4a: "
+            "pip install 'amae-plugin[video]'",
+        ) from None
+    try:
+        return av.open(file)
+    except av.FFmpegError as error:
+        raise AudioError(name, f"not a format that soundfile or PyAV know ({error.strerror})") from None
+
+
+def _audio_stream(container: Any, name: str) -> Any:
+    if not container.streams.audio:
+        raise AudioError(name, "has no audio stream")
+    return container.streams.audio[0]
+
+
+def _declared_frames(container: Any, stream: Any) -> int | None:
+    """Frames that the stream, or else the whole container, says it lasts; None if neither does."""
+    if stream.duration is not None:
+        return round(stream.duration * stream.time_base * stream.rate)
+    if container.duration is not None:
+        return round(Fraction(container.duration, 1_000_000) * stream.rate)
+    return None
+
+
+def _decode_container(file: BinaryIO, name: str, choose: _Choose) -> tuple[np.ndarray, int]:
+    import av  # _open_container tells the user when it is missing
+
+    with _open_container(file, name) as container:
+        stream = _audio_stream(container, name)
+        rate = stream.rate
+        total = _declared_frames(container, stream)
+        try:
+            if total is not None:
+                start, frames = choose(total, rate)
+                if start or frames < total:
+                    samples = _frames_from(container, stream, start, frames)
+                    if len(samples) == frames:
+                        return samples, rate
+                    container.seek(0)
+            # Everything was wanted, or the declared length was not that of the audio.
+            samples = _frames_from(container, stream, 0, None)
+        except av.FFmpegError as error:
+            raise AudioError(name, error.strerror) from None
+        start, frames = choose(len(samples), rate)
+        return samples[start : start + frames], rate
+
+
+def _frames_from(container: Any, stream: Any, start: int, frames: int | None) -> np.ndarray:
+    """(frames, channels) float32 from frame *start* on, placed by the container's time stamps."""
+    import av
+
+    if start:
+        seconds = max(0.0, start / stream.rate - _PREROLL_SECONDS)
+        container.seek(int(seconds / stream.time_base) + (stream.start_time or 0), stream=stream)
+    as_planar_float = av.AudioResampler(format="fltp")
+    pieces: list[np.ndarray] = []
+    position: int | None = None  # frame number of the next decoded sample
+    for packet_frame in container.decode(stream):
+        if position is None:
+            elapsed = (packet_frame.pts or 0) - (stream.start_time or 0)
+            position = round(elapsed * stream.time_base * stream.rate) if start else 0
+        for frame in as_planar_float.resample(packet_frame):
+            samples = frame.to_ndarray().T
+            pieces.append(samples[max(0, start - position) :])
+            position += len(samples)
+        if frames is not None and position >= start + frames:
+            break
+    if not pieces:
+        return np.zeros((0, 1), np.float32)
+    return np.concatenate(pieces)[:frames]

@@ -1,0 +1,249 @@
+"""fairseq's audio manifest: which clips there are, and where their bytes lie.
+
+The first line is the root folder; every other line is ``path<TAB>samples``. A path is relative to the root (or
+absolute) and takes one of three forms:
+
+* ``path``                       a whole file;
+* ``archive.zip:offset:length``  a member stored without compression in a zip archive: *length* bytes from byte
+  *offset* (fairseq's stored-zip entries);
+* ``path:start:frames``          a segment of a longer file, in frames at the file's own sample rate.
+
+``samples`` is the clip's length at the file's own sample rate. A relative root is taken relative to the folder that
+holds the manifest, so that a data set can be moved as one folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import posixpath
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from amae_plugin.errors import UserError
+
+_FORMAT_HELP = "expected '<path><TAB><samples>'; `amae manifest` writes such files"
+_SCAN_BYTES = 1 << 24  # bytes scanned for separators at a time, which bounds the temporary memory
+_MAX_DIGITS = 18  # always fits int64
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Where one clip lies.
+
+    Attributes:
+        path: absolute path of the file or archive.
+        kind: ``"file"``, ``"zip"`` or ``"segment"``.
+        start: first byte of a zip member, or first frame of a segment at the file's own rate; 0 for a file.
+        length: bytes of a zip member or frames of a segment; 0 for a file, which is as long as it is.
+    """
+
+    path: str
+    kind: str = "file"
+    start: int = 0
+    length: int = 0
+
+    def __str__(self) -> str:
+        return self.path if self.kind == "file" else f"{self.path}:{self.start}:{self.length}"
+
+
+class Manifest:
+    """A manifest held as one memory-mapped file and three integer arrays (24 bytes a line).
+
+    Forked workers share all of it, as there are no Python objects per line; a pickled manifest is only its path and is
+    read again where it is unpickled (workers started with ``spawn``). Made by :meth:`read`.
+
+    Attributes:
+        path: the manifest file.
+        root: absolute path of the folder that the entries are relative to.
+        sizes: (N,) int64, samples of each clip at its file's own sample rate.
+    """
+
+    def __init__(self, path: Path, root: str, text: mmap.mmap, starts: np.ndarray, ends: np.ndarray, sizes: np.ndarray):
+        self.path = path
+        self.root = root
+        self.sizes = sizes
+        self._text = text
+        self._starts = starts
+        self._ends = ends
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Manifest:
+        """Read and check a manifest.
+
+        Windows line ends, a byte order mark and blank lines at the end are tolerated. Names are UTF-8; other bytes are
+        kept as Python keeps them in file names (``surrogateescape``).
+
+        Raises:
+            UserError: the file or its root does not exist, or a line is malformed; names the file and the line.
+        """
+        path = Path(path).absolute()
+        try:
+            with path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size == 0:
+                    raise UserError(f"{path}: empty; the first line must be the root folder. {_FORMAT_HELP}")
+                text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot read the manifest ({error.strerror}); make one with `amae manifest folder`"
+            ) from None
+
+        line_ends = _positions(text, b"\n")
+        if not len(line_ends) or line_ends[-1] != len(text) - 1:
+            line_ends = np.append(line_ends, len(text))
+        first = 3 if text[:3] == b"\xef\xbb\xbf" else 0
+        root = _resolve_root(path, text[first : line_ends[0]])
+
+        bytes_ = np.frombuffer(text, np.uint8)
+        starts, ends = line_ends[:-1] + 1, line_ends[1:]
+        if len(ends):
+            ends = ends - (bytes_[ends - 1] == ord("\r"))
+        while len(ends) and not text[starts[-1] : ends[-1]].strip():
+            starts, ends = starts[:-1], ends[:-1]
+
+        tabs = _positions(text, b"\t")
+        tabs = tabs[np.searchsorted(tabs, line_ends[0]) :]
+        if len(tabs) != len(ends) or not ((starts < tabs) & (tabs < ends)).all():
+            _refuse_tabs(path, text, starts, ends, tabs)
+        sizes = _parse_sizes(path, bytes_, tabs + 1, ends)
+        manifest = cls(path, root, text, starts, tabs, sizes)
+        manifest._refuse_escapes()
+        return manifest
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> Clip:
+        """The clip of line ``index + 2``."""
+        name = self.name(index)
+        head, *numbers = name.rsplit(":", 2)
+        if len(numbers) == 2 and all(number.isascii() and number.isdigit() for number in numbers):
+            kind = "zip" if head.lower().endswith(".zip") else "segment"
+            return Clip(os.path.join(self.root, head), kind, int(numbers[0]), int(numbers[1]))  # noqa: PTH118 - hot
+        return Clip(os.path.join(self.root, name))  # noqa: PTH118 - called for every clip, and Path is slow
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Manifest.read, (self.path,)
+
+    def name(self, index: int) -> str:
+        """The path as the manifest has it, with ``:offset:length`` or ``:start:frames``."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.path} has {len(self)} clips, asked for number {index}")
+        return self._text[self._starts[index] : self._ends[index]].decode("utf-8", "surrogateescape")
+
+    def _refuse_escapes(self) -> None:
+        # Names with ".." are rare: only the lines that hold one are looked at.
+        found = self._text.find(b"../")
+        while found >= 0:
+            index = int(np.searchsorted(self._starts, found, side="right")) - 1
+            if index >= 0:
+                if posixpath.normpath(self.name(index)).startswith("../"):
+                    raise UserError(
+                        f"{self.path}, line {index + 2}: '{self.name(index)}' leads out of the root {self.root}; "
+                        "write an absolute path or choose a higher root"
+                    )
+                found = int(self._ends[index])
+            found = self._text.find(b"../", found + 1)
+
+
+def write_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str], rows: Iterable[tuple[str, int]]) -> None:
+    """Write a manifest, whole or not at all.
+
+    Args:
+        path: the file to write or replace; its folder must exist.
+        root: written as it is given; an absolute path makes the manifest independent of where it lies.
+        rows: (path relative to *root*, samples at the file's own rate).
+
+    Raises:
+        UserError: a name holds a tab or a line break, which the format cannot express.
+    """
+    path = Path(path)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            file.write(f"{_expressible(path, os.fspath(root))}\n")
+            for name, samples in rows:
+                file.write(f"{_expressible(path, name)}\t{samples}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # noqa: PTH101 - mkstemp lets only the owner read
+        os.replace(temporary, path)  # noqa: PTH105
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)  # noqa: PTH108
+        raise
+
+
+def expressible(name: str) -> bool:
+    """Whether a manifest can hold this name: no tab, no line break, and not blank."""
+    return not any(character in name for character in "\t\n\r") and bool(name.strip())
+
+
+def _expressible(path: Path, name: str) -> str:
+    if not expressible(name):
+        raise UserError(f"{path}: {name!r} is blank or holds a tab or a line break; rename it")
+    return name
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _positions(text: mmap.mmap, character: bytes) -> np.ndarray:
+    """Offsets of *character*, int64, ascending."""
+    bytes_ = np.frombuffer(text, np.uint8)
+    found = [
+        np.flatnonzero(bytes_[offset : offset + _SCAN_BYTES] == ord(character)) + offset
+        for offset in range(0, len(bytes_), _SCAN_BYTES)
+    ]
+    return np.concatenate(found)
+
+
+def _resolve_root(path: Path, line: bytes) -> str:
+    written = line.rstrip(b"\r").decode("utf-8", "surrogateescape")
+    if not written.strip():
+        raise UserError(f"{path}, line 1: no root folder; the first line must name the folder of the audio files")
+    if "\t" in written:
+        raise UserError(f"{path}, line 1: '{written}' is an entry; the first line must be the root folder")
+    root = Path(os.path.normpath(path.parent / written))
+    if not root.is_dir():
+        raise UserError(f"{path}, line 1: the root folder {root} does not exist; correct the line or mount the folder")
+    return str(root)
+
+
+def _refuse_tabs(path: Path, text: mmap.mmap, starts: np.ndarray, ends: np.ndarray, tabs: np.ndarray) -> NoReturn:
+    for number, (start, end) in enumerate(zip(starts, ends), 2):
+        line = text[start:end]
+        if line.count(b"\t") != 1 or line.startswith(b"\t"):
+            shown = line.decode("utf-8", "replace")
+            raise UserError(f"{path}, line {number}: not one path, one tab and one number in '{shown}'; {_FORMAT_HELP}")
+    raise AssertionError(f"{path}: {len(tabs)} tabs in {len(starts)} well-formed lines")
+
+
+def _parse_sizes(path: Path, bytes_: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The decimal numbers in ``bytes_[starts[i]:ends[i]]`` as (N,) int64, all lines at once."""
+    lengths = ends - starts
+    sizes = np.zeros(len(starts), np.int64)
+    bad = (lengths < 1) | (lengths > _MAX_DIGITS)
+    scale = 1
+    for place in range(int(lengths[~bad].max(initial=0))):
+        has_place = (lengths > place) & ~bad
+        digits = bytes_[ends[has_place] - 1 - place].astype(np.int64) - ord("0")
+        bad[has_place] = (digits < 0) | (digits > 9)
+        sizes[has_place] += digits * scale
+        scale *= 10
+    if bad.any():
+        index = int(bad.argmax())
+        shown = bytes_[starts[index] : ends[index]].tobytes().decode("utf-8", "replace")
+        raise UserError(
+            f"{path}, line {index + 2}: '{shown}' samples, but this must be a whole number of 0 or more; {_FORMAT_HELP}"
+        )
+    return sizes
