@@ -80,7 +80,8 @@ class LogMel:
         emphasised[:, 0].mul_(1 - _PREEMPHASIS)  # Kaldi takes the sample before a frame to be its first
         emphasised.mul_(_window(self.window_type, size))
         fft_size = 1 << math.ceil(math.log2(size))
-        power = torch.view_as_real(torch.fft.rfft(emphasised, n=fft_size)).square_().sum(dim=-1)
+        spectrum = torch.fft.rfft(emphasised, n=fft_size)
+        power = spectrum.real.square().add_(spectrum.imag.square())
         mel = power @ _mel_filters(self.num_mel_bins, fft_size, self.sample_rate)
         return mel.clamp_(min=_EPSILON).log_()
 
