@@ -73,7 +73,7 @@ def read_headers(root: Path, names: Sequence[str], workers: int | None = None) -
     scan = Scan()
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         results = pool.map(lambda name: _header_or_reason(root, name), names)
-        for name, result in zip(names, tqdm(results, total=len(names), desc="reading headers", unit="file")):
+        for name, result in tqdm(zip(names, results), total=len(names), desc="reading headers", unit="file"):
             if isinstance(result, AudioHeader):
                 scan.headers[name] = result
             else:

@@ -24,7 +24,9 @@ from torch import Tensor
 from amae_plugin.data.manifest import Clip
 from amae_plugin.errors import UserError
 
-_PREROLL_SECONDS = 0.2  # codecs such as AAC and Opus need the packets before a seek point to settle
+# Lossy codecs need what lies before a seek point to settle.
+_PREROLL_SECONDS = 0.2
+_MP3_PREROLL_FRAMES = 10 * 1152  # libsndfile leaves this to its caller, for this format only
 _LOUDEST = 1e10  # full scale is 1; beyond this the power spectrum would overflow float32
 # libsndfile's error code for a file whose format it does not know.
 _UNRECOGNISED = 1
@@ -179,9 +181,11 @@ def _decode(file: BinaryIO, clip: Clip, sample_rate: int, crop: Crop | None) -> 
     with sound:
         start, frames = choose(sound.frames, sound.samplerate)
         try:
+            preroll = min(start, _MP3_PREROLL_FRAMES) if sound.format == "MP3" else 0
             if start:
-                sound.seek(start)
-            return sound.read(frames, dtype="float32", always_2d=True), sound.samplerate
+                sound.seek(start - preroll)
+            samples = sound.read(preroll + frames, dtype="float32", always_2d=True)
+            return samples[preroll:], sound.samplerate
         except soundfile.LibsndfileError as error:
             raise AudioError(name, error.error_string) from None
 
@@ -199,7 +203,7 @@ def _open_sound(file: BinaryIO, name: str) -> soundfile.SoundFile | None:
     return None
 
 
-def _open_container(file: BinaryIO, name: str) -> Any:
+def _pyav(name: str) -> Any:
     try:
         import av
     except ImportError:
@@ -208,6 +212,11 @@ def _open_container(file: BinaryIO, name: str) -> Any:
             "not a format that soundfile knows; if it is a video or a container such as mp4, mkv or m4a: "
             "pip install 'amae-plugin[video]'",
         ) from None
+    return av
+
+
+def _open_container(file: BinaryIO, name: str) -> Any:
+    av = _pyav(name)
     try:
         return av.open(file)
     except av.FFmpegError as error:
@@ -230,8 +239,7 @@ def _declared_frames(container: Any, stream: Any) -> int | None:
 
 
 def _decode_container(file: BinaryIO, name: str, choose: _Choose) -> tuple[np.ndarray, int]:
-    import av  # _open_container tells the user when it is missing
-
+    av = _pyav(name)
     with _open_container(file, name) as container:
         stream = _audio_stream(container, name)
         rate = stream.rate
@@ -253,11 +261,15 @@ def _decode_container(file: BinaryIO, name: str, choose: _Choose) -> tuple[np.nd
 
 
 def _frames_from(container: Any, stream: Any, start: int, frames: int | None) -> np.ndarray:
-    """(frames, channels) float32 from frame *start* on, placed by the container's time stamps."""
+    """(frames, channels) float32 from frame *start* on, placed by the container's time stamps.
+
+    Those of Matroska are whole milliseconds, so a piece of such a file is placed to a millisecond.
+    """
     import av
 
-    if start:
-        seconds = max(0.0, start / stream.rate - _PREROLL_SECONDS)
+    # Not for the beginning: a decoder that sought there lacks the packet before it, which it has if it just starts.
+    seconds = start / stream.rate - _PREROLL_SECONDS
+    if seconds > 0:
         container.seek(int(seconds / stream.time_base) + (stream.start_time or 0), stream=stream)
     as_planar_float = av.AudioResampler(format="fltp")
     pieces: list[np.ndarray] = []
@@ -265,7 +277,7 @@ def _frames_from(container: Any, stream: Any, start: int, frames: int | None) ->
     for packet_frame in container.decode(stream):
         if position is None:
             elapsed = (packet_frame.pts or 0) - (stream.start_time or 0)
-            position = round(elapsed * stream.time_base * stream.rate) if start else 0
+            position = round(elapsed * stream.time_base * stream.rate) if seconds > 0 else 0
         for frame in as_planar_float.resample(packet_frame):
             samples = frame.to_ndarray().T
             pieces.append(samples[max(0, start - position) :])

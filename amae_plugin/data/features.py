@@ -63,13 +63,14 @@ class LogMel:
         return self.window_samples + (frames - 1) * self.shift_samples
 
     def __call__(self, waveform: Tensor) -> Tensor:
-        """(samples,) to (frames, num_mel_bins), natural logarithm of the power.
+        """(samples,) float32 on the CPU to (frames, num_mel_bins), natural logarithm of the power.
 
         There are ``1 + (samples - window_samples) // shift_samples`` frames: windows that do not fit are dropped. A
         waveform shorter than one window is continued with zeros to one window and gives one frame.
         """
         if self.remove_mean:
-            waveform = waveform - waveform.mean()
+            # Not torch's mean, whose last bit depends on the number of threads, so on whether a worker computes it.
+            waveform = waveform - float(waveform.numpy().mean())
         size = self.window_samples
         if len(waveform) < size:
             waveform = torch.nn.functional.pad(waveform, (0, size - len(waveform)))
@@ -82,8 +83,10 @@ class LogMel:
         fft_size = 1 << math.ceil(math.log2(size))
         spectrum = torch.fft.rfft(emphasised, n=fft_size)
         power = spectrum.real.square().add_(spectrum.imag.square())
-        mel = power @ _mel_filters(self.num_mel_bins, fft_size, self.sample_rate)
-        return mel.clamp_(min=_EPSILON).log_()
+        # The product of a single row depends in its last bit on the number of threads as well; that of two does not.
+        rows = power if len(power) > 1 else power.expand(2, -1)
+        mel = rows @ _mel_filters(self.num_mel_bins, fft_size, self.sample_rate)
+        return mel[: len(power)].clamp_(min=_EPSILON).log_()
 
 
 def fit_length(features: Tensor, target_length: int, position: float = 0.5) -> Tensor:

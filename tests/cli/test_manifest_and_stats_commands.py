@@ -1,0 +1,83 @@
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from amae_plugin.cli.main import main
+from amae_plugin.data.audio import load_clip
+from amae_plugin.data.features import LogMel
+from amae_plugin.data.manifest import Manifest
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    tree = tmp_path_factory.mktemp("tree")
+    rng = np.random.default_rng(0)
+    for index in range(20):
+        samples = rng.normal(0, 10.0 ** rng.uniform(-3, -1), rng.integers(4_000, 12_000))
+        soundfile.write(tree / f"{index}.wav", samples, 16_000)
+    return tree
+
+
+@pytest.fixture(scope="module")
+def manifests(tree, tmp_path_factory):
+    out = tmp_path_factory.mktemp("manifests")
+    assert main(["manifest", "folder", str(tree), "--out", str(out)]) == 0
+    return out
+
+
+def test_manifest_folder_says_what_it_did_and_what_comes_next(tree, tmp_path, capsys, monkeypatch):
+    (tree / "broken.wav").write_bytes(b"broken" * 50)
+    monkeypatch.chdir(tmp_path)
+    try:
+        arguments = ["manifest", "folder", str(tree), "--out", "out", "--valid-fraction", "0.25", "--workers", "2"]
+        assert main(arguments) == 0
+    finally:
+        (tree / "broken.wav").unlink()
+    output, bar = capsys.readouterr()
+    out = tmp_path / "out"
+    assert "files: 20 (train 15, valid 5)" in output
+    assert "16000 Hz (20)" in output
+    assert f"unreadable: 1, listed with reasons in {out.relative_to(tmp_path)}/unreadable.tsv" in output
+    assert f"amae stats {out}" in output
+    assert f"task.data={out}" in output
+    assert "21/21" in bar
+    assert Manifest.read(out / "train.tsv").root == str(tree)
+
+
+def test_a_folder_without_audio_is_a_message_not_a_traceback(tmp_path, capsys):
+    assert main(["manifest", "folder", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "no audio" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_stats_are_those_of_all_real_frames(manifests, tmp_path, capsys, workers):
+    figures_path = tmp_path / "figures.json"
+    assert main(["stats", str(manifests), "--clips", "0", "--workers", workers, "--json", str(figures_path)]) == 0
+    manifest = Manifest.read(manifests / "train.tsv")
+    values = torch.cat([LogMel()(load_clip(manifest[i])) for i in range(len(manifest))]).double()
+    figures = json.loads(figures_path.read_text())
+    assert figures["mean"] == pytest.approx(values.mean().item(), abs=1e-5)
+    assert figures["std"] == pytest.approx(values.std(unbiased=False).item(), abs=1e-5)
+    assert (figures["clips"], figures["frames"], figures["skipped"]) == (19, len(values), 0)
+    assert f"task.mean={figures['mean']:.7g} task.std={figures['std']:.7g}" in capsys.readouterr().out
+
+
+def test_stats_of_a_sample_of_a_split(manifests, tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    arguments = [str(manifests / "train.tsv"), "--clips", "5", "--target-length", "10", "--workers", "0"]
+    assert main(["stats", *arguments, "--json", str(path)]) == 0
+    assert json.loads(path.read_text())["frames"] == 50
+    assert main(["stats", str(manifests), "--split", "valid", "--workers", "0"]) == 0
+    assert main(["stats", str(manifests), "--split", "test", "--workers", "0"]) == 2
+    assert "test.tsv" in capsys.readouterr().err
+
+
+def test_stats_count_unreadable_clips(tree, tmp_path, capsys):
+    (tmp_path / "train.tsv").write_text(f"{tree}\n0.wav\t4000\nmissing.wav\t4000\n")
+    assert main(["stats", str(tmp_path), "--workers", "0"]) == 0
+    assert "1 clips of 2" in capsys.readouterr().out
+    (tmp_path / "train.tsv").write_text(f"{tree}\nmissing.wav\t4000\n")
+    assert main(["stats", str(tmp_path), "--workers", "0"]) == 2

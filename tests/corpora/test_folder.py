@@ -1,0 +1,121 @@
+import os
+
+import numpy as np
+import pytest
+import soundfile
+
+from amae_plugin.corpora.folder import build, find_audio, split_names
+from amae_plugin.data.manifest import Manifest
+from amae_plugin.errors import UserError
+
+
+def sound(path, seconds=0.1, rate=16_000):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.zeros(int(seconds * rate)), rate)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    tree = tmp_path / "tree"
+    for index in range(30):
+        sound(tree / f"speaker {index % 3}" / f"é{index:02d}.{['wav', 'FLAC', 'ogg'][index % 3]}")
+    (tree / "notes.txt").write_text("not audio")
+    return tree
+
+
+def names(manifest):
+    return [manifest.name(i) for i in range(len(manifest))]
+
+
+def test_every_audio_file_lands_in_one_split(tree, tmp_path):
+    summary, duplicates = build(tree, tmp_path / "out", valid_fraction=0.2)
+    train, valid = (Manifest.read(tmp_path / "out" / f"{split}.tsv") for split in ("train", "valid"))
+    assert (len(train), len(valid), duplicates) == (24, 6, 0)
+    assert sorted(names(train) + names(valid)) == find_audio(tree).names
+    assert names(train) == sorted(names(train))
+    assert train.root == str(tree)
+    assert set(train.sizes) == {1_600}
+    assert summary.clips == {"train": 24, "valid": 6}
+    assert summary.hours == pytest.approx(30 * 0.1 / 3600)
+    assert summary.sample_rates == {16_000: 30}
+    assert summary.report is None
+    assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == ["train.tsv", "valid.tsv"]
+
+
+def test_the_split_depends_on_the_seed_alone(tree, tmp_path):
+    for out, seed, workers in [("a", 1, 1), ("b", 1, 4), ("c", 2, 1)]:
+        build(tree, tmp_path / out, 0.2, seed=seed, workers=workers)
+    valid = {out: (tmp_path / out / "valid.tsv").read_bytes() for out in "abc"}
+    assert valid["a"] == valid["b"] != valid["c"]
+
+
+def test_more_files_hardly_change_the_split():
+    before = split_names([f"{i}.wav" for i in range(1000)], {"valid": 0.1}, 1)["valid"]
+    after = split_names([f"{i}.wav" for i in range(1100)], {"valid": 0.1}, 1)["valid"]
+    assert len(after) == 110
+    assert len(set(before) & set(after)) > 85
+
+
+def test_several_splits_and_small_folders():
+    splits = split_names(list("abcd"), {"valid": 0.01, "test": 0.9}, 1)
+    assert {split: len(part) for split, part in splits.items()} == {"train": 1, "valid": 1, "test": 2}
+    assert sorted(name for part in splits.values() for name in part) == list("abcd")
+    assert split_names(["a"], {"valid": 0.0}, 1) == {"train": ["a"]}
+    with pytest.raises(UserError, match="1 audio files cannot be split into 2 parts"):
+        split_names(["a"], {"valid": 0.05}, 1)
+    for fraction in (1.0, -0.1):
+        with pytest.raises(UserError, match="below 1"):
+            split_names(list("abcd"), {"valid": fraction}, 1)
+
+
+def test_unreadable_files_are_reported_and_left_out(tree, tmp_path):
+    (tree / "broken.wav").write_bytes(b"broken" * 50)
+    soundfile.write(tree / "empty.wav", np.zeros(0), 16_000)
+    sound(tree / "tab\there.wav")
+    (tree / "gone.wav").symlink_to(tree / "nowhere.wav")
+    summary, _ = build(tree, tmp_path / "out", 0.2)
+    assert (sum(summary.clips.values()), summary.unreadable) == (30, 4)
+    report = dict(line.split("\t") for line in summary.report.read_text().splitlines())
+    assert report.keys() == {"broken.wav", "empty.wav", r"tab\there.wav", "gone.wav"}
+    assert "not a format" in report["broken.wav"]
+    assert "no samples" in report["empty.wav"]
+    assert "No such file" in report["gone.wav"]
+    assert "4, listed with reasons in" in str(summary)
+
+    for name in report:
+        (tree / name.replace(r"\t", "\t")).unlink()
+    summary, _ = build(tree, tmp_path / "out", 0.2)
+    assert summary.report is None
+    assert not (tmp_path / "out" / "unreadable.tsv").exists()
+
+
+def test_links_are_followed_and_nothing_is_listed_twice(tmp_path):
+    tree = tmp_path / "tree"
+    sound(tree / "z" / "real.wav")
+    sound(tmp_path / "elsewhere" / "other.wav")
+    (tree / "a_link.wav").symlink_to(tree / "z" / "real.wav")
+    (tree / "a_folder").symlink_to(tree / "z")
+    (tree / "z" / "loop").symlink_to(tree)
+    (tree / "linked").symlink_to(tmp_path / "elsewhere")
+    os.link(tree / "z" / "real.wav", tree / "z" / "same.wav")
+    found = find_audio(tree)
+    assert found.names == ["linked/other.wav", "z/real.wav"]
+    assert found.duplicates == 2
+    assert not found.problems
+
+
+def test_folders_without_usable_audio(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        build(tmp_path / "none", tmp_path / "out")
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(UserError, match=r"no audio; looked for the extensions wav flac.*--ext"):
+        build(tmp_path, tmp_path / "out")
+    (tmp_path / "a.wav").touch()
+    with pytest.raises(UserError, match=r"none of the 1 audio files can be read; see .*unreadable\.tsv"):
+        build(tmp_path, tmp_path / "out")
+    assert (tmp_path / "out" / "unreadable.tsv").read_text().startswith("a.wav\t")
+
+
+def test_only_the_extensions_asked_for(tree):
+    assert len(find_audio(tree, ["flac"]).names) == 10
+    assert len(find_audio(tree, [".WAV", "ogg"]).names) == 20
