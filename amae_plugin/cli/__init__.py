@@ -1,0 +1,1 @@
+"""The ``amae`` command line: one module a subcommand."""

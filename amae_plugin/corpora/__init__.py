@@ -1,0 +1,1 @@
+"""Manifests from the layouts in which corpora are published."""

@@ -1,0 +1,1 @@
+"""From a manifest's row to a batch of spectrograms."""

@@ -167,7 +167,9 @@ def visible_ids(mask: Tensor, count: int | None = None) -> Tensor:
         visible = (~mask).sum(1).tolist()
         count = visible[0]
         if len(set(visible)) > 1:
-            raise ValueError(f"all masks of a batch must leave the same number of tokens visible; these leave {visible}")
+            raise ValueError(
+                f"all masks of a batch must leave the same number of tokens visible; these leave {visible}"
+            )
     return torch.argsort(mask.to(torch.uint8), dim=1, stable=True)[:, :count]
 
 

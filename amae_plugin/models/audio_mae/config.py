@@ -28,7 +28,9 @@ class AudioMAEConfig:
     decoder_embed_dim: int = field(default=512, metadata={"help": "width of the decoder"})
     decoder_depth: int = field(default=16, metadata={"help": "blocks of the decoder (paper: 16 local or 8 global)"})
     decoder_num_heads: int = field(default=16, metadata={"help": "attention heads of the decoder"})
-    decoder_global_blocks: int = field(default=4, metadata={"help": "hybrid decoder: how many of the last blocks are global"})
+    decoder_global_blocks: int = field(
+        default=4, metadata={"help": "hybrid decoder: how many of the last blocks are global"}
+    )
     decoder_window: tuple[int, int] = field(default=(4, 4), metadata={"help": "local decoder: patches of a window"})
     decoder_shift: tuple[int, int] = field(
         default=(2, 0),
@@ -42,5 +44,7 @@ class AudioMAEConfig:
     norm_pix_loss: bool = field(default=True, metadata={"help": "targets are normalised patch by patch"})
     bf16: bool = field(
         default=False,
-        metadata={"help": "matrix work in bfloat16; weights, optimizer, residual stream, norms and loss stay in float32"},
+        metadata={
+            "help": "matrix work in bfloat16; weights, optimizer, residual stream, norms and loss stay in float32"
+        },
     )

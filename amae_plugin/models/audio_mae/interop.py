@@ -21,7 +21,10 @@ RENAMES = (
 
 
 def from_official(
-    state_dict: Mapping[str, Tensor], num_heads: int | None = None, decoder_num_heads: int | None = None, **config: object
+    state_dict: Mapping[str, Tensor],
+    num_heads: int | None = None,
+    decoder_num_heads: int | None = None,
+    **config: object,
 ) -> AudioMAE:
     """An :class:`AudioMAE` with the weights and sizes of a published state dict.
 

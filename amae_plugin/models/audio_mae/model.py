@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch._functorch.config
 from torch import Tensor, nn
 
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
 from amae_plugin.models.audio_mae.decoder import build_decoder
 from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
 from amae_plugin.modules.masking import ClipNoise, GlobalNoise, build_masking, visible_ids
-from amae_plugin.modules.patching import grid_size
+from amae_plugin.modules.patching import grid_size, unpatchify
 
 
 class AudioMAE(nn.Module):
@@ -65,6 +66,22 @@ class AudioMAE(nn.Module):
         var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         return (patches - mean) * (var + 1e-6).rsqrt()
 
+    def reconstruct(self, source: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+        """Spectrogram (B, T, F) with the visible patches of ``source`` and the predicted hidden ones.
+
+        Predictions of normalised targets are brought back by each source patch's own mean and variance.
+
+        Args:
+            source: (B, T, F) normalised log-mel.
+            prediction: (B, L, P) of :meth:`forward`.
+            mask: (B, L) bool, True = hidden.
+        """
+        patches, grid = self.encoder.patches(source)
+        if self.config.norm_pix_loss:
+            var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+            prediction = prediction * (var + 1e-6).sqrt() + mean
+        return unpatchify(torch.where(mask[..., None], prediction, patches), grid, self.encoder.patch_size)
+
     def extract_features(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Encode a whole spectrogram, nothing hidden.
 
@@ -93,6 +110,18 @@ class AudioMAE(nn.Module):
     def matrix_precision(self, device: torch.device) -> torch.autocast:
         """Context in which matrix products run in bfloat16 if ``config.bf16``."""
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.config.bf16)
+
+    def compile_blocks(self) -> None:
+        """Have PyTorch compile the transformer blocks, in place, at their first use (needs a C++ compiler on CPU).
+
+        The blocks take nearly all the time; compiled, their element-wise work is fused, and what is cheap to compute
+        again is not kept for the backward pass.
+        """
+        # Below 1, activations are recomputed in the backward pass wherever that costs next to no time; measured on
+        # ViT-B, this saves a quarter of the memory and no time is lost.
+        torch._functorch.config.activation_memory_budget = 0.9
+        for block in (*self.encoder.blocks, *self.decoder.blocks):
+            block.compile()
 
     def reset_parameters(self) -> None:
         """Initialise as the published code does: Xavier-uniform matrices, N(0, 0.02) tokens."""
