@@ -64,8 +64,9 @@ class Block(nn.Module):
 class WindowAttention(nn.Module):
     """Scaled cosine attention inside windows with log-spaced continuous relative positions (Swin V2, section 3).
 
-    The form that Audio-MAE's code uses: scores are cosines divided by a learned temperature per head, ``max(tau, 0.01)``,
-    plus a bias that a small MLP computes from sign(d) log(1 + |d|) of the token distance d in time and frequency.
+    The form that Audio-MAE's code uses: scores are cosines divided by a learned temperature per head,
+    ``max(tau, 0.01)``, plus a bias that a small MLP computes from sign(d) log(1 + |d|) of the token distance d in time
+    and frequency.
     """
 
     def __init__(self, dim: int, num_heads: int, meta_hidden_dim: int = 384, meta_dropout: float = 0.1):
@@ -123,6 +124,6 @@ def cosine_attention(qkv: Tensor, tau: Tensor, bias: Tensor, separation: Tensor 
     scores = query @ key.transpose(-2, -1) / norms.clamp(min=1e-6)
     scores = scores / tau.clamp(min=0.01)[:, None, None] + bias
     if separation is not None:
-        windows, _, length = separation.shape
-        scores = (scores.view(-1, windows, *scores.shape[1:]) + separation[:, None]).view(-1, *scores.shape[1:])
+        by_clip = scores.unflatten(0, (-1, len(separation)))
+        scores = (by_clip + separation[:, None]).flatten(0, 1)
     return (scores.softmax(-1) @ value).transpose(1, 2)

@@ -24,8 +24,8 @@ _GOLDEN_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit in
 class ClipNoise:
     """Uniform noise that depends on each clip's own seed only.
 
-    A counter-based generator (the splitmix64 finaliser over seed and counter), so a clip has the same mask in any batch,
-    on any rank and on any device, which makes runs comparable across numbers of devices and exactly resumable.
+    A counter-based generator (the splitmix64 finaliser over seed and counter), so a clip has the same mask in any
+    batch, on any rank and on any device, which makes runs comparable across numbers of devices and exactly resumable.
 
     Args:
         seed: one integer a clip (B,), int64; fixes device and batch size.

@@ -1,7 +1,7 @@
 """Spectrogram to patch tokens and back.
 
 Letters in shapes: B clips, T frames, F mel bands, L tokens, P values in a patch, D width.
-Tokens are *time-major*: token ``t * (F / patch_f) + f`` covers the patch in row ``t`` (time) and column ``f`` (frequency).
+Tokens are *time-major*: token ``t * (F / patch_f) + f`` covers the patch in row ``t`` (time), column ``f`` (frequency).
 Inside a patch the values run frame by frame, each frame from low to high frequency.
 """
 

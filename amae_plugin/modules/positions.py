@@ -67,7 +67,7 @@ class GridPositions(nn.Module):
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         self._other_grids.clear()
-        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[arg-type]
+        super()._load_from_state_dict(*args, **kwargs)
 
 
 def _with_cls(table: Tensor) -> Tensor:

@@ -47,10 +47,13 @@ def plan_windows(grid: Size2d, window: Size2d, shift: Size2d, device: torch.devi
     separated from the others. Along a side that one window covers there is nothing to shift.
     """
     window = _fit(window, grid)
-    shift = tuple(0 if w >= g else s % w for s, w, g in zip(shift, window, grid))
+    shift = (
+        0 if window[0] >= grid[0] else shift[0] % window[0],
+        0 if window[1] >= grid[1] else shift[1] % window[1],
+    )
     rows, columns = padded_grid(grid, window)
     tokens = torch.arange(rows * columns, device=device).view(rows, columns)
-    # Regions whose tokens may see each other: the parts of the rolled grid that were contiguous before, and the padding.
+    # Regions whose tokens may see each other: the parts of the rolled grid that were contiguous before, the padding.
     row_region = _regions(rows, grid[0], window[0], shift[0], device)
     column_region = _regions(columns, grid[1], window[1], shift[1], device)
     region = row_region[:, None] * (int(column_region.max()) + 1) + column_region

@@ -80,7 +80,7 @@ class ShiftedDecoder(Decoder):
         self.window: Size2d = tuple(config.decoder_window)  # type: ignore[assignment]
         self.shift: Size2d = tuple(config.decoder_shift)  # type: ignore[assignment]
         self.blocks = nn.ModuleList(_local_block(config) for _ in range(config.decoder_depth))
-        self._routes: dict[tuple[Size2d, torch.device], tuple[list[Tensor], list[WindowPlan], Tensor]] = {}
+        self._routes: dict[tuple[Size2d, torch.device], tuple[Tensor, list[Tensor], list[WindowPlan]]] = {}
 
     def run_blocks(self, cls: Tensor, tokens: Tensor, grid: Size2d) -> Tensor:
         """See :meth:`Decoder.run_blocks`."""
@@ -91,8 +91,8 @@ class ShiftedDecoder(Decoder):
         first, turns, plans = self._route(grid, tokens.device)
         padded = padded_grid(grid, self.window)
         x = _pad(tokens, grid, padded)
-        # The tokens stay in window order from block to block: `first` leads into the plain windows, `turns` from plain to
-        # shifted ones and back.
+        # The tokens stay in window order from block to block: `first` leads into the plain windows, `turns` from plain
+        # to shifted ones and back.
         x = permute_tokens(x, first)
         for index, block in enumerate(blocks):
             if index:

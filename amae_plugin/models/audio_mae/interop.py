@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from typing import Any
+
 from torch import Tensor
 
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
@@ -24,7 +26,7 @@ def from_official(
     state_dict: Mapping[str, Tensor],
     num_heads: int | None = None,
     decoder_num_heads: int | None = None,
-    **config: object,
+    **config: Any,
 ) -> AudioMAE:
     """An :class:`AudioMAE` with the weights and sizes of a published state dict.
 
@@ -38,7 +40,7 @@ def from_official(
     Raises:
         RuntimeError: a tensor is missing or has no place (PyTorch's own message names them).
     """
-    bands = int(config.get("num_mel_bins", AudioMAEConfig.num_mel_bins))  # type: ignore[call-overload]
+    bands = int(config.get("num_mel_bins", AudioMAEConfig.num_mel_bins))
     width, _, patch_time, patch_frequency = state_dict["patch_embed.proj.weight"].shape
     tau = state_dict.get("decoder_blocks.0.attn.tau")
     decoder_blocks = _count_blocks(state_dict, "decoder_blocks")
@@ -56,7 +58,7 @@ def from_official(
         "decoder_num_heads": len(tau) if tau is not None else decoder_num_heads or 16,
         "decoder_global_blocks": decoder_blocks - local_blocks,
     }
-    model = AudioMAE(AudioMAEConfig(**{**sizes, **config}))  # type: ignore[arg-type]
+    model = AudioMAE(AudioMAEConfig(**{**sizes, **config}))
     model.load_state_dict({rename(name): tensor for name, tensor in state_dict.items()})
     return model
 

@@ -1,4 +1,4 @@
-"""Audio-MAE: hide most patches of a spectrogram, encode the rest, predict the hidden ones (Huang et al., NeurIPS 2022)."""
+"""Audio-MAE: hide most patches of a spectrogram, encode the rest, predict the hidden ones (Huang et al. 2022)."""
 
 from __future__ import annotations
 
