@@ -104,10 +104,11 @@ class ShiftedDecoder(Decoder):
     def _route(self, grid: Size2d, device: torch.device) -> tuple[Tensor, list[Tensor], list[WindowPlan]]:
         key = (grid, device)
         if key not in self._routes:
-            plain = plan_windows(grid, self.window, (0, 0), device)
-            shifted = plan_windows(grid, self.window, self.shift, device)
-            to_shifted = plain.order.argsort()[shifted.order]
-            self._routes[key] = (plain.order, [to_shifted.argsort(), to_shifted], [plain, shifted])
+            with torch.inference_mode(False):  # a route first taken in inference must serve training as well
+                plain = plan_windows(grid, self.window, (0, 0), device)
+                shifted = plan_windows(grid, self.window, self.shift, device)
+                to_shifted = plain.order.argsort()[shifted.order]
+                self._routes[key] = (plain.order, [to_shifted.argsort(), to_shifted], [plain, shifted])
         return self._routes[key]
 
 
