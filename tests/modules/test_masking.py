@@ -1,0 +1,168 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amae_plugin.modules.masking import (
+    ClipNoise,
+    FrequencyMasking,
+    GlobalNoise,
+    RandomMasking,
+    TimeFrequencyMasking,
+    TimeMasking,
+    build_masking,
+    visible_ids,
+)
+
+sides = st.integers(1, 40)
+grids = st.tuples(sides, sides)
+ratios = st.floats(0, 0.999)
+seeds = st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=5)
+strategies = st.one_of(
+    st.builds(RandomMasking, ratios),
+    st.builds(TimeMasking, ratios),
+    st.builds(FrequencyMasking, ratios),
+    st.builds(TimeFrequencyMasking, ratios, ratios),
+)
+FOUR = [RandomMasking(0.8), TimeMasking(0.8), FrequencyMasking(0.8), TimeFrequencyMasking(0.6, 0.5)]
+
+
+def clip_noise(seeds):
+    return ClipNoise(torch.tensor(seeds))
+
+
+def kept(length, ratio):
+    return max(1, int(length * (1 - ratio)))
+
+
+@given(strategy=strategies, grid=grids, seeds=seeds)
+def test_every_clip_has_exactly_the_promised_number_of_visible_tokens(strategy, grid, seeds):
+    mask = strategy(clip_noise(seeds), grid)
+    assert mask.shape == (len(seeds), grid[0] * grid[1])
+    assert mask.dtype == torch.bool
+    assert ((~mask).sum(1) == strategy.num_visible(grid)).all()
+
+
+@given(strategy=strategies, grid=grids, seeds=seeds)
+def test_visible_ids_are_the_visible_tokens_in_order_and_none_twice(strategy, grid, seeds):
+    mask = strategy(clip_noise(seeds), grid)
+    for ids in (visible_ids(mask), visible_ids(mask, strategy.num_visible(grid))):
+        for row, clip in zip(ids, mask):
+            assert row.tolist() == (~clip).nonzero().flatten().tolist()
+
+
+@given(grid=grids, ratio=ratios, seeds=seeds)
+def test_time_masking_hides_whole_time_steps(grid, ratio, seeds):
+    mask = TimeMasking(ratio)(clip_noise(seeds), grid).view(-1, *grid)
+    assert torch.equal(mask, mask[:, :, :1].expand_as(mask))
+    assert ((~mask[:, :, 0]).sum(1) == kept(grid[0], ratio)).all()
+
+
+@given(grid=grids, ratio=ratios, seeds=seeds)
+def test_frequency_masking_hides_whole_bands(grid, ratio, seeds):
+    mask = FrequencyMasking(ratio)(clip_noise(seeds), grid).view(-1, *grid)
+    assert torch.equal(mask, mask[:, :1].expand_as(mask))
+    assert ((~mask[:, 0]).sum(1) == kept(grid[1], ratio)).all()
+
+
+@given(grid=grids, time=ratios, frequency=ratios, seeds=seeds)
+def test_time_frequency_masking_leaves_whole_rows_of_whole_columns(grid, time, frequency, seeds):
+    visible = ~TimeFrequencyMasking(time, frequency)(clip_noise(seeds), grid).view(-1, *grid)
+    rows, columns = visible.any(2), visible.any(1)
+    assert torch.equal(visible, rows[:, :, None] & columns[:, None, :])
+    assert (rows.sum(1) == kept(grid[0], time)).all()
+    assert (columns.sum(1) == kept(grid[1], frequency)).all()
+
+
+def test_audio_mae_numbers():
+    grid = (64, 8)
+    assert [strategy.num_visible(grid) for strategy in FOUR] == [102, 96, 64, 100]
+
+
+@given(
+    strategy=st.sampled_from(FOUR),
+    seeds=st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=6, unique=True),
+    data=st.data(),
+)
+def test_a_clip_has_the_same_mask_in_any_batch_and_any_order(strategy, seeds, data):
+    grid = (16, 8)
+    alone = {seed: strategy(clip_noise([seed]), grid)[0] for seed in seeds}
+    for seed, mask in zip(seeds, strategy(clip_noise(seeds), grid)):
+        assert torch.equal(mask, alone[seed])
+    shuffled = data.draw(st.permutations(seeds))
+    for seed, mask in zip(shuffled, strategy(clip_noise(shuffled), grid)):
+        assert torch.equal(mask, alone[seed])
+
+
+def test_masks_of_known_seeds_never_change():
+    mask = RandomMasking(0.5)(clip_noise([0, 1, 2**63 - 1]), (2, 4))
+    assert visible_ids(mask).tolist() == [[2, 4, 5, 6], [1, 2, 4, 7], [2, 3, 6, 7]]
+
+
+@pytest.mark.parametrize("strategy", FOUR, ids=lambda strategy: type(strategy).__name__)
+def test_neighbouring_seeds_have_unrelated_masks(strategy):
+    mask = strategy(clip_noise(range(2000)), (64, 8)).float()
+    overlap = (mask[:-1] * mask[1:]).mean()
+    assert overlap.item() == pytest.approx(mask.mean().item() ** 2, abs=0.01)
+
+
+def chi_square(counts, expected):
+    return ((counts - expected).square() / expected).sum().item()
+
+
+@pytest.mark.parametrize("noise", [ClipNoise(torch.arange(5000)), GlobalNoise(5000, torch.device("cpu"))])
+def test_every_token_is_hidden_equally_often(noise):
+    torch.manual_seed(0)
+    tokens, ratio = 32, 0.75
+    mask = RandomMasking(ratio)(noise, (8, 4))
+    # Sampling without replacement has less variance than independent draws: by (1 - 1/L) of the hypergeometric law.
+    variance_per_clip = ratio * (1 - ratio)
+    deviation = mask.sum(0).double() - 5000 * ratio
+    statistic = (deviation.square() / (5000 * variance_per_clip)).sum().item() * (tokens - 1) / tokens
+    assert 9.0 < statistic < 65.2  # 0.01% and 99.98% points of chi-square with 31 degrees of freedom
+
+
+def test_every_pair_of_tokens_is_visible_together_equally_often():
+    clips, tokens, visible = 20_000, 8, 3
+    mask = RandomMasking(1 - (visible + 0.5) / tokens)(ClipNoise(torch.arange(clips)), (4, 2))
+    together = ((~mask).double().T @ (~mask).double())[tuple(torch.triu_indices(tokens, tokens, 1))]
+    expected = clips * visible * (visible - 1) / (tokens * (tokens - 1))
+    assert len(together) == 28
+    assert chi_square(together, expected) < 62  # well beyond the 99.9% point of 27 degrees of freedom
+
+
+def test_noise_is_uniform_and_never_repeats():
+    noise = ClipNoise(torch.arange(100))
+    first, second = noise(1000), noise(1000)
+    assert not torch.equal(first, second)
+    values = torch.cat([first, second])
+    assert values.min() >= 0
+    assert values.max() < 1
+    counts = torch.histc(values, 100, 0, 1).double()
+    assert 54 < chi_square(counts, values.numel() / 100) < 161  # 0.01% and 99.99% points of 99 degrees of freedom
+
+
+def test_two_draws_are_one_longer_draw():
+    once, twice = clip_noise([7]), clip_noise([7])
+    assert torch.equal(once(30), torch.cat([twice(10), twice(20)], dim=1))
+
+
+def test_masks_with_different_numbers_of_visible_tokens_are_refused():
+    mask = torch.tensor([[True, False, False], [True, True, False]])
+    with pytest.raises(ValueError, match=r"same number of tokens visible; these leave \[2, 1\]"):
+        visible_ids(mask)
+
+
+@pytest.mark.parametrize("name", ["random", "time", "frequency", "time_frequency"])
+def test_strategies_are_chosen_by_name(name):
+    strategy = build_masking(name, ratio=0.5, time_ratio=0.25, frequency_ratio=0.75)
+    assert strategy.num_visible((8, 8)) == {"time_frequency": 12}.get(name, 32)
+
+
+def test_unknown_names_and_impossible_ratios_are_refused():
+    with pytest.raises(ValueError, match="'checkerboard'; there are: random, time, frequency, time_frequency"):
+        build_masking("checkerboard", 0.5, 0.5, 0.5)
+    for ratio in (-0.1, 1.0, float("nan")):
+        for build in (RandomMasking, TimeMasking, FrequencyMasking, lambda r: TimeFrequencyMasking(0.5, r)):
+            with pytest.raises(ValueError, match="at least 0 and below 1, not"):
+                build(ratio)
