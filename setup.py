@@ -22,6 +22,7 @@ setup(
         "hydra-submitit-launcher",
         "matplotlib",
         "numpy",
+        "scikit-learn",
         "sentencepiece",
         "soundfile",
         "submitit",

@@ -1,4 +1,8 @@
-"""Waveform augmentations: callables ``(waveform, rng) -> waveform`` that draw everything random from *rng*."""
+"""Augmentations of one clip: callables ``(tensor, rng) -> tensor`` that draw everything random from *rng*.
+
+`Roll` and `Magnitude` act on the waveform, `SpecAugment` on the log-mel spectrogram before it is normalised, `Noise` on
+the normalised one.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import torch
 from torch import Tensor
 
 Augmentation = Callable[[Tensor, np.random.Generator], Tensor]
-"""Takes (samples,) float32 and the clip's generator, returns (samples,) float32; never changes its input."""
+"""Takes (samples,) or (frames, bins) float32 and the clip's generator, returns the same; never changes its input."""
 
 
 @dataclass(frozen=True)
@@ -31,3 +35,53 @@ class Magnitude:
     def __call__(self, waveform: Tensor, rng: np.random.Generator) -> Tensor:
         """(samples,) to (samples,)."""
         return waveform * (rng.beta(self.alpha, self.alpha) + 0.5)
+
+
+@dataclass(frozen=True)
+class SpecAugment:
+    """Set one band of frequencies and one stretch of time to 0 (Park et al. 2019; AST and Audio-MAE fine-tuning).
+
+    Acts on the padded log-mel spectrogram before normalisation, as the published code does: there 0 is loud, about one
+    standard deviation above AudioSet's mean. The widths are uniform in 0 to *frequency* - 1 bins and 0 to *time* - 1
+    frames, the places uniform over those where they fit.
+
+    Attributes:
+        frequency: bins (Audio-MAE: 48; 24 for ESC-50).
+        time: frames (Audio-MAE: 192; 96 for ESC-50, 48 for Speech Commands).
+    """
+
+    frequency: int = 48
+    time: int = 192
+
+    def __call__(self, log_mel: Tensor, rng: np.random.Generator) -> Tensor:
+        """(frames, bins) to (frames, bins)."""
+        masked = log_mel.clone()
+        frames, bins = log_mel.shape
+        masked[:, _stretch(bins, self.frequency, rng)] = 0.0
+        masked[_stretch(frames, self.time, rng)] = 0.0
+        return masked
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Add noise to the normalised spectrogram and roll its frames (Audio-MAE on Speech Commands and VoxCeleb).
+
+    Attributes:
+        amplitude: the noise is uniform in 0 to a level that is uniform in 0 to this.
+        frames: the cyclic shift is uniform in up to this many frames either way.
+    """
+
+    amplitude: float = 0.1
+    frames: int = 10
+
+    def __call__(self, spectrogram: Tensor, rng: np.random.Generator) -> Tensor:
+        """(frames, bins) to (frames, bins)."""
+        noise = torch.from_numpy(rng.random(spectrogram.shape, dtype=np.float32))
+        noisy = spectrogram + noise * (rng.random() * self.amplitude)
+        return torch.roll(noisy, int(rng.integers(-self.frames, self.frames, endpoint=True)), dims=0)
+
+
+def _stretch(size: int, widest: int, rng: np.random.Generator) -> slice:
+    width = int(rng.integers(min(widest, size))) if widest else 0
+    start = int(rng.integers(size - width, endpoint=True))
+    return slice(start, start + width)

@@ -1,0 +1,66 @@
+"""Verification trials: pairs of clips, and whether both are of the same speaker."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from amae_plugin.data.manifest import Manifest
+from amae_plugin.errors import UserError
+
+
+@dataclass(frozen=True)
+class Trials:
+    """T trials over the clips of a manifest.
+
+    Attributes:
+        same: (T,) bool, whether both clips are of one speaker.
+        pairs: (T, 2) int64, indices into the manifest.
+    """
+
+    same: np.ndarray
+    pairs: np.ndarray
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str], manifest: Manifest) -> Trials:
+        """Read VoxCeleb's format, lines of ``<0|1> <path> <path>``, with paths as *manifest* has them.
+
+        Raises:
+            UserError: the file cannot be read, a line is malformed, or names a clip that the manifest lacks.
+        """
+        index = {manifest.name(number): number for number in range(len(manifest))}
+        same, pairs = array("b"), array("q")
+        for number, label, names in read_trial_lines(path):
+            for name in names:
+                if name not in index:
+                    raise UserError(f"{path}, line {number}: '{name}' is not in {manifest.path}")
+                pairs.append(index[name])
+            same.append(label)
+        return cls(np.array(same, bool), np.array(pairs, np.int64).reshape(-1, 2))
+
+
+def read_trial_lines(path: str | os.PathLike[str]) -> list[tuple[int, int, tuple[str, str]]]:
+    """(line number, 0 or 1, the two paths) of each line that is not blank.
+
+    Raises:
+        UserError: the file cannot be read or holds nothing, or a line is not ``<0|1> <path> <path>``.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the trials ({error.strerror})") from None
+    trials = []
+    for number, line in enumerate(lines, 1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 3 or fields[0] not in ("0", "1"):
+            raise UserError(f"{path}, line {number}: expected '<0|1> <path> <path>', found '{line}'")
+        trials.append((number, int(fields[0]), (fields[1], fields[2])))
+    if not trials:
+        raise UserError(f"{path}: holds no trials; expected lines of '<0|1> <path> <path>'")
+    return trials
