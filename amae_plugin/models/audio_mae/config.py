@@ -1,8 +1,8 @@
 """Sizes and choices of an Audio-MAE; the defaults are the paper's ViT-B (Huang et al., NeurIPS 2022, section 4)."""
 
-from __future__ import annotations
-
+# Annotations stay objects here, in the typing module's spelling: fairseq reads them when the fields become its options.
 from dataclasses import dataclass, field
+from typing import Tuple
 
 
 @dataclass
@@ -14,7 +14,7 @@ class AudioMAEConfig:
 
     input_length: int = field(default=1024, metadata={"help": "frames that the position table is built for"})
     num_mel_bins: int = field(default=128, metadata={"help": "mel bands of the input"})
-    patch_size: tuple[int, int] = field(default=(16, 16), metadata={"help": "frames and bands of a patch"})
+    patch_size: Tuple[int, int] = field(default=(16, 16), metadata={"help": "frames and bands of a patch"})
 
     embed_dim: int = field(default=768, metadata={"help": "width of the encoder"})
     depth: int = field(default=12, metadata={"help": "blocks of the encoder"})
@@ -31,8 +31,8 @@ class AudioMAEConfig:
     decoder_global_blocks: int = field(
         default=4, metadata={"help": "hybrid decoder: how many of the last blocks are global"}
     )
-    decoder_window: tuple[int, int] = field(default=(4, 4), metadata={"help": "local decoder: patches of a window"})
-    decoder_shift: tuple[int, int] = field(
+    decoder_window: Tuple[int, int] = field(default=(4, 4), metadata={"help": "local decoder: patches of a window"})
+    decoder_shift: Tuple[int, int] = field(
         default=(2, 0),
         metadata={"help": "local decoder: shift of every second block, in patches (code (2, 0), paper (2, 2))"},
     )

@@ -79,6 +79,8 @@ class ShiftedDecoder(Decoder):
         super().__init__(config)
         self.window: Size2d = tuple(config.decoder_window)  # type: ignore[assignment]
         self.shift: Size2d = tuple(config.decoder_shift)  # type: ignore[assignment]
+        if min(self.window) < 1:
+            raise ValueError(f"a window is at least 1 x 1 patches, not model.decoder_window={self.window}")
         self.blocks = nn.ModuleList(_local_block(config) for _ in range(config.decoder_depth))
         self._routes: dict[tuple[Size2d, torch.device], tuple[Tensor, list[Tensor], list[WindowPlan]]] = {}
 

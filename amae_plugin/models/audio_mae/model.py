@@ -42,6 +42,10 @@ class AudioMAE(nn.Module):
         Returns:
             ``prediction`` (B, L, P), ``target`` (B, L, P) as :meth:`targets` gives it, ``mask`` (B, L), ``latent``
             (B, 1 + K, D) of the CLS token and the K visible patches in order; predictions and targets are float32.
+
+        Raises:
+            ValueError: the patch does not divide the spectrogram, the mask is of another shape, or the clips have
+                different numbers of visible patches.
         """
         patches, grid = self.encoder.patches(source)
         if mask is None:
@@ -49,6 +53,8 @@ class AudioMAE(nn.Module):
             mask = self.masking(noise, grid)
             visible = visible_ids(mask, self.masking.num_visible(grid))
         else:
+            if mask.shape != patches.shape[:2]:
+                raise ValueError(f"the mask must be (B, L) = {tuple(patches.shape[:2])}, not {tuple(mask.shape)}")
             visible = visible_ids(mask)
         with self.matrix_precision(source.device):
             latent = self.encoder(patches, grid, visible)

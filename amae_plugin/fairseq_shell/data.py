@@ -1,0 +1,107 @@
+"""The data set and its iterator as fairseq knows them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq.data import FairseqDataset
+from fairseq.data.iterators import CountingIterator, EpochBatchIterator
+
+from amae_plugin.data.dataset import AudioDataset
+
+
+class FairseqAudioDataset(FairseqDataset):
+    """An :class:`AudioDataset` with fairseq's data set interface.
+
+    Args:
+        dataset: the clips.
+        shuffle: a new order in each epoch; fairseq seeds NumPy by seed and epoch before it asks for the order.
+    """
+
+    def __init__(self, dataset: AudioDataset, shuffle: bool):
+        self.dataset = dataset
+        self.shuffle = shuffle
+        self.sizes = np.full(len(dataset), dataset.target_length, dtype=np.int64)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | None:
+        return self.dataset[int(index)]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def collater(self, samples: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+        """A batch in fairseq's form; empty if no clip of it could be decoded, which fairseq knows to skip."""
+        batch = self.dataset.collate(samples)
+        if not batch:
+            return {}
+        source, lengths = batch["source"], batch["lengths"]
+        return {
+            "id": batch["id"],
+            "nsentences": len(source),
+            "ntokens": int(lengths.sum()),
+            "net_input": {"source": source, "seed": batch["seed"]},
+            "padding_mask": torch.arange(source.shape[1]) >= lengths[:, None],
+        }
+
+    def num_tokens(self, index: int) -> int:
+        """Frames of a clip in a batch."""
+        return self.dataset.target_length
+
+    def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
+        """Frames of several clips in a batch."""
+        return self.sizes[indices]
+
+    def size(self, index: int) -> int:
+        """Frames of a clip in a batch."""
+        return self.dataset.target_length
+
+    def ordered_indices(self) -> np.ndarray:
+        """Order of the clips in this epoch."""
+        return np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))
+
+    def set_epoch(self, epoch: int) -> None:
+        """See :meth:`AudioDataset.set_epoch`."""
+        self.dataset.set_epoch(epoch)
+
+
+class Stopwatch:
+    """Adds up the seconds that a training loop spends waiting for batches."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+    def attach(self, iterator: EpochBatchIterator) -> None:
+        """Time the batches of all coming epochs of an iterator; attaching to it again changes nothing."""
+        make = iterator._get_iterator_for_epoch
+        if not isinstance(make, _Timed):
+            iterator._get_iterator_for_epoch = _Timed(self, make)
+
+
+class _Timed:
+    """An iterator's ``_get_iterator_for_epoch`` that returns the same batches, timed."""
+
+    def __init__(self, stopwatch: Stopwatch, make: Callable[..., CountingIterator | None]):
+        self.stopwatch = stopwatch
+        self.make = make
+
+    def __call__(self, *args: Any, **kwargs: Any) -> CountingIterator | None:
+        batches = self.make(*args, **kwargs)
+        if batches is None:
+            return None
+        return CountingIterator(self._watch(batches), start=batches.n, total=batches.total)
+
+    def _watch(self, batches: CountingIterator) -> Iterator[Any]:
+        while batches.has_next():
+            start = time.perf_counter()
+            batch = next(batches)
+            self.stopwatch.seconds += time.perf_counter() - start
+            yield batch

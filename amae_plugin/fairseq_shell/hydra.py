@@ -1,0 +1,69 @@
+"""What a recipe needs from this package before fairseq reads it: registration, and values computed from the data.
+
+A recipe names :class:`RegisterPlugin` as a Hydra callback. Hydra imports it when a run starts, on whatever machine the
+run starts on, so no ``common.user_dir`` has to be typed; and the resolvers below can be used in its values.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra.utils
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import OmegaConf
+
+import amae_plugin
+from amae_plugin.data.manifest import Manifest
+from amae_plugin.errors import UserError
+
+
+class RegisterPlugin(Callback):
+    """A Hydra callback that does its work by being imported."""
+
+
+def user_path(path: str) -> Path:
+    """A path that the user typed, made absolute from where they typed it, also after Hydra changed the directory."""
+    if HydraConfig.initialized() and not Path(path).is_absolute():
+        return Path(hydra.utils.to_absolute_path(path))
+    return Path(path).absolute()
+
+
+def plugin_dir() -> str:
+    """``${amae.plugin_dir:}``: the folder for ``common.user_dir``; started processes register the plugin by it."""
+    return str(Path(amae_plugin.__file__).parent)
+
+
+def updates(data: str, subset: str, clips_per_update: int, epochs: float) -> int:
+    """``${amae.updates:DATA,SUBSET,CLIPS_PER_UPDATE,EPOCHS}``: optimizer updates in so many epochs of a manifest."""
+    clips = len(Manifest.read(user_path(data) / f"{subset}.tsv"))
+    return round(-(-clips // int(clips_per_update)) * float(epochs))
+
+
+def update_freq(clips_per_update: int, batch_size: int, devices: int) -> int:
+    """``${amae.update_freq:CLIPS_PER_UPDATE,BATCH_SIZE,DEVICES}``: accumulation steps that make up the global batch.
+
+    Raises:
+        UserError: the global batch is not a multiple of what the devices compute at a time.
+    """
+    at_a_time = int(batch_size) * int(devices)
+    if int(clips_per_update) % at_a_time:
+        raise UserError(
+            f"task.clips_per_update={clips_per_update} is not a multiple of dataset.batch_size={batch_size} x {devices} "
+            "devices; choose a batch size that divides it"
+        )
+    return int(clips_per_update) // at_a_time
+
+
+def scaled_lr(base_lr: float, clips_per_update: int) -> float:
+    """``${amae.scaled_lr:BASE_LR,CLIPS_PER_UPDATE}``: base lr x global batch / 256, the rule of MAE's recipes."""
+    return float(base_lr) * int(clips_per_update) / 256
+
+
+for _name, _resolver in {
+    "plugin_dir": plugin_dir,
+    "updates": updates,
+    "update_freq": update_freq,
+    "scaled_lr": scaled_lr,
+}.items():
+    OmegaConf.register_new_resolver(f"amae.{_name}", _resolver, replace=True)

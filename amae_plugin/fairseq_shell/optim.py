@@ -1,0 +1,80 @@
+"""AdamW, and which parameters decay."""
+
+# No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Tuple
+
+import torch
+from fairseq.dataclass import FairseqDataclass
+from fairseq.optim import FairseqOptimizer, register_optimizer
+from omegaconf import II
+from torch import nn
+
+
+@dataclass
+class AmaeAdamWConfig(FairseqDataclass):
+    """Hyperparameters of :class:`AmaeAdamW`."""
+
+    betas: Tuple[float, float] = field(default=(0.9, 0.95), metadata={"help": "decay of the two moments"})
+    eps: float = field(default=1e-8, metadata={"help": "added to the denominator"})
+    weight_decay: float = field(default=0.0, metadata={"help": "decoupled weight decay"})
+    lr: List[float] = II("optimization.lr")
+
+
+@register_optimizer("amae_adamw", dataclass=AmaeAdamWConfig)
+class AmaeAdamW(FairseqOptimizer):
+    """PyTorch's AdamW in its fused form, on CPU and GPU, with fairseq's overrides for single parameters.
+
+    A parameter's ``optim_overrides`` (fairseq's name for it) may hold ``{"optimizer": {"lr_scale": ...,
+    "weight_decay_scale": ...}}``, both 1 otherwise. fairseq's own ``adam`` is fused on a GPU only, and there with Apex,
+    and its composite optimizer would need an optimizer and a schedule for each kind of parameter.
+    """
+
+    def __init__(self, cfg: AmaeAdamWConfig, params: Iterable[nn.Parameter]):
+        super().__init__(cfg)
+        groups: Dict[Tuple[float, float], List[nn.Parameter]] = defaultdict(list)
+        for parameter in params:
+            overrides = getattr(parameter, "optim_overrides", {}).get("optimizer", {})
+            scales = overrides.get("lr_scale", 1.0), overrides.get("weight_decay_scale", 1.0)
+            groups[scales].append(parameter)
+        self._lr = float(cfg.lr[0])
+        self._optimizer = torch.optim.AdamW(
+            [
+                {"params": group, "lr_scale": lr_scale, "weight_decay": cfg.weight_decay * weight_decay_scale}
+                for (lr_scale, weight_decay_scale), group in groups.items()
+            ],
+            lr=self._lr,
+            betas=tuple(cfg.betas),
+            eps=cfg.eps,
+            fused=True,
+        )
+        self.set_lr(self._lr)
+
+    @property
+    def optimizer_config(self) -> Dict[str, Any]:
+        """Nothing: a resumed run goes on with what its checkpoint holds, and its schedule sets the learning rate."""
+        return {}
+
+    @property
+    def supports_flat_params(self) -> bool:
+        """AdamW works element by element, but each parameter must keep its overrides."""
+        return False
+
+    def get_lr(self) -> float:
+        """The learning rate of parameters without an override."""
+        return self._lr
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate that the overrides scale."""
+        self._lr = float(lr)
+        for group in self.param_groups:
+            group["lr"] = self._lr * group["lr_scale"]
+
+
+def exempt_from_decay(model: nn.Module) -> None:
+    """Give biases, norms and other vectors no weight decay, as all recipes of this package have it."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim <= 1 or name.endswith(".bias"):
+            parameter.optim_overrides = {"optimizer": {"weight_decay_scale": 0.0}}

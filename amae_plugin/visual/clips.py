@@ -1,0 +1,71 @@
+"""Clips of a data set, reconstructed by a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from amae_plugin.data.dataset import AudioDataset
+from amae_plugin.models.audio_mae import AudioMAE
+from amae_plugin.visual.reconstruction import plot_reconstructions
+
+
+def draw_clips(
+    model: nn.Module,
+    dataset: AudioDataset,
+    clips: Sequence[int],
+    names: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Hide patches of some clips, reconstruct them and draw both.
+
+    The masks depend on the clips alone, so two models of the same grid are shown the same patches. The model computes
+    as it does in validation and is left in the mode it was in.
+
+    Args:
+        model: an `AudioMAE`, also inside fairseq's subclass, on any device.
+        dataset: whose clips are meant to be those of validation: not augmented, not cropped at random.
+        clips: their indices.
+        names: what is written above them; their file names if None.
+        title: of the figure.
+
+    Raises:
+        ValueError: none of the clips could be decoded.
+    """
+    decoded = [(index, item) for index, item in zip(clips, (dataset[index] for index in clips)) if item is not None]
+    if not decoded:
+        raise ValueError(f"{dataset.manifest.path}: none of the clips {list(clips)} can be decoded")
+    by_clip = dict(zip(clips, names if names is not None else (_file_name(dataset, index) for index in clips)))
+    batch: dict[str, Any] = dataset.collate([item for _, item in decoded])
+    autoencoder = cast(AudioMAE, model)
+    device = next(model.parameters()).device
+    source = batch["source"].to(device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            output = autoencoder(source, seed=batch["seed"].to(device))
+            reconstructed = autoencoder.reconstruct(source, output["prediction"], output["mask"])
+    finally:
+        model.train(was_training)
+    return plot_reconstructions(
+        source,
+        output["mask"],
+        reconstructed,
+        patch_size=autoencoder.encoder.patch_size,
+        mean=dataset.mean,
+        std=dataset.std,
+        lengths=batch["lengths"],
+        names=[by_clip[index] for index, _ in decoded],
+        title=title,
+        features=dataset.features,
+    )
+
+
+def _file_name(dataset: AudioDataset, index: int) -> str:
+    return Path(dataset.manifest[index].path).name
