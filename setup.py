@@ -19,9 +19,11 @@ setup(
         # fairseq's last release does not run on Python 3.11; fairseq-fixed is its main branch made to.
         'fairseq-fixed; python_version >= "3.11"',
         'fairseq==0.12.2; python_version < "3.11"',
+        "hydra-core",
         "hydra-submitit-launcher",
         "matplotlib",
         "numpy",
+        "omegaconf",
         "scikit-learn",
         "sentencepiece",
         "soundfile",

@@ -3,35 +3,192 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from amae_plugin.corpora import folder
+from amae_plugin.corpora import (
+    audioset,
+    class_folders,
+    esc50,
+    folder,
+    iemocap,
+    librispeech,
+    speech_commands,
+    voxceleb1,
+)
+from amae_plugin.corpora.corpus import Corpus
+from amae_plugin.errors import UserError
+
+if TYPE_CHECKING:
+    _Layouts = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``manifest`` and its layouts."""
     parser = subparsers.add_parser("manifest", help="write the manifests of a corpus")
     layouts = parser.add_subparsers(required=True, metavar="LAYOUT")
+    _add_folder(layouts)
+    _add_speech_commands(layouts)
+    _add_voxceleb1(layouts)
+    _add_audioset(layouts)
+    _add_esc50(layouts)
+    _add_librispeech(layouts)
+    _add_iemocap(layouts)
 
-    any_folder = layouts.add_parser("folder", help="any tree of audio files, split at random")
-    any_folder.add_argument("folder", type=Path, metavar="DIR", help="the tree; symbolic links are followed")
-    any_folder.add_argument("--out", type=Path, required=True, metavar="DIR", help="where train.tsv and valid.tsv go")
-    any_folder.add_argument("--valid-fraction", type=float, default=0.05, help="share of files held out (%(default)s)")
-    any_folder.add_argument(
+
+def _add_folder(layouts: _Layouts) -> None:
+    parser = layouts.add_parser("folder", help="any tree of audio files, split at random")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the tree; symbolic links are followed")
+    _add_out(parser)
+    parser.add_argument("--labels", action="store_true", help="the topmost folders of the tree are classes")
+    parser.add_argument("--valid-fraction", type=float, default=0.05, help="share of files held out (%(default)s)")
+    parser.add_argument(
+        "--test-fraction", type=float, default=0.0, help="share held out for testing, with --labels (%(default)s)"
+    )
+    parser.add_argument(
         "--ext", nargs="+", default=folder.AUDIO_EXTENSIONS, help=f"extensions ({' '.join(folder.AUDIO_EXTENSIONS)})"
     )
-    any_folder.add_argument("--seed", type=int, default=1, help="of the choice of files held out (%(default)s)")
-    any_folder.add_argument("--workers", type=int, help="threads that read headers (one a core)")
-    any_folder.set_defaults(run=_run_folder)
+    parser.add_argument("--seed", type=int, default=1, help="of the choice of files held out (%(default)s)")
+    parser.set_defaults(run=_run_folder)
 
 
 def _run_folder(args: argparse.Namespace) -> int:
+    if args.labels:
+        corpus = class_folders.build(
+            args.folder, args.out, args.valid_fraction, args.test_fraction, args.ext, args.seed, args.workers
+        )
+        return _report(args.out, corpus)
+    if args.test_fraction:
+        raise UserError("--test-fraction needs --labels: what has no labels is not tested on")
     summary, duplicates = folder.build(args.folder, args.out, args.valid_fraction, args.ext, args.seed, args.workers)
-    out = args.out.absolute()
-    print(summary)
-    if duplicates:
-        print(f"links to other files of the tree, left out: {duplicates:,}")
-    print(f"manifests: {', '.join(str(out / f'{split}.tsv') for split in summary.clips)}")
+    warnings = [f"links to other files of the tree, left out: {duplicates:,}"] if duplicates else []
+    return _report(args.out, Corpus(summary, 0, tuple(warnings)))
+
+
+def _add_speech_commands(layouts: _Layouts) -> None:
+    parser = layouts.add_parser("speech_commands", help="Speech Commands: 35 words, or 10 with unknown and silence")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="the unpacked archive")
+    _add_out(parser)
+    parser.add_argument("--task", choices=speech_commands.TASKS, required=True, help="of v0.02 or of v0.01")
+    parser.add_argument("--test-root", type=Path, metavar="DIR", help="v1-12: the unpacked test archive")
+    parser.add_argument(
+        "--other-words",
+        choices=speech_commands.OTHER_WORDS,
+        default="sampled",
+        help="v1-12: how many clips are unknown, a tenth as many as of the ten words or all there are (%(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="v1-12: of what is drawn (%(default)s)")
+    _add_allow_missing(parser)
+    parser.set_defaults(run=_run_speech_commands)
+
+
+def _run_speech_commands(args: argparse.Namespace) -> int:
+    corpus = speech_commands.build(
+        args.root, args.out, args.task, args.test_root, args.other_words, args.seed, args.allow_missing, args.workers
+    )
+    return _report(args.out, corpus)
+
+
+def _add_voxceleb1(layouts: _Layouts) -> None:
+    parser = layouts.add_parser("voxceleb1", help="VoxCeleb1: speaker identification, and verification trials")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="the folder of the speakers, or one above it")
+    _add_out(parser)
+    parser.add_argument(
+        "--split", type=Path, default=Path("iden_split.txt"), metavar="FILE", help="here or in ROOT (%(default)s)"
+    )
+    parser.add_argument("--trials", type=Path, metavar="FILE", help="veri_test.txt, here or in ROOT")
+    _add_allow_missing(parser)
+    parser.set_defaults(run=_run_voxceleb1)
+
+
+def _run_voxceleb1(args: argparse.Namespace) -> int:
+    corpus = voxceleb1.build(args.root, args.split, args.out, args.trials, args.allow_missing, args.workers)
+    return _report(args.out, corpus)
+
+
+def _add_audioset(layouts: _Layouts) -> None:
+    parser = layouts.add_parser("audioset", help="AudioSet: the tables and a folder of clips")
+    parser.add_argument(
+        "--csv",
+        nargs="+",
+        required=True,
+        metavar="[SPLIT=]FILE",
+        help="the tables; a name with train, eval or valid tells the split, and those of one split are joined",
+    )
+    parser.add_argument("--audio", type=Path, required=True, metavar="DIR", help="any tree of clips")
+    parser.add_argument("--labels", type=Path, required=True, metavar="FILE", help="class_labels_indices.csv")
+    _add_out(parser)
+    _add_allow_missing(parser)
+    parser.set_defaults(run=_run_audioset)
+
+
+def _run_audioset(args: argparse.Namespace) -> int:
+    corpus = audioset.build(args.csv, args.audio, args.labels, args.out, args.allow_missing, args.workers)
+    return _report(args.out, corpus)
+
+
+def _add_esc50(layouts: _Layouts) -> None:
+    parser = layouts.add_parser("esc50", help="ESC-50: one of its five folds")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="the unpacked archive")
+    _add_out(parser)
+    parser.add_argument("--fold", type=int, choices=esc50.FOLDS, required=True, help="tested on")
+    parser.add_argument(
+        "--valid-fold", type=int, choices=esc50.FOLDS, help="validated on, so not trained on (the test fold once more)"
+    )
+    _add_allow_missing(parser)
+    parser.set_defaults(run=_run_esc50)
+
+
+def _run_esc50(args: argparse.Namespace) -> int:
+    corpus = esc50.build(args.root, args.out, args.fold, args.valid_fold, args.allow_missing, args.workers)
+    return _report(args.out, corpus)
+
+
+def _add_librispeech(layouts: _Layouts) -> None:
+    parser = layouts.add_parser("librispeech", help="LibriSpeech, for pretraining: no labels")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="the folder with train-clean-100 and others")
+    _add_out(parser)
+    parser.add_argument("--seed", type=int, default=1, help="of what is held out if there is no dev-* (%(default)s)")
+    parser.set_defaults(run=_run_librispeech)
+
+
+def _run_librispeech(args: argparse.Namespace) -> int:
+    return _report(args.out, librispeech.build(args.root, args.out, args.seed, args.workers))
+
+
+def _add_iemocap(layouts: _Layouts) -> None:
+    parser = layouts.add_parser("iemocap", help="IEMOCAP: four emotions, one of its five sessions held out")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="the folder with Session1 to Session5")
+    _add_out(parser)
+    parser.add_argument("--fold", type=int, choices=iemocap.FOLDS, required=True, help="the session tested on")
+    parser.add_argument("--seed", type=int, default=1, help="of the validation clips (%(default)s)")
+    _add_allow_missing(parser)
+    parser.set_defaults(run=_run_iemocap)
+
+
+def _run_iemocap(args: argparse.Namespace) -> int:
+    corpus = iemocap.build(args.root, args.out, args.fold, args.seed, args.allow_missing, args.workers)
+    return _report(args.out, corpus)
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the manifests go")
+    parser.add_argument("--workers", type=int, help="threads that read headers (one a core)")
+
+
+def _add_allow_missing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--allow-missing", action="store_true", help="go on without listed files that are not there")
+
+
+def _report(out: Path, corpus: Corpus) -> int:
+    out = out.absolute()
+    for warning in corpus.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(corpus.summary)
+    if corpus.classes:
+        print(f"classes: {corpus.classes:,}, listed in {out / 'labels.txt'}")
+    print(f"manifests: {', '.join(str(out / f'{split}.tsv') for split in corpus.summary.clips)}")
     print("next, the mean and standard deviation that the training needs, then the training itself:")
     print(f"  amae stats {out}")
     print(

@@ -18,9 +18,9 @@ from typing import Any, BinaryIO, Callable
 import numpy as np
 import soundfile
 import torch
-import torchaudio
 from torch import Tensor
 
+from amae_plugin.data._torchaudio import torchaudio
 from amae_plugin.data.manifest import Clip
 from amae_plugin.errors import UserError
 

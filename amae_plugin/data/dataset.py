@@ -124,7 +124,7 @@ class AudioDataset(torch.utils.data.Dataset):
             )
 
     @staticmethod
-    def collate(items: Sequence[dict[str, Any] | None]) -> dict[str, Tensor | int]:
+    def collate(items: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
         """Stack clips to a batch of B.
 
         Returns:

@@ -9,10 +9,14 @@ from typing import Callable
 
 import torch
 from torch import Tensor
-from torchaudio.compliance import kaldi
+
+from amae_plugin.data._torchaudio import kaldi
 
 _EPSILON = torch.finfo(torch.float32).eps  # Kaldi's floor under the logarithm
 _PREEMPHASIS = 0.97
+
+LOW_HZ = 20.0
+"""Where the lowest mel band begins (Kaldi's default)."""
 
 _WINDOWS: dict[str, Callable[[int], Tensor]] = {
     "hanning": functools.partial(torch.hann_window, periodic=False),
@@ -121,5 +125,5 @@ def _window(window_type: str, size: int) -> Tensor:
 @functools.lru_cache(maxsize=8)
 def _mel_filters(num_mel_bins: int, fft_size: int, sample_rate: int) -> Tensor:
     """(fft_size // 2 + 1, num_mel_bins); the Nyquist bin has no weight in Kaldi."""
-    filters, _ = kaldi.get_mel_banks(num_mel_bins, fft_size, float(sample_rate), 20.0, 0.0, 100.0, -500.0, 1.0)
+    filters, _ = kaldi.get_mel_banks(num_mel_bins, fft_size, float(sample_rate), LOW_HZ, 0.0, 100.0, -500.0, 1.0)
     return torch.nn.functional.pad(filters, (0, 1)).T.contiguous()

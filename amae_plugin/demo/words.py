@@ -24,19 +24,13 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from amae_plugin.corpora.spoken_words import WORDS
 from amae_plugin.demo.espeak import Espeak
 from amae_plugin.errors import UserError
 
 SAMPLE_RATE = 16000
 CLIP_SAMPLES = 16000
 """The longest clip: 1 s, as in Speech Commands."""
-
-_WORDS = """
-    backward bed bird cat dog down eight five follow forward four go happy house learn left marvin nine no off on one
-    right seven sheila six stop three tree two up visual wow yes zero
-"""
-WORDS = tuple(_WORDS.split())
-"""The 35 of Speech Commands v0.02."""
 
 # A voice is an accent, a timbre and a pitch: these, eSpeak's names for its English accents and for its variants of them
 # that sound like people and of which none is a near copy of another.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -38,4 +37,4 @@ def make_copies_atomic() -> None:
 def remove_partial_files(save_dir: str) -> None:
     """Remove what a killed run left unfinished in a checkpoint folder."""
     for partial in Path(save_dir).glob("*.pt.tmp"):
-        os.remove(partial)
+        partial.unlink()

@@ -49,8 +49,8 @@ def update_freq(clips_per_update: int, batch_size: int, devices: int) -> int:
     at_a_time = int(batch_size) * int(devices)
     if int(clips_per_update) % at_a_time:
         raise UserError(
-            f"task.clips_per_update={clips_per_update} is not a multiple of dataset.batch_size={batch_size} x {devices} "
-            "devices; choose a batch size that divides it"
+            f"task.clips_per_update={clips_per_update} is not a multiple of dataset.batch_size={batch_size} times "
+            f"{devices} devices; choose a batch size that divides it"
         )
     return int(clips_per_update) // at_a_time
 

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 from dataclasses import dataclass, field, fields
+from typing import cast
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
@@ -41,8 +42,8 @@ class AmaeAudioMAE(AudioMAE, BaseFairseqModel):
         return model
 
 
-def plain_module(model: nn.Module) -> nn.Module:
+def plain_module(model: nn.Module) -> AudioMAE:
     """The model inside fairseq's wrappers for distributed training."""
-    while hasattr(model, "module"):
-        model = model.module
+    while not isinstance(model, AudioMAE):
+        model = cast(nn.Module, model.module)
     return model

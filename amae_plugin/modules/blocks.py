@@ -31,6 +31,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
+        _check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
@@ -71,6 +72,7 @@ class WindowAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, meta_hidden_dim: int = 384, meta_dropout: float = 0.1):
         super().__init__()
+        _check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
@@ -115,6 +117,11 @@ class WindowBlock(nn.Module):
         """Tokens in window order (B, W * S, D) to the same shape."""
         x = x + self.norm1(self.attn(x, plan))
         return x + self.norm2(self.mlp(x))
+
+
+def _check_heads(dim: int, num_heads: int) -> None:
+    if num_heads < 1 or dim % num_heads:
+        raise ValueError(f"a width of {dim} cannot be divided among {num_heads} heads")
 
 
 def cosine_attention(qkv: Tensor, tau: Tensor, bias: Tensor, separation: Tensor | None) -> Tensor:

@@ -29,7 +29,13 @@ def grid_size(frames: int, bands: int, patch_size: Size2d) -> Size2d:
 
 
 def patchify(spectrogram: Tensor, patch_size: Size2d) -> Tensor:
-    """Cut (B, T, F) into time-major patches (B, L, P), P = patch frames x patch bands."""
+    """Cut (B, T, F) into time-major patches (B, L, P), P = patch frames x patch bands.
+
+    Raises:
+        ValueError: the spectrogram is of another shape, or the patch does not divide it.
+    """
+    if spectrogram.dim() != 3:
+        raise ValueError(f"a batch of spectrograms is (clips, frames, bands), not {tuple(spectrogram.shape)}")
     batch, frames, bands = spectrogram.shape
     rows, columns = grid_size(frames, bands, patch_size)
     patches = spectrogram.reshape(batch, rows, patch_size[0], columns, patch_size[1])

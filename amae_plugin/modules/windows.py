@@ -16,6 +16,8 @@ from amae_plugin.modules.patching import Size2d
 SEPARATION = -100.0
 """Added to the score of two tokens that are in a window but not neighbours, as in the published code (Swin)."""
 
+_PADDING = 2  # number of the region that padding forms along a side
+
 
 @dataclass(frozen=True)
 class WindowPlan:
@@ -25,7 +27,7 @@ class WindowPlan:
         order: (W * S,) the padded grid's token at each place of the window order.
         window_length: S.
         distances: (S * S, 2) log-spaced distance in time and frequency between the tokens of a window.
-        separation: (W, S, S) 0 or -100, None where nothing is separated.
+        separation: (W, S, S) 0, -100 or, from padding, minus infinity; None where nothing is separated.
     """
 
     order: Tensor
@@ -60,7 +62,10 @@ def plan_windows(grid: Size2d, window: Size2d, shift: Size2d, device: torch.devi
     order = _partition(tokens.roll((-shift[0], -shift[1]), (0, 1)), window)
     region = _partition(region, window)
     separated = region[:, :, None] != region[:, None, :]
-    separation = separated.float() * SEPARATION if bool(separated.any()) else None
+    # At the lowest temperature scores differ by more than SEPARATION, which must not let real tokens see padding.
+    padding = _partition((row_region == _PADDING)[:, None] | (column_region == _PADDING), window)
+    at_edge = padding[:, :, None] != padding[:, None, :]
+    separation = (separated * SEPARATION).masked_fill(at_edge, float("-inf")) if bool(separated.any()) else None
 
     places = torch.arange(window[0] * window[1], device=device)
     coordinates = torch.stack([places // window[1], places % window[1]], dim=1).float()
@@ -102,4 +107,4 @@ def _regions(padded: int, length: int, window: int, shift: int, device: torch.de
     """Number of the contiguous region of every rolled position along one side."""
     position = torch.arange(padded, device=device).roll(-shift)
     wrapped = position < shift if shift else torch.zeros_like(position, dtype=torch.bool)
-    return torch.where(position >= length, 2, wrapped.long())
+    return torch.where(position >= length, _PADDING, wrapped.long())
