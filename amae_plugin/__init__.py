@@ -9,9 +9,15 @@ from types import ModuleType
 
 import wrapt
 
+from amae_plugin.errors import UserError
+
 __version__ = "0.1.0"
 
 
 @wrapt.when_imported("fairseq")
 def _register_shell(fairseq: ModuleType) -> None:
-    import amae_plugin.fairseq_shell  # noqa: F401
+    try:
+        import amae_plugin.fairseq_shell  # noqa: F401
+    except UserError as error:
+        # The installation is broken. fairseq and Hydra would report an error of their own and hide this one.
+        raise SystemExit(f"amae_plugin: {error}") from None

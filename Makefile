@@ -1,0 +1,39 @@
+# make setup | demo | test | lint
+#
+# Everything is installed into .venv, once, and again when setup.py or constraints.txt changes.
+# Another Python: make setup PYTHON=python3.12
+
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+# One line for each package that is fetched, none for those that are there.
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+BRIEFLY = | { grep --line-buffered -vE '^ |already satisfied|^Looking in|^Obtaining' || true; }
+
+.PHONY: setup demo test lint
+
+setup: $(INSTALLED)
+
+# fairseq is compiled, which needs torch: so torch comes first, and the build does not fetch another one for itself.
+$(INSTALLED): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit(f"$(PYTHON) is Python {v}, and 3.11 or later is needed: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo '--- PyTorch: some gigabytes to download'
+	$(PIP_INSTALL) torch torchaudio numpy cython setuptools wheel $(BRIEFLY)
+	@echo '--- amae_plugin and fairseq, which is compiled: about four minutes'
+	$(PIP_INSTALL) --no-build-isolation -e '.[demo,dev]' $(BRIEFLY)
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m amae_plugin.demo
+
+test: lint
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check

@@ -1,0 +1,11 @@
+"""Pictures for people: what a masked autoencoder filled in, and how its loss fell.
+
+Every function returns a matplotlib ``Figure`` of its own and touches no global state of matplotlib, so it works in a
+training process without a display. Save it with ``figure.savefig("name.png")``.
+"""
+
+from amae_plugin.visual.clips import draw_clips
+from amae_plugin.visual.loss import plot_loss
+from amae_plugin.visual.reconstruction import plot_reconstructions
+
+__all__ = ["draw_clips", "plot_loss", "plot_reconstructions"]
