@@ -1,0 +1,59 @@
+"""``amae weights``: how often each clip is drawn, so that rare classes are heard as often as common ones."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from amae_plugin.data.labels import LABELS_NAME, Labels
+from amae_plugin.data.manifest import Manifest
+from amae_plugin.errors import UserError
+
+# Those of AST and Audio-MAE; only ratios of weights matter, and a class without clips needs none.
+_SCALE = 1000.0
+_OFFSET = 0.01
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``weights``."""
+    parser = subparsers.add_parser("weights", help="class-balanced sampling weights of a labelled manifest")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="with <split>.tsv, <split>.lbl and labels.txt")
+    parser.add_argument("--split", default="train", help="which split (%(default)s)")
+    parser.set_defaults(run=_run)
+
+
+def balanced_weights(labels: Labels) -> np.ndarray:
+    """(N,) float32: the sum, over a clip's classes, of 1000 / (clips of the class + 0.01).
+
+    As published for AST and Audio-MAE: a clip with a rare class is drawn often, whatever else it has.
+    """
+    class_weights = _SCALE / (labels.counts() + _OFFSET)
+    return np.add.reduceat(class_weights[labels.ids], labels.offsets[:-1]).astype(np.float32)
+
+
+def _run(args: argparse.Namespace) -> int:
+    manifest = Manifest.read(args.folder / f"{args.split}.tsv")
+    if not len(manifest):
+        raise UserError(f"{manifest.path}: holds no clips")
+    labels = Labels.read(args.folder / f"{args.split}.lbl", args.folder / LABELS_NAME, len(manifest), multi=True)
+    weights = balanced_weights(labels)
+    path = args.folder / f"{args.split}.weights.npy"
+    try:
+        np.save(path, weights)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write it ({error.strerror})") from None
+    counts = labels.counts()
+    rarest, commonest = (int(np.argmin(np.where(counts, counts, counts.max()))), int(np.argmax(counts)))
+    print(f"{len(weights):,} clips, {len(labels.ids) / len(labels):.2f} labels a clip, {len(labels.names)} classes")
+    for word, index in (("rarest", rarest), ("commonest", commonest)):
+        print(f"{word} class: {labels.names[index]} with {counts[index]:,} clips")
+    if (counts == 0).any():
+        print(f"classes without a clip: {int((counts == 0).sum())}")
+    print(
+        f"the clip drawn most often: {weights.max() / weights.mean():.1f} times the mean; the least: "
+        f"{weights.min() / weights.mean():.3f} times"
+    )
+    print(f"weights: {path.absolute()}")
+    return 0

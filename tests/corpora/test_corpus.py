@@ -1,0 +1,83 @@
+import pytest
+
+from amae_plugin.corpora.corpus import LabelledClip, find_listed, find_root, write_corpus
+from amae_plugin.errors import UserError
+
+
+def test_missing_files_are_named_ten_at_most_and_counted(tmp_path, sound):
+    sound(tmp_path / "a.wav")
+    names = ["a.wav", *(f"gone{i:02d}.wav" for i in range(12))]
+    with pytest.raises(UserError) as error:
+        find_listed(tmp_path, names, "list.txt", allow_missing=False)
+    message = str(error.value)
+    assert "12 of 13 files listed in list.txt are not in" in message
+    assert "gone00.wav" in message and "gone09.wav" in message and "gone10.wav" not in message
+    assert "and 2 more" in message and "--allow-missing" in message
+    found, warnings = find_listed(tmp_path, names, "list.txt", allow_missing=True)
+    assert found == {"a.wav": "a.wav"}
+    assert len(warnings) == 1 and "12 of 13" in warnings[0]
+
+
+def test_converted_files_are_found_by_their_stem(tmp_path, sound):
+    sound(tmp_path / "x" / "a.b.flac")
+    found, warnings = find_listed(tmp_path, ["x/a.b.wav"], "list.txt", allow_missing=False)
+    assert (found, warnings) == ({"x/a.b.wav": "x/a.b.flac"}, [])
+
+
+def test_unreadable_clips_are_left_out_of_manifest_and_labels_alike(tmp_path, sound, rows):
+    root, out = tmp_path / "root", tmp_path / "out"
+    for name in "abc":
+        sound(root / f"{name}.wav", seconds=1)
+    (root / "b.wav").write_bytes(b"broken" * 50)
+    clips = [
+        LabelledClip("a.wav", ("x",)),
+        LabelledClip("b.wav", ("y",)),
+        LabelledClip("b.wav", ("y",), (0, 100)),
+        LabelledClip("c.wav", ("z", "x")),
+        LabelledClip("c.wav", ("z",), (4_000, 8_000)),
+    ]
+    corpus = write_corpus(out, root, {"train": clips}, ["x", "y", "z"], ["before"], workers=1)
+    assert rows(out, "train") == [("a.wav", "x"), ("c.wav", "z", "x"), ("c.wav:4000:8000", "z")]
+    assert (out / "train.tsv").read_text().splitlines()[-1] == "c.wav:4000:8000\t8000"
+    assert corpus.summary.unreadable == 1
+    assert corpus.warnings == ("before",)
+    assert (out / "unreadable.tsv").read_text().startswith("b.wav\t")
+
+
+def test_labels_of_an_earlier_run_do_not_stay(tmp_path, sound):
+    sound(tmp_path / "a.wav")
+    write_corpus(tmp_path, tmp_path, {"train": [LabelledClip("a.wav", ("x",))]}, ["x"])
+    write_corpus(tmp_path, tmp_path, {"train": [LabelledClip("a.wav")]})
+    assert not (tmp_path / "train.lbl").exists()
+
+
+def test_classes_that_training_lacks_are_a_warning(tmp_path, sound):
+    sound(tmp_path / "a.wav")
+    corpus = write_corpus(tmp_path, tmp_path, {"train": [LabelledClip("a.wav", ("x",))]}, ["w", "x", "y"])
+    assert corpus.warnings == ("train: no clip of 2 of the 3 classes: w, y",)
+
+
+def test_a_class_with_a_comma_is_refused(tmp_path, sound):
+    sound(tmp_path / "a.wav")
+    with pytest.raises(UserError, match="cannot be a class"):
+        write_corpus(tmp_path, tmp_path, {"train": [LabelledClip("a.wav", ("a,b",))]}, ["a,b"])
+    assert not (tmp_path / "train.tsv").exists()
+
+
+def test_an_output_folder_that_cannot_be_made(tmp_path, sound):
+    sound(tmp_path / "a.wav")
+    with pytest.raises(UserError, match="cannot write"):
+        write_corpus(tmp_path / "a.wav" / "out", tmp_path, {"train": [LabelledClip("a.wav")]})
+
+
+def test_the_root_or_the_one_folder_in_it(tmp_path):
+    (tmp_path / "one" / "in" / "meta").mkdir(parents=True)
+    assert find_root(tmp_path / "one", "meta", "X") == tmp_path / "one" / "in"
+    assert find_root(tmp_path / "one" / "in", "meta", "X") == tmp_path / "one" / "in"
+    (tmp_path / "one" / "other" / "meta").mkdir(parents=True)
+    with pytest.raises(UserError, match="more than once"):
+        find_root(tmp_path / "one", "meta", "X")
+    with pytest.raises(UserError, match="not the layout of X"):
+        find_root(tmp_path, "meta", "X")
+    with pytest.raises(UserError, match="no such folder"):
+        find_root(tmp_path / "none", "meta", "X")
