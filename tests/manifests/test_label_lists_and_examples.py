@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import pytest
+
+from amae_plugin.corpora.spoken_words import TWELVE, WORDS
+from amae_plugin.data.labels import Labels, read_names
+from amae_plugin.data.manifest import Manifest
+from amae_plugin.data.trials import Trials
+
+MANIFESTS = Path(__file__).parents[2] / "manifests"
+
+
+def test_label_lists():
+    assert read_names(MANIFESTS / "speech_commands_v2_35.txt") == WORDS
+    assert read_names(MANIFESTS / "speech_commands_v1_12.txt") == TWELVE
+    assert (len(WORDS), len(TWELVE)) == (35, 12)
+    esc50 = read_names(MANIFESTS / "esc50.txt")
+    # Named in the publisher's file names: 1-100032-A-0, 1-100038-A-14, 1-100210-A-36, 1-19026-A-43 and 1-18810-A-49.
+    assert [esc50[i] for i in (0, 14, 36, 43, 49)] == [
+        "dog",
+        "chirping_birds",
+        "vacuum_cleaner",
+        "car_horn",
+        "hand_saw",
+    ]
+    assert len(esc50) == 50
+
+
+@pytest.mark.parametrize("name", ["speech_commands_v1_12", "voxceleb1"])
+def test_examples_load(name):
+    folder = MANIFESTS / "examples" / name
+    manifest = Manifest.read(folder / "train.tsv")
+    labels = Labels.read(folder / "train.lbl", folder / "labels.txt", len(manifest))
+    assert len(labels) == len(manifest) > 1
+
+
+def test_what_the_examples_show():
+    manifest = Manifest.read(MANIFESTS / "examples" / "speech_commands_v1_12" / "train.tsv")
+    assert [manifest[i].kind for i in range(len(manifest))] == ["file", "file", "file", "segment"]
+    trials = MANIFESTS / "examples" / "voxceleb1" / "trials.txt"
+    assert Trials.read(trials, Manifest.read(trials.with_suffix(".tsv"))).same.tolist() == [True, False]
