@@ -1,0 +1,96 @@
+"""The data path: how many clips a second one worker decodes, turns into features and collates, and all workers give."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.utils.data
+from torch import Tensor
+from tqdm import tqdm
+
+from amae_plugin.data.audio import AudioError, Crop, load_clip
+from amae_plugin.data.dataset import AudioDataset
+from amae_plugin.data.features import fit_length, normalize
+from amae_plugin.errors import UserError
+
+
+def measure_stages(dataset: AudioDataset, indices: Sequence[int], batch: int) -> dict[str, float | int]:
+    """Rates of decoding, features and collation, one after the other in this process, in one thread, as in a worker.
+
+    Returns:
+        ``decode``, ``features`` and ``collate``: clips per second of each stage by itself; ``together``: of all three
+        in turn; ``skipped``: clips that could not be decoded.
+
+    Raises:
+        UserError: no clip could be decoded.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seconds, clips = _time_stages(dataset, indices, batch)
+    finally:
+        torch.set_num_threads(threads)
+    if not clips:
+        raise UserError(f"{dataset.manifest.path}: none of the {len(indices)} clips drawn can be decoded")
+    rates: dict[str, float | int] = {stage: clips / elapsed for stage, elapsed in seconds.items()}
+    return {**rates, "together": clips / sum(seconds.values()), "skipped": len(indices) - clips}
+
+
+def measure_loader(dataset: AudioDataset, indices: Sequence[int], batch: int, workers: int) -> float:
+    """Clips per second of a DataLoader with so many workers, after one untimed pass that starts them."""
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.Subset(dataset, indices),
+        batch_size=batch,
+        num_workers=workers,
+        collate_fn=AudioDataset.collate,
+        persistent_workers=workers > 0,
+    )
+    for description in ("data loader: warm-up", "data loader: timed"):
+        start = time.perf_counter()
+        clips = sum(len(batch.get("id", ())) for batch in tqdm(loader, desc=description, unit="batch"))
+        elapsed = time.perf_counter() - start
+    return clips / elapsed
+
+
+def _time_stages(dataset: AudioDataset, indices: Sequence[int], batch: int) -> tuple[dict[str, float], int]:
+    features = dataset.features
+    crop = Crop(features.samples_for(dataset.target_length), position=0.5)
+    seconds = {"decode": 0.0, "features": 0.0, "collate": 0.0}
+    clips = 0
+    with tqdm(total=len(indices), desc="stages of one worker", unit="clip") as progress:
+        for first in range(0, len(indices), batch):
+            chosen = indices[first : first + batch]
+            start = time.perf_counter()
+            read = [_decode(dataset, index, crop) for index in chosen]
+            waveforms = [waveform for waveform in read if waveform is not None]
+            decoded = time.perf_counter()
+            items: list[dict[str, Any] | None] = [
+                {
+                    "id": 0,
+                    "source": normalize(
+                        fit_length(features(waveform), dataset.target_length), dataset.mean, dataset.std
+                    ),
+                    "length": dataset.target_length,
+                    "seed": 0,
+                }
+                for waveform in waveforms
+            ]
+            computed = time.perf_counter()
+            dataset.collate(items)
+            collated = time.perf_counter()
+            seconds["decode"] += decoded - start
+            seconds["features"] += computed - decoded
+            seconds["collate"] += collated - computed
+            clips += len(waveforms)
+            progress.update(len(chosen))
+    return seconds, clips
+
+
+def _decode(dataset: AudioDataset, index: int, crop: Crop) -> Tensor | None:
+    try:
+        return load_clip(dataset.manifest[index], dataset.features.sample_rate, crop)
+    except AudioError:
+        return None

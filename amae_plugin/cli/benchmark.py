@@ -1,0 +1,217 @@
+"""``amae benchmark``: how fast a recipe's model trains here, or how fast a manifest's clips become batches."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from amae_plugin.benchmark.data_path import measure_loader, measure_stages
+from amae_plugin.benchmark.step import PRECISIONS, StepSpec, alone, count_flops, measure_step
+from amae_plugin.benchmark.systems import TEXTBOOK, system_of
+from amae_plugin.data.dataset import AudioDataset
+from amae_plugin.data.manifest import Manifest
+from amae_plugin.errors import UserError
+
+_DESCRIPTION = """
+Without --data: one optimizer step (forward, loss, backward, AdamW) of a recipe's model on random input, each precision
+in a process of its own. With --data: clips per second of the data path.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``benchmark``."""
+    parser = subparsers.add_parser(
+        "benchmark", help="speed of a recipe's training step, or of the data path", description=_DESCRIPTION
+    )
+    parser.add_argument("--batch", type=_positive, default=16, help="clips of a step or a batch (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
+
+    step = parser.add_argument_group("training step")
+    step.add_argument(
+        "--recipe", default="pretrain_audio_mae_base", help="name in --config-dir, or a file (%(default)s)"
+    )
+    step.add_argument("--config-dir", type=Path, default=Path("config"), metavar="DIR", help="recipes (%(default)s)")
+    step.add_argument("--threads", type=_positive, default=2, help="CPU threads (%(default)s)")
+    step.add_argument("--steps", type=_positive, default=5, help="timed steps, after a warm-up (%(default)s)")
+    step.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (%(default)s)")
+    step.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="(%(default)s)")
+    step.add_argument(
+        "--reference", action="store_true", help="also a plain PyTorch model of the same sizes in fp32, as a yardstick"
+    )
+    step.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. model.decoder=hybrid"
+    )
+
+    data = parser.add_argument_group("data path")
+    data.add_argument("--data", type=Path, metavar="MANIFEST", help="measure the data path with these clips")
+    data.add_argument("--workers", type=_natural, default=os.cpu_count(), help="of the data loader (%(default)s)")
+    data.add_argument("--clips", type=_positive, default=500, help="clips drawn at random (%(default)s)")
+    data.add_argument("--target-length", type=_positive, default=1024, help="frames of a clip (%(default)s)")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    figures = _measure_training(args) if args.data is None else _measure_data(args)
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+def _measure_training(args: argparse.Namespace) -> dict[str, Any]:
+    settings = model_settings(args.recipe, args.config_dir, args.set)
+    system_of(settings)
+    device = _device(args.device)
+
+    def spec(precision: str, settings: dict[str, Any] = settings) -> StepSpec:
+        return StepSpec(settings, precision, args.batch, args.threads, args.steps, args.device)
+
+    reference = None
+    if args.reference:
+        reference = alone(measure_step, spec("fp32", {**settings, "_name": TEXTBOOK, "compile": False}))
+    precisions: dict[str, dict[str, Any]] = {p: alone(measure_step, spec(p)) for p in dict.fromkeys(args.precision)}
+    print("counting the arithmetic of a step", file=sys.stderr)
+    flops = count_flops(spec("fp32"))
+    for figures in precisions.values():
+        figures["flops_share"] = flops / figures["seconds"] / figures["matrix_flops_per_second"]
+        if figures["mask_seconds"] is not None:
+            figures["mask_share"] = figures["mask_seconds"] / figures["seconds"]
+        if reference is not None:
+            figures["time_ratio"] = figures["seconds"] / reference["seconds"]
+            figures["cpu_time_ratio"] = figures["cpu_seconds"] / reference["cpu_seconds"]
+            figures["memory_ratio"] = figures["peak_bytes"] / reference["peak_bytes"]
+    result = {
+        "recipe": args.recipe,
+        "settings": settings,
+        "device": device,
+        "batch": args.batch,
+        "threads": args.threads,
+        "steps": args.steps,
+        "flops": flops,
+        "precisions": precisions,
+        "reference": reference,
+    }
+    _print_training(result)
+    return result
+
+
+def _print_training(result: dict[str, Any]) -> None:
+    print(f"{result['recipe']} on {result['device']}, batch {result['batch']}, {result['threads']} CPU threads")
+    print(f"one step is {result['flops'] / 1e9:,.4g} GFLOP of matrix products")
+    rows = dict(result["precisions"])
+    if result["reference"]:
+        rows = {"textbook fp32": result["reference"], **rows}
+    for name, row in rows.items():
+        parts = [
+            f"{row['seconds']:.4g} s a step",
+            f"{row['clips_per_second']:.4g} clips/s",
+            f"{row['peak_bytes'] / 2**30:.3g} GiB peak",
+        ]
+        if "flops_share" in row:
+            rate = row["matrix_flops_per_second"] / 1e9
+            parts.append(f"{row['flops_share']:.0%} of the {rate:,.4g} GFLOP/s of a large matrix product")
+        if "mask_share" in row:
+            parts.append(f"masks {row['mask_share']:.2%} of the time")
+        if "time_ratio" in row:
+            parts.append(f"{row['time_ratio']:.2f} of the textbook's time, {row['memory_ratio']:.2f} of its memory")
+        print(f"{name}: {', '.join(parts)}")
+
+
+def model_settings(recipe: str, config_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The model section of a recipe with its interpolations resolved, and with the sizes that the task gives it.
+
+    Raises:
+        UserError: there is no such recipe, or it or an override cannot be read.
+    """
+    # Hydra puts a recipe's files together; only this command and the trainer need it.
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    path = Path(recipe)
+    if path.suffix != ".yaml":
+        path = config_dir / f"{recipe}.yaml"
+    if not path.is_file():
+        there_are = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
+        raise UserError(f"no recipe {path}; in {path.parent} there are: {there_are} (--config-dir says where they are)")
+    try:
+        with initialize_config_dir(str(path.parent.absolute()), version_base="1.2"):
+            config = compose(path.stem, overrides=list(overrides))
+        settings = OmegaConf.to_container(config.model, resolve=True)
+        assert isinstance(settings, dict)
+        sizes = {"input_length": config.task.target_length, "num_mel_bins": config.task.num_mel_bins}
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"{path}: {error}") from None
+    return {**sizes, **{str(name): value for name, value in settings.items()}}
+
+
+def _measure_data(args: argparse.Namespace) -> dict[str, Any]:
+    manifest = Manifest.read(args.data)
+    if not len(manifest):
+        raise UserError(f"{args.data}: holds no clips")
+    dataset = AudioDataset(
+        manifest,
+        target_length=args.target_length,
+        mean=0.0,
+        std=0.5,
+        on_bad_audio="skip",
+        max_bad_audio=len(manifest) + 2 * args.clips,
+    )
+    clips = min(args.clips, len(manifest))
+    indices = np.sort(np.random.default_rng(1).choice(len(manifest), clips, replace=False)).tolist()
+    # The loader first: it reads every file twice, so that the stages find them in memory as its timed pass does.
+    loader = measure_loader(dataset, indices, args.batch, args.workers)
+    stages = measure_stages(dataset, indices, args.batch)
+    figures = {
+        "manifest": str(args.data),
+        "clips": clips,
+        "target_length": args.target_length,
+        "batch": args.batch,
+        "workers": args.workers,
+        "clips_per_second_per_worker": stages,
+        "loader_clips_per_second": loader,
+    }
+    print(f"{clips} clips, {stages['skipped']} unreadable; clips per second of one worker, files cached:")
+    print(", ".join(f"{stage} {stages[stage]:,.4g}" for stage in ("decode", "features", "collate", "together")))
+    print(f"data loader with {args.workers} workers: {loader:,.4g} clips per second")
+    return figures
+
+
+def _device(name: str) -> str:
+    """A device in words.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: must be cpu, cuda or cuda:N") from None
+    if device.type == "cpu":
+        return f"CPU ({torch.backends.cpu.get_cpu_capability()})"
+    if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: PyTorch finds {torch.cuda.device_count()} CUDA devices")
+    return torch.cuda.get_device_name(device)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
+    return number
+
+
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {number}")
+    return number

@@ -1,0 +1,179 @@
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from amae_plugin.benchmark.step import StepSpec, count_flops
+from amae_plugin.benchmark.systems import TEXTBOOK
+from amae_plugin.cli.benchmark import model_settings
+from amae_plugin.cli.main import main
+
+TASK = """
+defaults:
+  - _self_
+  - model: tiny
+task: {_name: amae_pretraining, data: "???", target_length: 64, num_mel_bins: 32}
+optimization: {lr: ["${not.known:1}"]}
+"""
+MODEL = """
+_name: amae_audio_mae
+patch_size: [8, 8]
+embed_dim: 24
+depth: 1
+num_heads: 3
+decoder: global
+decoder_embed_dim: 16
+decoder_depth: 1
+decoder_num_heads: 2
+mask_ratio: 0.75
+compile: false
+"""
+
+
+@pytest.fixture(scope="module")
+def config_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("config")
+    (folder / "model").mkdir()
+    (folder / "tiny_recipe.yaml").write_text(TASK)
+    (folder / "model" / "tiny.yaml").write_text(MODEL)
+    (folder / "broken.yaml").write_text("task: {")
+    (folder / "other.yaml").write_text(TASK.replace("model: tiny", "model: other"))
+    (folder / "model" / "other.yaml").write_text("_name: wav2vec2\n")
+    return folder
+
+
+def block_flops(tokens, dim, seen, mlp_ratio=4):
+    """Forward pass of a transformer block whose tokens each attend to ``seen`` others."""
+    return 2 * tokens * (4 + 2 * mlp_ratio) * dim**2 + 2 * (2 * tokens * seen * dim)
+
+
+def spec(settings, batch):
+    return StepSpec(settings, "fp32", batch, threads=2, steps=1, device="cpu")
+
+
+def test_a_step_is_measured_in_each_precision_beside_the_reference(config_dir, tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    recipe = ["--recipe", "tiny_recipe", "--config-dir", str(config_dir)]
+    assert main(["benchmark", *recipe, "--batch", "3", "--steps", "2", "--reference", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text())
+    assert (figures["batch"], figures["threads"], figures["steps"]) == (3, 2, 2)
+    assert figures["flops"] == count_flops(spec(figures["settings"], 3))
+    assert list(figures["precisions"]) == ["fp32", "bf16"]
+    for row in (*figures["precisions"].values(), figures["reference"]):
+        assert row["clips_per_second"] == pytest.approx(3 / row["seconds"])
+        assert row["peak_bytes"] > 50e6  # PyTorch alone
+        assert row["warm_up_seconds"] > 0
+        assert row["matrix_flops_per_second"] > 1e8
+    for row in figures["precisions"].values():
+        assert row["time_ratio"] == pytest.approx(row["seconds"] / figures["reference"]["seconds"])
+        assert row["memory_ratio"] == pytest.approx(row["peak_bytes"] / figures["reference"]["peak_bytes"])
+        assert row["flops_share"] == pytest.approx(figures["flops"] / row["seconds"] / row["matrix_flops_per_second"])
+        assert 0 < row["mask_share"] < 1
+    output = capsys.readouterr().out
+    assert [line.split(":")[0] for line in output.splitlines()[2:]] == ["textbook fp32", "fp32", "bf16"]
+
+
+def test_flops_of_a_global_decoder_are_those_computed_by_hand(config_dir):
+    settings = model_settings("tiny_recipe", config_dir)
+    visible, tokens, values = 8, 32, 64
+    with_input_gradient = (
+        block_flops(1 + visible, 24, 1 + visible)
+        + 2 * (1 + visible) * 24 * 16
+        + block_flops(1 + tokens, 16, 1 + tokens)
+        + 2 * tokens * 16 * values
+    )
+    embedding = 2 * visible * values * 24  # the spectrogram needs no gradient
+    assert count_flops(spec(settings, 5)) == 5 * (3 * with_input_gradient + 2 * embedding)
+
+
+def test_flops_of_windows_count_their_biases_once_a_batch(config_dir):
+    settings = model_settings("tiny_recipe", config_dir, ["model.decoder=shifted"])
+    visible, tokens, values, window = 8, 32, 64, 16
+    with_input_gradient = (
+        block_flops(1 + visible, 24, 1 + visible)
+        + 2 * (1 + visible) * 24 * 16
+        + block_flops(tokens, 16, window)
+        + 2 * tokens * 16 * values
+    )
+    biases = 3 * 2 * window**2 * 384 * 2 + 2 * 2 * window**2 * 2 * 384
+    once = count_flops(spec(settings, 1))
+    assert once == 3 * with_input_gradient + 2 * (2 * visible * values * 24) + biases
+    assert count_flops(spec(settings, 5)) == 5 * (once - biases) + biases
+
+
+def test_flops_of_the_textbook_model(config_dir):
+    settings = {**model_settings("tiny_recipe", config_dir), "_name": TEXTBOOK}
+    visible, tokens, values = 8, 32, 64
+    with_input_gradient = (
+        block_flops(1 + visible, 24, 1 + visible)
+        + 2 * visible * 24 * 16
+        + block_flops(tokens, 16, tokens)
+        + 2 * tokens * 16 * values
+    )
+    assert count_flops(spec(settings, 2)) == 2 * (3 * with_input_gradient + 2 * (2 * visible * values * 24))
+
+
+def test_settings_are_the_recipes_with_sizes_of_its_task_and_changes(config_dir):
+    settings = model_settings("tiny_recipe", config_dir, ["model.depth=3", "task.target_length=128"])
+    assert (settings["input_length"], settings["num_mel_bins"], settings["depth"]) == (128, 32, 3)
+    assert settings["patch_size"] == [8, 8]
+    assert model_settings(str(config_dir / "tiny_recipe.yaml"), config_dir / "elsewhere")["depth"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "none"], "there are: broken, other, tiny_recipe"),
+        (["--recipe", "broken"], "broken.yaml: "),
+        (["--recipe", "other"], "model._name=wav2vec2 is not a model that can be measured; there are: amae_audio_mae"),
+        (["--recipe", "tiny_recipe", "--set", "model.no_such=3"], "no_such"),
+        (["--recipe", "tiny_recipe", "--device", "toaster"], "must be cpu, cuda or cuda:N"),
+        (["--recipe", "tiny_recipe", "--device", "cuda:99"], "PyTorch finds"),
+    ],
+)
+def test_what_cannot_be_measured_is_a_message(config_dir, capsys, arguments, message):
+    assert main(["benchmark", "--config-dir", str(config_dir), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(0)
+    lines = ["."]
+    for index in range(9):
+        soundfile.write(folder / f"{index}.flac", rng.normal(0, 0.1, 8_000 + 1_000 * index), 16_000)
+        lines.append(f"{index}.flac\t{8_000 + 1_000 * index}")
+    (folder / "broken.flac").write_bytes(b"fLaC" + bytes(100))
+    lines.append("broken.flac\t8000")
+    (folder / "train.tsv").write_text("\n".join(lines) + "\n")
+    return folder / "train.tsv"
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_the_data_path_is_measured_stage_by_stage(manifest, tmp_path, capsys, workers):
+    path, threads = tmp_path / "figures.json", torch.get_num_threads()
+    arguments = ["--data", str(manifest), "--workers", workers, "--target-length", "64", "--batch", "4"]
+    assert main(["benchmark", *arguments, "--json", str(path)]) == 0
+    figures = json.loads(path.read_text())
+    assert (figures["clips"], figures["workers"], figures["target_length"]) == (10, int(workers), 64)
+    stages = figures["clips_per_second_per_worker"]
+    assert stages["skipped"] == 1
+    inverse = sum(1 / stages[stage] for stage in ("decode", "features", "collate"))
+    assert stages["together"] == pytest.approx(1 / inverse)
+    assert figures["loader_clips_per_second"] > 0
+    assert torch.get_num_threads() == threads
+    output, _ = capsys.readouterr()
+    assert "10 clips, 1 unreadable" in output
+    assert f"data loader with {workers} workers" in output
+
+
+def test_a_manifest_of_nothing_readable_is_a_message(tmp_path, capsys):
+    (tmp_path / "train.tsv").write_text(".\nmissing.wav\t100\n")
+    assert main(["benchmark", "--data", str(tmp_path / "train.tsv"), "--workers", "0"]) == 2
+    assert "none of the 1 clips drawn can be decoded" in capsys.readouterr().err
+    (tmp_path / "train.tsv").write_text(".\n")
+    assert main(["benchmark", "--data", str(tmp_path / "train.tsv")]) == 2
+    assert "holds no clips" in capsys.readouterr().err
