@@ -46,7 +46,7 @@ class AmaeAdamW(FairseqOptimizer):
                 for (lr_scale, weight_decay_scale), group in groups.items()
             ],
             lr=self._lr,
-            betas=tuple(cfg.betas),
+            betas=(cfg.betas[0], cfg.betas[1]),
             eps=cfg.eps,
             fused=True,
         )
@@ -77,4 +77,6 @@ def exempt_from_decay(model: nn.Module) -> None:
     """Give biases, norms and other vectors no weight decay, as all recipes of this package have it."""
     for name, parameter in model.named_parameters():
         if parameter.ndim <= 1 or name.endswith(".bias"):
-            parameter.optim_overrides = {"optimizer": {"weight_decay_scale": 0.0}}
+            parameter.optim_overrides = {  # type: ignore[attr-defined]
+                "optimizer": {"weight_decay_scale": 0.0}
+            }

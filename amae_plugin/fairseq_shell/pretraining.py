@@ -75,11 +75,19 @@ class AmaePretraining(FairseqTask):
         if unknown:
             raise UserError(f"task.augmentations: no {', '.join(unknown)}; there are {', '.join(AUGMENTATIONS)}")
         self.data = user_path(cfg.data)
+        if not self.data.is_dir():
+            raise UserError(f"task.data={cfg.data}: there is no folder {self.data}; amae manifest makes one")
         self.stopwatch = Stopwatch()
         self._writer: Optional[SummaryWriter] = None
-        make_copies_atomic()
-        if distributed_utils.get_global_rank() == 0:
-            remove_partial_files(cfg.save_dir)
+
+    @classmethod
+    def setup_task(cls, cfg: AmaePretrainingConfig, from_checkpoint: bool = False) -> "AmaePretraining":
+        """Build the task; unless a checkpoint is only being read, make the run's own checkpoints safe from a kill."""
+        if not from_checkpoint:
+            make_copies_atomic()
+            if distributed_utils.get_global_rank() == 0:
+                remove_partial_files(cfg.save_dir)
+        return cls(cfg)
 
     @property
     def source_dictionary(self) -> None:

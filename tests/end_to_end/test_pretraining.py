@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import BIN, CONFIG_DIR, MICRO, Run, command, environment, train
+from tensorboardX.proto import event_pb2
+
+
+def tensorboard_tags(folder: Path) -> dict[str, bytes]:
+    """Tags in a folder of TensorBoard events; of pictures the last one's bytes."""
+    tags = {}
+    for path in folder.glob("events.*"):
+        data, position = path.read_bytes(), 0
+        while position < len(data):
+            length = int.from_bytes(data[position : position + 8], "little")
+            event = event_pb2.Event.FromString(data[position + 12 : position + 12 + length])
+            position += length + 16
+            tags.update({value.tag: value.image.encoded_image_string for value in event.summary.value})
+    return tags
+
+
+def test_loss_falls_and_everything_is_logged(corpus: Path, tmp_path: Path) -> None:
+    # The manifests are named relative to where the command is typed, which is not where the configs are.
+    shutil.copytree(corpus, tmp_path / "my manifests")
+    run = train(
+        Path("run"),
+        "task.data=my manifests",
+        "optimization.max_update=40",
+        "task.picture_interval=20",
+        "checkpoint.save_interval_updates=20",
+        "dataset.validate_interval_updates=20",
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.output
+    losses = [float(loss) for loss in run.losses().values()]
+    assert len(losses) == 40
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    assert {"loss", "lr", "gnorm", "clips_per_second", "data_wait", "ups"} <= set(run.logged("train_inner")[-1])
+    assert float(run.logged("valid")[-1]["valid_loss"]) < float(run.logged("valid")[0]["valid_loss"])
+
+    folder = tmp_path / "run"
+    assert {"loss", "lr", "gnorm", "clips_per_second", "data_wait"} <= set(
+        tensorboard_tags(folder / "tensorboard" / "train_inner")
+    )
+    picture = tensorboard_tags(folder / "tensorboard" / "pictures")["reconstruction"]
+    assert picture.startswith(b"\x89PNG")
+    names = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert {"checkpoint_last.pt", "checkpoint_best.pt"} <= names
+    assert not [name for name in names if name.endswith(".tmp")]
+
+
+def test_checkpoint_loads_by_fairseq_and_computes_the_same(corpus: Path, tmp_path: Path) -> None:
+    run = train(tmp_path, f"task.data={corpus}", "optimization.max_update=3")
+    assert run.returncode == 0, run.output
+    script = (
+        "import sys, torch, amae_plugin\n"
+        "from fairseq.checkpoint_utils import load_model_ensemble_and_task\n"
+        "from amae_plugin.models.audio_mae import AudioMAE\n"
+        "models, cfg, task = load_model_ensemble_and_task([sys.argv[1]])\n"
+        "model = models[0].eval()\n"
+        "plain = AudioMAE(model.config).eval()\n"
+        "plain.load_state_dict(model.state_dict())\n"
+        "source = torch.randn(2, 128, 128)\n"
+        "assert torch.equal(model(source, seed=torch.arange(2))['prediction'],"
+        " plain(source, seed=torch.arange(2))['prediction'])\n"
+        "assert cfg.task.mean == -6.845978\n"
+        "print('equal')\n"
+    )
+    path = str(tmp_path / "checkpoints" / "checkpoint_last.pt")
+    done = subprocess.run(
+        [str(BIN / "python"), "-c", script, path],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.stdout.endswith("equal\n"), done.stderr
+
+
+def test_killed_run_continues_as_if_it_had_not_been_killed(corpus: Path, tmp_path: Path) -> None:
+    overrides = [
+        f"task.data={corpus}",
+        "optimization.max_update=24",
+        "checkpoint.save_interval_updates=7",
+        "dataset.validate_interval_updates=7",
+        "dataset.num_workers=2",
+    ]
+    whole = train(tmp_path / "whole", *overrides)
+    assert whole.returncode == 0, whole.output
+
+    log = tmp_path / "killed.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command("pretrain_audio_mae_tiny", tmp_path / "killed", overrides),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment(),
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 300
+        while '"num_updates": "10"' not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    killed = Run(tmp_path / "killed", log.read_text(), process.returncode)
+    assert killed.returncode == -signal.SIGKILL, killed.output
+    assert 10 <= max(killed.losses()) < 24
+    for path in (tmp_path / "killed" / "checkpoints").glob("*.pt"):
+        torch.load(path, weights_only=False)
+
+    # Another number of workers, too: it must not matter.
+    resumed = train(tmp_path / "killed", *overrides, "dataset.num_workers=1")
+    assert resumed.returncode == 0, resumed.output
+    assert 8 <= min(resumed.losses()) <= max(killed.losses()) + 1
+    for name in ("loss", "gnorm", "lr"):
+        expected = {entry["num_updates"]: entry[name] for entry in whole.logged("train_inner")}
+        for entry in (*killed.logged("train_inner"), *resumed.logged("train_inner")):
+            assert entry[name] == expected[entry["num_updates"]]
+    validations = {entry["valid_num_updates"]: entry["valid_loss"] for entry in whole.logged("valid")}
+    for entry in resumed.logged("valid"):
+        assert entry["valid_loss"] == validations[entry["valid_num_updates"]]
+
+
+def train_on_two_ranks(folder: Path, *overrides: str) -> Run:
+    """Train with two processes that exchange gradients by gloo; the output is rank 0's."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    settings = [
+        f"distributed_init_method=tcp://localhost:{port}",
+        "distributed_backend=gloo",
+        "distributed_world_size=2",
+        "distributed_no_spawn=true",
+    ]
+    processes = [
+        subprocess.Popen(
+            command("pretrain_audio_mae_tiny", folder, overrides)
+            + [f"distributed_training.{setting}" for setting in (*settings, f"distributed_rank={rank}")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment(),
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    return Run(folder, outputs[0], max(abs(process.returncode) for process in processes))
+
+
+def test_global_batch_does_not_depend_on_how_it_is_cut(corpus: Path, tmp_path: Path) -> None:
+    overrides = [f"task.data={corpus}", "optimization.max_update=8"]
+    at_once = train(tmp_path / "at_once", *overrides)
+    accumulated = train(tmp_path / "accumulated", *overrides, "dataset.batch_size=4")
+    on_two = train_on_two_ranks(tmp_path / "on_two", *overrides, "dataset.batch_size=4")
+    for run in (at_once, accumulated, on_two):
+        assert run.returncode == 0, run.output
+    expected = {update: float(loss) for update, loss in at_once.losses().items()}
+    for run in (accumulated, on_two):
+        assert {update: float(loss) for update, loss in run.losses().items()} == pytest.approx(expected, rel=1e-4)
+
+
+def test_clip_that_cannot_be_decoded_stops_training_or_is_counted(corpus: Path, tmp_path: Path) -> None:
+    root = tmp_path / "audio"
+    root.mkdir()
+    lines = (corpus / "train.tsv").read_text().splitlines()
+    broken = root / "broken.wav"
+    broken.write_bytes(b"RIFF" + b"\0" * 100)
+    entries = [f"{lines[0]}/{line}" for line in lines[1:]]
+    (tmp_path / "train.tsv").write_text("\n".join(["/", *entries, f"{broken}\t16000"]) + "\n")
+    shutil.copy(corpus / "valid.tsv", tmp_path / "valid.tsv")
+    overrides = [f"task.data={tmp_path}", "optimization.max_epoch=1", "optimization.max_update=0"]
+    overrides += ["lr_scheduler.lr_period_updates=100"]
+
+    stopped = train(tmp_path / "stopped", *overrides)
+    assert stopped.returncode != 0
+    assert str(broken) in stopped.output
+
+    skipped = train(tmp_path / "skipped", *overrides, "task.on_bad_audio=skip")
+    assert skipped.returncode == 0, skipped.output
+    assert "skipped clip 1" in skipped.output
+    assert str(broken) in skipped.output
+
+
+def test_padding_can_be_left_out_of_the_loss(corpus: Path, tmp_path: Path) -> None:
+    overrides = [f"task.data={corpus}", "optimization.max_update=4", "task.augmentations=[]"]
+    scored = train(tmp_path / "scored", *overrides, "task.score_padding=true")
+    left_out = train(tmp_path / "left_out", *overrides, "task.score_padding=false")
+    assert scored.returncode == left_out.returncode == 0, scored.output + left_out.output
+    assert scored.losses() != left_out.losses()
+
+
+@pytest.mark.parametrize("override", ["model.bf16=true", "model.decoder=global", "model.masking=time_frequency"])
+def test_choices_of_the_recipe_train(corpus: Path, tmp_path: Path, override: str) -> None:
+    run = train(tmp_path, f"task.data={corpus}", "optimization.max_update=20", override)
+    assert run.returncode == 0, run.output
+    losses = [float(loss) for loss in run.losses().values()]
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task.data=nowhere"], "task.data=nowhere: there is no folder"),
+        (["task.augmentations=[shuffle]"], "task.augmentations: no shuffle"),
+        (["dataset.batch_size=3"], "task.clips_per_update=8 is not a multiple of dataset.batch_size=3"),
+    ],
+)
+def test_wrong_settings_say_what_to_mend(corpus: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
+    run = train(tmp_path, f"task.data={corpus}", *overrides)
+    assert run.returncode != 0
+    assert message in run.output
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in CONFIG_DIR.glob("*.yaml")))
+def test_every_recipe_builds_with_only_the_data_path_filled_in(recipe: str, corpus: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from fairseq.dataclass.initialize import hydra_init\n"
+        "import fairseq_cli.hydra_train as cli\n"
+        "def build(cfg, **kwargs):\n"
+        "    from fairseq import tasks, utils\n"
+        "    from fairseq.dataclass.initialize import add_defaults\n"
+        "    utils.import_user_module(cfg.common)\n"
+        "    add_defaults(cfg)\n"
+        "    task = tasks.setup_task(cfg.task)\n"
+        "    model = task.build_model(cfg.model)\n"
+        "    task.build_criterion(cfg.criterion)\n"
+        "    print('parameters', sum(p.numel() for p in model.parameters()), 'lr', cfg.optimization.lr)\n"
+        "cli.pre_main = build\n"
+        "cli.cli_main()\n"
+    )
+    arguments = ["--config-dir", str(CONFIG_DIR), "--config-name", recipe, f"task.data={corpus}"]
+    done = subprocess.run(
+        [str(BIN / "python"), "-c", script, *arguments, f"hydra.run.dir={tmp_path}"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=tmp_path,
+        check=False,
+    )
+    assert "parameters" in done.stdout, done.stdout + done.stderr
+
+
+def test_micro_overrides_exist_in_the_recipe() -> None:
+    # Hydra would refuse an override of a key that the recipe does not have; the list must stay a list of plain ones.
+    assert all("=" in override and not override.startswith("+") for override in MICRO)
