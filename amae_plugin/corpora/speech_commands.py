@@ -95,7 +95,11 @@ def build(
         return write_corpus(out, root, splits, classes, warnings, workers)
 
     warnings += compare_counts(_count(words), _PUBLISHED_V1, "clips of all words")
-    splits = {split: _twelve(root, split, part, other_words, seed) for split, part in words.items()}
+    splits = {
+        split: _twelve(root, split, part, other_words, seed)
+        for split, part in words.items()
+        if split != "test" or test_root is None
+    }
     if test_root is None:
         warnings.append(
             "test: made from testing_list.txt by the publisher's rules; published results are on the separate test "
