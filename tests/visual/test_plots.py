@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import io
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from matplotlib.figure import Figure
+
+from amae_plugin.data.dataset import AudioDataset
+from amae_plugin.data.features import LogMel, fit_length, normalize
+from amae_plugin.data.manifest import Manifest
+from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
+from amae_plugin.visual import draw_clips, plot_loss, plot_reconstructions
+
+MEAN, STD = -6.0, 4.0
+PATCH = (16, 16)
+ONE_GRID = 1.295  # seconds, 128 frames
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """(height, width, 4) as saved."""
+    with io.BytesIO() as file:
+        figure.savefig(file, format="raw", dpi=figure.dpi)
+        width, height = (round(side) for side in figure.canvas.get_width_height())
+        return np.frombuffer(file.getvalue(), np.uint8).reshape(height, width, 4)
+
+
+def tone(hz: float, seconds: float, amplitude: float = 0.5) -> torch.Tensor:
+    return amplitude * torch.sin(2 * math.pi * hz * torch.arange(int(16_000 * seconds)) / 16_000)
+
+
+def clip(hz: float, frames: int = 128) -> torch.Tensor:
+    return normalize(fit_length(LogMel()(tone(hz, ONE_GRID)), frames), MEAN, STD)
+
+
+def half_hidden(clips: int, patches: int) -> torch.Tensor:
+    return (torch.arange(patches) % 2 == 0).expand(clips, -1)
+
+
+def plotted(figure: Figure, row: int, column: int) -> np.ma.MaskedArray:
+    """(frames, bands) in decibels."""
+    return figure.axes[3 * row + column].images[0].get_array().T
+
+
+@pytest.fixture
+def figure() -> Figure:
+    source = torch.stack([clip(300), clip(3000)])
+    return plot_reconstructions(
+        source, half_hidden(2, 64), source + 0.1, patch_size=PATCH, mean=MEAN, std=STD, lengths=[128, 90], names="ab"
+    )
+
+
+def test_values_are_decibels_below_the_loudest(figure: Figure) -> None:
+    for row, hz in enumerate((300, 3000)):
+        log_mel = LogMel()(tone(hz, ONE_GRID))[: (128, 90)[row]].numpy()
+        power = np.exp(log_mel.astype(np.float64))
+        np.testing.assert_allclose(plotted(figure, row, 0), 10 * np.log10(power / power.max()), atol=1e-3)
+    # 0.1 of the normalised values are 0.1 * 2 std nepers of power.
+    louder = plotted(figure, 0, 2) - plotted(figure, 0, 0)
+    np.testing.assert_allclose(louder, 0.1 * 2 * STD * 10 / math.log(10), atol=1e-3)
+
+
+def test_hidden_patches_are_blank_and_the_others_are_not(figure: Figure) -> None:
+    masked = np.ma.getmaskarray(plotted(figure, 0, 1))
+    assert masked[:16, :16].all() and not masked[:16, 16:32].any()
+    assert masked.mean() == 0.5
+    assert not np.ma.getmaskarray(plotted(figure, 0, 0)).any()
+    assert not np.ma.getmaskarray(plotted(figure, 0, 2)).any()
+
+
+def test_hidden_patches_have_a_colour_that_no_value_has(figure: Figure) -> None:
+    image = figure.axes[1].images[0]
+    hidden = image.cmap.get_bad()[:3]
+    values = image.cmap(np.linspace(0, 1, 256))[:, :3]
+    assert np.abs(values - hidden).sum(axis=1).min() > 0.2
+
+
+def test_padding_is_not_drawn(figure: Figure) -> None:
+    assert plotted(figure, 0, 0).shape == (128, 128)
+    assert plotted(figure, 1, 2).shape == (90, 128)
+
+
+def test_columns_of_a_row_share_their_colours(figure: Figure) -> None:
+    limits = {axes.images[0].get_clim() for axes in figure.axes[:6]}
+    assert len(limits) == 1
+
+
+@pytest.mark.parametrize("hz", [250, 500, 1000, 2000, 4000])
+def test_a_tone_lies_at_its_tick(hz: int) -> None:
+    source = clip(hz)[None]
+    figure = plot_reconstructions(source, half_hidden(1, 64), source, patch_size=PATCH, mean=MEAN, std=STD)
+    axes = figure.axes[0]
+    ticks = {text.get_text(): position for text, position in zip(axes.get_yticklabels(), axes.get_yticks())}
+    loudest = plotted(figure, 0, 0)[60].argmax()
+    assert abs(loudest + 0.5 - ticks[f"{hz / 1000:g}"]) <= 1
+
+
+@pytest.mark.parametrize(("frames", "last"), [(128, "1.2"), (512, "5"), (1024, "10")])
+def test_time_axis_is_in_seconds(frames: int, last: str) -> None:
+    source = clip(500, frames)[None]
+    figure = plot_reconstructions(source, half_hidden(1, frames // 2), source, patch_size=PATCH, mean=MEAN, std=STD)
+    axes = figure.axes[0]
+    seconds = [float(text.get_text()) for text in axes.get_xticklabels()]
+    np.testing.assert_allclose(np.array(seconds) * 100, axes.get_xticks())
+    assert 3 <= len(seconds) <= 7 and seconds[-1] >= 0.75 * float(last)
+
+
+def test_shapes_that_do_not_agree_are_named() -> None:
+    source = clip(500)[None]
+    with pytest.raises(ValueError, match=r"masks \(1, 60\)"):
+        plot_reconstructions(source, half_hidden(1, 60), source, patch_size=PATCH, mean=MEAN, std=STD)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> AudioDataset:
+    lines = [str(tmp_path)]
+    for hz in (300, 1000, 3000):
+        soundfile.write(tmp_path / f"{hz}.wav", tone(hz, 1.0).numpy(), 16_000)
+        lines.append(f"{hz}.wav\t16000")
+    (tmp_path / "valid.tsv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "300.wav").write_bytes(b"no audio")
+    return AudioDataset(
+        Manifest.read(tmp_path / "valid.tsv"), target_length=128, mean=MEAN, std=STD, on_bad_audio="skip"
+    )
+
+
+@pytest.fixture
+def model() -> AudioMAE:
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 32, "depth": 1, "num_heads": 2, "decoder_embed_dim": 32, "decoder_num_heads": 2}
+    return AudioMAE(AudioMAEConfig(input_length=128, decoder_depth=1, **sizes))
+
+
+def test_clips_of_a_data_set(model: AudioMAE, dataset: AudioDataset) -> None:
+    model.train()
+    state = torch.get_rng_state()
+    figure = draw_clips(model, dataset, [0, 1, 2], title="three, of which one is broken")
+    assert model.training and torch.equal(torch.get_rng_state(), state)
+    assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["1000.wav", "3000.wav"]
+    assert np.ma.getmaskarray(plotted(figure, 0, 1))[:96].mean() == pytest.approx(0.8, abs=0.1)
+    visible = ~np.ma.getmaskarray(plotted(figure, 1, 1))
+    np.testing.assert_allclose(plotted(figure, 1, 2)[visible], plotted(figure, 1, 0)[visible], atol=1e-3)
+    np.testing.assert_array_equal(
+        pixels(figure), pixels(draw_clips(model, dataset, [1, 2], title=figure.get_suptitle()))
+    )
+
+
+def test_no_readable_clip_is_an_error(model: AudioMAE, dataset: AudioDataset) -> None:
+    with pytest.raises(ValueError, match=r"valid\.tsv"):
+        draw_clips(model, dataset, [0])
+
+
+def test_losses_over_updates() -> None:
+    training = [(u, 1.0 / u) for u in range(1, 1000)]
+    figure = plot_loss({"training": training, "validation": [(500, 0.01), (999, math.nan)]}, title="falls")
+    (axes,) = figure.axes
+    assert axes.get_yscale() == "log"
+    lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+    np.testing.assert_array_equal(lines["training (last 0.001)"], training)
+    np.testing.assert_array_equal(lines["validation (last 0.01)"], [(500, 0.01)])
+
+
+@pytest.mark.parametrize("losses", [(1.0, 0.9), (1.0, 0.3), (500.0, 0.01)])
+def test_loss_axis_has_labels_whatever_it_spans(losses: tuple[float, float]) -> None:
+    figure = plot_loss({"training": list(enumerate(losses))})
+    pixels(figure)  # places the ticks
+    low, high = figure.axes[0].get_ylim()
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    inside = [text for text, at in zip(labels, figure.axes[0].get_yticks()) if low <= at <= high and text]
+    assert len(inside) >= 3
+
+
+def test_no_losses_are_an_error() -> None:
+    with pytest.raises(ValueError, match="no loss"):
+        plot_loss({"training": [], "validation": [(1, math.inf)]})
+
+
+def test_nothing_global_of_matplotlib_is_touched() -> None:
+    code = (
+        "import sys, matplotlib, amae_plugin.visual as v;"
+        "v.plot_loss({'training': [(1, 1.0), (2, 0.5)]}).savefig(sys.argv[1]);"
+        "assert 'matplotlib.pyplot' not in sys.modules and 'fairseq' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, "/dev/null"], check=True, env={"DISPLAY": "nowhere:0"})
