@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.utils.data
-from torch import Tensor
 
 from amae_plugin.data.audio import AudioError, Crop, load_clip
 from amae_plugin.data.augment import Augmentation

@@ -118,8 +118,13 @@ class AmaePretraining(FairseqTask):
         self.datasets[split] = FairseqAudioDataset(dataset, shuffle=train)
 
     def get_batch_iterator(self, *args: Any, **kwargs: Any) -> iterators.EpochBatchIterator:
-        """fairseq's iterator, with the time spent waiting for it added up."""
+        """fairseq's iterator over the order that the data set gives, with the time spent waiting for it added up.
+
+        fairseq would shuffle the batches once more. Without that, an update's clips are a run of the epoch's order,
+        the same for every batch size, number of devices and number of accumulation steps that make up its global batch.
+        """
         iterator = super().get_batch_iterator(*args, **kwargs)
+        iterator.disable_shuffling = True
         # fairseq builds its iterator deep inside that method, and may return one it built before.
         self.stopwatch.attach(iterator)
         return iterator

@@ -138,6 +138,7 @@ def train_on_two_ranks(folder: Path, *overrides: str) -> Run:
     settings = [
         f"distributed_init_method=tcp://localhost:{port}",
         "distributed_backend=gloo",
+        "ddp_backend=legacy_ddp",  # fairseq gives pytorch_ddp a device number, which a CPU does not have
         "distributed_world_size=2",
         "distributed_no_spawn=true",
     ]
@@ -157,7 +158,8 @@ def train_on_two_ranks(folder: Path, *overrides: str) -> Run:
 
 
 def test_global_batch_does_not_depend_on_how_it_is_cut(corpus: Path, tmp_path: Path) -> None:
-    overrides = [f"task.data={corpus}", "optimization.max_update=8"]
+    # Without the local decoder, whose dropout draws anew for each batch.
+    overrides = [f"task.data={corpus}", "optimization.max_update=8", "model.decoder=global"]
     at_once = train(tmp_path / "at_once", *overrides)
     accumulated = train(tmp_path / "accumulated", *overrides, "dataset.batch_size=4")
     on_two = train_on_two_ranks(tmp_path / "on_two", *overrides, "dataset.batch_size=4")
@@ -165,7 +167,7 @@ def test_global_batch_does_not_depend_on_how_it_is_cut(corpus: Path, tmp_path: P
         assert run.returncode == 0, run.output
     expected = {update: float(loss) for update, loss in at_once.losses().items()}
     for run in (accumulated, on_two):
-        assert {update: float(loss) for update, loss in run.losses().items()} == pytest.approx(expected, rel=1e-4)
+        assert {update: float(loss) for update, loss in run.losses().items()} == pytest.approx(expected, rel=1e-5)
 
 
 def test_clip_that_cannot_be_decoded_stops_training_or_is_counted(corpus: Path, tmp_path: Path) -> None:
