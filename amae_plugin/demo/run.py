@@ -8,10 +8,12 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import torch
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from amae_plugin.cli.stats import measure
@@ -22,6 +24,8 @@ from amae_plugin.data.manifest import Manifest
 from amae_plugin.demo.training import COMMAND, read_losses, train
 from amae_plugin.demo.words import SPEAKERS, Speaker, make_words
 from amae_plugin.errors import UserError
+from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
+from amae_plugin.visual import draw_clips, plot_loss
 
 RECIPE = "pretrain_audio_mae_tiny"
 _CLIPS_DRAWN = 5
@@ -138,19 +142,22 @@ def draw(demo: Demo) -> None:
     losses, reconstruction = demo.root / "loss.png", demo.root / "reconstruction.png"
     if _is_newer([losses, reconstruction], demo.checkpoint):
         return
-    # Not at the top: they take seconds to import, for which one who finds everything done need not wait.
-    from fairseq import checkpoint_utils
-
-    from amae_plugin.visual import draw_clips, plot_loss
-
-    plot_loss(read_losses(demo.log), title="Pretraining of a tiny Audio-MAE on spoken words").savefig(losses)
-    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([str(demo.checkpoint)])
-    task.load_dataset("valid")
-    dataset = task.dataset("valid").dataset
-    # The manifest is sorted by word.
-    clips = np.linspace(0, len(dataset) - 1, 2 * _CLIPS_DRAWN + 1).round().astype(int)[1::2].tolist()
+    _save(plot_loss(read_losses(demo.log), title="Pretraining of a tiny Audio-MAE on spoken words"), losses)
+    state = torch.load(demo.checkpoint, map_location="cpu", weights_only=False)
+    sizes, task = state["cfg"]["model"], state["cfg"]["task"]
+    model = AudioMAE(AudioMAEConfig(**{field.name: sizes[field.name] for field in fields(AudioMAEConfig)}))
+    model.load_state_dict(state["model"])
+    dataset = AudioDataset(
+        Manifest.read(demo.manifests / "valid.tsv"),
+        target_length=task["target_length"],
+        mean=task["mean"],
+        std=task["std"],
+    )
+    # Clips of full length, far apart in a manifest that is sorted by word.
+    full = np.flatnonzero(dataset.manifest.sizes == dataset.manifest.sizes.max())
+    clips = full[np.linspace(0, len(full) - 1, 2 * _CLIPS_DRAWN + 1).round().astype(int)[1::2]].tolist()
     names = [_clip_name(dataset.manifest.name(clip)) for clip in clips]
-    draw_clips(model, dataset, clips, names).savefig(reconstruction)
+    _save(draw_clips(model, dataset, clips, names), reconstruction)
 
 
 def run(demo: Demo) -> None:
@@ -226,6 +233,12 @@ def _clip_name(path: str) -> str:
 
 def _is_newer(files: Sequence[Path], source: Path) -> bool:
     return all(file.exists() and file.stat().st_mtime >= source.stat().st_mtime for file in files)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    partial = path.with_suffix(".partial.png")
+    figure.savefig(partial)
+    partial.replace(path)
 
 
 def _write(path: Path, values: object) -> None:
