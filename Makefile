@@ -22,9 +22,9 @@ $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit(f"$(PYTHON) is Python {v}, and 3.11 or later is needed: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo '--- PyTorch: some gigabytes to download'
-	$(PIP_INSTALL) torch torchaudio numpy cython setuptools wheel $(BRIEFLY)
+	@$(PIP_INSTALL) torch torchaudio numpy cython setuptools wheel $(BRIEFLY)
 	@echo '--- amae_plugin and fairseq, which is compiled: about four minutes'
-	$(PIP_INSTALL) --no-build-isolation -e '.[demo,dev]' $(BRIEFLY)
+	@$(PIP_INSTALL) --no-build-isolation -e '.[demo,dev]' $(BRIEFLY)
 	@touch $@
 
 demo: setup

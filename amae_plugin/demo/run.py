@@ -7,7 +7,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -167,21 +168,20 @@ def run(demo: Demo) -> None:
         UserError: a step failed.
     """
     start = time.monotonic()
-    _step(f"1. A corpus: {len(demo.words)} words, spoken by {len(demo.speakers)} voices, in {demo.corpus}")
-    make_corpus(demo)
-    _step(f"2. Manifests, with voices held out that training never hears, and statistics, in {demo.manifests}")
-    write_manifests(demo)
-    mean, std = measure_statistics(demo)
-    print(f"log-mel values: mean {mean:.3f}, standard deviation {std:.3f}")
-    _step(f"3. Pretraining, by the recipe {demo.config_dir / RECIPE}.yaml, in {demo.pretraining}")
-    pretrain(demo, mean, std)
-    curves = read_losses(demo.log)
-    for name, points in curves.items():
-        if points:
-            (first, first_loss), (last, last_loss) = points[0], points[-1]
-            print(f"{name} loss: {first_loss:.3f} after {first:,.0f} updates, {last_loss:.3f} after {last:,.0f}")
-    _step("4. Pictures")
-    draw(demo)
+    with _step(f"1. A corpus: {len(demo.words)} words, spoken by {len(demo.speakers)} voices, in {demo.corpus}"):
+        make_corpus(demo)
+    with _step(f"2. Manifests, with voices held out that training never hears, and statistics, in {demo.manifests}"):
+        write_manifests(demo)
+        mean, std = measure_statistics(demo)
+        print(f"log-mel values: mean {mean:.3f}, standard deviation {std:.3f}")
+    with _step(f"3. Pretraining, by the recipe {demo.config_dir / RECIPE}.yaml, in {demo.pretraining}"):
+        pretrain(demo, mean, std)
+        for name, points in read_losses(demo.log).items():
+            if points:
+                (first, first_loss), (last, last_loss) = points[0], points[-1]
+                print(f"{name} loss: {first_loss:.3f} after {first:,.0f} updates, {last_loss:.3f} after {last:,.0f}")
+    with _step("4. Pictures"):
+        draw(demo)
     print(f"""
 Done in {time.monotonic() - start:,.0f} seconds.
   {demo.root / "loss.png"}            how the loss fell
@@ -216,8 +216,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _step(title: str) -> None:
+@contextmanager
+def _step(title: str) -> Iterator[None]:
     print(f"\n{title}", flush=True)
+    start = time.monotonic()
+    yield
+    print(f"-- {time.monotonic() - start:.0f} s", flush=True)
 
 
 def _updates(demo: Demo) -> int:
