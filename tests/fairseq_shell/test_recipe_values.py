@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from amae_plugin.data.manifest import write_manifest
+from amae_plugin.errors import UserError
+from amae_plugin.fairseq_shell.hydra import plugin_dir, scaled_lr, update_freq, updates
+
+
+@pytest.mark.parametrize(("clips", "epochs", "expected"), [(1, 1, 1), (8, 1, 1), (9, 1, 2), (100, 32, 13 * 32)])
+def test_updates_count_the_last_smaller_batch_of_each_epoch(
+    tmp_path: Path, clips: int, epochs: int, expected: int
+) -> None:
+    write_manifest(tmp_path / "train.tsv", tmp_path, [(f"{index}.wav", 1) for index in range(clips)])
+    assert updates(str(tmp_path), "train", 8, epochs) == expected
+
+
+@given(st.integers(1, 64), st.integers(1, 16), st.integers(1, 32))
+def test_accumulation_makes_up_the_global_batch(batch_size: int, devices: int, steps: int) -> None:
+    assert update_freq(batch_size * devices * steps, batch_size, devices) == steps
+
+
+def test_global_batch_that_cannot_be_reached() -> None:
+    with pytest.raises(UserError, match=r"clips_per_update=512 is not a multiple of dataset\.batch_size=96 times 8"):
+        update_freq(512, 96, 8)
+
+
+def test_learning_rate_grows_with_the_global_batch() -> None:
+    assert math.isclose(scaled_lr(2e-4, 512), 4e-4)
+
+
+def test_values_are_computed_when_a_recipe_is_read() -> None:
+    recipe = OmegaConf.create({"clips": 512, "lr": ["${amae.scaled_lr:1e-3,${clips}}"], "dir": "${amae.plugin_dir:}"})
+    assert recipe.lr[0] == 2e-3
+    assert recipe.dir == plugin_dir()
