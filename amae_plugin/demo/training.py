@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -33,14 +32,12 @@ def train(arguments: Sequence[str], updates: int, log: Path, description: str) -
         UserError: the command failed; its last lines are printed before.
     """
     command = [str(Path(sys.executable).with_name(COMMAND)), *arguments]
-    # A thread that waits must not spin: the threads and the data worker share what may be two cores.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     lines: list[str] = []
     with (
         log.open("a", encoding="utf-8", buffering=1) as file,  # line by line: whatever ends this, the log is whole
         tqdm(total=updates, desc=description, unit="update") as progress,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         ) as process,
     ):
         assert process.stdout is not None
