@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -32,12 +33,15 @@ def train(arguments: Sequence[str], updates: int, log: Path, description: str) -
         UserError: the command failed; its last lines are printed before.
     """
     command = [str(Path(sys.executable).with_name(COMMAND)), *arguments]
+    # So small a model gains little from a second thread, and threads that wait for each other lose several times as
+    # much as soon as anything else runs on the machine.
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
     lines: list[str] = []
     with (
         log.open("a", encoding="utf-8", buffering=1) as file,  # line by line: whatever ends this, the log is whole
         tqdm(total=updates, desc=description, unit="update") as progress,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
         ) as process,
     ):
         assert process.stdout is not None
