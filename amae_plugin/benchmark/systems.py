@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Callable
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from amae_plugin.benchmark.textbook import TextbookMAE
 from amae_plugin.errors import UserError
-from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
+from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig, patch_errors
 from amae_plugin.modules.masking import ClipNoise
 
 TEXTBOOK = "textbook"
@@ -48,13 +48,6 @@ def system_of(settings: Mapping[str, Any]) -> System:
     return SYSTEMS[name]
 
 
-def _config(settings: Mapping[str, Any]) -> AudioMAEConfig:
-    """The fields of the config among the settings; YAML's lists are its pairs."""
-    chosen = {field.name: settings[field.name] for field in fields(AudioMAEConfig) if field.name in settings}
-    pairs = {name: tuple(value) for name, value in chosen.items() if isinstance(value, list)}
-    return AudioMAEConfig(**{**chosen, **pairs})
-
-
 def _audio_mae_inputs(model: AudioMAE, batch: int) -> tuple[Tensor, Tensor]:
     source = torch.randn(batch, model.config.input_length, model.config.num_mel_bins)
     return source, torch.arange(batch)
@@ -62,8 +55,7 @@ def _audio_mae_inputs(model: AudioMAE, batch: int) -> tuple[Tensor, Tensor]:
 
 def _audio_mae_loss(model: AudioMAE, source: Tensor, seed: Tensor) -> Tensor:
     output = model(source, seed=seed)
-    errors = (output["prediction"] - output["target"]).square().mean(dim=-1)
-    return (errors * output["mask"]).sum() / output["mask"].sum()
+    return (patch_errors(output) * output["mask"]).sum() / output["mask"].sum()
 
 
 def _audio_mae_mask(model: AudioMAE, source: Tensor, seed: Tensor) -> Tensor:
@@ -72,13 +64,13 @@ def _audio_mae_mask(model: AudioMAE, source: Tensor, seed: Tensor) -> Tensor:
 
 SYSTEMS: dict[str, System] = {
     "amae_audio_mae": System(
-        build=lambda settings: AudioMAE(_config(settings)),
+        build=lambda settings: AudioMAE(AudioMAEConfig.from_settings(settings)),
         inputs=_audio_mae_inputs,
         loss=_audio_mae_loss,
         mask=_audio_mae_mask,
     ),
     TEXTBOOK: System(
-        build=lambda settings: TextbookMAE(_config(settings)),
+        build=lambda settings: TextbookMAE(AudioMAEConfig.from_settings(settings)),
         inputs=lambda model, batch: (torch.randn(batch, model.num_patches, model.patch_values),),
         loss=lambda model, patches: model(patches),
         fused_optimizer=False,

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -145,8 +145,8 @@ def draw(demo: Demo) -> None:
         return
     _save(plot_loss(read_losses(demo.log), title="Pretraining of a tiny Audio-MAE on spoken words"), losses)
     state = torch.load(demo.checkpoint, map_location="cpu", weights_only=False)
-    sizes, task = state["cfg"]["model"], state["cfg"]["task"]
-    model = AudioMAE(AudioMAEConfig(**{field.name: sizes[field.name] for field in fields(AudioMAEConfig)}))
+    task = state["cfg"]["task"]
+    model = AudioMAE(AudioMAEConfig.from_settings(state["cfg"]["model"]))
     model.load_state_dict(state["model"])
     dataset = AudioDataset(
         Manifest.read(demo.manifests / "valid.tsv"),

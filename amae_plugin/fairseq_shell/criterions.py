@@ -13,6 +13,7 @@ from omegaconf import II
 from torch import Tensor, nn
 
 from amae_plugin.fairseq_shell.models import plain_module
+from amae_plugin.models.audio_mae import patch_errors
 
 
 @dataclass
@@ -42,8 +43,7 @@ class AmaeReconstruction(FairseqCriterion):
         scored = output["mask"]
         if not self.score_padding:
             scored = scored & ~plain_module(model).patch_padding(sample["padding_mask"])
-        errors = (output["prediction"] - output["target"]).square().mean(-1)
-        loss = (errors * scored).sum()
+        loss = (patch_errors(output) * scored).sum()
         sample_size = scored.sum()
         log = {
             "loss": loss.detach(),

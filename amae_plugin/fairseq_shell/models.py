@@ -1,7 +1,7 @@
 """The models as fairseq knows them."""
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import cast
 
 from fairseq.dataclass import FairseqDataclass
@@ -33,9 +33,7 @@ class AmaeAudioMAE(AudioMAE, BaseFairseqModel):
     @classmethod
     def build_model(cls, cfg: AmaeAudioMAEConfig, task: FairseqTask) -> "AmaeAudioMAE":
         """Build the model from a config whose interpolations are resolved."""
-        sizes = {f.name: cfg[f.name] for f in fields(AudioMAEConfig)}
-        pairs = {name: tuple(value) for name, value in sizes.items() if not isinstance(value, (int, float, str))}
-        model = cls(AudioMAEConfig(**{**sizes, **pairs}))
+        model = cls(AudioMAEConfig.from_settings(cfg))
         exempt_from_decay(model)
         if cfg.compile:
             model.compile_blocks()

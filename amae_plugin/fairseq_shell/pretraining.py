@@ -117,16 +117,19 @@ class AmaePretraining(FairseqTask):
         )
         self.datasets[split] = FairseqAudioDataset(dataset, shuffle=train)
 
-    def get_batch_iterator(self, *args: Any, **kwargs: Any) -> iterators.EpochBatchIterator:
-        """fairseq's iterator over the order that the data set gives, with the time spent waiting for it added up.
+    def get_batch_iterator(
+        self, dataset: FairseqAudioDataset, *args: Any, **kwargs: Any
+    ) -> iterators.EpochBatchIterator:
+        """fairseq's iterator over the order that the data set gives, with the time that training waits for it added up.
 
         fairseq would shuffle the batches once more. Without that, an update's clips are a run of the epoch's order,
         the same for every batch size, number of devices and number of accumulation steps that make up its global batch.
         """
-        iterator = super().get_batch_iterator(*args, **kwargs)
+        iterator = super().get_batch_iterator(dataset, *args, **kwargs)
         iterator.disable_shuffling = True
-        # fairseq builds its iterator deep inside that method, and may return one it built before.
-        self.stopwatch.attach(iterator)
+        if dataset.shuffle:  # training, not validation
+            # fairseq builds its iterator deep inside that method, and may return one it built before.
+            self.stopwatch.attach(iterator)
         return iterator
 
     def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: FairseqCriterion) -> None:

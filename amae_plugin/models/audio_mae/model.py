@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -138,3 +139,8 @@ class AudioMAE(nn.Module):
         nn.init.xavier_uniform_(self.encoder.patch_embed.proj.weight.data.flatten(1))
         nn.init.normal_(self.encoder.cls_token, std=0.02)
         nn.init.normal_(self.decoder.mask_token, std=0.02)
+
+
+def patch_errors(output: Mapping[str, Tensor]) -> Tensor:
+    """Mean squared error of every patch (B, L), hidden or not, of an output of :class:`AudioMAE`."""
+    return (output["prediction"] - output["target"]).square().mean(dim=-1)
