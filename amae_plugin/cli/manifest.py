@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ from amae_plugin.errors import UserError
 
 if TYPE_CHECKING:
     _Layouts = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_ALL = "all"  # of --fold
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -129,20 +132,31 @@ def _run_audioset(args: argparse.Namespace) -> int:
 
 
 def _add_esc50(layouts: _Layouts) -> None:
-    parser = layouts.add_parser("esc50", help="ESC-50: one of its five folds")
+    parser = layouts.add_parser("esc50", help="ESC-50: one of its five folds tested on, or each in turn")
     parser.add_argument("root", type=Path, metavar="ROOT", help="the unpacked archive")
     _add_out(parser)
-    parser.add_argument("--fold", type=int, choices=esc50.FOLDS, required=True, help="tested on")
+    _add_fold(parser, esc50.FOLDS, "tested on")
     parser.add_argument(
-        "--valid-fold", type=int, choices=esc50.FOLDS, help="validated on, so not trained on (the test fold once more)"
+        "--valid-fold",
+        type=_number_or_word,
+        choices=(*esc50.FOLDS, "next"),
+        help="validated on, so not trained on; next: the one after the test fold (the test fold once more)",
     )
     _add_allow_missing(parser)
     parser.set_defaults(run=_run_esc50)
 
 
 def _run_esc50(args: argparse.Namespace) -> int:
-    corpus = esc50.build(args.root, args.out, args.fold, args.valid_fold, args.allow_missing, args.workers)
-    return _report(args.out, corpus)
+    if args.fold == _ALL and args.valid_fold in esc50.FOLDS:
+        raise UserError(
+            f"--fold all --valid-fold {args.valid_fold}: one of the runs tests on fold {args.valid_fold}; "
+            "--valid-fold next validates each run on the fold after its test fold"
+        )
+    outs = _fold_folders(args, esc50.FOLDS)
+    corpora = esc50.build(args.root, outs, args.valid_fold, args.allow_missing, args.workers)
+    if args.fold != _ALL:
+        return _report(args.out, corpora[args.fold])
+    return _report_folds(outs, corpora, f"finetune_audio_mae_esc50 task.data={args.out.absolute()}")
 
 
 def _add_librispeech(layouts: _Layouts) -> None:
@@ -158,18 +172,23 @@ def _run_librispeech(args: argparse.Namespace) -> int:
 
 
 def _add_iemocap(layouts: _Layouts) -> None:
-    parser = layouts.add_parser("iemocap", help="IEMOCAP: four emotions, one of its five sessions held out")
+    parser = layouts.add_parser(
+        "iemocap", help="IEMOCAP: four emotions, one of its five sessions tested on, or each in turn"
+    )
     parser.add_argument("root", type=Path, metavar="ROOT", help="the folder with Session1 to Session5")
     _add_out(parser)
-    parser.add_argument("--fold", type=int, choices=iemocap.FOLDS, required=True, help="the session tested on")
+    _add_fold(parser, iemocap.FOLDS, "the session tested on")
     parser.add_argument("--seed", type=int, default=1, help="of the validation clips (%(default)s)")
     _add_allow_missing(parser)
     parser.set_defaults(run=_run_iemocap)
 
 
 def _run_iemocap(args: argparse.Namespace) -> int:
-    corpus = iemocap.build(args.root, args.out, args.fold, args.seed, args.allow_missing, args.workers)
-    return _report(args.out, corpus)
+    outs = _fold_folders(args, iemocap.FOLDS)
+    corpora = iemocap.build(args.root, outs, args.seed, args.allow_missing, args.workers)
+    if args.fold != _ALL:
+        return _report(args.out, corpora[args.fold])
+    return _report_folds(outs, corpora, f"<recipe> task.data={','.join(str(out.absolute()) for out in outs.values())}")
 
 
 def _add_out(parser: argparse.ArgumentParser) -> None:
@@ -179,6 +198,25 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 
 def _add_allow_missing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-missing", action="store_true", help="go on without listed files that are not there")
+
+
+def _add_fold(parser: argparse.ArgumentParser, folds: Sequence[int], what: str) -> None:
+    parser.add_argument(
+        "--fold",
+        type=_number_or_word,
+        choices=(*folds, _ALL),
+        required=True,
+        help=f"{what}; all: each in turn, written to DIR/fold1, DIR/fold2, ...",
+    )
+
+
+def _number_or_word(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
+def _fold_folders(args: argparse.Namespace, folds: Sequence[int]) -> dict[int, Path]:
+    """Where the manifests of each fold go."""
+    return {fold: args.out / f"fold{fold}" for fold in folds} if args.fold == _ALL else {args.fold: args.out}
 
 
 def _report(out: Path, corpus: Corpus) -> int:
@@ -194,4 +232,29 @@ def _report(out: Path, corpus: Corpus) -> int:
     print(
         f"  fairseq-hydra-train --config-dir config --config-name <recipe> task.data={out} task.mean=... task.std=..."
     )
+    return 0
+
+
+def _report_folds(outs: Mapping[int, Path], corpora: Mapping[int, Corpus], training: str) -> int:
+    """Report all folds of a corpus; *training* is the recipe and its data, for a run on each."""
+    folders = [out.absolute() for out in outs.values()]
+    folds_of: dict[str, list[str]] = {}
+    for fold, corpus in corpora.items():
+        for warning in corpus.warnings:
+            folds_of.setdefault(warning, []).append(f"fold{fold}")
+    for warning, folds in folds_of.items():
+        where = "" if len(folds) == len(corpora) else f"{', '.join(folds)}: "
+        print(f"warning: {where}{warning}", file=sys.stderr)
+    for fold, corpus in corpora.items():
+        print(f"fold{fold}, files: {corpus.summary.size}")
+    # Every fold holds the same files, divided another way: what is said of them, the first says for all.
+    first = next(iter(corpora.values()))
+    print(first.summary.details)
+    print(f"classes: {first.classes:,}, listed in the labels.txt of each fold")
+    print(f"manifests: {', '.join(f'{split}.tsv' for split in first.summary.clips)} in each of")
+    for out in folders:
+        print(f"  {out}")
+    print("next, the mean and standard deviation (those of one fold do for all), then a training run a fold:")
+    print(f"  amae stats {folders[0]}")
+    print(f"  fairseq-hydra-train -m --config-dir config --config-name {training} task.mean=... task.std=...")
     return 0

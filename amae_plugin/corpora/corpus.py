@@ -131,6 +131,7 @@ def write_corpus(
     classes: Sequence[str] = (),
     warnings: Iterable[str] = (),
     workers: int | None = None,
+    scan: Scan | None = None,
 ) -> Corpus:
     """Write ``<split>.tsv``, ``<split>.lbl`` where the clips have labels, and ``labels.txt`` into *out*.
 
@@ -143,12 +144,14 @@ def write_corpus(
         classes: in index order; none for a corpus without labels.
         warnings: to be handed on, before those found here.
         workers: threads that read headers; None means one a core.
+        scan: the headers of all files, where they have been read; None reads them here.
 
     Raises:
         UserError: *out* cannot be written, no file can be read, or a class name cannot be expressed.
     """
     clips = [clip for part in splits.values() for clip in part]
-    scan = read_headers(root, list(dict.fromkeys(clip.path for clip in clips)), workers)
+    if scan is None:
+        scan = read_headers(root, list(dict.fromkeys(clip.path for clip in clips)), workers)
     headers = dict(scan.headers)
     for clip in clips:
         if clip.segment is not None and clip.path in scan.headers:

@@ -2,16 +2,20 @@
 
 The published result is the mean of five runs, each tested on one fold after training on the other four. There is no
 validation split: by default ``valid`` is the test fold once more, which the published systems watch too; a checkpoint
-chosen by it is chosen on the test data. With *valid_fold*, that fold is taken out of the training data instead.
+chosen by it is chosen on the test data. With *valid_fold*, that fold is taken out of the training data instead;
+``next`` names the one after the test fold, another in each of the five runs.
 """
 
 from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, compare_counts, find_listed, find_root, write_corpus
+from amae_plugin.corpora.headers import read_headers
 from amae_plugin.errors import UserError
 
 FOLDS = (1, 2, 3, 4, 5)
@@ -23,27 +27,30 @@ _PUBLISHED_CLASSES = 50
 
 def build(
     root: Path,
-    out: Path,
-    fold: int,
-    valid_fold: int | None = None,
+    outs: Mapping[int, Path],
+    valid_fold: int | Literal["next"] | None = None,
     allow_missing: bool = False,
     workers: int | None = None,
-) -> Corpus:
-    """Write ``train``, ``valid`` and ``test`` of one of the five runs.
+) -> dict[int, Corpus]:
+    """Write ``train``, ``valid`` and ``test`` of some of the five runs; every header is read once.
 
     Args:
         root: the unpacked archive, or the folder that holds it.
-        out: where they go.
-        fold: the one tested on, 1 to 5.
-        valid_fold: another one, to validate on; None validates on the test fold.
+        outs: where those of a run go, by the fold tested on, 1 to 5.
+        valid_fold: another one, to validate on, or ``next``; None validates on the test fold.
         allow_missing: go on without listed files that are not there.
         workers: threads that read headers.
 
+    Returns:
+        What was written for each fold tested on.
+
     Raises:
-        UserError: the folder has another layout, the table is malformed, or files are missing.
+        UserError: there is no such fold or the two are the same, the folder has another layout, the table is
+            malformed, or files are missing.
     """
-    if fold not in FOLDS or valid_fold not in (None, *FOLDS) or valid_fold == fold:
-        raise UserError(f"--fold {fold} --valid-fold {valid_fold}: two different ones of {FOLDS}")
+    for fold in outs:
+        if fold not in FOLDS or valid_fold not in (None, "next", *FOLDS) or valid_fold == fold:
+            raise UserError(f"--fold {fold} --valid-fold {valid_fold}: must be two different ones of {FOLDS}")
     root = find_root(root, _CSV, "ESC-50")
     names: dict[int, str] = {}
     clips: dict[str, tuple[int, str]] = {}
@@ -70,9 +77,15 @@ def build(
     counts = Counter({f"fold {number}": len(part) for number, part in folds.items()})
     warnings += compare_counts(counts, {f"fold {number}": _PUBLISHED_PER_FOLD for number in FOLDS})
     warnings += compare_counts({"classes": len(names)}, {"classes": _PUBLISHED_CLASSES}, "names")
-    splits = {
-        "train": [clip for number in FOLDS if number not in (fold, valid_fold) for clip in folds[number]],
-        "valid": folds[fold if valid_fold is None else valid_fold],
-        "test": folds[fold],
-    }
-    return write_corpus(out, root, splits, [names[target] for target in sorted(names)], warnings, workers)
+    classes = [names[target] for target in sorted(names)]
+    scan = read_headers(root, [clip.path for number in FOLDS for clip in folds[number]], workers)
+    corpora = {}
+    for fold, out in outs.items():
+        held_out = fold % len(FOLDS) + 1 if valid_fold == "next" else valid_fold
+        splits = {
+            "train": [clip for number in FOLDS if number not in (fold, held_out) for clip in folds[number]],
+            "valid": folds[held_out or fold],
+            "test": folds[fold],
+        }
+        corpora[fold] = write_corpus(out, root, splits, classes, warnings, scan=scan)
+    return corpora

@@ -49,15 +49,21 @@ class Summary:
     unreadable: int
     report: Path | None
 
-    def __str__(self) -> str:
+    @property
+    def size(self) -> str:
+        """Files of each split, and hours."""
         splits = ", ".join(f"{name} {count:,}" for name, count in self.clips.items())
+        return f"{sum(self.clips.values()):,} ({splits}), {self.hours:.2f} hours"
+
+    @property
+    def details(self) -> str:
+        """Sample rates and unreadable files, a line each."""
         rates = ", ".join(f"{rate} Hz ({count:,})" for rate, count in sorted(self.sample_rates.items()))
-        lines = [
-            f"files: {sum(self.clips.values()):,} ({splits}), {self.hours:.2f} hours",
-            f"sample rates: {rates}",
-            f"unreadable: {self.unreadable:,}" + (f", listed with reasons in {self.report}" if self.report else ""),
-        ]
-        return "\n".join(lines)
+        listed = f", listed with reasons in {self.report}" if self.report else ""
+        return f"sample rates: {rates}\nunreadable: {self.unreadable:,}{listed}"
+
+    def __str__(self) -> str:
+        return f"files: {self.size}\n{self.details}"
 
 
 def read_headers(root: Path, names: Sequence[str], workers: int | None = None) -> Scan:

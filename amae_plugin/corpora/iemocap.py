@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, compare_counts, find_listed, find_root, write_corpus
 from amae_plugin.corpora.folder import split_names
+from amae_plugin.corpora.headers import read_headers
 from amae_plugin.errors import UserError
 
 FOLDS = (1, 2, 3, 4, 5)
@@ -25,33 +27,40 @@ _CLIP_LINE = re.compile(r"\[\s*[\d.]+\s*-\s*[\d.]+\s*\]\s+(\S+)\s+(\w+)\s")
 
 
 def build(
-    root: Path, out: Path, fold: int, seed: int = 1, allow_missing: bool = False, workers: int | None = None
-) -> Corpus:
-    """Write ``train``, ``valid`` and ``test`` of one of the five runs.
+    root: Path, outs: Mapping[int, Path], seed: int = 1, allow_missing: bool = False, workers: int | None = None
+) -> dict[int, Corpus]:
+    """Write ``train``, ``valid`` and ``test`` of some of the five runs; every header is read once.
 
     Args:
         root: the folder of the sessions, or the one that holds it.
-        out: where they go.
-        fold: the session tested on, 1 to 5.
+        outs: where those of a run go, by the session tested on, 1 to 5.
         seed: of the clips drawn for validation.
         allow_missing: go on without listed files that are not there.
         workers: threads that read headers.
 
+    Returns:
+        What was written for each session tested on.
+
     Raises:
         UserError: the folder has another layout, a session holds no clip of the four classes, or files are missing.
     """
-    if fold not in FOLDS:
-        raise UserError(f"--fold {fold}: must be one of {FOLDS}")
+    for fold in outs:
+        if fold not in FOLDS:
+            raise UserError(f"--fold {fold}: must be one of {FOLDS}")
     root = find_root(root, "Session1", "IEMOCAP")
     emotions = {number: _read_session(root, number) for number in FOLDS}
     every = {path: emotion for session in emotions.values() for path, emotion in session.items()}
     found, warnings = find_listed(root, list(every), "EmoEvaluation", allow_missing)
     warnings += compare_counts(Counter(every[path] for path in found), _PUBLISHED)
-    others = [path for number in FOLDS if number != fold for path in emotions[number] if path in found]
-    splits = split_names(others, {"valid": _VALID_FRACTION}, seed)
-    splits["test"] = [path for path in emotions[fold] if path in found]
-    clips = {split: [LabelledClip(found[path], (every[path],)) for path in paths] for split, paths in splits.items()}
-    return write_corpus(out, root, clips, CLASSES, warnings, workers)
+    scan = read_headers(root, list(found.values()), workers)
+    corpora = {}
+    for fold, out in outs.items():
+        others = [path for number in FOLDS if number != fold for path in emotions[number] if path in found]
+        names = split_names(others, {"valid": _VALID_FRACTION}, seed)
+        names["test"] = [path for path in emotions[fold] if path in found]
+        splits = {split: [LabelledClip(found[path], (every[path],)) for path in part] for split, part in names.items()}
+        corpora[fold] = write_corpus(out, root, splits, CLASSES, warnings, scan=scan)
+    return corpora
 
 
 def _read_session(root: Path, number: int) -> dict[str, str]:
