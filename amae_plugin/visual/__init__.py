@@ -1,11 +1,21 @@
-"""Pictures for people: what a masked autoencoder filled in, and how its loss fell.
+"""Pictures for people: what a masked autoencoder filled in, how its loss fell, and what a classifier gets right.
 
 Every function returns a matplotlib ``Figure`` of its own and touches no global state of matplotlib, so it works in a
 training process without a display. Save it with ``figure.savefig("name.png")``.
 """
 
+from amae_plugin.visual.class_scores import plot_class_scores
 from amae_plugin.visual.clips import draw_clips
+from amae_plugin.visual.comparison import plot_comparison
+from amae_plugin.visual.confusion import plot_confusion
 from amae_plugin.visual.loss import plot_loss
 from amae_plugin.visual.reconstruction import plot_reconstructions
 
-__all__ = ["draw_clips", "plot_loss", "plot_reconstructions"]
+__all__ = [
+    "draw_clips",
+    "plot_class_scores",
+    "plot_comparison",
+    "plot_confusion",
+    "plot_loss",
+    "plot_reconstructions",
+]
