@@ -9,11 +9,8 @@ import numpy as np
 
 from amae_plugin.data.labels import LABELS_NAME, Labels
 from amae_plugin.data.manifest import Manifest
+from amae_plugin.data.sampling import balanced_weights
 from amae_plugin.errors import UserError
-
-# Those of AST and Audio-MAE; only ratios of weights matter, and a class without clips needs none.
-_SCALE = 1000.0
-_OFFSET = 0.01
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,15 +19,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("folder", type=Path, metavar="DIR", help="with <split>.tsv, <split>.lbl and labels.txt")
     parser.add_argument("--split", default="train", help="which split (%(default)s)")
     parser.set_defaults(run=_run)
-
-
-def balanced_weights(labels: Labels) -> np.ndarray:
-    """(N,) float32: the sum, over a clip's classes, of 1000 / (clips of the class + 0.01).
-
-    As published for AST and Audio-MAE: a clip with a rare class is drawn often, whatever else it has.
-    """
-    class_weights = _SCALE / (labels.counts() + _OFFSET)
-    return np.add.reduceat(class_weights[labels.ids], labels.offsets[:-1]).astype(np.float32)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
 """Augmentations of one clip: callables ``(tensor, rng) -> tensor`` that draw everything random from *rng*.
 
 `Roll` and `Magnitude` act on the waveform, `SpecAugment` on the log-mel spectrogram before it is normalised, `Noise` on
-the normalised one.
+the normalised one; `Augmentations` holds those of a training. `mix` is the odd one out, as it takes two clips.
 """
 
 from __future__ import annotations
@@ -79,6 +79,43 @@ class Noise:
         noise = torch.from_numpy(rng.random(spectrogram.shape, dtype=np.float32))
         noisy = spectrogram + noise * (rng.random() * self.amplitude)
         return torch.roll(noisy, int(rng.integers(-self.frames, self.frames, endpoint=True)), dims=0)
+
+
+@dataclass(frozen=True)
+class Augmentations:
+    """What is done to a training clip on its way, in order.
+
+    Attributes:
+        waveform: before mixup.
+        mixup: share of clips that are mixed with another one, by :func:`mix`.
+        log_mel: of the padded spectrogram, before it is normalised.
+        normalized: of the normalised spectrogram.
+    """
+
+    waveform: tuple[Augmentation, ...] = ()
+    mixup: float = 0.0
+    log_mel: tuple[Augmentation, ...] = ()
+    normalized: tuple[Augmentation, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mixup <= 1:
+            raise ValueError(f"mixup is a share of the clips, from 0 to 1, not {self.mixup}")
+
+
+def mix(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Two waveforms mixed (Tokozume et al. 2018, as AST and Audio-MAE do it).
+
+    Args:
+        first: (samples,).
+        second: (any number,), cut or continued with zeros to the length of *first*.
+        share: of *first*, in [0, 1].
+
+    Returns:
+        (samples,), the weighted sum of both, each without its mean.
+    """
+    second = (second - second.mean())[: len(first)]
+    second = torch.nn.functional.pad(second, (0, len(first) - len(second)))
+    return share * (first - first.mean()) + (1 - share) * second
 
 
 def _stretch(size: int, widest: int, rng: np.random.Generator) -> slice:

@@ -10,22 +10,28 @@ from typing import Any
 import numpy as np
 import torch
 import torch.utils.data
+from torch import Tensor
 
 from amae_plugin.data.audio import AudioError, Crop, load_clip
-from amae_plugin.data.augment import Augmentation
+from amae_plugin.data.augment import Augmentations, mix
 from amae_plugin.data.features import LogMel, fit_length, normalize
+from amae_plugin.data.labels import Labels
 from amae_plugin.data.manifest import Manifest
+from amae_plugin.data.sampling import Sampling
 from amae_plugin.data.seeding import clip_seed
 
 logger = logging.getLogger(__name__)
 
+# Of the Beta distribution that the share of a mixed clip is drawn from (AST, Audio-MAE).
+_MIXUP_ALPHA = 10.0
+
 
 class AudioDataset(torch.utils.data.Dataset):
-    """Clips of a manifest as log-mel spectrograms of one length.
+    """Clips of a manifest as log-mel spectrograms of one length, with their labels if they have any.
 
-    In training, a longer clip is cropped at random and augmented, anew in each epoch; otherwise its centre is taken,
-    without augmentation, and nothing depends on the epoch. Everything random about a clip comes from
-    ``clip_seed(seed, epoch, index)``, so the number of workers does not matter.
+    In training, a longer clip is cropped at random and augmented, anew in each epoch; otherwise the piece at
+    *crop_position* is taken, without augmentation, and nothing depends on the epoch. Everything random about an item
+    comes from ``clip_seed(seed, epoch, index)``, so the number of workers does not matter.
 
     Args:
         manifest: the clips.
@@ -33,9 +39,12 @@ class AudioDataset(torch.utils.data.Dataset):
         mean: of the log-mel values of this corpus (``amae stats``).
         std: their standard deviation.
         features: the front end.
-        augmentations: applied to the waveform in this order, in training only.
+        labels: of the manifest's clips.
+        augmentations: in training only; mixup needs labels.
+        sampling: which clips the items of an epoch are; every clip of the manifest once if None.
         train: training or validation.
         seed: of the run.
+        crop_position: of the piece taken of a longer clip when not training, in [0, 1]: 0 its beginning, 1 its end.
         on_bad_audio: ``"raise"`` stops at a clip that cannot be decoded; ``"skip"`` logs it and goes on without it.
         max_bad_audio: how many clips may be skipped, by all workers of this process together.
     """
@@ -48,34 +57,47 @@ class AudioDataset(torch.utils.data.Dataset):
         mean: float,
         std: float,
         features: LogMel | None = None,
-        augmentations: Sequence[Augmentation] = (),
+        labels: Labels | None = None,
+        augmentations: Augmentations | None = None,
+        sampling: Sampling | None = None,
         train: bool = False,
         seed: int = 1,
+        crop_position: float = 0.5,
         on_bad_audio: str = "raise",
         max_bad_audio: int = 100,
     ):
         if on_bad_audio not in ("raise", "skip"):
             raise ValueError(f"on_bad_audio is '{on_bad_audio}', must be 'raise' or 'skip'")
+        if labels is not None and len(labels) != len(manifest):
+            raise ValueError(f"{len(labels)} labels do not fit {len(manifest)} clips")
         self.manifest = manifest
         self.target_length = target_length
         self.mean = mean
         self.std = std
         self.features = features or LogMel()
-        self.augmentations = tuple(augmentations)
+        self.labels = labels
+        self.augmentations = augmentations or Augmentations()
+        if self.augmentations.mixup and labels is None:
+            raise ValueError("mixup needs labels")
+        self.sampling = sampling
         self.train = train
         self.seed = seed
+        self.crop_position = crop_position
         self.on_bad_audio = on_bad_audio
         self.max_bad_audio = max_bad_audio
         self.epoch = 0
+        self._clips = None if sampling is None else sampling.draw(0)
         # A counter of the "spawn" context works in forked workers as well; the other way round it does not.
         self._bad_audio = multiprocessing.get_context("spawn").Value("q", 0)
 
     def __len__(self) -> int:
-        return len(self.manifest)
+        return len(self.manifest) if self._clips is None else len(self._clips)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch's crops and augmentations; workers see it if they are started afterwards."""
+        """Choose the epoch's clips, crops and augmentations; workers see it if they are started afterwards."""
         self.epoch = epoch
+        if self.sampling is not None:
+            self._clips = self.sampling.draw(epoch)
 
     @property
     def bad_audio(self) -> int:
@@ -83,33 +105,62 @@ class AudioDataset(torch.utils.data.Dataset):
         return self._bad_audio.value
 
     def __getitem__(self, index: int) -> dict[str, Any] | None:
-        """One clip.
+        """One item.
 
         Returns:
             ``id`` (the index), ``source`` (target_length, num_mel_bins) float32 normalised, ``length`` (frames before
-            the padding begins) and ``seed`` (in [0, 2**63), for whatever else is random about this clip, such as its
-            mask); None for a clip that was skipped.
+            the padding begins), ``seed`` (in [0, 2**63), for whatever else is random about this item, such as its
+            mask) and, with labels, ``target`` (C,) float32: 1 for the clip's classes, 0 for others, and in between
+            after mixup. None for a clip that was skipped.
 
         Raises:
             AudioError: a clip cannot be decoded and ``on_bad_audio`` is ``"raise"``, or too many could not.
         """
         seed = clip_seed(self.seed, self.epoch if self.train else 0, index)
         rng = np.random.default_rng(seed)
-        position = rng.random() if self.train else 0.5
-        crop = Crop(self.features.samples_for(self.target_length), position)
+        clip = index if self._clips is None else int(self._clips[index])
+        augment = self.augmentations if self.train else Augmentations()
+        target = None if self.labels is None else self.labels.multi_hot(clip)
         try:
-            waveform = load_clip(self.manifest[index], self.features.sample_rate, crop)
+            waveform = self._load(clip, rng)
+            # Without mixup nothing is drawn for it, so that pretraining does not depend on it.
+            if augment.mixup and rng.random() < augment.mixup:
+                waveform, target = self._mix(waveform, target, rng)
         except AudioError as error:
             if self.on_bad_audio == "raise":
                 raise
             self._count_bad(error)
             return None
-        if self.train:
-            for augmentation in self.augmentations:
-                waveform = augmentation(waveform, rng)
         log_mel = self.features(waveform)
-        source = normalize(fit_length(log_mel, self.target_length), self.mean, self.std)
-        return {"id": index, "source": source, "length": min(len(log_mel), self.target_length), "seed": seed}
+        length = min(len(log_mel), self.target_length)
+        source = fit_length(log_mel, self.target_length)
+        for augmentation in augment.log_mel:
+            source = augmentation(source, rng)
+        source = normalize(source, self.mean, self.std)
+        for augmentation in augment.normalized:
+            source = augmentation(source, rng)
+        item = {"id": index, "source": source, "length": length, "seed": seed}
+        return item if target is None else {**item, "target": target}
+
+    def _load(self, clip: int, rng: np.random.Generator) -> Tensor:
+        position = rng.random() if self.train else self.crop_position
+        crop = Crop(self.features.samples_for(self.target_length), position)
+        waveform = load_clip(self.manifest[clip], self.features.sample_rate, crop)
+        if self.train:
+            for augmentation in self.augmentations.waveform:
+                waveform = augmentation(waveform, rng)
+        return waveform
+
+    def _mix(self, waveform: Tensor, target: Tensor | None, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """The clip and its target, mixed with another clip and its."""
+        assert target is not None and self.labels is not None
+        pool = len(self.manifest) if self.sampling is None else len(self.sampling.pool)
+        other = int(rng.integers(pool))
+        if self.sampling is not None:
+            other = int(self.sampling.pool[other])
+        share = rng.beta(_MIXUP_ALPHA, _MIXUP_ALPHA)
+        mixed = mix(waveform, self._load(other, rng), share)
+        return mixed, share * target + (1 - share) * self.labels.multi_hot(other)
 
     def _count_bad(self, error: AudioError) -> None:
         with self._bad_audio.get_lock():
@@ -127,16 +178,20 @@ class AudioDataset(torch.utils.data.Dataset):
         """Stack clips to a batch of B.
 
         Returns:
-            ``id`` (B,) int64, ``source`` (B, T, F) float32, ``lengths`` (B,) int64, ``seed`` (B,) int64, and
-            ``skipped``, the number of clips that could not be decoded; an empty dict if none could.
+            ``id`` (B,) int64, ``source`` (B, T, F) float32, ``lengths`` (B,) int64, ``seed`` (B,) int64, with labels
+            ``target`` (B, C) float32, and ``skipped``, the number of clips that could not be decoded; an empty dict if
+            none could.
         """
         good = [item for item in items if item is not None]
         if not good:
             return {}
-        return {
+        batch = {
             "id": torch.tensor([item["id"] for item in good]),
             "source": torch.stack([item["source"] for item in good]),
             "lengths": torch.tensor([item["length"] for item in good]),
             "seed": torch.tensor([item["seed"] for item in good]),
             "skipped": len(items) - len(good),
         }
+        if "target" in good[0]:
+            batch["target"] = torch.stack([item["target"] for item in good])
+        return batch

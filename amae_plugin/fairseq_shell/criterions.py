@@ -1,10 +1,12 @@
 """The objectives as fairseq knows them."""
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Dict, List, Tuple
 
 import torch
+import torch.nn.functional as F
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import metrics
@@ -12,6 +14,7 @@ from fairseq.tasks import FairseqTask
 from omegaconf import II
 from torch import Tensor, nn
 
+from amae_plugin.errors import UserError
 from amae_plugin.fairseq_shell.models import plain_module
 from amae_plugin.models.audio_mae import patch_errors
 
@@ -64,3 +67,79 @@ class AmaeReconstruction(FairseqCriterion):
     def logging_outputs_can_be_summed() -> bool:
         """Every logged value is a sum."""
         return True
+
+
+@dataclass
+class AmaeClassificationConfig(FairseqDataclass):
+    """Options of :class:`AmaeClassification`."""
+
+    loss: str = field(
+        default="cross_entropy",
+        metadata={"help": "cross_entropy (softmax), or bce (sigmoid; for several labels a clip, or with mixup)"},
+    )
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "share of the target spread over all classes, in training only"}
+    )
+
+
+@register_criterion("amae_classification", dataclass=AmaeClassificationConfig)
+class AmaeClassification(FairseqCriterion):
+    """Cross-entropy or binary cross-entropy against soft targets.
+
+    The loss is a sum over clips (of the mean over classes for ``bce``) and ``sample_size`` their number, so that
+    fairseq's division gives the same gradient however a global batch is cut into devices and accumulation steps. In
+    validation the scores of every clip are logged, from which the task computes the measures of the whole split.
+    """
+
+    def __init__(self, task: FairseqTask, loss: str, label_smoothing: float):
+        super().__init__(task)
+        if loss not in LOSSES:
+            raise UserError(f"criterion.loss={loss}: must be one of {', '.join(LOSSES)}")
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"criterion.label_smoothing={label_smoothing}: must be at least 0 and below 1")
+        self.clip_losses = LOSSES[loss]
+        self.label_smoothing = label_smoothing
+
+    def forward(
+        self, model: nn.Module, sample: Dict[str, Any], reduce: bool = True
+    ) -> Tuple[Tensor, int, Dict[str, Any]]:
+        """Loss (summed over clips), their number, and what to log, for a batch of the task."""
+        logits, target = model(**sample["net_input"])["logits"], sample["target"]
+        smoothed = target
+        if self.training and self.label_smoothing:
+            smoothed = target * (1 - self.label_smoothing) + self.label_smoothing / target.shape[1]
+        loss = self.clip_losses(logits.float(), smoothed).sum()
+        log = {
+            "loss": loss.detach(),
+            "sample_size": len(target),
+            "nsentences": sample["nsentences"],
+            "ntokens": sample["ntokens"],
+        }
+        if not self.training:
+            log["id"] = sample["id"].cpu().numpy()
+            log["scores"] = logits.float().cpu().numpy()
+            log["target"] = target.to(torch.uint8).cpu().numpy()
+        return loss, len(target), log
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:
+        """Log the mean over all clips of all devices."""
+        loss = sum(log["loss"] for log in logging_outputs)
+        sample_size = sum(log["sample_size"] for log in logging_outputs)
+        metrics.log_scalar("loss", loss / torch.as_tensor(sample_size).clamp(min=1), sample_size, round=6)
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """(B, C) logits and probabilities to (B,)."""
+    return F.cross_entropy(logits, target, reduction="none")
+
+
+def _binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """(B, C) logits and probabilities to (B,), the mean over classes."""
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=1)
+
+
+LOSSES: Dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": _cross_entropy,
+    "bce": _binary_cross_entropy,
+}

@@ -25,7 +25,11 @@ class FairseqAudioDataset(FairseqDataset):
     def __init__(self, dataset: AudioDataset, shuffle: bool):
         self.dataset = dataset
         self.shuffle = shuffle
-        self.sizes = np.full(len(dataset), dataset.target_length, dtype=np.int64)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Frames of all items, which may be others in each epoch."""
+        return np.full(len(self), self.dataset.target_length, dtype=np.int64)
 
     def __getitem__(self, index: int) -> dict[str, Any] | None:
         return self.dataset[int(index)]
@@ -39,7 +43,9 @@ class FairseqAudioDataset(FairseqDataset):
         if not batch:
             return {}
         source, lengths = batch["source"], batch["lengths"]
+        labels = {"target": batch["target"]} if "target" in batch else {}
         return {
+            **labels,
             "id": batch["id"],
             "nsentences": len(source),
             "ntokens": int(lengths.sum()),

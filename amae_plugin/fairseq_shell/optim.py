@@ -2,9 +2,9 @@
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from fairseq.dataclass import FairseqDataclass
@@ -73,10 +73,25 @@ class AmaeAdamW(FairseqOptimizer):
             group["lr"] = self._lr * group["lr_scale"]
 
 
-def exempt_from_decay(model: nn.Module) -> None:
-    """Give biases, norms and other vectors no weight decay, as all recipes of this package have it."""
+def set_overrides(
+    model: nn.Module, layer_decay: float = 1.0, depth_of: Optional[Callable[[str], int]] = None, depth: int = 0
+) -> None:
+    """Give every parameter its ``optim_overrides``.
+
+    Biases, norms and other vectors get no weight decay, as all recipes of this package have it. With layer-wise decay
+    the learning rate of a parameter is multiplied by ``layer_decay`` once for each layer above it (BEiT, MAE).
+
+    Args:
+        model: whose parameters are meant.
+        layer_decay: 1 for equal learning rates.
+        depth_of: layer of a parameter by its name, from 0 to ``depth``; needed where ``layer_decay`` is not 1.
+        depth: the topmost layer, whose learning rate is not reduced.
+    """
     for name, parameter in model.named_parameters():
+        overrides = {}
         if parameter.ndim <= 1 or name.endswith(".bias"):
-            parameter.optim_overrides = {  # type: ignore[attr-defined]
-                "optimizer": {"weight_decay_scale": 0.0}
-            }
+            overrides["weight_decay_scale"] = 0.0
+        if depth_of is not None:
+            overrides["lr_scale"] = layer_decay ** (depth - depth_of(name))
+        if overrides:
+            parameter.optim_overrides = {"optimizer": overrides}  # type: ignore[attr-defined]

@@ -26,6 +26,14 @@ class Linear(nn.Linear):
         return product + self.bias.to(product.dtype)
 
 
+def xavier_linear(module: nn.Module) -> None:
+    """Initialise all linear layers of a module: Xavier-uniform weights, biases 0 (MAE and its followers)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
 class Mlp(nn.Module):
     """Two linear layers with a GELU between them, on (..., D)."""
 
@@ -69,10 +77,41 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """(B, L, D) to (B, L, D); tokens where ``padding_mask`` (B, L) is True are not attended to."""
-        x = x + self.attn(self.norm1(x), padding_mask)
-        return x + self.mlp(self.norm2(x))
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None, branch_scales: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D).
+
+        Args:
+            x: tokens.
+            padding_mask: (B, L), True = not attended to.
+            branch_scales: (B, 2) factors of the attention branch and of the MLP branch, of :func:`drop_path_scales`.
+        """
+        attention = self.attn(self.norm1(x), padding_mask)
+        if branch_scales is None:
+            x = x + attention
+            return x + self.mlp(self.norm2(x))
+        x = x + attention * branch_scales[:, :1, None]
+        return x + self.mlp(self.norm2(x)) * branch_scales[:, 1:, None]
+
+
+def drop_path_scales(uniform: Tensor, rate: float) -> Tensor:
+    """Stochastic depth (Huang et al. 2016): factors of the branches of all blocks.
+
+    The rate rises linearly from 0 at the first block to *rate* at the last, as in timm and MAE's fine-tuning.
+
+    Args:
+        uniform: (B, depth, 2) numbers in [0, 1), of the attention and the MLP branch of every block.
+        rate: in [0, 1).
+
+    Returns:
+        (B, depth, 2): 0 where a clip skips the branch, else 1 over the probability that it does not.
+
+    Raises:
+        ValueError: the rate is out of range.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"a drop path rate is at least 0 and below 1, not {rate}")
+    kept = 1 - torch.linspace(0, rate, uniform.shape[1], device=uniform.device)[:, None]
+    return (uniform < kept) / kept
 
 
 class WindowAttention(nn.Module):

@@ -5,9 +5,9 @@ import pytest
 import soundfile
 
 from amae_plugin.cli.main import main
-from amae_plugin.cli.weights import balanced_weights
 from amae_plugin.data.labels import Labels, read_names
 from amae_plugin.data.manifest import Manifest
+from amae_plugin.data.sampling import balanced_weights
 
 
 def sound(path):

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from amae_plugin.data.audio import AudioError, load_clip
-from amae_plugin.data.augment import Magnitude, Roll
+from amae_plugin.data.augment import Augmentations, Magnitude, Roll
 from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.features import LogMel, fit_length, normalize
 from amae_plugin.data.manifest import Manifest, write_manifest
@@ -48,7 +48,9 @@ def bad(folder):
 
 
 def training(manifest, **settings):
-    return AudioDataset(manifest, train=True, augmentations=[Roll(), Magnitude()], **{**SETTINGS, **settings})
+    return AudioDataset(
+        manifest, train=True, augmentations=Augmentations((Roll(), Magnitude())), **{**SETTINGS, **settings}
+    )
 
 
 def load(dataset, workers, **options):
@@ -67,7 +69,7 @@ def assert_same_items(first, second):
 
 
 def test_validation_is_the_normalised_centre_of_the_clip(good):
-    dataset = AudioDataset(good, **SETTINGS, augmentations=[Roll()])
+    dataset = AudioDataset(good, **SETTINGS, augmentations=Augmentations((Roll(),)))
     assert len(dataset) == 6
     samples = LogMel().samples_for(64)
     start = (64_000 - samples) // 2

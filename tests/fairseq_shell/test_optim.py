@@ -6,7 +6,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from amae_plugin.fairseq_shell.optim import AmaeAdamW, exempt_from_decay
+from amae_plugin.fairseq_shell.optim import AmaeAdamW, set_overrides
 
 
 def build(model: nn.Module) -> AmaeAdamW:
@@ -24,7 +24,7 @@ def train(model: nn.Module, optimizer: AmaeAdamW, steps: int) -> None:
 
 def test_biases_and_norms_do_not_decay() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
-    exempt_from_decay(model)
+    set_overrides(model)
     decay = {id(p): group["weight_decay"] for group in build(model).param_groups for p in group["params"]}
     assert {name: decay[id(p)] for name, p in model.named_parameters()} == {
         "0.weight": 0.1,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
-from amae_plugin.modules.blocks import Block, WindowBlock
+from amae_plugin.modules.blocks import Block, WindowBlock, xavier_linear
 from amae_plugin.modules.patching import Size2d, grid_size
 from amae_plugin.modules.positions import GridPositions
 from amae_plugin.modules.windows import WindowPlan, padded_grid, permute_tokens, plan_windows
@@ -51,6 +51,11 @@ class Decoder(nn.Module, ABC):
         tokens = tokens.scatter(1, visible[..., None].expand(-1, -1, dim), x[:, 1:])
         tokens = self.run_blocks(x[:, :1] + positions[:, :1], tokens + positions[:, 1:], grid)
         return self.pred(self.norm(tokens))
+
+    def reset_parameters(self) -> None:
+        """Initialise as the published code does: Xavier-uniform matrices, a mask token from N(0, 0.02)."""
+        xavier_linear(self)
+        nn.init.normal_(self.mask_token, std=0.02)
 
     @abstractmethod
     def run_blocks(self, cls: Tensor, tokens: Tensor, grid: Size2d) -> Tensor:
@@ -150,7 +155,9 @@ def build_decoder(config: AudioMAEConfig) -> Decoder:
     """
     if config.decoder not in DECODERS:
         raise ValueError(f"no decoder is called {config.decoder!r}; there are: {', '.join(DECODERS)}")
-    return DECODERS[config.decoder](config)
+    decoder = DECODERS[config.decoder](config)
+    decoder.reset_parameters()
+    return decoder
 
 
 def _local_block(config: AudioMAEConfig) -> WindowBlock:

@@ -6,16 +6,20 @@ import torch
 from torch import Tensor, nn
 
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
-from amae_plugin.modules.blocks import Block
+from amae_plugin.models.encoder import Encoder
+from amae_plugin.modules.blocks import Block, xavier_linear
 from amae_plugin.modules.patching import PatchEmbed, Size2d, grid_size, patchify
 from amae_plugin.modules.positions import GridPositions
 
 
-class AudioMAEEncoder(nn.Module):
+class AudioMAEEncoder(Encoder):
     """Pre-norm ViT over visible patches and a CLS token (Huang et al. 2022, section 3.1)."""
+
+    num_prefix_tokens = 1
 
     def __init__(self, config: AudioMAEConfig):
         super().__init__()
+        self.embed_dim = config.embed_dim
         self.patch_size: Size2d = tuple(config.patch_size)  # type: ignore[assignment]
         grid = grid_size(config.input_length, config.num_mel_bins, self.patch_size)
         self.patch_embed = PatchEmbed(self.patch_size, config.embed_dim)
@@ -25,21 +29,17 @@ class AudioMAEEncoder(nn.Module):
             Block(config.embed_dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.embed_dim, eps=1e-6)
+        self.reset_parameters()
 
     def forward(
-        self, patches: Tensor, grid: Size2d, visible: Tensor | None = None, padding_mask: Tensor | None = None
+        self,
+        patches: Tensor,
+        grid: Size2d,
+        visible: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        branch_scales: Tensor | None = None,
     ) -> Tensor:
-        """Encode the visible patches.
-
-        Args:
-            patches: (B, L, P), all patches of the grid.
-            grid: patches in time and frequency, L together.
-            visible: (B, K) positions to keep, all if None.
-            padding_mask: (B, L), True = not attended to; only with ``visible`` None.
-
-        Returns:
-            (B, 1 + K, D) after the final norm, CLS first.
-        """
+        """See :meth:`Encoder.forward`; the prefix is the CLS token."""
         positions = self.positions(grid)
         tokens = positions[:, 1:].expand(len(patches), -1, -1)
         if visible is not None:
@@ -49,13 +49,19 @@ class AudioMAEEncoder(nn.Module):
         x = torch.cat([(self.cls_token + positions[:, :1]).expand(len(x), -1, -1), x], dim=1)
         if padding_mask is not None:
             padding_mask = torch.cat([padding_mask.new_zeros(len(x), 1), padding_mask], dim=1)
-        for block in self.blocks:
-            x = block(x, padding_mask)
+        for index, block in enumerate(self.blocks):
+            x = block(x, padding_mask, None if branch_scales is None else branch_scales[:, index])
         return self.norm(x)
 
     def patches(self, source: Tensor) -> tuple[Tensor, Size2d]:
-        """Patches (B, L, P) of a spectrogram (B, T, F), and their grid."""
+        """See :meth:`Encoder.patches`; time-major."""
         return patchify(source, self.patch_size), grid_size(source.shape[1], source.shape[2], self.patch_size)
+
+    def reset_parameters(self) -> None:
+        """Initialise as the published code does: Xavier-uniform matrices, a CLS token from N(0, 0.02)."""
+        xavier_linear(self)
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
+        nn.init.normal_(self.cls_token, std=0.02)
 
 
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:

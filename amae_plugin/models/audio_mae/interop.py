@@ -10,6 +10,7 @@ from torch import Tensor
 
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
 from amae_plugin.models.audio_mae.model import AudioMAE
+from amae_plugin.models.classifier import Classifier, ClassifierConfig
 
 # Official name pattern -> ours; the first that matches counts.
 RENAMES = (
@@ -39,18 +40,11 @@ def from_official(
     Raises:
         RuntimeError: a tensor is missing or has no place (PyTorch's own message names them).
     """
-    bands = int(config.get("num_mel_bins", AudioMAEConfig.num_mel_bins))
-    width, _, patch_time, patch_frequency = state_dict["patch_embed.proj.weight"].shape
     tau = state_dict.get("decoder_blocks.0.attn.tau")
     decoder_blocks = _count_blocks(state_dict, "decoder_blocks")
     local_blocks = sum(f"decoder_blocks.{i}.attn.tau" in state_dict for i in range(decoder_blocks))
     sizes = {
-        "input_length": (state_dict["pos_embed"].shape[1] - 1) // (bands // patch_frequency) * patch_time,
-        "patch_size": (patch_time, patch_frequency),
-        "embed_dim": width,
-        "depth": _count_blocks(state_dict, "blocks"),
-        "num_heads": num_heads or width // 64,
-        "mlp_ratio": state_dict["blocks.0.mlp.fc1.weight"].shape[0] / width,
+        **_encoder_sizes(state_dict, num_heads, config),
         "decoder": "global" if tau is None else "shifted" if local_blocks == decoder_blocks else "hybrid",
         "decoder_embed_dim": state_dict["decoder_embed.weight"].shape[0],
         "decoder_depth": decoder_blocks,
@@ -58,6 +52,29 @@ def from_official(
         "decoder_global_blocks": decoder_blocks - local_blocks,
     }
     model = AudioMAE(AudioMAEConfig(**{**sizes, **config}))
+    model.load_state_dict({rename(name): tensor for name, tensor in state_dict.items()})
+    return model
+
+
+def classifier_from_official(
+    state_dict: Mapping[str, Tensor], num_heads: int | None = None, **config: Any
+) -> Classifier:
+    """A :class:`Classifier` with the weights and sizes of a published fine-tuned state dict.
+
+    Args:
+        state_dict: fine-tuned weights under the official names; ``fc_norm`` among them tells mean pooling.
+        num_heads: see :func:`from_official`.
+        config: further fields of :class:`ClassifierConfig`, for instance ``drop_path``.
+
+    Raises:
+        RuntimeError: a tensor is missing or has no place (PyTorch's own message names them).
+    """
+    sizes = {
+        "encoder": {"_name": "amae_audio_mae", **_encoder_sizes(state_dict, num_heads, {})},
+        "num_classes": len(state_dict["head.weight"]),
+        "pooling": "mean" if "fc_norm.weight" in state_dict else "cls",
+    }
+    model = Classifier(ClassifierConfig(**{**sizes, **config}))
     model.load_state_dict({rename(name): tensor for name, tensor in state_dict.items()})
     return model
 
@@ -72,3 +89,18 @@ def rename(name: str) -> str:
 
 def _count_blocks(state_dict: Mapping[str, Tensor], prefix: str) -> int:
     return len({name.split(".")[1] for name in state_dict if name.startswith(f"{prefix}.")})
+
+
+def _encoder_sizes(
+    state_dict: Mapping[str, Tensor], num_heads: int | None, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    bands = int(config.get("num_mel_bins", AudioMAEConfig.num_mel_bins))
+    width, _, patch_time, patch_frequency = state_dict["patch_embed.proj.weight"].shape
+    return {
+        "input_length": (state_dict["pos_embed"].shape[1] - 1) // (bands // patch_frequency) * patch_time,
+        "patch_size": (patch_time, patch_frequency),
+        "embed_dim": width,
+        "depth": _count_blocks(state_dict, "blocks"),
+        "num_heads": num_heads or width // 64,
+        "mlp_ratio": state_dict["blocks.0.mlp.fc1.weight"].shape[0] / width,
+    }

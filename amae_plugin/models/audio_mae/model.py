@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch._functorch.config
 from torch import Tensor, nn
 
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
 from amae_plugin.models.audio_mae.decoder import build_decoder
 from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
+from amae_plugin.modules.compute import compile_blocks, matrix_precision
 from amae_plugin.modules.masking import ClipNoise, GlobalNoise, build_masking, visible_ids
 from amae_plugin.modules.patching import grid_size, unpatchify
 
@@ -30,7 +30,6 @@ class AudioMAE(nn.Module):
         self.masking = build_masking(
             config.masking, config.mask_ratio, config.mask_ratio_time, config.mask_ratio_frequency
         )
-        self.reset_parameters()
 
     def forward(self, source: Tensor, mask: Tensor | None = None, seed: Tensor | None = None) -> dict[str, Any]:
         """Predict every patch from the visible ones.
@@ -57,7 +56,7 @@ class AudioMAE(nn.Module):
             if mask.shape != patches.shape[:2]:
                 raise ValueError(f"the mask must be (B, L) = {tuple(patches.shape[:2])}, not {tuple(mask.shape)}")
             visible = visible_ids(mask)
-        with self.matrix_precision(source.device):
+        with matrix_precision(source.device, self.config.bf16):
             latent = self.encoder(patches, grid, visible)
             prediction = self.decoder(latent, visible, grid)
         return {"prediction": prediction.float(), "target": self.targets(patches), "mask": mask, "latent": latent}
@@ -102,7 +101,7 @@ class AudioMAE(nn.Module):
         patches, grid = self.encoder.patches(source)
         if padding_mask is not None:
             padding_mask = self.patch_padding(padding_mask)
-        with self.matrix_precision(source.device):
+        with matrix_precision(source.device, self.config.bf16):
             features = self.encoder(patches, grid, padding_mask=padding_mask)
         if padding_mask is not None:
             padding_mask = torch.cat([padding_mask.new_zeros(len(source), 1), padding_mask], dim=1)
@@ -114,31 +113,9 @@ class AudioMAE(nn.Module):
         padded_rows = padding_mask.view(-1, rows, self.encoder.patch_size[0]).all(-1)
         return padded_rows.repeat_interleave(columns, dim=1)
 
-    def matrix_precision(self, device: torch.device) -> torch.autocast:
-        """Context in which matrix products run in bfloat16 if ``config.bf16``."""
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.config.bf16)
-
     def compile_blocks(self) -> None:
-        """Have PyTorch compile the transformer blocks, in place, at their first use (needs a C++ compiler on CPU).
-
-        The blocks take nearly all the time; compiled, their element-wise work is fused, and what is cheap to compute
-        again is not kept for the backward pass.
-        """
-        # Below 1, activations are recomputed in the backward pass wherever that costs next to no time; measured on
-        # ViT-B, this saves a quarter of the memory and no time is lost.
-        torch._functorch.config.activation_memory_budget = 0.9
-        for block in (*self.encoder.blocks, *self.decoder.blocks):
-            block.compile()
-
-    def reset_parameters(self) -> None:
-        """Initialise as the published code does: Xavier-uniform matrices, N(0, 0.02) tokens."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.encoder.patch_embed.proj.weight.data.flatten(1))
-        nn.init.normal_(self.encoder.cls_token, std=0.02)
-        nn.init.normal_(self.decoder.mask_token, std=0.02)
+        """See :func:`amae_plugin.modules.compute.compile_blocks`."""
+        compile_blocks((*self.encoder.blocks, *self.decoder.blocks))
 
 
 def patch_errors(output: Mapping[str, Tensor]) -> Tensor:

@@ -1,0 +1,120 @@
+"""The checkpoints of this plugin as plain PyTorch: settings, weights and the models they make, without fairseq."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amae_plugin.errors import UserError
+from amae_plugin.models.classifier import Classifier, ClassifierConfig
+from amae_plugin.models.systems import SYSTEMS
+
+CLASSIFIER = "amae_classifier"
+"""The registered name of the classifier."""
+_ENCODER = "encoder."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that fairseq wrote in a run of this plugin.
+
+    Attributes:
+        path: of the file.
+        config: the run's settings, section by section; ``model`` and ``task`` among them.
+        state: the model's weights.
+        task_state: what the task keeps with them; ``classes`` of a classifier.
+        extra_state: the trainer's: ``val_loss``, ``best``, the position in the data.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+    task_state: Mapping[str, Any]
+    extra_state: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Checkpoint:
+        """Read a checkpoint; nothing but tensors and plain values is unpickled.
+
+        Raises:
+            UserError: the file is missing, damaged, holds other objects, or is not a checkpoint of this plugin.
+        """
+        path = Path(path)
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise UserError(f"{path}: cannot read the checkpoint ({error.strerror or error})") from None
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"{path}: not a checkpoint, or one that holds more than tensors and values: {reason}"
+            ) from None
+        config = content.get("cfg") if isinstance(content, dict) else None
+        if not isinstance(config, Mapping) or "model" not in content:
+            raise UserError(f"{path}: not a checkpoint of a fairseq run, which has the entries cfg and model")
+        name = (config.get("model") or {}).get("_name")
+        if name != CLASSIFIER and name not in SYSTEMS:
+            raise UserError(
+                f"{path}: a checkpoint of {name}, which is no model of this plugin; those are: "
+                f"{', '.join((*SYSTEMS, CLASSIFIER))}"
+            )
+        return cls(path, config, content["model"], content.get("task_state") or {}, content.get("extra_state") or {})
+
+    @property
+    def model_settings(self) -> Mapping[str, Any]:
+        """The model section."""
+        return self.config["model"]
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the model classifies; else it is a pretraining model."""
+        return self.model_settings["_name"] == CLASSIFIER
+
+    @property
+    def encoder_settings(self) -> Mapping[str, Any]:
+        """The model section of the system that the encoder is of."""
+        return self.model_settings["encoder"] if self.is_classifier else self.model_settings
+
+    @property
+    def encoder_state(self) -> dict[str, Tensor]:
+        """The weights of the encoder, under its own names."""
+        return {name[len(_ENCODER) :]: value for name, value in self.state.items() if name.startswith(_ENCODER)}
+
+    def model(self) -> nn.Module:
+        """The model, in evaluation mode, on the CPU.
+
+        Raises:
+            UserError: the weights do not fit the settings.
+        """
+        if self.is_classifier:
+            model: nn.Module = Classifier(ClassifierConfig.from_settings(self.model_settings))
+        else:
+            model = SYSTEMS[self.model_settings["_name"]].model(self.model_settings)
+        try:
+            model.load_state_dict(dict(self.state))
+        except RuntimeError as error:
+            raise UserError(f"{self.path}: the weights do not fit the settings: {error}") from None
+        return model.eval()
+
+    def load_encoder(self, classifier: Classifier) -> None:
+        """Give a classifier the weights of this checkpoint's encoder.
+
+        Raises:
+            UserError: they do not fit, or lack the final norm that the pooling ``cls`` needs.
+        """
+        state = self.encoder_state
+        if classifier.config.pooling == "mean":  # which does without the encoder's final norm
+            state = {name: value for name, value in state.items() if not name.startswith("norm.")}
+        elif not any(name.startswith("norm.") for name in state):
+            raise UserError(f"{self.path}: has no final norm of the encoder, so model.pooling must be mean")
+        try:
+            classifier.encoder.load_state_dict(state)
+        except RuntimeError as error:
+            raise UserError(f"{self.path}: the encoder's weights do not fit its settings: {error}") from None

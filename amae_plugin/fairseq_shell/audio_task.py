@@ -1,0 +1,153 @@
+"""What the tasks share: clips of a manifest in fairseq's batches."""
+
+# No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from fairseq.criterions import FairseqCriterion
+from fairseq.data import iterators
+from fairseq.dataclass import FairseqDataclass
+from fairseq.distributed import utils as distributed_utils
+from fairseq.logging import metrics
+from fairseq.optim import FairseqOptimizer
+from fairseq.tasks import FairseqTask
+from omegaconf import II, MISSING
+from torch import nn
+
+from amae_plugin.data.augment import Augmentation, Augmentations, Magnitude, Roll
+from amae_plugin.data.dataset import AudioDataset
+from amae_plugin.data.features import LogMel
+from amae_plugin.data.manifest import Manifest
+from amae_plugin.errors import UserError
+from amae_plugin.fairseq_shell.checkpoints import make_copies_atomic, remove_partial_files
+from amae_plugin.fairseq_shell.data import FairseqAudioDataset, Stopwatch
+from amae_plugin.fairseq_shell.hydra import user_path
+
+WAVEFORM_AUGMENTATIONS: Dict[str, Augmentation] = {"roll": Roll(), "magnitude": Magnitude()}
+
+
+@dataclass
+class AudioTaskConfig(FairseqDataclass):
+    """Data and features; the defaults are Audio-MAE's for AudioSet."""
+
+    data: str = field(default=MISSING, metadata={"help": "folder of manifests: train.tsv, valid.tsv, ..."})
+    target_length: int = field(default=1024, metadata={"help": "frames of a spectrogram (10 ms each)"})
+    num_mel_bins: int = field(default=128, metadata={"help": "mel bands"})
+    mean: float = field(default=-4.2677393, metadata={"help": "mean of the corpus's log-mel values (amae stats)"})
+    std: float = field(default=4.5689974, metadata={"help": "their standard deviation"})
+    augmentations: List[str] = field(
+        default_factory=lambda: ["roll", "magnitude"],
+        metadata={"help": "of the training waveforms, in order: roll, magnitude"},
+    )
+    on_bad_audio: str = field(
+        default="raise", metadata={"help": "a clip that cannot be decoded: raise stops, skip counts and logs it"}
+    )
+    max_bad_audio: int = field(default=100, metadata={"help": "clips that may be skipped, on each device"})
+    clips_per_update: Optional[int] = field(
+        default=None, metadata={"help": "global batch; recipes compute update_freq, lr and updates from it"}
+    )
+    seed: int = II("common.seed")
+    save_dir: str = II("checkpoint.save_dir")
+    # Read by fairseq: batches are drawn anew in each epoch, and workers start anew, since they must see the epoch.
+    rebuild_batches: bool = True
+    reuse_dataloader: bool = False
+    persistent_workers: bool = False
+
+
+class AudioTask(FairseqTask):
+    """Base of the tasks of this plugin."""
+
+    def __init__(self, cfg: AudioTaskConfig):
+        super().__init__(cfg)
+        unknown = [name for name in cfg.augmentations if name not in WAVEFORM_AUGMENTATIONS]
+        if unknown:
+            raise UserError(
+                f"task.augmentations: no {', '.join(unknown)}; there are {', '.join(WAVEFORM_AUGMENTATIONS)}"
+            )
+        self.data = user_path(cfg.data)
+        self.stopwatch = Stopwatch()
+
+    @classmethod
+    def setup_task(cls, cfg: AudioTaskConfig, from_checkpoint: bool = False) -> "AudioTask":
+        """Build the task; unless a checkpoint is only being read, make the run's own checkpoints safe from a kill."""
+        if not from_checkpoint:
+            make_copies_atomic()
+            if distributed_utils.get_global_rank() == 0:
+                remove_partial_files(cfg.save_dir)
+        return cls(cfg)
+
+    @property
+    def source_dictionary(self) -> None:
+        """Audio has no dictionary."""
+        return None
+
+    @property
+    def target_dictionary(self) -> None:
+        """Audio has no dictionary."""
+        return None
+
+    def read_manifest(self, split: str) -> Manifest:
+        """Read ``<split>.tsv``.
+
+        Raises:
+            UserError: there is no folder of manifests, or the manifest cannot be used.
+        """
+        if not self.data.is_dir():
+            raise UserError(f"task.data={self.cfg.data}: there is no folder {self.data}; amae manifest makes one")
+        return Manifest.read(self.data / f"{split}.tsv")
+
+    def wrap(self, manifest: Manifest, split: str, augmentations: Augmentations, **settings: Any) -> None:
+        """Make the data set of a split; the split ``train`` is shuffled, cropped at random and augmented."""
+        train = split.startswith("train")
+        cfg = self.cfg
+        dataset = AudioDataset(
+            manifest,
+            target_length=cfg.target_length,
+            mean=cfg.mean,
+            std=cfg.std,
+            features=LogMel(num_mel_bins=cfg.num_mel_bins),
+            augmentations=augmentations,
+            train=train,
+            seed=cfg.seed,
+            on_bad_audio=cfg.on_bad_audio,
+            max_bad_audio=cfg.max_bad_audio,
+            **settings,
+        )
+        self.datasets[split] = FairseqAudioDataset(dataset, shuffle=train)
+
+    def waveform_augmentations(self) -> Tuple[Augmentation, ...]:
+        """Those that the settings name, in order."""
+        return tuple(WAVEFORM_AUGMENTATIONS[name] for name in self.cfg.augmentations)
+
+    def get_batch_iterator(
+        self, dataset: FairseqAudioDataset, *args: Any, **kwargs: Any
+    ) -> iterators.EpochBatchIterator:
+        """fairseq's iterator over the order that the data set gives, with the time that training waits for it added up.
+
+        fairseq would shuffle the batches once more. Without that, an update's clips are a run of the epoch's order,
+        the same for every batch size, number of devices and number of accumulation steps that make up its global batch.
+        """
+        iterator = super().get_batch_iterator(dataset, *args, **kwargs)
+        iterator.disable_shuffling = True
+        if dataset.shuffle:  # training, not validation
+            # fairseq builds its iterator deep inside that method, and may return one it built before.
+            self.stopwatch.attach(iterator)
+        return iterator
+
+    def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: FairseqCriterion) -> None:
+        """Log what the criterion and fairseq log, and in training the clips per second of all devices."""
+        super().reduce_metrics(logging_outputs, criterion)
+        if criterion.training:
+            clips = sum(log["nsentences"] for log in logging_outputs)
+            metrics.log_speed("clips_per_second", clips, priority=90, round=1)
+
+    def valid_step(self, sample: Dict[str, Any], model: nn.Module, criterion: nn.Module) -> Any:
+        """fairseq's step, never compiled: that would cost more than a validation's few batches take."""
+        with torch.compiler.set_stance("force_eager"):
+            return super().valid_step(sample, model, criterion)
+
+    def optimizer_step(self, optimizer: FairseqOptimizer, model: nn.Module, update_num: int) -> None:
+        """Step, and log the seconds waited for data since the last one."""
+        super().optimizer_step(optimizer, model, update_num)
+        metrics.log_scalar("data_wait", self.stopwatch.lap(), priority=850, round=3)

@@ -1,0 +1,169 @@
+"""Classification of labelled clips: fine-tuning, linear probe, and training from scratch."""
+
+# No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
+import logging
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+import numpy as np
+from fairseq.criterions import FairseqCriterion
+from fairseq.tasks import register_task
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
+
+from amae_plugin.checkpoints import Checkpoint
+from amae_plugin.data.augment import Augmentation, Augmentations, Noise, SpecAugment
+from amae_plugin.data.labels import LABELS_NAME, Labels, read_names
+from amae_plugin.data.sampling import Sampling, balanced_weights, class_subset, read_weights
+from amae_plugin.errors import UserError
+from amae_plugin.fairseq_shell.audio_task import AudioTask, AudioTaskConfig
+from amae_plugin.fairseq_shell.hydra import user_path
+from amae_plugin.fairseq_shell.meters import log_split
+from amae_plugin.metrics.classification import multi_label, single_label
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class AmaeClassificationTaskConfig(AudioTaskConfig):
+    """Data, labels and augmentation of classification; the defaults are Audio-MAE's for AudioSet, single-label."""
+
+    fold: Optional[int] = field(
+        default=None, metadata={"help": "cross-validation: the manifests are those in <data>/fold<N>"}
+    )
+    multi_label: bool = field(default=False, metadata={"help": "a clip may have several labels"})
+    mixup: float = field(default=0.0, metadata={"help": "share of training clips that are mixed with another one"})
+    spec_augment_time: int = field(default=192, metadata={"help": "longest stretch of frames set to 0; 0: none"})
+    spec_augment_frequency: int = field(default=48, metadata={"help": "widest band of bins set to 0; 0: none"})
+    noise: float = field(
+        default=0.0,
+        metadata={"help": "uniform noise up to this on the normalised spectrogram; 0: none (Audio-MAE: 0.1)"},
+    )
+    noise_roll: int = field(default=10, metadata={"help": "with noise: frames rolled by up to this many"})
+    balanced_samples: Optional[int] = field(
+        default=None,
+        metadata={
+            "help": "draw this many clips an epoch, by train.weights.npy if it is there (amae weights), else by "
+            "class-balanced weights; null: every clip once"
+        },
+    )
+    label_fraction: float = field(
+        default=1.0, metadata={"help": "share of the training clips that is used, drawn class by class"}
+    )
+
+
+@register_task("amae_classification", dataclass=AmaeClassificationTaskConfig)
+class AmaeClassificationTask(AudioTask):
+    """Single-label or multi-label classification of the clips of a manifest."""
+
+    def __init__(self, cfg: AmaeClassificationTaskConfig):
+        super().__init__(cfg)
+        if cfg.fold is not None:
+            self.data = self.data / f"fold{cfg.fold}"
+        if not 0 <= cfg.mixup <= 1:
+            raise UserError(f"task.mixup={cfg.mixup}: a share of the clips, from 0 to 1")
+        if not 0 < cfg.label_fraction <= 1:
+            raise UserError(f"task.label_fraction={cfg.label_fraction}: above 0 and at most 1")
+        if cfg.balanced_samples is not None and cfg.balanced_samples < 1:
+            raise UserError(f"task.balanced_samples={cfg.balanced_samples}: at least 1, or null")
+        self.state.add_factory("classes", lambda: list(read_names(self.data / LABELS_NAME)))
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        """Take over a checkpoint's classes.
+
+        Raises:
+            UserError: this task has read others.
+        """
+        known, stored = self.state.state_dict.get("classes"), state_dict.get("classes")
+        if known is not None and stored is not None and known != stored:
+            raise UserError(
+                f"{self.data / LABELS_NAME} is not the list of classes that the checkpoint was trained with; train in "
+                "another folder (hydra.run.dir=...) or restore the list"
+            )
+        super().load_state_dict(state_dict)
+
+    def load_dataset(self, split: str, combine: bool = False, **kwargs: Any) -> None:
+        """Load ``<split>.tsv`` and ``<split>.lbl``."""
+        manifest = self.read_manifest(split)
+        labels = Labels.read(
+            self.data / f"{split}.lbl", self.data / LABELS_NAME, len(manifest), multi=self.cfg.multi_label
+        )
+        sampling = self._sampling(split, labels) if split.startswith("train") else None
+        self.wrap(manifest, split, self._augmentations(), labels=labels, sampling=sampling)
+
+    def _augmentations(self) -> Augmentations:
+        cfg = self.cfg
+        log_mel: Tuple[Augmentation, ...] = ()
+        if cfg.spec_augment_time or cfg.spec_augment_frequency:
+            log_mel = (SpecAugment(frequency=cfg.spec_augment_frequency, time=cfg.spec_augment_time),)
+        normalized = (Noise(amplitude=cfg.noise, frames=cfg.noise_roll),) if cfg.noise else ()
+        return Augmentations(self.waveform_augmentations(), cfg.mixup, log_mel, normalized)
+
+    def _sampling(self, split: str, labels: Labels) -> Optional[Sampling]:
+        cfg = self.cfg
+        if cfg.label_fraction == 1 and cfg.balanced_samples is None:
+            return None
+        pool = class_subset(labels, cfg.label_fraction, cfg.seed)
+        if cfg.label_fraction < 1:
+            logger.info(f"{split}: {len(pool):,} of {len(labels):,} clips, as task.label_fraction says")
+        if cfg.balanced_samples is None:
+            return Sampling(pool)
+        path = self.data / f"{split}.weights.npy"
+        weights = read_weights(path, len(labels)) if path.exists() else balanced_weights(labels)
+        if not weights[pool].any():
+            raise UserError(f"{path}: no clip of those that task.label_fraction leaves has a weight above 0")
+        return Sampling(pool, weights[pool], cfg.balanced_samples, cfg.seed)
+
+    def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> nn.Module:
+        """Build the classifier, with the encoder of ``model.pretrained`` unless a checkpoint is being read.
+
+        The sizes of that encoder and the number of classes go into ``cfg``, so that checkpoints hold them.
+        """
+        pretrained = None
+        with open_dict(cfg):
+            cfg.num_classes = len(self.state.classes)
+            if cfg.get("pretrained") and not from_checkpoint:
+                pretrained = self._read_pretrained(cfg.pretrained)
+                cfg.encoder = OmegaConf.create(dict(pretrained.encoder_settings))
+        if not cfg.get("encoder"):
+            raise UserError(
+                "model.pretrained is null, so model.encoder must say what to train from scratch: "
+                "+model@model.encoder=amae_audio_mae, or another file of config/model"
+            )
+        model = super().build_model(cfg, from_checkpoint)
+        if pretrained is not None:
+            pretrained.load_encoder(model)
+            logger.info(f"encoder: {pretrained.path}, {pretrained.encoder_settings['_name']}")
+        return model
+
+    @staticmethod
+    def _read_pretrained(path: str) -> Checkpoint:
+        if not user_path(path).is_file():
+            raise UserError(
+                f"model.pretrained={path}: there is no such checkpoint; pretrain one, give another, or train from "
+                "scratch with model.pretrained=null"
+            )
+        return Checkpoint.read(user_path(path))
+
+    def logging_outputs_can_be_summed(self, criterion: FairseqCriterion) -> bool:
+        """In training they are sums; in validation they are the scores of clips."""
+        return criterion.training
+
+    def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: FairseqCriterion) -> None:
+        """Log what every task logs, and in validation the measures of the whole split."""
+        super().reduce_metrics(logging_outputs, criterion)
+        if not criterion.training:
+            log_split(logging_outputs, self.measure_names, self.measures)
+
+    @property
+    def measure_names(self) -> Tuple[str, ...]:
+        """What validation logs, any of which ``checkpoint.best_checkpoint_metric`` may name."""
+        return ("mAP", "mAUC", "d_prime") if self.cfg.multi_label else ("accuracy", "macro_f1")
+
+    def measures(self, scores: np.ndarray, targets: np.ndarray) -> Mapping[str, float]:
+        """The measures of a split from its scores (N, C) and targets (N, C)."""
+        if self.cfg.multi_label:
+            several = multi_label(scores, targets)
+            return {"mAP": several.mean_average_precision, "mAUC": several.mean_auc, "d_prime": several.d_prime}
+        one = single_label(scores, targets.argmax(axis=1))
+        return {"accuracy": one.accuracy, "macro_f1": one.macro_f1}

@@ -1,0 +1,114 @@
+"""An encoder with a pooling and a linear head: fine-tuning, linear probe, and training from scratch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from amae_plugin.models.classifier.config import ClassifierConfig
+from amae_plugin.models.systems import system_of
+from amae_plugin.modules.blocks import drop_path_scales
+from amae_plugin.modules.compute import compile_blocks, matrix_precision
+from amae_plugin.modules.masking import ClipNoise, GlobalNoise, Noise, TimeFrequencyMasking, visible_ids
+from amae_plugin.modules.patching import Size2d
+
+POOLINGS = ("mean", "cls")
+_HEAD_STD = 2e-5  # of the published fine-tuning: predictions start equal
+
+
+class Classifier(nn.Module):
+    """Clip classification with the encoder of any system (Audio-MAE, section 3.3).
+
+    With ``pooling="mean"`` the patch tokens that the last block gives are averaged and then normalised (``fc_norm``),
+    and the encoder's own final norm is left out; with ``"cls"`` the class token is taken after it.
+    Letters in shapes: B clips, T frames, F mel bands, L patches, D width, C classes.
+
+    Raises:
+        UserError: ``config.encoder`` names no system.
+        ValueError: ``config.pooling`` is unknown, there are no classes, or a ratio is outside [0, 1).
+    """
+
+    def __init__(self, config: ClassifierConfig):
+        super().__init__()
+        if config.pooling not in POOLINGS:
+            raise ValueError(f"model.pooling is {config.pooling!r}, must be one of {', '.join(POOLINGS)}")
+        if config.num_classes < 1:
+            raise ValueError(f"a classifier needs classes, not model.num_classes={config.num_classes}")
+        self.config = config
+        self.encoder = system_of(config.encoder or {}).encoder(config.encoder or {})
+        width = self.encoder.embed_dim
+        self.fc_norm: nn.Module = nn.Identity()
+        if config.pooling == "mean":
+            self.encoder.norm = nn.Identity()
+            self.fc_norm = nn.LayerNorm(width, eps=1e-6)
+        self.batch_norm: nn.Module = (
+            nn.BatchNorm1d(width, eps=1e-6, affine=False) if config.batch_norm else nn.Identity()
+        )
+        self.head = nn.Linear(width, config.num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=_HEAD_STD)
+        nn.init.zeros_(self.head.bias)
+        self.masking = TimeFrequencyMasking(config.mask_ratio_time, config.mask_ratio_frequency)
+        drop_path_scales(torch.zeros(1, 1, 2), config.drop_path)
+        self.encoder.requires_grad_(not config.frozen)
+
+    def forward(self, source: Tensor, mask: Tensor | None = None, seed: Tensor | None = None) -> dict[str, Tensor]:
+        """Classify clips.
+
+        In training, time steps and bands are hidden and branches skipped at random, as configured; a frozen encoder
+        computes as in evaluation.
+
+        Args:
+            source: (B, T, F) normalised log-mel of any length whose T and F are multiples of the patch.
+            mask: (B, L) bool, True = hidden, the same number for every clip; sampled in training, nothing hidden
+                otherwise, if None.
+            seed: (B,) integers that everything random depends on, clip by clip; PyTorch's generator if None.
+
+        Returns:
+            ``logits`` (B, C) and ``features`` (B, D), what the head sees; both float32.
+
+        Raises:
+            ValueError: the patch does not divide the spectrogram, the mask is of another shape, or the clips have
+                different numbers of visible patches.
+        """
+        patches, grid = self.encoder.patches(source)
+        noise = GlobalNoise(len(source), source.device) if seed is None else ClipNoise(seed)
+        visible = self._visible(patches, grid, mask, noise)
+        scales = None
+        if self.encoder.training and self.config.drop_path:
+            depth = len(self.encoder.blocks)
+            scales = drop_path_scales(noise(2 * depth).view(-1, depth, 2), self.config.drop_path)
+        with (
+            matrix_precision(source.device, self.config.bf16),
+            torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen),
+        ):
+            tokens = self.encoder(patches, grid, visible, branch_scales=scales).float()
+        pooled = tokens[:, self.encoder.num_prefix_tokens :].mean(1) if self.config.pooling == "mean" else tokens[:, 0]
+        features = self.batch_norm(self.fc_norm(pooled))
+        return {"logits": self.head(features), "features": features}
+
+    def _visible(self, patches: Tensor, grid: Size2d, mask: Tensor | None, noise: Noise) -> Tensor | None:
+        if mask is not None:
+            if mask.shape != patches.shape[:2]:
+                raise ValueError(f"the mask must be (B, L) = {tuple(patches.shape[:2])}, not {tuple(mask.shape)}")
+            return visible_ids(mask)
+        if not self.encoder.training or not (self.config.mask_ratio_time or self.config.mask_ratio_frequency):
+            return None
+        return visible_ids(self.masking(noise, grid), self.masking.num_visible(grid))
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Training or evaluation mode; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.config.frozen:
+            self.encoder.eval()
+        return self
+
+    def depth_of(self, parameter: str) -> int:
+        """How deep a parameter of that name lies: 0 before the first block, i + 1 in block i, depth + 1 after all."""
+        if parameter.startswith("encoder.blocks."):
+            return int(parameter.split(".")[2]) + 1
+        before = parameter.startswith("encoder.") and not parameter.startswith("encoder.norm.")
+        return 0 if before else len(self.encoder.blocks) + 1
+
+    def compile_blocks(self) -> None:
+        """See :func:`amae_plugin.modules.compute.compile_blocks`."""
+        compile_blocks(self.encoder.blocks)

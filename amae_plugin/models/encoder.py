@@ -1,0 +1,54 @@
+"""What every system's encoder offers, so that one classifier fits them all."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from amae_plugin.modules.patching import Size2d
+
+
+class Encoder(nn.Module, ABC):
+    """A transformer over the patch tokens of a spectrogram.
+
+    A pretraining model holds its encoder as ``encoder``; a subclass brings its own ``forward`` and ``patches``.
+    Letters in shapes: B clips, T frames, F mel bands, L patches, P values in a patch, D width.
+
+    Attributes:
+        embed_dim: D.
+        num_prefix_tokens: class tokens in front of the patch tokens.
+        blocks: the transformer blocks; what stands before them has the smallest learning rate of a layer-wise decay.
+        norm: after the last block.
+    """
+
+    embed_dim: int
+    num_prefix_tokens: int
+    blocks: nn.ModuleList
+    norm: nn.Module
+
+    @abstractmethod
+    def patches(self, source: Tensor) -> tuple[Tensor, Size2d]:
+        """Patches (B, L, P) of a spectrogram (B, T, F), and their grid."""
+
+    @abstractmethod
+    def forward(
+        self,
+        patches: Tensor,
+        grid: Size2d,
+        visible: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        branch_scales: Tensor | None = None,
+    ) -> Tensor:
+        """Encode the visible patches.
+
+        Args:
+            patches: (B, L, P), all patches of the grid.
+            grid: patches in time and frequency, L together.
+            visible: (B, K) positions to keep, all if None.
+            padding_mask: (B, L), True = not attended to; only with ``visible`` None.
+            branch_scales: (B, depth, 2) factors of the blocks' branches, for stochastic depth.
+
+        Returns:
+            (B, prefix tokens + K, D) after the final norm, the prefix first.
+        """

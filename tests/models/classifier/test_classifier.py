@@ -1,0 +1,212 @@
+"""The classifier is the published function, and what it does at random is as configured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from amae_plugin.errors import UserError
+from amae_plugin.models.audio_mae.interop import classifier_from_official
+from amae_plugin.models.classifier import Classifier, ClassifierConfig
+from amae_plugin.modules.blocks import drop_path_scales
+from amae_plugin.modules.masking import TimeFrequencyMasking
+from amae_plugin.modules.positions import sincos_2d
+
+GOLDEN = {
+    name: torch.from_numpy(value)
+    for name, value in np.load(Path(__file__).parents[2] / "golden" / "audio_mae_classifier.npz").items()
+}
+STATE = {name.removeprefix("state/"): value.float() for name, value in GOLDEN.items() if name.startswith("state/")}
+SOURCE = GOLDEN["spectrogram"].float()[:, 0]
+ENCODER = {
+    "_name": "amae_audio_mae",
+    "input_length": 128,
+    "embed_dim": 32,
+    "depth": 3,
+    "num_heads": 2,
+}
+
+
+def published(**config: object) -> Classifier:
+    return classifier_from_official(STATE, int(GOLDEN["num_heads"]), **config).eval()
+
+
+def build(**config: object) -> Classifier:
+    torch.manual_seed(0)
+    model = Classifier(ClassifierConfig(**{"encoder": ENCODER, "num_classes": 5, **config}))
+    nn.init.normal_(model.head.weight)  # the published initialisation predicts nearly nothing
+    return model
+
+
+def spectrograms(clips: int = 4, frames: int = 128) -> Tensor:
+    return torch.randn(clips, frames, 128, generator=torch.Generator().manual_seed(1))
+
+
+def test_logits_are_the_published_ones() -> None:
+    torch.testing.assert_close(published()(SOURCE)["logits"], GOLDEN["logits"], rtol=1e-4, atol=1e-4)
+
+
+def test_masked_logits_are_the_published_ones() -> None:
+    noise = iter([GOLDEN["noise_time"], GOLDEN["noise_freq"]])
+    masking = TimeFrequencyMasking(float(GOLDEN["mask_t_prob"]), float(GOLDEN["mask_f_prob"]))
+    mask = masking(lambda count: next(noise), (64, 8))
+    assert (~mask).sum(1).tolist() == [int(64 * 0.7) * int(8 * 0.7)] * 2
+    logits = published()(SOURCE, mask)["logits"]
+    torch.testing.assert_close(logits, GOLDEN["logits_masked"], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits, GOLDEN["logits"], atol=1e-3)
+
+
+def test_weights_that_are_missing_are_an_error() -> None:
+    with pytest.raises(RuntimeError, match=r"fc_norm\.bias"):
+        classifier_from_official({name: value for name, value in STATE.items() if name != "fc_norm.bias"}, 4)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_pooling(pooling: str) -> None:
+    model = build(pooling=pooling).eval()
+    source = spectrograms()
+    patches, grid = model.encoder.patches(source)
+    tokens = model.encoder(patches, grid)  # in mean pooling the encoder's own norm is left out
+    pooled = model.fc_norm(tokens[:, 1:].mean(1)) if pooling == "mean" else tokens[:, 0]
+    output = model(source)
+    torch.testing.assert_close(output["features"], pooled)
+    torch.testing.assert_close(output["logits"], model.head(pooled))
+    assert isinstance(model.encoder.norm, nn.Identity) == (pooling == "mean")
+
+
+def test_nothing_is_random_in_evaluation() -> None:
+    model = build(drop_path=0.5).eval()
+    source = spectrograms()
+    assert torch.equal(model(source)["logits"], model(source, seed=torch.arange(4))["logits"])
+
+
+def test_in_training_what_is_random_depends_on_the_clips_seed_alone() -> None:
+    model = build(drop_path=0.5).train()
+    source, seed = spectrograms(), torch.tensor([5, 6, 7, 8])
+    together = model(source, seed=seed)["logits"]
+    torch.testing.assert_close(model(source[2:3], seed=seed[2:3])["logits"], together[2:3])
+    assert not torch.allclose(model(source, seed=seed + 1)["logits"], together)
+    assert not torch.equal(model(source)["logits"], model(source)["logits"])
+
+
+def test_in_training_time_and_frequency_are_hidden() -> None:
+    seen = []
+    model = build(drop_path=0.0, mask_ratio_time=0.5, mask_ratio_frequency=0.25).train()
+    model.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
+    model(spectrograms(), seed=torch.arange(4))
+    model.eval()
+    model(spectrograms(), seed=torch.arange(4))
+    visible, unmasked = seen
+    assert unmasked is None
+    assert visible.shape == (4, 4 * 6)  # of 8 x 8
+    for clip in visible:
+        assert len(set((clip // 8).tolist())) == 4
+        assert len(set((clip % 8).tolist())) == 6
+    assert len({tuple(clip.tolist()) for clip in visible}) == 4
+
+
+def test_without_mask_and_drop_path_training_computes_what_evaluation_does() -> None:
+    model = build(drop_path=0.0, mask_ratio_time=0.0, mask_ratio_frequency=0.0)
+    source = spectrograms()
+    torch.testing.assert_close(model.train()(source)["logits"], model.eval()(source)["logits"])
+
+
+def test_drop_path_skips_whole_branches_and_keeps_the_mean() -> None:
+    scales = drop_path_scales(torch.rand(20_000, 5, 2, generator=torch.Generator().manual_seed(0)), 0.4)
+    kept = 1 - torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4])
+    for block in range(5):
+        torch.testing.assert_close(
+            scales[:, block].unique(), torch.tensor([0.0, 1 / kept[block]])[-1 if not block else 0 :]
+        )
+    torch.testing.assert_close(scales.mean(0), torch.ones(5, 2), atol=0.03, rtol=0)
+    model = build(drop_path=0.0)
+    block, x = model.encoder.blocks[1], torch.randn(3, 9, 32)
+    both = block(x, None, torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 0.0]]))
+    assert torch.equal(both[0], x[0])
+    torch.testing.assert_close(both[1], block(x)[1])
+    torch.testing.assert_close(both[2], x[2] + 2 * block.attn(block.norm1(x))[2])
+    with pytest.raises(ValueError, match="below 1"):
+        build(drop_path=1.0)
+
+
+@pytest.mark.parametrize("frames", [16, 64, 256, 1024])
+def test_clips_of_any_length_get_positions_of_their_own_grid(frames: int) -> None:
+    model = build().eval()
+    output = model(spectrograms(2, frames))
+    assert output["logits"].shape == (2, 5)
+    table = model.encoder.positions((frames // 16, 8))
+    torch.testing.assert_close(table[0, 1:], sincos_2d((frames // 16, 8), 32))
+
+
+def test_learned_positions_are_interpolated() -> None:
+    model = build().eval()
+    model.encoder.positions.pos_embed.normal_(generator=torch.Generator().manual_seed(2))
+    own, longer = model.encoder.positions((8, 8)), model.encoder.positions((16, 8))
+    assert longer.shape == (1, 1 + 16 * 8, 32)
+    # Between neighbours of the same band, and nowhere near the sine-cosine table.
+    middle = longer[0, 1:].view(16, 8, 32)[1:3].mean(0)
+    torch.testing.assert_close(middle, own[0, 1:].view(8, 8, 32)[:2].mean(0), atol=0.5, rtol=0)
+
+
+def test_length_that_the_patch_does_not_divide() -> None:
+    with pytest.raises(ValueError, match="multiples of the patch"):
+        build()(spectrograms(2, 100))
+    with pytest.raises(ValueError, match="mask must be"):
+        build()(spectrograms(2), torch.zeros(2, 3, dtype=torch.bool))
+
+
+def test_frozen_encoder_gets_no_gradient_and_computes_as_in_evaluation() -> None:
+    model = build(frozen=True, batch_norm=True, drop_path=0.5, pooling="cls").train()
+    source = spectrograms()
+    output = model(source)
+    output["logits"].sum().backward()
+    assert all(parameter.grad is None for parameter in model.encoder.parameters())
+    assert model.head.weight.grad is not None
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
+    assert not model.encoder.training
+    assert model.batch_norm.training
+    # Batch norm, without weights: every feature has mean 0 and variance 1 over the batch.
+    torch.testing.assert_close(output["features"].mean(0), torch.zeros(32), atol=1e-5, rtol=0)
+    torch.testing.assert_close(output["features"].var(0, unbiased=False), torch.ones(32), atol=1e-2, rtol=0)
+
+
+def test_head_starts_small() -> None:
+    head = Classifier(ClassifierConfig(encoder={**ENCODER, "embed_dim": 512}, num_classes=500)).head
+    assert head.weight.std().item() == pytest.approx(2e-5, rel=0.02)
+    assert not head.bias.any()
+
+
+def test_depth_of_parameters() -> None:
+    model = build(pooling="cls")
+    depths = {name: model.depth_of(name) for name, _ in model.named_parameters()}
+    assert depths["encoder.cls_token"] == depths["encoder.patch_embed.proj.weight"] == 0
+    assert depths["encoder.blocks.0.attn.qkv.weight"] == 1
+    assert depths["encoder.blocks.2.mlp.fc2.bias"] == 3
+    assert depths["encoder.norm.weight"] == depths["head.weight"] == depths["head.bias"] == 4
+    assert build().depth_of("fc_norm.weight") == 4
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        ({"pooling": "max"}, ValueError, "must be one of mean, cls"),
+        ({"num_classes": 0}, ValueError, "needs classes"),
+        ({"encoder": None}, UserError, "_name=None is no pretraining system; there are: amae_audio_mae"),
+        ({"mask_ratio_time": 1.0}, ValueError, "mask ratio"),
+    ],
+)
+def test_wrong_configurations(config: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        build(**config)
+
+
+def test_compiled_blocks_compute_the_same() -> None:
+    model = build(drop_path=0.5).train()
+    source, seed = spectrograms(), torch.arange(4)
+    expected = model(source, seed=seed)["logits"]
+    model.compile_blocks()
+    torch.testing.assert_close(model(source, seed=seed)["logits"], expected)
