@@ -48,7 +48,8 @@ class Checkpoint:
         """
         path = Path(path)
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped: of a file that is mostly the optimizer's state, only what is used is read.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except OSError as error:
             raise UserError(f"{path}: cannot read the checkpoint ({error.strerror or error})") from None
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:

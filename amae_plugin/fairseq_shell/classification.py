@@ -145,7 +145,8 @@ class AmaeClassificationTask(AudioTask):
             )
         return Checkpoint.read(user_path(path))
 
-    def logging_outputs_can_be_summed(self, criterion: FairseqCriterion) -> bool:
+    @staticmethod
+    def logging_outputs_can_be_summed(criterion: FairseqCriterion) -> bool:
         """In training they are sums; in validation they are the scores of clips."""
         return criterion.training
 

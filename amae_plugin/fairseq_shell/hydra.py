@@ -7,11 +7,12 @@ run starts on, so no ``common.user_dir`` has to be typed; and the resolvers belo
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import hydra.utils
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import amae_plugin
 from amae_plugin.data.manifest import Manifest
@@ -19,7 +20,24 @@ from amae_plugin.errors import UserError
 
 
 class RegisterPlugin(Callback):
-    """A Hydra callback that does its work by being imported."""
+    """Registers the plugin by being imported, and keeps the runs of a sweep apart."""
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Forget what fairseq keeps in its modules of the run before in the same process."""
+        # Imported here: with a launcher of its own, a sweep's process starts no run and needs no fairseq.
+        from amae_plugin.fairseq_shell.isolation import forget_earlier_run
+
+        forget_earlier_run()
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the results of a sweep's runs, their mean and standard deviation."""
+        from amae_plugin.evaluation.sweep import summarize
+
+        try:
+            print(summarize(user_path(config.hydra.sweep.dir)))
+        except UserError as error:
+            # Of a sweep that failed, the error that made it fail is the one to read.
+            print(f"no summary of the sweep: {error}")
 
 
 def user_path(path: str) -> Path:
@@ -36,8 +54,12 @@ def plugin_dir() -> str:
 
 def updates(data: str, subset: str, clips_per_update: int, epochs: float) -> int:
     """``${amae.updates:DATA,SUBSET,CLIPS_PER_UPDATE,EPOCHS}``: optimizer updates in so many epochs of a manifest."""
-    clips = len(Manifest.read(user_path(data) / f"{subset}.tsv"))
-    return round(-(-clips // int(clips_per_update)) * float(epochs))
+    return updates_of(len(Manifest.read(user_path(data) / f"{subset}.tsv")), clips_per_update, epochs)
+
+
+def updates_of(clips: int, clips_per_update: int, epochs: float) -> int:
+    """``${amae.updates_of:CLIPS,CLIPS_PER_UPDATE,EPOCHS}``: optimizer updates in so many epochs of so many clips."""
+    return round(-(-int(clips) // int(clips_per_update)) * float(epochs))
 
 
 def update_freq(clips_per_update: int, batch_size: int, devices: int) -> int:
@@ -63,6 +85,7 @@ def scaled_lr(base_lr: float, clips_per_update: int) -> float:
 for _name, _resolver in {
     "plugin_dir": plugin_dir,
     "updates": updates,
+    "updates_of": updates_of,
     "update_freq": update_freq,
     "scaled_lr": scaled_lr,
 }.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,19 +16,28 @@ import soundfile
 
 CONFIG_DIR = Path(__file__).parents[2] / "config"
 BIN = Path(sys.executable).parent
-MICRO = [
+SHORT = [
     "dataset.batch_size=8",
     "task.clips_per_update=8",
-    "model.embed_dim=48",
-    "model.depth=2",
-    "model.decoder_embed_dim=32",
-    "model.decoder_depth=2",
     "common.log_interval=1",
     "lr_scheduler.warmup_updates=2",
     "checkpoint.save_interval_updates=0",
     "dataset.validate_interval_updates=0",
-    "task.picture_interval=0",
 ]
+# Of each tiny recipe, a smaller network and no pictures.
+MICRO = {
+    "pretrain_audio_mae_tiny": [
+        *SHORT,
+        "model.embed_dim=48",
+        "model.depth=2",
+        "model.decoder_embed_dim=32",
+        "model.decoder_depth=2",
+        "task.picture_interval=0",
+    ],
+    "finetune_audio_mae_tiny": SHORT,
+}
+# For training from scratch.
+ENCODER = ["model.pretrained=null", "+model.encoder={_name:amae_audio_mae,embed_dim:48,depth:2,num_heads:3}"]
 
 
 class Run:
@@ -57,7 +67,7 @@ def command(recipe: str, folder: Path, overrides: Sequence[str]) -> list[str]:
         "--config-name",
         recipe,
         f"hydra.run.dir={folder}",
-        *MICRO,
+        *MICRO[recipe],
         *overrides,
     ]
 
@@ -82,6 +92,33 @@ def train(folder: Path, *overrides: str, recipe: str = "pretrain_audio_mae_tiny"
     return Run(folder, done.stdout, done.returncode)
 
 
+def train_on_two_ranks(folder: Path, *overrides: str, recipe: str = "pretrain_audio_mae_tiny") -> Run:
+    """Train with two processes that exchange gradients by gloo; the output is rank 0's."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    settings = [
+        f"distributed_init_method=tcp://localhost:{port}",
+        "distributed_backend=gloo",
+        "ddp_backend=legacy_ddp",  # fairseq gives pytorch_ddp a device number, which a CPU does not have
+        "distributed_world_size=2",
+        "distributed_no_spawn=true",
+    ]
+    processes = [
+        subprocess.Popen(
+            command(recipe, folder, overrides)
+            + [f"distributed_training.{setting}" for setting in (*settings, f"distributed_rank={rank}")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment(),
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    return Run(folder, outputs[0], max(abs(process.returncode) for process in processes))
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 clips of 0.5 to 1.5 s, sweeps in noise, in three formats and at three sample rates; 32 train, 8 valid."""
@@ -98,3 +135,44 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = ["manifest", "folder", str(root), "--out", str(manifests), "--valid-fraction", "0.2"]
     subprocess.run([str(BIN / "amae"), *arguments], check=True, env=environment())
     return manifests
+
+
+def amae(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a subcommand of ``amae`` to its end."""
+    return subprocess.run(
+        [str(BIN / "amae"), *arguments], capture_output=True, text=True, env=environment(), check=False
+    )
+
+
+def write_classes(root: Path, clips: int, seed: int) -> None:
+    """Clips of half a second of three classes that are easy to tell apart: noise, a low tone, a high tone."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(8000) / 16000
+    for name, hz in (("noise", 0), ("low", 400), ("high", 3000)):
+        (root / name).mkdir(parents=True)
+        for index in range(clips):
+            tone = np.sin(2 * np.pi * hz * rng.uniform(0.9, 1.1) * time + rng.uniform(0, 6))
+            signal = (0.3 * tone if hz else 0) + rng.uniform(0.02, 0.05) * rng.standard_normal(len(time))
+            soundfile.write(root / name / f"{index:02d}.wav", signal, 16000)
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Manifests of three classes of 20 clips, of which 12 train, 4 valid and 4 test."""
+    root, manifests = tmp_path_factory.mktemp("classes"), tmp_path_factory.mktemp("labelled")
+    write_classes(root, clips=20, seed=1)
+    done = amae(
+        *("manifest", "folder", str(root), "--labels", "--out", str(manifests)),
+        *("--valid-fraction", "0.2", "--test-fraction", "0.2"),
+    )
+    assert done.returncode == 0, done.stderr
+    return manifests
+
+
+@pytest.fixture(scope="session")
+def checkpoint(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a short pretraining on the clips of `labelled`."""
+    folder = tmp_path_factory.mktemp("pretraining")
+    run = train(folder, f"task.data={labelled}", "optimization.max_update=5")
+    assert run.returncode == 0, run.output
+    return folder / "checkpoints" / "checkpoint_last.pt"

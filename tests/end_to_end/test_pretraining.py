@@ -3,14 +3,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import BIN, CONFIG_DIR, MICRO, Run, command, environment, train
+from conftest import BIN, Run, command, environment, train, train_on_two_ranks
 from tensorboardX.proto import event_pb2
 
 
@@ -130,33 +129,6 @@ def test_killed_run_continues_as_if_it_had_not_been_killed(corpus: Path, tmp_pat
         assert entry["valid_loss"] == validations[entry["valid_num_updates"]]
 
 
-def train_on_two_ranks(folder: Path, *overrides: str) -> Run:
-    """Train with two processes that exchange gradients by gloo; the output is rank 0's."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    settings = [
-        f"distributed_init_method=tcp://localhost:{port}",
-        "distributed_backend=gloo",
-        "ddp_backend=legacy_ddp",  # fairseq gives pytorch_ddp a device number, which a CPU does not have
-        "distributed_world_size=2",
-        "distributed_no_spawn=true",
-    ]
-    processes = [
-        subprocess.Popen(
-            command("pretrain_audio_mae_tiny", folder, overrides)
-            + [f"distributed_training.{setting}" for setting in (*settings, f"distributed_rank={rank}")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment(),
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    return Run(folder, outputs[0], max(abs(process.returncode) for process in processes))
-
-
 def test_global_batch_does_not_depend_on_how_it_is_cut(corpus: Path, tmp_path: Path) -> None:
     # Without the local decoder, whose dropout draws anew for each batch.
     overrides = [f"task.data={corpus}", "optimization.max_update=8", "model.decoder=global"]
@@ -219,38 +191,3 @@ def test_wrong_settings_say_what_to_mend(corpus: Path, tmp_path: Path, overrides
     run = train(tmp_path, f"task.data={corpus}", *overrides)
     assert run.returncode != 0
     assert message in run.output
-
-
-@pytest.mark.parametrize("recipe", sorted(path.stem for path in CONFIG_DIR.glob("*.yaml")))
-def test_every_recipe_builds_with_only_the_data_path_filled_in(recipe: str, corpus: Path, tmp_path: Path) -> None:
-    script = (
-        "import sys\n"
-        "from fairseq.dataclass.initialize import hydra_init\n"
-        "import fairseq_cli.hydra_train as cli\n"
-        "def build(cfg, **kwargs):\n"
-        "    from fairseq import tasks, utils\n"
-        "    from fairseq.dataclass.initialize import add_defaults\n"
-        "    utils.import_user_module(cfg.common)\n"
-        "    add_defaults(cfg)\n"
-        "    task = tasks.setup_task(cfg.task)\n"
-        "    model = task.build_model(cfg.model)\n"
-        "    task.build_criterion(cfg.criterion)\n"
-        "    print('parameters', sum(p.numel() for p in model.parameters()), 'lr', cfg.optimization.lr)\n"
-        "cli.pre_main = build\n"
-        "cli.cli_main()\n"
-    )
-    arguments = ["--config-dir", str(CONFIG_DIR), "--config-name", recipe, f"task.data={corpus}"]
-    done = subprocess.run(
-        [str(BIN / "python"), "-c", script, *arguments, f"hydra.run.dir={tmp_path}"],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        cwd=tmp_path,
-        check=False,
-    )
-    assert "parameters" in done.stdout, done.stdout + done.stderr
-
-
-def test_micro_overrides_exist_in_the_recipe() -> None:
-    # Hydra would refuse an override of a key that the recipe does not have; the list must stay a list of plain ones.
-    assert all("=" in override and not override.startswith("+") for override in MICRO)
