@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from amae_plugin.data.features import centred
+
 Augmentation = Callable[[Tensor, np.random.Generator], Tensor]
 """Takes (samples,) or (frames, bins) float32 and the clip's generator, returns the same; never changes its input."""
 
@@ -113,9 +115,9 @@ def mix(first: Tensor, second: Tensor, share: float) -> Tensor:
     Returns:
         (samples,), the weighted sum of both, each without its mean.
     """
-    second = (second - second.mean())[: len(first)]
+    second = centred(second)[: len(first)]
     second = torch.nn.functional.pad(second, (0, len(first) - len(second)))
-    return share * (first - first.mean()) + (1 - share) * second
+    return share * centred(first) + (1 - share) * second
 
 
 def _stretch(size: int, widest: int, rng: np.random.Generator) -> slice:

@@ -73,8 +73,7 @@ class LogMel:
         waveform shorter than one window is continued with zeros to one window and gives one frame.
         """
         if self.remove_mean:
-            # Not torch's mean, whose last bit depends on the number of threads, so on whether a worker computes it.
-            waveform = waveform - float(waveform.numpy().mean())
+            waveform = centred(waveform)
         size = self.window_samples
         if len(waveform) < size:
             waveform = torch.nn.functional.pad(waveform, (0, size - len(waveform)))
@@ -91,6 +90,12 @@ class LogMel:
         rows = power if len(power) > 1 else power.expand(2, -1)
         mel = rows @ _mel_filters(self.num_mel_bins, fft_size, self.sample_rate)
         return mel[: len(power)].clamp_(min=_EPSILON).log_()
+
+
+def centred(waveform: Tensor) -> Tensor:
+    """(samples,) float32 on the CPU without its mean."""
+    # Not torch's mean, whose last bit depends on the number of threads, so on whether a worker computes it.
+    return waveform - float(waveform.numpy().mean())
 
 
 def fit_length(features: Tensor, target_length: int, position: float = 0.5) -> Tensor:

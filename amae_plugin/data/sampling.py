@@ -66,12 +66,13 @@ def read_weights(path: str | os.PathLike[str], length: int) -> np.ndarray:
     """
     path = Path(path)
     try:
-        weights = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            weights = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot read the weights ({error}); `amae weights` writes them") from None
     if weights.shape != (length,):
         raise UserError(
-            f"{path} holds {weights.shape} weights, but the manifest beside it has {length:,} clips; "
+            f"{path} holds an array of shape {weights.shape}, but the manifest beside it has {length:,} clips; "
             "run `amae weights` again"
         )
     if weights.dtype.kind not in "fiu" or not np.isfinite(weights).all() or weights.min() < 0 or not weights.any():

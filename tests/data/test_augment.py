@@ -1,7 +1,10 @@
 import numpy as np
+import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from amae_plugin.data.augment import Magnitude, Noise, Roll, SpecAugment
+from amae_plugin.data.augment import Augmentations, Magnitude, Noise, Roll, SpecAugment, mix
 
 
 def test_roll_is_a_cyclic_shift_by_any_offset():
@@ -85,3 +88,58 @@ def test_spectrogram_augmentations_keep_their_input_and_repeat():
         assert torch.equal(first, augmentation(spectrogram, np.random.default_rng(5)))
         assert not torch.equal(first, spectrogram)
     assert torch.equal(spectrogram, before)
+
+
+def waveform(samples, seed):
+    """Noise with a mean that is far from 0."""
+    return torch.randn(samples, generator=torch.Generator().manual_seed(seed)) + 3
+
+
+@settings(deadline=None)
+@given(st.integers(1, 50), st.integers(1, 50), st.floats(0, 1), st.integers(0, 1000))
+def test_mixed_waveforms_are_the_weighted_sum_of_both_without_their_means(first, second, share, seed):
+    one, other = waveform(first, seed), waveform(second, seed + 1)
+    mixed = mix(one, other, share)
+    expected = share * (one.double() - one.double().mean())
+    overlap = min(first, second)
+    expected[:overlap] += (1 - share) * (other.double() - other.double().mean())[:overlap]
+    assert mixed.dtype == torch.float32 and mixed.shape == (first,)
+    torch.testing.assert_close(mixed.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_a_longer_partner_is_cut_and_a_shorter_one_ends_in_silence():
+    silence = torch.full((4,), 7.0)
+    # The mean is that of the whole partner, -1.
+    assert mix(silence, torch.tensor([0.0, 1, 2, 3, -4, -8]), 0.25).tolist() == [0.75, 1.5, 2.25, 3.0]
+    assert mix(silence, torch.tensor([1.0, 3.0]), 0.25).tolist() == [-0.75, 0.75, 0.0, 0.0]
+
+
+def test_shares_of_1_and_0_are_one_clip_and_the_other():
+    one, other = waveform(9, 0), waveform(9, 1)
+    torch.testing.assert_close(mix(one, other, 1.0), one - one.mean())
+    torch.testing.assert_close(mix(one, other, 0.0), other - other.mean())
+
+
+def test_mixing_keeps_its_inputs():
+    one, other = waveform(9, 0), waveform(9, 1)
+    mix(one, other, 0.4)
+    assert torch.equal(one, waveform(9, 0)) and torch.equal(other, waveform(9, 1))
+
+
+def test_mixing_does_not_depend_on_the_number_of_threads():
+    pairs = [(waveform(160_000, seed), waveform(160_000, seed + 1)) for seed in range(0, 16, 2)]
+    threads = torch.get_num_threads()
+    mixed = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            mixed.append([mix(one, other, 0.4) for one, other in pairs])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(*mixed))
+
+
+@pytest.mark.parametrize("mixup", [-0.1, 1.1, float("nan")])
+def test_mixup_is_a_share_of_the_clips(mixup):
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        Augmentations(mixup=mixup)

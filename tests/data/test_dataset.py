@@ -7,10 +7,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from amae_plugin.data.audio import AudioError, load_clip
-from amae_plugin.data.augment import Augmentations, Magnitude, Roll
+from amae_plugin.data.augment import Augmentations, Magnitude, Noise, Roll, SpecAugment, mix
 from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.features import LogMel, fit_length, normalize
+from amae_plugin.data.labels import Labels
 from amae_plugin.data.manifest import Manifest, write_manifest
+from amae_plugin.data.sampling import Sampling
 from amae_plugin.data.seeding import clip_seed
 
 SETTINGS = {"target_length": 64, "mean": -5.0, "std": 4.0}
@@ -48,9 +50,49 @@ def bad(folder):
 
 
 def training(manifest, **settings):
-    return AudioDataset(
-        manifest, train=True, augmentations=Augmentations((Roll(), Magnitude())), **{**SETTINGS, **settings}
+    settings = {**SETTINGS, "augmentations": Augmentations((Roll(), Magnitude())), **settings}
+    return AudioDataset(manifest, train=True, **settings)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """Six clips that are shorter than 64 frames, so that none is cropped; their means are far from 0."""
+    folder = tmp_path_factory.mktemp("short")
+    rng = np.random.default_rng(1)
+    lengths = [9600, 3200, 8000, 4800, 6400, 1600]
+    for index, length in enumerate(lengths):
+        soundfile.write(folder / f"{index}.flac", rng.normal(0.3, 0.1, length), 16_000)
+    write_manifest(folder / "short.tsv", folder, [(f"{index}.flac", length) for index, length in enumerate(lengths)])
+    return Manifest.read(folder / "short.tsv")
+
+
+def one_class_each(clips):
+    """Labels of clips of which each is a class of its own, so that a target tells which clips are in an item."""
+    return Labels(
+        tuple(f"class {i}" for i in range(clips)),
+        np.arange(clips, dtype=np.int32),
+        np.arange(clips + 1, dtype=np.int64),
     )
+
+
+def mixing(manifest, share=1.0, **settings):
+    """Training on mixed clips, without any other augmentation."""
+    settings = {"labels": one_class_each(len(manifest)), "augmentations": Augmentations(mixup=share), **settings}
+    return training(manifest, **settings)
+
+
+def partner(item, clip):
+    """The clip that was mixed into an item of one_class_each, itself if none was, and the share of the item's own."""
+    share = float(item["target"][clip])
+    assert item["target"].sum() == pytest.approx(1)
+    others = item["target"].nonzero()[:, 0].tolist()
+    others.remove(clip)
+    assert len(others) <= 1
+    return (others[0] if others else clip), share
+
+
+def all_augmentations(mixup):
+    return Augmentations((Roll(), Magnitude()), mixup, (SpecAugment(8, 16),), (Noise(),))
 
 
 def load(dataset, workers, **options):
@@ -127,9 +169,18 @@ def test_the_number_of_workers_does_not_matter(good):
 
 
 def test_spawned_workers_read_the_manifest_again_and_share_the_count(bad):
-    dataset = training(bad, on_bad_audio="skip")
-    assert_same_items(load(dataset, workers=0), load(dataset, workers=2, multiprocessing_context="spawn"))
-    assert dataset.bad_audio == 12
+    dataset = training(
+        bad,
+        on_bad_audio="skip",
+        labels=one_class_each(8),
+        augmentations=all_augmentations(0.5),
+        sampling=Sampling(np.array([0, 1, 2]), np.array([3, 1, 3]), 8),
+    )
+    here = load(dataset, workers=0)
+    count = dataset.bad_audio
+    assert 0 < count < 8
+    assert_same_items(here, load(dataset, workers=2, multiprocessing_context="spawn"))
+    assert dataset.bad_audio == 2 * count
 
 
 def test_a_batch(good):
@@ -178,3 +229,224 @@ def test_the_limit_counts_the_clips_of_all_workers(bad, workers):
 def test_an_unknown_answer_to_bad_audio_is_refused(good):
     with pytest.raises(ValueError, match="'raise' or 'skip'"):
         training(good, on_bad_audio="ignore")
+
+
+def test_targets_are_the_classes_of_the_clip(short):
+    labels = Labels(tuple("abcd"), np.array([1, 0, 2, 3, 0, 1, 2, 0], np.int32), np.array([0, 1, 2, 4, 5, 7, 8]))
+    for train in (True, False):
+        dataset = AudioDataset(short, **SETTINGS, labels=labels, train=train)
+        assert dataset[0]["target"].tolist() == [0, 1, 0, 0]
+        assert dataset[2]["target"].tolist() == [0, 0, 1, 1]
+        assert dataset[2]["target"].dtype == torch.float32
+    assert "target" not in AudioDataset(short, **SETTINGS)[0]
+
+
+def test_a_batch_with_targets(short):
+    dataset = mixing(short)
+    batch = AudioDataset.collate([dataset[0], None, dataset[3]])
+    assert torch.equal(batch["target"], torch.stack([dataset[0]["target"], dataset[3]["target"]]))
+    assert batch["target"].shape == (2, 6) and batch["target"].dtype == torch.float32
+    assert batch["skipped"] == 1
+    assert "target" not in AudioDataset.collate([training(short)[0]])
+
+
+def test_labels_of_another_manifest_are_refused_and_mixup_needs_some(short):
+    with pytest.raises(ValueError, match="5 labels do not fit 6 clips"):
+        AudioDataset(short, **SETTINGS, labels=one_class_each(5))
+    with pytest.raises(ValueError, match="mixup needs labels"):
+        training(short, augmentations=Augmentations(mixup=0.1))
+
+
+def test_mixed_clips_are_mixed_in_the_share_that_their_target_says(short):
+    dataset = mixing(short)
+    waveforms = [load_clip(clip) for clip in short]
+    shorter = longer = 0
+    for epoch in range(4):
+        dataset.set_epoch(epoch)
+        for clip in range(6):
+            item = dataset[clip]
+            other, share = partner(item, clip)
+            log_mel = LogMel()(mix(waveforms[clip], waveforms[other], share))
+            # The share is known from a float32 only.
+            torch.testing.assert_close(item["source"], normalize(fit_length(log_mel, 64), -5.0, 4.0), rtol=0, atol=1e-3)
+            assert item["length"] == len(log_mel)
+            assert item["source"].dtype == item["target"].dtype == torch.float32
+            shorter += len(waveforms[other]) < len(waveforms[clip])
+            longer += len(waveforms[other]) > len(waveforms[clip])
+    assert shorter and longer
+
+
+def test_targets_of_several_classes_are_mixed_as_well(short):
+    labels = Labels(tuple("abc"), np.array([0, 0, 0, 0, 0, 0, 1, 2], np.int32), np.array([0, 1, 2, 3, 4, 5, 8]))
+    targets = torch.stack([mixing(short, labels=labels, seed=seed)[0]["target"] for seed in range(30)])
+    # All clips are of class a; only the last one is of b and c too.
+    assert targets[:, 0] == pytest.approx(1)
+    assert torch.equal(targets[:, 1], targets[:, 2])
+    mixed = targets[:, 1] > 0
+    assert 0 < mixed.sum() < 30
+    assert (targets[mixed, 1] < 1).all()
+
+
+def test_shares_are_beta_distributed_and_partners_uniform(tmp_path):
+    soundfile.write(tmp_path / "clip.wav", np.random.default_rng(0).normal(0, 0.1, 500), 16_000)
+    write_manifest(tmp_path / "train.tsv", tmp_path, [("clip.wav", 500)] * 400)
+    dataset = mixing(Manifest.read(tmp_path / "train.tsv"), target_length=2)
+    mixed = []
+    for epoch in range(3):
+        dataset.set_epoch(epoch)
+        mixed += [partner(dataset[clip], clip) for clip in range(400)]
+    others = np.array([other for other, _ in mixed])
+    shares = np.array([share for _, share in mixed if share < 1])
+    # Beta(10, 10) has mean 1/2 and variance 1/84; limits are five standard deviations.
+    assert abs(shares.mean() - 1 / 2) < 5 * np.sqrt(1 / 84 / len(shares))
+    assert abs(shares.var() - 1 / 84) < 5 * np.sqrt(2 / len(shares)) / 84
+    quarters = np.bincount(others // 100)
+    assert np.abs(quarters - 300).max() < 5 * np.sqrt(1200 * 3 / 16)
+
+
+def test_mixup_is_the_share_of_clips_that_are_mixed(short):
+    dataset = mixing(short, 0.3)
+    mixed = []
+    for epoch in range(50):
+        dataset.set_epoch(epoch)
+        mixed += [dataset[clip]["target"].max() < 1 for clip in range(6)]
+    # One in six of the mixed ones is its own partner.
+    expected = 0.3 * 5 / 6
+    assert abs(np.mean(mixed) - expected) < 5 * np.sqrt(expected * (1 - expected) / 300)
+
+
+def test_partners_come_from_the_pool_of_the_sampling(short):
+    pool = np.array([1, 4, 5])
+    dataset = mixing(short, sampling=Sampling(pool, np.array([0, 1, 0]), 40))
+    assert {partner(dataset[index], 4)[0] for index in range(40)} == {1, 4, 5}
+
+
+def test_without_mixup_nothing_is_drawn_for_it(good):
+    plain = training(good)
+    labelled = training(good, labels=one_class_each(6))
+    for clip in range(6):
+        assert torch.equal(plain[clip]["source"], labelled[clip]["source"])
+
+
+def test_a_partner_that_cannot_be_decoded_is_a_bad_clip(bad):
+    dataset = mixing(bad, on_bad_audio="skip", sampling=Sampling(np.arange(4)))
+    items = []
+    for epoch in range(20):
+        dataset.set_epoch(epoch)
+        items.append(dataset[0])
+    good = [item for item in items if item is not None]
+    assert {partner(item, 0)[0] for item in good} == {0, 2}
+    assert dataset.bad_audio == 20 - len(good) > 0
+    strict = mixing(bad, sampling=Sampling(np.arange(4)))
+    strict.set_epoch(items.index(None))
+    with pytest.raises(AudioError, match="cannot use"):
+        strict[0]
+
+
+def test_no_augmentation_touches_validation(good):
+    labels = one_class_each(6)
+    plain = AudioDataset(good, **SETTINGS, labels=labels)
+    augmented = AudioDataset(good, **SETTINGS, labels=labels, augmentations=all_augmentations(1.0))
+    assert_same_items(list(map(plain.__getitem__, range(6))), list(map(augmented.__getitem__, range(6))))
+
+
+def squared(tensor, rng):
+    return tensor.square()
+
+
+def halved(tensor, rng):
+    return tensor / 2
+
+
+def middle_band_0(log_mel, rng):
+    return torch.cat([log_mel[:, :50], torch.zeros(64, 28), log_mel[:, 78:]], dim=1)
+
+
+def louder(log_mel, rng):
+    return log_mel + 1
+
+
+def limited(spectrogram, rng):
+    return spectrogram.clamp(-0.5, 0.5)
+
+
+def test_augmentations_follow_one_another(short):
+    augmentations = Augmentations((halved, squared), 1.0, (louder, middle_band_0), (limited, halved))
+    dataset = training(short, augmentations=augmentations, labels=one_class_each(6))
+    waveforms = [(load_clip(clip) / 2).square() for clip in short]
+    partners = set()
+    for clip in range(6):
+        item = dataset[clip]
+        other, share = partner(item, clip)
+        partners.add(other)
+        # Both waveforms are augmented, then mixed; then the padded log-mel values, then the normalised ones.
+        log_mel = fit_length(LogMel()(mix(waveforms[clip], waveforms[other], share)), 64) + 1
+        log_mel[:, 50:78] = 0
+        expected = ((log_mel + 5) / 8).clamp(-0.5, 0.5) / 2
+        torch.testing.assert_close(item["source"], expected, rtol=0, atol=1e-3)
+    assert len(partners) > 1
+
+
+def test_the_partner_has_augmentations_of_its_own(short):
+    def item(*waveform, mixup):
+        augmentations = Augmentations(waveform, mixup)
+        return mixing(short, augmentations=augmentations, sampling=Sampling(np.array([0])))[0]["source"]
+
+    # Mixed with itself, a clip is the same as alone, unless the two are rolled differently.
+    torch.testing.assert_close(item(mixup=0.0), item(mixup=1.0), rtol=0, atol=1e-3)
+    assert (item(Roll(), mixup=0.0) - item(Roll(), mixup=1.0)).abs().mean() > 0.05
+
+
+@pytest.mark.parametrize("position", [0.0, 1.0])
+def test_validation_can_take_the_beginning_or_the_end(good, position):
+    dataset = AudioDataset(good, **SETTINGS, crop_position=position)
+    samples = LogMel().samples_for(64)
+    waveform = load_clip(good[5])
+    waveform = waveform[-samples:] if position else waveform[:samples]
+    assert torch.equal(dataset[5]["source"], normalize(LogMel()(waveform), -5.0, 4.0))
+    assert torch.equal(dataset[1]["source"], AudioDataset(good, **SETTINGS)[1]["source"])
+
+
+def test_items_are_the_clips_of_the_pool(short):
+    dataset = AudioDataset(short, **SETTINGS, labels=one_class_each(6), sampling=Sampling(np.array([1, 4, 5])))
+    items = [dataset[index] for index in range(len(dataset))]
+    assert [item["id"] for item in items] == [0, 1, 2]
+    assert [int(item["target"].argmax()) for item in items] == [1, 4, 5]
+    whole = AudioDataset(short, **SETTINGS)
+    assert all(torch.equal(item["source"], whole[clip]["source"]) for item, clip in zip(items, [1, 4, 5]))
+
+
+def test_drawn_items_are_others_in_each_epoch(short):
+    sampling = Sampling(np.array([0, 2, 3]), np.array([1.0, 2.0, 3.0]), 9)
+    dataset = AudioDataset(short, **SETTINGS, labels=one_class_each(6), sampling=sampling, train=True)
+    for epoch in (0, 1, 2, 1):
+        dataset.set_epoch(epoch)
+        assert len(dataset) == 9
+        assert [int(dataset[index]["target"].argmax()) for index in range(9)] == sampling.draw(epoch).tolist()
+    assert sampling.draw(1).tolist() != sampling.draw(2).tolist()
+
+
+def test_a_clip_drawn_twice_is_cropped_and_augmented_twice(good):
+    sampling = Sampling(np.array([5]), np.ones(1), 4)
+    cropped = AudioDataset(good, **SETTINGS, sampling=sampling, train=True)
+    masked = AudioDataset(
+        good, **SETTINGS, sampling=sampling, train=True, augmentations=Augmentations(log_mel=(SpecAugment(),))
+    )
+    for items in ([dataset[index] for index in range(4)] for dataset in (cropped, masked)):
+        assert len({item["seed"] for item in items}) == 4
+        for index in range(4):
+            assert not any(torch.equal(items[index]["source"], items[other]["source"]) for other in range(index))
+
+
+def test_the_number_of_workers_does_not_matter_to_drawn_and_mixed_clips(good):
+    dataset = training(
+        good,
+        labels=one_class_each(6),
+        augmentations=all_augmentations(0.5),
+        sampling=Sampling(np.array([0, 1, 3, 5]), np.array([1.0, 2.0, 3.0, 1.0]), 8),
+    )
+    dataset.set_epoch(3)
+    here = load(dataset, workers=0)
+    assert sum(len(batch["id"]) for batch in here) == 8
+    assert 0 < sum(int((batch["target"].max(dim=1).values < 1).sum()) for batch in here) < 8
+    assert_same_items(here, load(dataset, workers=2))

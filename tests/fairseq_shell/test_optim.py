@@ -67,3 +67,68 @@ def test_state_survives_a_checkpoint() -> None:
     train(model, optimizer, 2)
     train(resumed, other, 2)
     assert torch.equal(model.weight, resumed.weight)
+
+
+def layered(layer_decay: float = 0.5) -> tuple[nn.Sequential, AmaeAdamW]:
+    """Layers 0, 1 and 2, of which 2 is the topmost: two linear ones and a norm."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.LayerNorm(3))
+    set_overrides(model, layer_decay, lambda name: int(name.split(".")[0]), 2)
+    return model, build(model)
+
+
+def by_name(model: nn.Module, optimizer: AmaeAdamW, setting: str) -> dict[str, float]:
+    values = {id(p): group[setting] for group in optimizer.param_groups for p in group["params"]}
+    return {name: values[id(p)] for name, p in model.named_parameters()}
+
+
+def test_learning_rates_decay_from_the_topmost_layer_down() -> None:
+    model, optimizer = layered(0.5)
+    assert by_name(model, optimizer, "lr") == {
+        "0.weight": 0.01 * 0.25,
+        "0.bias": 0.01 * 0.25,
+        "1.weight": 0.01 * 0.5,
+        "1.bias": 0.01 * 0.5,
+        "2.weight": 0.01,
+        "2.bias": 0.01,
+    }
+
+
+def test_a_schedule_keeps_the_ratios_of_the_layers() -> None:
+    model, optimizer = layered(0.75)
+    for rate in (0.0, 0.3, 0.002):
+        optimizer.set_lr(rate)
+        assert optimizer.get_lr() == rate
+        rates = by_name(model, optimizer, "lr")
+        assert [rates[f"{layer}.weight"] for layer in range(3)] == [rate * 0.75**2, rate * 0.75, rate]
+
+
+def test_biases_and_norms_of_every_layer_do_not_decay() -> None:
+    model, optimizer = layered()
+    assert by_name(model, optimizer, "weight_decay") == {
+        "0.weight": 0.1,
+        "0.bias": 0.0,
+        "1.weight": 0.1,
+        "1.bias": 0.0,
+        "2.weight": 0.0,
+        "2.bias": 0.0,
+    }
+    assert len(optimizer.param_groups) == 5  # (layer, decays or not), the norm's two in one
+
+
+def test_layers_without_decay_learn_alike() -> None:
+    model, optimizer = layered(1.0)
+    assert set(by_name(model, optimizer, "lr").values()) == {0.01}
+    assert len(optimizer.param_groups) == 2
+
+
+def test_every_parameter_moves_at_its_own_rate() -> None:
+    model, optimizer = layered(0.5)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    # Adam's first step is the learning rate, whatever the gradient; weights shrink by rate times weight decay as well.
+    for name, parameter in model.named_parameters():
+        rate = by_name(model, optimizer, "lr")[name]
+        decay = by_name(model, optimizer, "weight_decay")[name]
+        torch.testing.assert_close(parameter.detach(), before[name] * (1 - rate * decay) - rate)
