@@ -1,0 +1,105 @@
+"""``amae evaluate``: a checkpoint on a whole split, or on verification trials."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from amae_plugin.checkpoints import Checkpoint
+
+_DESCRIPTION = """
+Scores every clip of a split once with a classifier of this plugin, prints the measures, and writes metrics.json,
+predictions.csv and a picture. With --trials: compares the features of the pairs of clips in DIR/trials.txt, by a
+classifier or a pretraining model, prints the equal error rate, and writes trials.json and scores.csv.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``evaluate``."""
+    parser = subparsers.add_parser(
+        "evaluate", help="a checkpoint's measures and predictions on a split", description=_DESCRIPTION
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="which fairseq wrote in a run")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="manifests, labels and labels.txt")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--split", default="test", help="(%(default)s)")
+    what.add_argument("--trials", action="store_true", help="verification by DIR/trials.tsv and DIR/trials.txt")
+    parser.add_argument(
+        "--crops",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="average over N evenly spaced pieces of clips longer than the model's input; 1: the centre (%(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where results go (evaluation/<split> in the checkpoint's run)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
+    parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="pieces at a time (%(default)s)")
+    parser.add_argument(
+        "--workers", type=_natural, default=os.cpu_count(), metavar="N", help="processes that decode (%(default)s)"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
+    parser.add_argument("--skip-bad-audio", action="store_true", help="leave out and list clips that cannot be decoded")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    # They import scikit-learn and matplotlib, which take a second or two and which other commands do without.
+    from amae_plugin.evaluation.classification import evaluate
+    from amae_plugin.evaluation.report import make_folder, summary, write, write_json
+    from amae_plugin.evaluation.scoring import Options
+    from amae_plugin.evaluation.verification import verify
+
+    options = Options(
+        crops=args.crops,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        device=args.device,
+        skip_bad_audio=args.skip_bad_audio,
+    )
+    checkpoint = Checkpoint.read(args.checkpoint)
+    out = args.out or _run_folder(args.checkpoint) / "evaluation" / ("trials" if args.trials else args.split)
+    make_folder(out)  # before the work, which is in vain if its results cannot be written
+    result: Any = (
+        verify(checkpoint, args.data, options) if args.trials else evaluate(checkpoint, args.data, args.split, options)
+    )
+    _list_skipped(result.skipped)
+    print(summary(result))
+    written = write(result, out)
+    if args.json:
+        write_json(args.json, result)
+        written.append(args.json)
+    print(f"\nwritten: {', '.join(str(path) for path in written)}")
+    return 0
+
+
+def _run_folder(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint lies in, or that of the checkpoint if it lies elsewhere."""
+    folder = checkpoint.absolute().parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
+def _list_skipped(skipped: Mapping[str, str]) -> None:
+    if skipped:
+        print(f"left out, as they cannot be decoded: {len(skipped):,} clips", file=sys.stderr)
+    for path, reason in skipped.items():
+        print(f"  {path}: {reason}", file=sys.stderr)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
+    return number
+
+
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {number}")
+    return number

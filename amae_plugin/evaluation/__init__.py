@@ -1,0 +1,1 @@
+"""A trained model on a whole split, and the results of several runs."""

@@ -1,0 +1,174 @@
+"""Each clip goes through the model once, or in as many pieces as were asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from amae_plugin.checkpoints import Checkpoint
+from amae_plugin.data.dataset import AudioDataset
+from amae_plugin.data.features import LogMel
+from amae_plugin.data.manifest import Manifest, write_manifest
+from amae_plugin.errors import UserError
+from amae_plugin.evaluation.scoring import Options, score_clips
+
+# Seconds and rate: 0.655 s are what the model takes. Clip 1 has fewer samples than that and is longer, clip 2 has more
+# and is shorter.
+CLIPS = [((), 0.4, 16_000), ((), 0.9, 8_000), ((), 0.6, 44_100), ((), 1.5, 16_000), ((), 1.0, 16_000)]
+LONGER = [1, 3, 4]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, write_checkpoint):
+    return Checkpoint.read(write_checkpoint(tmp_path_factory.mktemp("run") / "last.pt", ["a", "b", "c"]))
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory, write_split):
+    return Manifest.read(write_split(tmp_path_factory.mktemp("clips"), CLIPS) / "test.tsv")
+
+
+def options(**values):
+    return Options(**{"batch_size": 2, "device": "cpu", "progress": False, **values})
+
+
+class Counting:
+    """Logits, with the sizes of the batches that they were asked for."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, model, source):
+        assert not model.training
+        assert torch.is_inference_mode_enabled()
+        self.batches.append(len(source))
+        return model(source)["logits"]
+
+
+def directly(checkpoint, manifest, clip, position):
+    """The logits of one piece of a clip."""
+    settings = {"target_length": 64, "mean": -6.0, "std": 4.0, "features": LogMel(num_mel_bins=64)}
+    dataset = AudioDataset(manifest, crop_position=position, **settings)
+    with torch.no_grad():
+        return checkpoint.model()(dataset[clip]["source"][None])["logits"][0].double().numpy()
+
+
+def test_each_clip_is_scored_once_at_its_centre(checkpoint, manifest):
+    logits = Counting()
+    scored = score_clips(checkpoint, manifest, logits, options())
+    assert logits.batches == [2, 2, 1]
+    assert scored.clips.tolist() == [0, 1, 2, 3, 4]
+    assert scored.pieces.tolist() == [1] * 5
+    expected = [directly(checkpoint, manifest, clip, 0.5) for clip in range(5)]
+    np.testing.assert_allclose(scored.values, expected, atol=1e-5)
+    assert np.ptp(scored.values, axis=0).min() > 0.01  # the clips do not sound alike to this model
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_longer_clips_are_averaged_over_pieces_and_others_are_not_computed_again(checkpoint, manifest, workers):
+    logits = Counting()
+    scored = score_clips(checkpoint, manifest, logits, options(crops=3, workers=workers))
+    assert sum(logits.batches) == 5 + 2 * len(LONGER)
+    assert scored.pieces.tolist() == [1, 3, 1, 3, 3]
+    for clip in range(5):
+        positions = (0.0, 0.5, 1.0) if clip in LONGER else (0.5,)
+        expected = np.mean([directly(checkpoint, manifest, clip, position) for position in positions], axis=0)
+        np.testing.assert_allclose(scored.values[clip], expected, atol=1e-5)
+    centre = score_clips(checkpoint, manifest, logits, options()).values
+    assert (np.abs(scored.values - centre).max(axis=1) > 1e-3).tolist() == [False, True, False, True, True]
+
+
+def test_a_clip_that_just_fits_has_the_same_values_in_pieces(checkpoint, tmp_path, write_split):
+    manifest = Manifest.read(write_split(tmp_path, [((), 10_480 / 16_000, 16_000)]) / "test.tsv")
+    assert manifest.sizes.tolist() == [LogMel().samples_for(64)]
+    one, three = (score_clips(checkpoint, manifest, Counting(), options(crops=crops)) for crops in (1, 3))
+    np.testing.assert_allclose(one.values, three.values, rtol=1e-12)
+
+
+def test_two_pieces_are_the_beginning_and_the_end():
+    assert Options(crops=2).positions == [0.0, 1.0]
+    assert Options(crops=5).positions == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+def test_some_of_the_clips(checkpoint, manifest):
+    logits = Counting()
+    scored = score_clips(checkpoint, manifest, logits, options(crops=2), clips=np.array([2, 3]))
+    assert scored.clips.tolist() == [2, 3]
+    assert scored.pieces.tolist() == [1, 2]
+    assert sum(logits.batches) == 3
+    np.testing.assert_allclose(scored.values[0], directly(checkpoint, manifest, 2, 0.5), atol=1e-5)
+
+
+@pytest.fixture
+def damaged(tmp_path, write_split):
+    """Clip 1 cannot be decoded, and clip 2 can be decoded from its beginning but not at its end."""
+    write_split(tmp_path, [((), 0.4, 16_000), ((), 0.4, 16_000), ((), 4.0, 16_000), ((), 1.0, 16_000)])
+    (tmp_path / "1.flac").write_bytes(b"fLaC" + b"broken" * 100)
+    whole = (tmp_path / "2.flac").read_bytes()
+    (tmp_path / "2.flac").write_bytes(whole[: len(whole) * 3 // 4])
+    return Manifest.read(tmp_path / "test.tsv")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_clip_that_cannot_be_decoded_stops_with_its_name(checkpoint, damaged, workers):
+    with pytest.raises(UserError) as caught:
+        score_clips(checkpoint, damaged, Counting(), options(workers=workers))
+    message = str(caught.value)
+    assert "1.flac: " in message
+    assert "--skip-bad-audio" in message
+    assert "Traceback" not in message
+
+
+def test_bad_clips_are_left_out_even_if_only_one_piece_is_bad(checkpoint, damaged):
+    one = score_clips(checkpoint, damaged, Counting(), options(skip_bad_audio=True))
+    assert (one.clips.tolist(), list(one.skipped)) == ([0, 2, 3], [1])
+    two = score_clips(checkpoint, damaged, Counting(), options(skip_bad_audio=True, crops=2))
+    assert (two.clips.tolist(), sorted(two.skipped)) == ([0, 3], [1, 2])
+    assert two.pieces.tolist() == [1, 2]
+    assert all(reason and "cannot use" not in reason for reason in two.skipped.values())
+
+
+def test_nothing_is_left_of_bad_clips_alone(checkpoint, tmp_path):
+    (tmp_path / "bad.wav").write_bytes(b"broken" * 100)
+    write_manifest(tmp_path / "test.tsv", ".", [("bad.wav", 100)] * 3)
+    manifest = Manifest.read(tmp_path / "test.tsv")
+    with pytest.raises(UserError, match=r"test.tsv: no clip can be decoded; the first one, bad.wav: "):
+        score_clips(checkpoint, manifest, Counting(), options(skip_bad_audio=True))
+
+
+def test_an_empty_manifest_is_refused(checkpoint, tmp_path):
+    write_manifest(tmp_path / "test.tsv", ".", [])
+    with pytest.raises(UserError, match=r"test\.tsv: holds no clips"):
+        score_clips(checkpoint, Manifest.read(tmp_path / "test.tsv"), Counting(), options())
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path, manifest, write_checkpoint):
+    path = write_checkpoint(tmp_path / "last.pt", ["a", "b"])
+    content = torch.load(path)
+    content["model"]["head.bias"][0] = float("nan")
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"last\.pt: .* not finite numbers for 5 of 5 clips; its training diverged"):
+        score_clips(Checkpoint.read(path), manifest, Counting(), options())
+
+
+def test_a_missing_setting_is_named(tmp_path, manifest, write_checkpoint):
+    path = write_checkpoint(tmp_path / "last.pt", ["a", "b"])
+    content = torch.load(path)
+    del content["cfg"]["task"]["std"]
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"last\.pt: its settings lack task\.std"):
+        score_clips(Checkpoint.read(path), manifest, Counting(), options())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_an_error_only_if_asked_for():
+    assert Options(device="auto").torch_device() == torch.device("cpu")
+    with pytest.raises(UserError, match="--device cuda"):
+        Options(device="cuda").torch_device()
+
+
+@pytest.mark.parametrize("values", [{"crops": 0}, {"batch_size": 0}, {"workers": -1}, {"device": "tpu"}])
+def test_impossible_options_are_refused(values):
+    with pytest.raises(ValueError, match="must be"):
+        Options(**values)
