@@ -72,9 +72,13 @@ print(new)
     assert run(script) == str(
         [
             "arch:amae_audio_mae",
+            "arch:amae_classifier",
+            "criterion:amae_classification",
             "criterion:amae_reconstruction",
             "model:amae_audio_mae",
+            "model:amae_classifier",
             "optimizer:amae_adamw",
+            "task:amae_classification",
             "task:amae_pretraining",
         ]
     )

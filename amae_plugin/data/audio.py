@@ -226,7 +226,10 @@ def _open_container(file: BinaryIO, name: str) -> Any:
 def _audio_stream(container: Any, name: str) -> Any:
     if not container.streams.audio:
         raise AudioError(name, "has no audio stream")
-    return container.streams.audio[0]
+    stream = container.streams.audio[0]
+    if not stream.rate:  # what FFmpeg makes of a file that is a format by its name or its first bytes only
+        raise AudioError(name, "has an audio stream without a sample rate, so it is damaged or not audio")
+    return stream
 
 
 def _declared_frames(container: Any, stream: Any) -> int | None:

@@ -1,4 +1,7 @@
-"""The demo: speak a corpus, pretrain a tiny Audio-MAE, draw what it learned. What is done already is not done again."""
+"""The demo: speak a corpus, pretrain a tiny Audio-MAE on it, and see what that is worth for telling its words apart.
+
+What is done already is not done again.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +10,34 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
+from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.stats import measure
 from amae_plugin.corpora import speech_commands
 from amae_plugin.corpora.spoken_words import WORDS
 from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.manifest import Manifest
-from amae_plugin.demo.training import COMMAND, read_losses, train
+from amae_plugin.demo.training import COMMAND, Training, complete, read_losses, write_json
 from amae_plugin.demo.words import SPEAKERS, Speaker, make_words
 from amae_plugin.errors import UserError
-from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
-from amae_plugin.visual import draw_clips, plot_loss
+from amae_plugin.evaluation.classification import evaluate
+from amae_plugin.evaluation.report import write
+from amae_plugin.evaluation.scoring import Options
+from amae_plugin.visual import draw_clips, plot_comparison, plot_loss
 
-RECIPE = "pretrain_audio_mae_tiny"
+PRETRAINING = "pretrain_audio_mae_tiny"
+FINE_TUNING = "finetune_audio_mae_tiny"
+MODEL = "amae_audio_mae_tiny"
 _CLIPS_DRAWN = 5
+_PRETRAINED, _FROM_SCRATCH = "pretrained", "from scratch"
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,9 @@ class Demo:
         clips_per_word: of the corpus, over all splits.
         words: that are spoken.
         speakers: who speak them.
-        overrides: further Hydra overrides of the recipe, such as ``optimization.max_update=20``.
+        fractions: of the labels, and for how many updates the network is trained with them.
+        overrides: further Hydra overrides of the pretraining recipe, such as ``optimization.max_update=20``.
+        fine_tuning_overrides: the same of the fine-tuning recipe.
     """
 
     root: Path
@@ -50,7 +60,9 @@ class Demo:
     clips_per_word: int = 100
     words: Sequence[str] = WORDS
     speakers: Sequence[Speaker] = SPEAKERS
+    fractions: Mapping[float, int] = field(default_factory=lambda: {1.0: 600, 0.1: 300})
     overrides: Sequence[str] = ()
+    fine_tuning_overrides: Sequence[str] = ()
 
     @property
     def corpus(self) -> Path:
@@ -62,20 +74,43 @@ class Demo:
         """Folder of ``train.tsv``, ``valid.tsv``, ``test.tsv``, their labels and ``stats.json``."""
         return self.root / "manifests"
 
-    @property
-    def pretraining(self) -> Path:
-        """Folder of the training run."""
-        return self.root / "pretraining"
+    def pretraining(self, mean: float, std: float) -> Training:
+        """The pretraining; ``mean`` and ``std`` are those of the corpus."""
+        folder = self.root / "pretraining"
+        arguments = [*self._arguments(PRETRAINING, folder, mean, std), *self.overrides]
+        return Training("pretraining", arguments, _updates(self.config_dir, PRETRAINING, self.overrides), folder)
 
-    @property
-    def log(self) -> Path:
-        """What the training printed."""
-        return self.pretraining / "output.log"
+    def fine_tuning(self, start: str, fraction: float, mean: float, std: float) -> Training:
+        """The training of a classifier from the pretrained encoder or from scratch, with a part of the labels."""
+        folder = self.root / "fine-tuning" / f"{start} {fraction:.0%}".replace(" ", "_").replace("%", "")
+        updates = self.fractions[fraction]
+        arguments = [
+            *self._arguments(FINE_TUNING, folder, mean, std),
+            f"task.label_fraction={fraction}",
+            f"optimization.max_update={updates}",
+            *self.fine_tuning_overrides,
+        ]
+        if start == _PRETRAINED:
+            arguments += [f"model.pretrained={self.root / 'pretraining' / 'checkpoints' / 'checkpoint_last.pt'}"]
+        else:
+            # The very network that was pretrained.
+            sizes = [f"model.encoder.{o.removeprefix('model.')}" for o in self.overrides if o.startswith("model.")]
+            arguments += ["model.pretrained=null", f"+model@model.encoder={MODEL}", *sizes]
+        return Training(f"{start}, {fraction:.0%} of the labels", arguments, updates, folder)
 
-    @property
-    def checkpoint(self) -> Path:
-        """The pretrained model."""
-        return self.pretraining / "checkpoints" / "checkpoint_last.pt"
+    def _arguments(self, recipe: str, folder: Path, mean: float, std: float) -> list[str]:
+        return [
+            "--config-dir",
+            str(self.config_dir),
+            "--config-name",
+            recipe,
+            f"task.data={self.manifests}",
+            f"task.mean={mean:.4f}",
+            f"task.std={std:.4f}",
+            f"hydra.run.dir={folder}",
+            # The recipe's batch is for one device.
+            "distributed_training.distributed_world_size=1",
+        ]
 
 
 def make_corpus(demo: Demo) -> None:
@@ -97,57 +132,22 @@ def measure_statistics(demo: Demo) -> tuple[float, float]:
     train_manifest = demo.manifests / "train.tsv"
     if not _is_newer([path], train_manifest):
         manifest = Manifest.read(train_manifest)
-        frames = int(OmegaConf.load(demo.config_dir / f"{RECIPE}.yaml").task.target_length)
+        frames = int(OmegaConf.load(demo.config_dir / f"{PRETRAINING}.yaml").task.target_length)
         # mean 0 and std 1/2 leave the features as they are.
         dataset = AudioDataset(manifest, target_length=frames, mean=0.0, std=0.5)
-        _write(path, measure(dataset, np.arange(len(manifest)).tolist(), workers=os.cpu_count() or 1))
+        write_json(path, measure(dataset, np.arange(len(manifest)).tolist(), workers=os.cpu_count() or 1))
     figures = json.loads(path.read_text())
     return figures["mean"], figures["std"]
 
 
-def pretrain(demo: Demo, mean: float, std: float) -> None:
-    """Pretrain by the recipe; an interrupted training goes on from its last checkpoint.
-
-    Raises:
-        UserError: the training failed, or the folder holds a training with other settings.
-    """
-    arguments = [
-        "--config-dir",
-        str(demo.config_dir),
-        "--config-name",
-        RECIPE,
-        f"task.data={demo.manifests}",
-        f"task.mean={mean:.4f}",
-        f"task.std={std:.4f}",
-        f"hydra.run.dir={demo.pretraining}",
-        # The recipe's batch is for one device.
-        "distributed_training.distributed_world_size=1",
-        *demo.overrides,
-    ]
-    settings = demo.pretraining / "settings.json"
-    if settings.exists():
-        found = json.loads(settings.read_text())
-        if found["arguments"] != arguments:
-            raise UserError(f"{demo.pretraining} holds a training with other settings: delete it to train anew")
-        if found["done"]:
-            return
-    demo.pretraining.mkdir(parents=True, exist_ok=True)
-    _write(settings, {"done": False, "arguments": arguments})
-    print(f"{COMMAND} {' '.join(arguments)}")
-    train(arguments, _updates(demo), demo.log, "pretraining")
-    _write(settings, {"done": True, "arguments": arguments})
-
-
-def draw(demo: Demo) -> None:
+def draw(demo: Demo, pretraining: Training) -> None:
     """Draw ``loss.png`` and, for held-out clips of different words, ``reconstruction.png``."""
     losses, reconstruction = demo.root / "loss.png", demo.root / "reconstruction.png"
-    if _is_newer([losses, reconstruction], demo.checkpoint):
+    if _is_newer([losses, reconstruction], pretraining.checkpoint):
         return
-    _save(plot_loss(read_losses(demo.log), title="Pretraining of a tiny Audio-MAE on spoken words"), losses)
-    state = torch.load(demo.checkpoint, map_location="cpu", weights_only=False)
-    task = state["cfg"]["task"]
-    model = AudioMAE(AudioMAEConfig.from_settings(state["cfg"]["model"]))
-    model.load_state_dict(state["model"])
+    _save(plot_loss(read_losses(pretraining.log), title="Pretraining of a tiny Audio-MAE on spoken words"), losses)
+    checkpoint = Checkpoint.read(pretraining.checkpoint)
+    task = checkpoint.config["task"]
     dataset = AudioDataset(
         Manifest.read(demo.manifests / "valid.tsv"),
         target_length=task["target_length"],
@@ -158,7 +158,31 @@ def draw(demo: Demo) -> None:
     full = np.flatnonzero(dataset.manifest.sizes == dataset.manifest.sizes.max())
     clips = full[np.linspace(0, len(full) - 1, 2 * _CLIPS_DRAWN + 1).round().astype(int)[1::2]].tolist()
     names = [_clip_name(dataset.manifest.name(clip)) for clip in clips]
-    _save(draw_clips(model, dataset, clips, names), reconstruction)
+    _save(draw_clips(checkpoint.model(), dataset, clips, names), reconstruction)
+
+
+def compare(demo: Demo, mean: float, std: float) -> dict[str, dict[str, float]]:
+    """Fine-tune the pretrained encoder, and train the same network from scratch with the same budget.
+
+    Returns:
+        Accuracy on the voices of the test split, by share of the labels and by start.
+    """
+    trainings = {
+        (fraction, start): demo.fine_tuning(start, fraction, mean, std)
+        for fraction in demo.fractions
+        for start in (_PRETRAINED, _FROM_SCRATCH)
+    }
+    complete(list(trainings.values()))
+    accuracies: dict[str, dict[str, float]] = {}
+    for (fraction, start), training in trainings.items():
+        result = evaluate(training.checkpoint, demo.manifests, "test", Options(progress=False))
+        write(result, training.folder / "evaluation" / "test")
+        accuracies.setdefault(f"{fraction:.0%} of the labels", {})[start] = result.headline["accuracy"]
+    title = f"{len(demo.words)} words, voices never heard in training"
+    chance = 1 / len(demo.words)
+    _save(plot_comparison(accuracies, ylabel="accuracy", title=title, chance=chance), demo.root / "accuracy.png")
+    write_json(demo.root / "accuracy.json", accuracies)
+    return accuracies
 
 
 def run(demo: Demo) -> None:
@@ -174,20 +198,34 @@ def run(demo: Demo) -> None:
         write_manifests(demo)
         mean, std = measure_statistics(demo)
         print(f"log-mel values: mean {mean:.3f}, standard deviation {std:.3f}")
-    with _step(f"3. Pretraining, by the recipe {demo.config_dir / RECIPE}.yaml, in {demo.pretraining}"):
-        pretrain(demo, mean, std)
-        for name, points in read_losses(demo.log).items():
+    pretraining = demo.pretraining(mean, std)
+    with _step(f"3. Pretraining, by the recipe {demo.config_dir / PRETRAINING}.yaml, in {pretraining.folder}"):
+        complete([pretraining])
+        for name, points in read_losses(pretraining.log).items():
             if points:
                 (first, first_loss), (last, last_loss) = points[0], points[-1]
                 print(f"{name} loss: {first_loss:.3f} after {first:,.0f} updates, {last_loss:.3f} after {last:,.0f}")
     with _step("4. Pictures"):
-        draw(demo)
+        draw(demo, pretraining)
+    with _step(
+        f"5. Telling the words apart, by the recipe {demo.config_dir / FINE_TUNING}.yaml: the pretrained encoder "
+        "against the same network from scratch, with the same number of updates"
+    ):
+        accuracies = compare(demo, mean, std)
+        width = max(map(len, accuracies))
+        print(f"accuracy on unheard voices   {_PRETRAINED:>14}{_FROM_SCRATCH:>14}")
+        for labels, row in accuracies.items():
+            print(f"  {labels:{max(width, 26)}} {row[_PRETRAINED]:14.1%}{row[_FROM_SCRATCH]:14.1%}")
+    best = demo.fine_tuning(_PRETRAINED, max(demo.fractions), mean, std)
     print(f"""
 Done in {time.monotonic() - start:,.0f} seconds.
-  {demo.root / "loss.png"}            how the loss fell
+  {demo.root / "loss.png"}            how the loss of pretraining fell
   {demo.root / "reconstruction.png"}  held-out clips: as they are, as the encoder saw them, as the model filled them in
-  {demo.checkpoint}  the model
-  tensorboard --logdir {demo.pretraining / "tensorboard"}  the same and more, if TensorBoard is installed
+  {demo.root / "accuracy.png"}        pretrained against from scratch
+  {best.folder / "evaluation"}  which words were mistaken for which
+  {pretraining.checkpoint}  the pretrained model
+  {best.checkpoint}  the classifier
+  tensorboard --logdir {demo.root}  the same and more, if TensorBoard is installed
 
 Next, the same on a folder of your own recordings, of any length and format:
   source {Path(sys.prefix) / "bin" / "activate"}
@@ -204,8 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config-dir", type=Path, default=Path("config"), help="the recipes (%(default)s)")
     args = parser.parse_args(argv)
     try:
-        if not (args.config_dir / f"{RECIPE}.yaml").is_file():
-            raise UserError(f"{args.config_dir} holds no {RECIPE}.yaml: run this from the root of the repository")
+        if not (args.config_dir / f"{PRETRAINING}.yaml").is_file():
+            raise UserError(f"{args.config_dir} holds no {PRETRAINING}.yaml: run this from the root of the repository")
         run(Demo(args.out, args.config_dir))
     except UserError as error:
         print(f"demo: {error}", file=sys.stderr)
@@ -224,10 +262,9 @@ def _step(title: str) -> Iterator[None]:
     print(f"-- {time.monotonic() - start:.0f} s", flush=True)
 
 
-def _updates(demo: Demo) -> int:
-    overridden = OmegaConf.from_dotlist(list(demo.overrides))
-    recipe = OmegaConf.load(demo.config_dir / f"{RECIPE}.yaml")
-    return int(OmegaConf.merge(recipe, overridden).optimization.max_update)
+def _updates(config_dir: Path, recipe: str, overrides: Sequence[str]) -> int:
+    settings = OmegaConf.merge(OmegaConf.load(config_dir / f"{recipe}.yaml"), OmegaConf.from_dotlist(list(overrides)))
+    return int(settings.optimization.max_update)
 
 
 def _clip_name(path: str) -> str:
@@ -242,10 +279,4 @@ def _is_newer(files: Sequence[Path], source: Path) -> bool:
 def _save(figure: Figure, path: Path) -> None:
     partial = path.with_suffix(".partial.png")
     figure.savefig(partial)
-    partial.replace(path)
-
-
-def _write(path: Path, values: object) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=1) + "\n")
     partial.replace(path)

@@ -8,38 +8,101 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from amae_plugin.demo.words import available_cpus
 from amae_plugin.errors import UserError
 
 COMMAND = "fairseq-hydra-train"
 _LOG_LINE = re.compile(r"\[(train_inner|valid)\]\[INFO\] - (\{.*\})$")
 _LINES_ON_FAILURE = 30
+_SETTINGS = "settings.json"
 
 
-def train(arguments: Sequence[str], updates: int, log: Path, description: str) -> None:
-    """Run ``fairseq-hydra-train`` and show how far it is and its loss.
+@dataclass(frozen=True)
+class Training:
+    """A run of ``fairseq-hydra-train``.
 
-    Args:
+    Attributes:
+        description: of the progress bar.
         arguments: of the command; the run must log in JSON, as this package's recipes do.
         updates: at which the run ends.
-        log: file to which everything that the command prints is added.
-        description: of the progress bar.
+        folder: of the run; ``output.log`` in it gets everything that the command prints.
+    """
+
+    description: str
+    arguments: Sequence[str]
+    updates: int
+    folder: Path
+
+    @property
+    def log(self) -> Path:
+        """What the command printed."""
+        return self.folder / "output.log"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The model at the end of the run."""
+        return self.folder / "checkpoints" / "checkpoint_last.pt"
+
+
+def complete(trainings: Sequence[Training]) -> None:
+    """Run those trainings that are not done, as many at a time as there are processors.
+
+    An interrupted training goes on from its last checkpoint.
 
     Raises:
-        UserError: the command failed; its last lines are printed before.
+        UserError: a command failed, or a folder holds a training with other settings.
     """
-    command = [str(Path(sys.executable).with_name(COMMAND)), *arguments]
+    todo = [training for training in trainings if not _is_done(training)]
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        for result in [pool.submit(_train, training, position) for position, training in enumerate(todo)]:
+            result.result()
+
+
+def _is_done(training: Training) -> bool:
+    settings = training.folder / _SETTINGS
+    if not settings.exists():
+        return False
+    found = json.loads(settings.read_text())
+    if found["arguments"] != list(training.arguments):
+        raise UserError(f"{training.folder} holds a training with other settings: delete it to train anew")
+    return bool(found["done"])
+
+
+def _train(training: Training, position: int) -> None:
+    """Train, with a progress bar at that line below the cursor."""
+    training.folder.mkdir(parents=True, exist_ok=True)
+    settings = {"done": False, "arguments": list(training.arguments)}
+    write_json(training.folder / _SETTINGS, settings)
+    tqdm.write(f"{COMMAND} {' '.join(training.arguments)}")
+    _run(training, position)
+    write_json(training.folder / _SETTINGS, {**settings, "done": True})
+
+
+def write_json(path: Path, values: object) -> None:
+    """Write a file that is never there in part."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(values, indent=1) + "\n")
+    partial.replace(path)
+
+
+def _run(training: Training, position: int) -> None:
+    command = [str(Path(sys.executable).with_name(COMMAND)), *training.arguments]
     # So small a model gains little from a second thread, and threads that wait for each other lose several times as
     # much as soon as anything else runs on the machine.
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     lines: list[str] = []
     with (
-        log.open("a", encoding="utf-8", buffering=1) as file,  # line by line: whatever ends this, the log is whole
-        tqdm(total=updates, desc=description, unit="update") as progress,
+        training.log.open(
+            "a", encoding="utf-8", buffering=1
+        ) as file,  # line by line: whatever ends this, the log is whole
+        tqdm(total=training.updates, desc=training.description, unit="update", position=position) as progress,
         subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
         ) as process,
@@ -57,13 +120,15 @@ def train(arguments: Sequence[str], updates: int, log: Path, description: str) -
                         progress.update(done - progress.n)
                         progress.set_postfix_str(f"loss {float(figures['loss']):.3f}")
             if process.wait() == 0:
-                progress.update(updates - progress.n)  # the last few may be fewer than are logged at a time
+                progress.update(training.updates - progress.n)  # the last few may be fewer than are logged at a time
         except BaseException:
             process.terminate()  # leaving the block waits for it
             raise
     if process.returncode != 0:
         sys.stderr.writelines(lines)
-        raise UserError(f"{COMMAND} failed (exit code {process.returncode}); everything it printed is in {log}")
+        raise UserError(
+            f"{COMMAND} failed (exit code {process.returncode}); everything it printed is in {training.log}"
+        )
 
 
 def read_losses(log: Path) -> dict[str, list[tuple[float, float]]]:

@@ -142,7 +142,7 @@ def make_words(
         for folder in (*words, "_background_noise_"):
             (partial_root / folder).mkdir(parents=True)
         clips = _share_out(words, speakers, clips_per_word)
-        _speak_all(partial_root, clips, seed, workers or _available_cpus())
+        _speak_all(partial_root, clips, seed, workers or available_cpus())
         _write_noises(partial_root / "_background_noise_", seed)
         for name, split in (("validation_list.txt", "valid"), ("testing_list.txt", "test")):
             paths = sorted(
@@ -307,5 +307,6 @@ def _write_wav(path: Path, samples: np.ndarray) -> None:
         file.writeframes(np.round(samples * 32767).astype("<i2").tobytes())
 
 
-def _available_cpus() -> int:
+def available_cpus() -> int:
+    """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -230,6 +230,7 @@ def _truncated_flac(folder):
         (lambda folder: Clip(str(folder)), "directory"),
         (lambda folder: _write(folder / "a.wav", b""), "not a format"),
         (lambda folder: _write(folder / "a.wav", b"not audio at all" * 100), "not a format"),
+        (lambda folder: _write(folder / "a.flac", b"not audio at all" * 100), "without a sample rate"),
         (lambda folder: _write(folder / "a.wav", b"RIFF\x00\x00\x00\x00WAVEfmt "), ""),
         (lambda folder: _write_sound(folder / "a.wav", np.zeros(0)), "no samples"),
         (_truncated_flac, ""),
