@@ -173,6 +173,9 @@ def compare(demo: Demo, mean: float, std: float) -> dict[str, dict[str, float]]:
         for start in (_PRETRAINED, _FROM_SCRATCH)
     }
     complete(list(trainings.values()))
+    figures, picture = demo.root / "accuracy.json", demo.root / "accuracy.png"
+    if all(_is_newer([figures, picture], training.checkpoint) for training in trainings.values()):
+        return json.loads(figures.read_text())
     accuracies: dict[str, dict[str, float]] = {}
     for (fraction, start), training in trainings.items():
         result = evaluate(training.checkpoint, demo.manifests, "test", Options(progress=False))
@@ -180,8 +183,8 @@ def compare(demo: Demo, mean: float, std: float) -> dict[str, dict[str, float]]:
         accuracies.setdefault(f"{fraction:.0%} of the labels", {})[start] = result.headline["accuracy"]
     title = f"{len(demo.words)} words, voices never heard in training"
     chance = 1 / len(demo.words)
-    _save(plot_comparison(accuracies, ylabel="accuracy", title=title, chance=chance), demo.root / "accuracy.png")
-    write_json(demo.root / "accuracy.json", accuracies)
+    _save(plot_comparison(accuracies, ylabel="accuracy", title=title, chance=chance), picture)
+    write_json(figures, accuracies)
     return accuracies
 
 

@@ -66,6 +66,7 @@ class AmaeClassificationTask(AudioTask):
             raise UserError(f"task.label_fraction={cfg.label_fraction}: above 0 and at most 1")
         if cfg.balanced_samples is not None and cfg.balanced_samples < 1:
             raise UserError(f"task.balanced_samples={cfg.balanced_samples}: at least 1, or null")
+        self._scored: Optional[Dict[str, np.ndarray]] = None
         self.state.add_factory("classes", lambda: list(read_names(self.data / LABELS_NAME)))
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
@@ -125,6 +126,9 @@ class AmaeClassificationTask(AudioTask):
             if cfg.get("pretrained") and not from_checkpoint:
                 pretrained = self._read_pretrained(cfg.pretrained)
                 cfg.encoder = OmegaConf.create(dict(pretrained.encoder_settings))
+            elif cfg.get("encoder"):
+                sizes = {"input_length": self.cfg.target_length, "num_mel_bins": self.cfg.num_mel_bins}
+                cfg.encoder = OmegaConf.merge(sizes, cfg.encoder)
         if not cfg.get("encoder"):
             raise UserError(
                 "model.pretrained is null, so model.encoder must say what to train from scratch: "
@@ -145,16 +149,18 @@ class AmaeClassificationTask(AudioTask):
             )
         return Checkpoint.read(user_path(path))
 
-    @staticmethod
-    def logging_outputs_can_be_summed(criterion: FairseqCriterion) -> bool:
-        """In training they are sums; in validation they are the scores of clips."""
-        return criterion.training
+    def valid_step(self, sample: Dict[str, Any], model: nn.Module, criterion: nn.Module) -> Any:
+        """fairseq's step; the scores stay on this device until the whole split is measured."""
+        loss, sample_size, log = super().valid_step(sample, model, criterion)
+        self._scored = {name: log.pop(name) for name in ("id", "scores", "target")}
+        return loss, sample_size, log
 
     def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: FairseqCriterion) -> None:
         """Log what every task logs, and in validation the measures of the whole split."""
         super().reduce_metrics(logging_outputs, criterion)
         if not criterion.training:
-            log_split(logging_outputs, self.measure_names, self.measures)
+            log_split(self._scored, self.measure_names, self.measures)
+            self._scored = None
 
     @property
     def measure_names(self) -> Tuple[str, ...]:

@@ -88,7 +88,7 @@ class AmaeClassification(FairseqCriterion):
 
     The loss is a sum over clips (of the mean over classes for ``bce``) and ``sample_size`` their number, so that
     fairseq's division gives the same gradient however a global batch is cut into devices and accumulation steps. In
-    validation the scores of every clip are logged, from which the task computes the measures of the whole split.
+    validation the log also holds the scores of every clip, which the task takes out and measures all together.
     """
 
     def __init__(self, task: FairseqTask, loss: str, label_smoothing: float):
@@ -127,6 +127,11 @@ class AmaeClassification(FairseqCriterion):
         loss = sum(log["loss"] for log in logging_outputs)
         sample_size = sum(log["sample_size"] for log in logging_outputs)
         metrics.log_scalar("loss", loss / torch.as_tensor(sample_size).clamp(min=1), sample_size, round=6)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        """Every logged value is a sum, once the task has taken out the scores."""
+        return True
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -52,7 +52,8 @@ def valid_step(logs: Sequence[Log], names: Sequence[str], measures: Measures) ->
     with metrics.aggregate("valid"), metrics.aggregate() as step:
         for log in logs:
             metrics.log_scalar("loss", float(log["scores"].mean()), len(log["id"]))
-        log_split(logs, names, measures)
+        for log in logs or [None]:
+            log_split(log, names, measures)
         return step.get_smoothed_values()
 
 
