@@ -60,8 +60,11 @@ def complete(trainings: Sequence[Training]) -> None:
         UserError: a command failed, or a folder holds a training with other settings.
     """
     todo = [training for training in trainings if not _is_done(training)]
-    with ThreadPoolExecutor(available_cpus()) as pool:
-        for result in [pool.submit(_train, training, position) for position, training in enumerate(todo)]:
+    cpus = available_cpus()
+    # Threads of trainings that run side by side would wait for each other, several times as long as they work.
+    threads = max(1, cpus // max(1, len(todo)))
+    with ThreadPoolExecutor(cpus) as pool:
+        for result in [pool.submit(_train, training, threads, position) for position, training in enumerate(todo)]:
             result.result()
 
 
@@ -75,13 +78,13 @@ def _is_done(training: Training) -> bool:
     return bool(found["done"])
 
 
-def _train(training: Training, position: int) -> None:
+def _train(training: Training, threads: int, position: int) -> None:
     """Train, with a progress bar at that line below the cursor."""
     training.folder.mkdir(parents=True, exist_ok=True)
     settings = {"done": False, "arguments": list(training.arguments)}
     write_json(training.folder / _SETTINGS, settings)
     tqdm.write(f"{COMMAND} {' '.join(training.arguments)}")
-    _run(training, position)
+    _run(training, threads, position)
     write_json(training.folder / _SETTINGS, {**settings, "done": True})
 
 
@@ -92,16 +95,13 @@ def write_json(path: Path, values: object) -> None:
     partial.replace(path)
 
 
-def _run(training: Training, position: int) -> None:
+def _run(training: Training, threads: int, position: int) -> None:
     command = [str(Path(sys.executable).with_name(COMMAND)), *training.arguments]
-    # So small a model gains little from a second thread, and threads that wait for each other lose several times as
-    # much as soon as anything else runs on the machine.
-    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     lines: list[str] = []
     with (
-        training.log.open(
-            "a", encoding="utf-8", buffering=1
-        ) as file,  # line by line: whatever ends this, the log is whole
+        # Line by line: whatever ends this, the log is whole.
+        training.log.open("a", encoding="utf-8", buffering=1) as file,
         tqdm(total=training.updates, desc=training.description, unit="update", position=position) as progress,
         subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from amae_plugin.data.manifest import write_manifest
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_shell.hydra import plugin_dir, scaled_lr, update_freq, updates
+from amae_plugin.fairseq_shell.hydra import plugin_dir, scaled_lr, update_freq, updates, updates_of
 
 
 @pytest.mark.parametrize(("clips", "epochs", "expected"), [(1, 1, 1), (8, 1, 1), (9, 1, 2), (100, 32, 13 * 32)])
@@ -19,6 +19,10 @@ def test_updates_count_the_last_smaller_batch_of_each_epoch(
 ) -> None:
     write_manifest(tmp_path / "train.tsv", tmp_path, [(f"{index}.wav", 1) for index in range(clips)])
     assert updates(str(tmp_path), "train", 8, epochs) == expected
+
+
+def test_updates_of_clips_that_are_drawn() -> None:
+    assert updates_of(200_000, 512, 100) == 391 * 100
 
 
 @given(st.integers(1, 64), st.integers(1, 16), st.integers(1, 32))
