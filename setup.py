@@ -35,7 +35,7 @@ setup(
     extras_require={
         "video": ["av"],
         "demo": ["espeakng-loader"],
-        "dev": ["av", "hypothesis", "mypy", "pytest", "pytest-timeout", "ruff", "timm"],
+        "dev": ["av", "hypothesis", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "timm"],
     },
     entry_points={"console_scripts": ["amae=amae_plugin.cli.main:main"]},
 )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from amae_plugin.benchmark.textbook import TextbookMAE
 from amae_plugin.errors import UserError
+from amae_plugin.models import systems as models
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig, patch_errors
 from amae_plugin.modules.masking import ClipNoise
 
@@ -64,7 +65,7 @@ def _audio_mae_mask(model: AudioMAE, source: Tensor, seed: Tensor) -> Tensor:
 
 SYSTEMS: dict[str, System] = {
     "amae_audio_mae": System(
-        build=lambda settings: AudioMAE(AudioMAEConfig.from_settings(settings)),
+        build=models.SYSTEMS["amae_audio_mae"].model,
         inputs=_audio_mae_inputs,
         loss=_audio_mae_loss,
         mask=_audio_mae_mask,

@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 import numpy as np
 from fairseq.criterions import FairseqCriterion
 from fairseq.tasks import register_task
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import II, DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from amae_plugin.checkpoints import Checkpoint
@@ -50,6 +50,7 @@ class AmaeClassificationTaskConfig(AudioTaskConfig):
     label_fraction: float = field(
         default=1.0, metadata={"help": "share of the training clips that is used, drawn class by class"}
     )
+    best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
 
 
 @register_task("amae_classification", dataclass=AmaeClassificationTaskConfig)
@@ -66,6 +67,12 @@ class AmaeClassificationTask(AudioTask):
             raise UserError(f"task.label_fraction={cfg.label_fraction}: above 0 and at most 1")
         if cfg.balanced_samples is not None and cfg.balanced_samples < 1:
             raise UserError(f"task.balanced_samples={cfg.balanced_samples}: at least 1, or null")
+        measured = ("loss", *self.measure_names)
+        if cfg.best_checkpoint_metric not in measured:
+            raise UserError(
+                f"checkpoint.best_checkpoint_metric={cfg.best_checkpoint_metric}: with "
+                f"task.multi_label={str(cfg.multi_label).lower()} it must be one of {', '.join(measured)}"
+            )
         self._scored: Optional[Dict[str, np.ndarray]] = None
         self.state.add_factory("classes", lambda: list(read_names(self.data / LABELS_NAME)))
 

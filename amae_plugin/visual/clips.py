@@ -32,7 +32,7 @@ def draw_clips(
         dataset: whose clips are meant to be those of validation: not augmented, not cropped at random.
         clips: their indices.
         names: what is written above them; their file names if None.
-        title: of the figure.
+        title: of the figure; if None, of a model with normalised targets, what such pictures do not show.
 
     Raises:
         ValueError: none of the clips could be decoded.
@@ -43,6 +43,8 @@ def draw_clips(
     by_clip = dict(zip(clips, names if names is not None else (_file_name(dataset, index) for index in clips)))
     batch: dict[str, Any] = dataset.collate([item for _, item in decoded])
     autoencoder = cast(AudioMAE, model)
+    if title is None and autoencoder.config.norm_pix_loss:
+        title = "Predicted: the pattern in each hidden patch. Its mean and variance are the original's."
     device = next(model.parameters()).device
     source = batch["source"].to(device)
     was_training = model.training

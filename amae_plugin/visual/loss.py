@@ -9,11 +9,13 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
+from amae_plugin.visual.style import BLUE, GREEN, GRID, PURPLE, RED
+
 _STYLES: tuple[dict[str, Any], ...] = (
-    {"color": "#3b6fb6", "linewidth": 1.4},
-    {"color": "#d1495b", "linewidth": 1.6, "marker": "o", "markersize": 4},
-    {"color": "#4f8a5b", "linewidth": 1.4, "linestyle": "--"},
-    {"color": "#7a5195", "linewidth": 1.4, "linestyle": ":"},
+    {"color": BLUE, "linewidth": 1.4},
+    {"color": RED, "linewidth": 1.6, "marker": "o", "markersize": 4},
+    {"color": GREEN, "linewidth": 1.4, "linestyle": "--"},
+    {"color": PURPLE, "linewidth": 1.4, "linestyle": ":"},
 )
 
 
@@ -47,7 +49,7 @@ def plot_loss(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str
     ax.set_xlim(left=0)
     ax.set_xlabel("updates")
     ax.set_ylabel("loss (mean squared error on hidden patches)")
-    ax.grid(True, which="major", color="#d8dde1", linewidth=0.7)
+    ax.grid(True, which="major", color=GRID, linewidth=0.7)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)

@@ -240,6 +240,7 @@ def test_folds_in_one_command(tmp_path: Path) -> None:
         (["model.pretrained=null"], "model.encoder must say what to train from scratch"),
         ([*ENCODER, "criterion.loss=mse"], "criterion.loss=mse: must be one of cross_entropy, bce"),
         ([*ENCODER, "task.mixup=2"], "task.mixup=2"),
+        ([*ENCODER, "task.multi_label=true"], "best_checkpoint_metric=accuracy: with task.multi_label=true it must be"),
         ([*ENCODER, "task.label_fraction=0"], "task.label_fraction=0"),
         ([*ENCODER, "model.layer_decay=0"], "model.layer_decay=0"),
         ([*ENCODER, "dataset.train_subset=nothing"], "nothing.tsv"),
