@@ -70,12 +70,19 @@ class AudioTask(FairseqTask):
 
     @classmethod
     def setup_task(cls, cfg: AudioTaskConfig, from_checkpoint: bool = False) -> "AudioTask":
-        """Build the task; unless a checkpoint is only being read, make the run's own checkpoints safe from a kill."""
+        """Build the task; unless a checkpoint is only being read, make the run's own checkpoints safe from a kill.
+
+        Raises:
+            UserError: a setting cannot be used, or, for a run, there is no folder of manifests.
+        """
+        task = cls(cfg)
         if not from_checkpoint:
+            if not task.data.is_dir():
+                raise UserError(f"task.data={cfg.data}: there is no folder {task.data}; amae manifest makes one")
             make_copies_atomic()
             if distributed_utils.get_global_rank() == 0:
                 remove_partial_files(cfg.save_dir)
-        return cls(cfg)
+        return task
 
     @property
     def source_dictionary(self) -> None:
@@ -88,13 +95,7 @@ class AudioTask(FairseqTask):
         return None
 
     def read_manifest(self, split: str) -> Manifest:
-        """Read ``<split>.tsv``.
-
-        Raises:
-            UserError: there is no folder of manifests, or the manifest cannot be used.
-        """
-        if not self.data.is_dir():
-            raise UserError(f"task.data={self.cfg.data}: there is no folder {self.data}; amae manifest makes one")
+        """Read ``<split>.tsv``."""
         return Manifest.read(self.data / f"{split}.tsv")
 
     def wrap(self, manifest: Manifest, split: str, augmentations: Augmentations, **settings: Any) -> None:

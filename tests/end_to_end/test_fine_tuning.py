@@ -29,12 +29,12 @@ def test_from_manifest_to_number(labelled: Path, checkpoint: Path, tmp_path: Pat
         tmp_path / "run",
         f"task.data={labelled}",
         f"model.pretrained={checkpoint}",
-        "optimization.max_update=60",
-        "dataset.validate_interval_updates=20",
-        "checkpoint.save_interval_updates=20",
-        "task.augmentations=[magnitude]",
-        "task.spec_augment_time=0",
-        "task.spec_augment_frequency=0",
+        "optimization.max_update=120",
+        "optimization.lr=[3e-3]",
+        "dataset.validate_interval_updates=40",
+        "checkpoint.save_interval_updates=40",
+        "model.mask_ratio_time=0",
+        "model.mask_ratio_frequency=0",
     )
     assert run.returncode == 0, run.output
     assert f"encoder: {checkpoint}" in run.output
