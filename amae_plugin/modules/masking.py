@@ -4,8 +4,9 @@ A strategy turns random numbers into a mask (B, L), True = hidden, over a time-m
 of visible tokens, which depends on nothing but its number of valid ones, so that those of a batch can be gathered into
 one tensor. Everything is vectorised and runs on the device of the noise; no strategy loops over clips or tokens.
 
-Clips of a batch may end at different times. Tokens beyond the end, the padding, are never hidden; since they come last
-and every strategy draws its noise in the order of time, a clip has the same mask however much padding follows it.
+Clips of a batch may end at different times. Tokens beyond the end, the padding, are never hidden. Since they come last
+and noise is drawn in the order of time, a clip has the same mask however much padding follows it (not of
+``time_frequency``, which draws for the bands after all time steps).
 """
 
 from __future__ import annotations

@@ -79,14 +79,20 @@ def convert(state_dict: Mapping[str, Tensor], patch_size: Size2d) -> dict[str, T
     """This package's state dict of an official one; also of gradients or of a part of it.
 
     Names that nothing matches are kept as they are; tensors without effect are left out.
+
+    Raises:
+        RuntimeError: of an attention, there is a query projection but no key or value projection.
     """
     converted: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         if re.search(UNUSED, name) or re.search(r"\.self_attn\.[kv]_proj\.", name):
             continue
         if re.search(_QUERY, name):
-            parts = [state_dict[re.sub(_QUERY, rf".self_attn.{part}_proj.", name)] for part in "qkv"]
-            converted[rename(re.sub(_QUERY, ".attn.qkv.", name))] = torch.cat(parts)
+            parts = [re.sub(_QUERY, rf".self_attn.{part}_proj.", name) for part in "qkv"]
+            missing = [part for part in parts if part not in state_dict]
+            if missing:
+                raise RuntimeError(f"the state dict has {name}, but not {', '.join(missing)}")
+            converted[rename(re.sub(_QUERY, ".attn.qkv.", name))] = torch.cat([state_dict[part] for part in parts])
         elif name == "post_extract_proj.weight":
             converted[rename(name)] = tensor.unflatten(1, (1, *patch_size))
         elif name == "decoder_mask_emb":
