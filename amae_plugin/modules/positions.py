@@ -1,4 +1,4 @@
-"""Fixed sine-cosine positions on a grid of patches."""
+"""Fixed sine-cosine positions, on a grid of patches or along a sequence of tokens."""
 
 from __future__ import annotations
 
@@ -69,6 +69,31 @@ class GridPositions(nn.Module):
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         self._other_grids.clear()
         super()._load_from_state_dict(*args, **kwargs)
+
+
+class SequencePositions(nn.Module):
+    """Fixed positions along a sequence of any length: sines and cosines in turn (Vaswani et al. 2017, section 3.5).
+
+    Raises:
+        ValueError: the width is odd.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        if dim % 2:
+            raise ValueError(f"sine-cosine positions need an even width, not {dim}")
+        self.dim = dim
+        self._tables: dict[torch.device, Tensor] = {}
+
+    def forward(self, length: int, device: torch.device) -> Tensor:
+        """Table (1, L, D) of the first ``length`` positions, float32."""
+        table = self._tables.get(device)
+        if table is None or table.shape[1] < length:
+            with torch.inference_mode(False):  # a table first asked for in inference must serve training as well
+                sines, cosines = sincos_1d(torch.arange(length), self.dim).chunk(2, dim=1)
+                table = torch.stack([sines, cosines], dim=2).flatten(1).float()[None].to(device)
+            self._tables[device] = table
+        return table[:, :length]
 
 
 def _with_cls(table: Tensor) -> Tensor:

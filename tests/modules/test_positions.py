@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amae_plugin.modules.positions import GridPositions, sincos_1d, sincos_2d
+from amae_plugin.modules.positions import GridPositions, SequencePositions, sincos_1d, sincos_2d
 
 sides = st.integers(1, 24)
 
@@ -84,3 +84,35 @@ def test_a_table_first_asked_for_in_inference_mode_serves_training_afterwards():
     weight = torch.ones(1, 25, 8, requires_grad=True)
     (positions((6, 4)) * weight).sum().backward()
     assert torch.equal(weight.grad, positions((6, 4)))
+
+
+def test_a_sequence_has_sines_and_cosines_in_turn():
+    table = SequencePositions(8)(501, torch.device("cpu"))
+    assert table.shape == (1, 501, 8)
+    assert table.dtype == torch.float32
+    for position in (0, 3, 500):
+        angles = [position / 10000 ** (2 * i / 8) for i in range(4)]
+        expected = [value for angle in angles for value in (math.sin(angle), math.cos(angle))]
+        assert table[0, position].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_sequence_may_grow_and_shrink():
+    positions, device = SequencePositions(8), torch.device("cpu")
+    long = SequencePositions(8)(40, device)
+    for length in (3, 40, 7):
+        assert torch.equal(positions(length, device), long[:, :length])
+    assert list(positions.state_dict()) == []
+
+
+def test_a_sequence_first_asked_for_in_inference_mode_serves_training_afterwards():
+    positions, device = SequencePositions(8), torch.device("cpu")
+    with torch.inference_mode():
+        positions(6, device)
+    weight = torch.ones(1, 6, 8, requires_grad=True)
+    (positions(6, device) * weight).sum().backward()
+    assert torch.equal(weight.grad, positions(6, device))
+
+
+def test_a_sequence_needs_an_even_width():
+    with pytest.raises(ValueError, match="even width, not 7"):
+        SequencePositions(7)

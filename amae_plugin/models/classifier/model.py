@@ -25,7 +25,8 @@ class Classifier(nn.Module):
 
     Raises:
         UserError: ``config.encoder`` names no system.
-        ValueError: ``config.pooling`` is unknown, there are no classes, or a ratio is outside [0, 1).
+        ValueError: ``config.pooling`` is unknown or asks for a class token that the encoder lacks, there are no
+            classes, or a ratio is outside [0, 1).
     """
 
     def __init__(self, config: ClassifierConfig):
@@ -36,6 +37,8 @@ class Classifier(nn.Module):
             raise ValueError(f"a classifier needs classes, not model.num_classes={config.num_classes}")
         self.config = config
         self.encoder = system_of(config.encoder or {}).encoder(config.encoder or {})
+        if config.pooling == "cls" and not self.encoder.num_prefix_tokens:
+            raise ValueError("model.pooling is cls, but this encoder has no class token: choose mean")
         width = self.encoder.embed_dim
         self.fc_norm: nn.Module = nn.Identity()
         if config.pooling == "mean":
