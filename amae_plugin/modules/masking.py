@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from amae_plugin.modules.patching import Size2d
@@ -136,8 +137,44 @@ class TimeFrequencyMasking(Masking):
         return _num_kept(grid[0], self.time_ratio) * _num_kept(grid[1], self.frequency_ratio)
 
 
+class ClusterMasking(Masking):
+    """Squares of 3 to 5 tokens a side until enough tokens are hidden (SSAST, Gong et al. 2022, algorithm 1).
+
+    The side is drawn once a clip, the squares' places one after the other, every place equally likely; the square that
+    would hide too many is hidden in part. A square may reach over the edge of the grid, which cuts it off there, so
+    that a token at the edge is as likely to lie in a square as any other.
+    """
+
+    SIDES = (3, 4, 5)
+
+    def __init__(self, ratio: float):
+        self.ratio = _checked(ratio)
+
+    def __call__(self, noise: Noise, grid: Size2d) -> Tensor:
+        """See :meth:`Masking.__call__`."""
+        widest = self.SIDES[-1]
+        side = (noise(1) * len(self.SIDES)).long()
+        # Every place has a random time, and a token is hidden at the earliest time of the squares that it lies in:
+        # placing squares one after the other in random order comes to the same, without the loop. A place is the first
+        # row and column of its square, which begin up to a side before the grid.
+        times = noise((grid[0] + widest - 1) * (grid[1] + widest - 1)).view(
+            -1, grid[0] + widest - 1, grid[1] + widest - 1
+        )
+        hidden_at = torch.stack(
+            [-F.max_pool2d(-times[:, widest - length :, widest - length :], length, stride=1) for length in self.SIDES],
+            dim=1,
+        ).flatten(2)
+        hidden_at = hidden_at.gather(1, side[:, :, None].expand(-1, -1, grid[0] * grid[1]))[:, 0]
+        first = hidden_at.argsort(dim=1, stable=True)[:, : grid[0] * grid[1] - self.num_visible(grid)]
+        return torch.zeros_like(hidden_at, dtype=torch.bool).scatter_(1, first, True)
+
+    def num_visible(self, grid: Size2d) -> int:
+        """See :meth:`Masking.num_visible`."""
+        return _num_kept(grid[0] * grid[1], self.ratio)
+
+
 def build_masking(name: str, ratio: float, time_ratio: float, frequency_ratio: float) -> Masking:
-    """The strategy of that name: ``random``, ``time``, ``frequency`` (by ``ratio``) or ``time_frequency``.
+    """The strategy of that name: ``random``, ``time``, ``frequency``, ``cluster`` (by ``ratio``) or ``time_frequency``.
 
     Raises:
         ValueError: no strategy has that name, or a ratio is outside [0, 1).
@@ -147,6 +184,7 @@ def build_masking(name: str, ratio: float, time_ratio: float, frequency_ratio: f
         "time": lambda: TimeMasking(ratio),
         "frequency": lambda: FrequencyMasking(ratio),
         "time_frequency": lambda: TimeFrequencyMasking(time_ratio, frequency_ratio),
+        "cluster": lambda: ClusterMasking(ratio),
     }
     if name not in builders:
         raise ValueError(f"no masking strategy is called {name!r}; there are: {', '.join(builders)}")

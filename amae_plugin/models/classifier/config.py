@@ -15,7 +15,11 @@ class ClassifierConfig:
     )
     num_classes: int = field(default=0, metadata={"help": "classes; the task knows them from labels.txt"})
     pooling: str = field(
-        default="mean", metadata={"help": "mean (of the patch tokens, then a norm) or cls (the class token)"}
+        default="mean",
+        metadata={
+            "help": "mean (of the patch tokens, then a norm), cls (the class token), or AST's avgtok (mean of the "
+            "normalised patch tokens, then a second norm) or avgcls (the same of the class tokens)"
+        },
     )
     frozen: bool = field(default=False, metadata={"help": "linear probe: only what follows the encoder is trained"})
     batch_norm: bool = field(default=False, metadata={"help": "batch norm without weights before the head"})
