@@ -66,7 +66,7 @@ def test_the_side_of_a_clips_squares_is_3_4_or_5_equally_often() -> None:
     mask = masks(4.5 / 1600, (40, 40), list(range(6000))).view(-1, 40, 40)
     whole = mask[mask[:, 1:-1, 1:-1].sum((1, 2)) == 5]  # the edge cuts no square
     counts = whole.sum(2).amax(1).bincount(minlength=6)
-    assert len(whole) > 5000
+    assert len(whole) > 4000
     assert (counts / len(whole)).tolist() == pytest.approx([0, 0, 0, 1 / 3, 1 / 3, 1 / 3], abs=0.03)
 
 
