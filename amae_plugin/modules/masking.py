@@ -165,8 +165,8 @@ class ClusterMasking(Masking):
             dim=1,
         ).flatten(2)
         hidden_at = hidden_at.gather(1, side[:, :, None].expand(-1, -1, grid[0] * grid[1]))[:, 0]
-        first = hidden_at.argsort(dim=1, stable=True)[:, : grid[0] * grid[1] - self.num_visible(grid)]
-        return torch.zeros_like(hidden_at, dtype=torch.bool).scatter_(1, first, True)
+        last = (-hidden_at).argsort(dim=1, stable=True)[:, : self.num_visible(grid)]
+        return torch.ones_like(hidden_at, dtype=torch.bool).scatter_(1, last, False)
 
     def num_visible(self, grid: Size2d) -> int:
         """See :meth:`Masking.num_visible`."""
@@ -209,6 +209,11 @@ def visible_ids(mask: Tensor, count: int | None = None) -> Tensor:
                 f"all masks of a batch must leave the same number of tokens visible; these leave {visible}"
             )
     return torch.argsort(mask.to(torch.uint8), dim=1, stable=True)[:, :count]
+
+
+def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
+    """Tokens (B, L, D) at the positions ``ids`` (B, K): (B, K, D)."""
+    return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def _num_kept(length: int, ratio: float) -> int:

@@ -84,8 +84,3 @@ class PatchEmbed(nn.Module):
         visible patches first.
         """
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
-
-
-def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Tokens (B, L, D) at the positions ``ids`` (B, K): (B, K, D)."""
-    return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -33,46 +33,6 @@ def sincos_2d(grid: Size2d, dim: int) -> Tensor:
     return torch.cat([sincos_1d(columns, dim // 2), sincos_1d(rows, dim // 2)], dim=1).float()
 
 
-class GridPositions(nn.Module):
-    """Fixed positions of a grid and of the CLS token in front of it, for the built grid and any other.
-
-    The table (1, 1 + L, D) is stored under ``pos_embed``, zero for CLS, so that a published checkpoint brings its own.
-    For another grid the sine-cosine table is generated anew; a table that is not the sine-cosine one (the published
-    Audio-MAE table is laid out for a transposed grid) is interpolated instead, since nothing else is known about it.
-    """
-
-    pos_embed: Tensor
-
-    def __init__(self, grid: Size2d, dim: int):
-        super().__init__()
-        self.grid = grid
-        self.dim = dim
-        self.register_buffer("pos_embed", _with_cls(sincos_2d(grid, dim)))
-        self._other_grids: dict[tuple[Size2d, torch.device], Tensor] = {}
-
-    def forward(self, grid: Size2d) -> Tensor:
-        """Table (1, 1 + L, D) for the grid (time, frequency), CLS first."""
-        if grid == self.grid:
-            return self.pos_embed
-        key = (grid, self.pos_embed.device)
-        if key not in self._other_grids:
-            with torch.inference_mode(False):  # a table first asked for in inference must serve training as well
-                self._other_grids[key] = self._table(grid)
-        return self._other_grids[key]
-
-    def _table(self, grid: Size2d) -> Tensor:
-        own = _with_cls(sincos_2d(self.grid, self.dim)).to(self.pos_embed)
-        if torch.allclose(self.pos_embed, own, atol=5e-3):  # checkpoints may have been stored in half precision
-            return _with_cls(sincos_2d(grid, self.dim)).to(self.pos_embed)
-        table = self.pos_embed[0, 1:].T.reshape(1, self.dim, *self.grid)
-        resized = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)
-        return torch.cat([self.pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
-
-    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
-        self._other_grids.clear()
-        super()._load_from_state_dict(*args, **kwargs)
-
-
 class LearnedPositions(nn.Module):
     """Learned positions of a grid and of the tokens in front of it, cut or interpolated for any other grid.
 
@@ -127,6 +87,46 @@ def resize_grid(table: Tensor, size: tuple[int, int]) -> Tensor:
     if table.shape[2:] == size:
         return table
     return F.interpolate(table, size=size, mode="bilinear", align_corners=False)
+
+
+class GridPositions(nn.Module):
+    """Fixed positions of a grid and of the CLS token in front of it, for the built grid and any other.
+
+    The table (1, 1 + L, D) is stored under ``pos_embed``, zero for CLS, so that a published checkpoint brings its own.
+    For another grid the sine-cosine table is generated anew; a table that is not the sine-cosine one (the published
+    Audio-MAE table is laid out for a transposed grid) is interpolated instead, since nothing else is known about it.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(self, grid: Size2d, dim: int):
+        super().__init__()
+        self.grid = grid
+        self.dim = dim
+        self.register_buffer("pos_embed", _with_cls(sincos_2d(grid, dim)))
+        self._other_grids: dict[tuple[Size2d, torch.device], Tensor] = {}
+
+    def forward(self, grid: Size2d) -> Tensor:
+        """Table (1, 1 + L, D) for the grid (time, frequency), CLS first."""
+        if grid == self.grid:
+            return self.pos_embed
+        key = (grid, self.pos_embed.device)
+        if key not in self._other_grids:
+            with torch.inference_mode(False):  # a table first asked for in inference must serve training as well
+                self._other_grids[key] = self._table(grid)
+        return self._other_grids[key]
+
+    def _table(self, grid: Size2d) -> Tensor:
+        own = _with_cls(sincos_2d(self.grid, self.dim)).to(self.pos_embed)
+        if torch.allclose(self.pos_embed, own, atol=5e-3):  # checkpoints may have been stored in half precision
+            return _with_cls(sincos_2d(grid, self.dim)).to(self.pos_embed)
+        table = self.pos_embed[0, 1:].T.reshape(1, self.dim, *self.grid)
+        resized = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)
+        return torch.cat([self.pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
+
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+        self._other_grids.clear()
+        super()._load_from_state_dict(*args, **kwargs)
 
 
 def _with_cls(table: Tensor) -> Tensor:

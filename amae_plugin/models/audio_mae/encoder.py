@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
 from amae_plugin.models.encoder import Encoder
 from amae_plugin.modules.blocks import Block, xavier_linear
-from amae_plugin.modules.patching import PatchEmbed, Size2d, grid_size, patchify, take_tokens
+from amae_plugin.modules.masking import take_tokens
+from amae_plugin.modules.patching import PatchEmbed, Size2d, grid_size, patchify
 from amae_plugin.modules.positions import GridPositions
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from amae_plugin.models.encoder import Encoder
 from amae_plugin.models.ssast.config import SSASTConfig
 from amae_plugin.modules.blocks import Block
+from amae_plugin.modules.masking import take_tokens
 from amae_plugin.modules.patching import (
     PatchEmbed,
     Size2d,
@@ -15,7 +16,6 @@ from amae_plugin.modules.patching import (
     overlapping_grid_size,
     overlapping_patches,
     patchify,
-    take_tokens,
 )
 from amae_plugin.modules.positions import LearnedPositions
 

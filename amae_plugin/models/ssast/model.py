@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from amae_plugin.models.ssast.config import SSASTConfig
 from amae_plugin.models.ssast.encoder import SSASTEncoder
+from amae_plugin.modules import losses
 from amae_plugin.modules.compute import compile_blocks, matrix_precision
 from amae_plugin.modules.masking import ClipNoise, GlobalNoise, build_masking
 from amae_plugin.modules.patching import unpatchify
-
-RECONSTRUCTION_WEIGHT = 10.0
-"""Weight of the generative objective in the sum, the paper's lambda."""
 
 
 class SSAST(nn.Module):
@@ -30,6 +28,9 @@ class SSAST(nn.Module):
     Raises:
         ValueError: patches overlap, which would show hidden values, or a size or the masking is impossible.
     """
+
+    loss_weights: ClassVar[dict[str, float]] = {"reconstruction": 10.0, "info_nce": 1.0}
+    """The joint objective: the sum of the mean losses with the paper's weights."""
 
     def __init__(self, config: SSASTConfig):
         super().__init__()
@@ -83,6 +84,18 @@ class SSAST(nn.Module):
             "latent": latent,
         }
 
+    def token_losses(self, output: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Losses (B, L) of an output of :meth:`forward`, unweighted and 0 where nothing is hidden, by objective.
+
+        InfoNCE is the paper's equation 1: for each hidden patch, the softmax of its dot products with the predictions
+        of all hidden patches of the clip. (Of MAE-AST's, the two sides are exchanged.)
+        """
+        target, mask = output["target"], output["mask"]
+        return {
+            "reconstruction": losses.reconstruction(output["prediction"], target, mask),
+            "info_nce": losses.info_nce(target, output["classification"], mask),
+        }
+
     def reconstruct(self, source: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
         """Spectrogram (B, T, F) with the visible patches of ``source`` and the predicted hidden ones.
 
@@ -126,39 +139,18 @@ class SSAST(nn.Module):
         compile_blocks(self.encoder.blocks)
 
 
-def patch_errors(output: Mapping[str, Tensor]) -> Tensor:
-    """Mean squared error of every patch (B, L), hidden or not, of an output of :class:`SSAST`."""
-    return (output["prediction"] - output["target"]).square().mean(dim=-1)
+def found_patches(output: Mapping[str, Tensor]) -> Tensor:
+    """Whether the hidden patches of an output of :class:`SSAST` are found: (B, L), False where nothing is hidden.
 
-
-def patch_info_nce(output: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """InfoNCE of every hidden patch of an output of :class:`SSAST` (the paper's equation 1).
-
-    For each hidden patch, how well its own prediction is told from the clip's other predictions: the softmax of the
-    dot products of the patch with the predictions of all hidden patches.
-
-    Returns:
-        The negative log-probability of each patch's own prediction (B, L), 0 where nothing is hidden; and where, among
-        the hidden patches, a prediction belongs to none with more probability than to its own (B, L), False where
-        nothing is hidden.
+    A patch is found if no other hidden patch of the clip gives its prediction a higher probability; the mean over the
+    hidden patches is the accuracy that the published code reports.
     """
     mask = output["mask"]
     scores = output["target"] @ output["classification"].transpose(1, 2)  # (B, patches, predictions)
-    # Not minus infinity: a clip in which nothing is hidden must leave the gradient finite.
     lowest = torch.finfo(scores.dtype).min
     log_probability = scores.masked_fill(~mask[:, None, :], lowest).log_softmax(dim=-1)
-    own = log_probability.diagonal(dim1=1, dim2=2)
-    best = log_probability.detach().masked_fill(~mask[:, :, None], lowest).argmax(dim=1)
-    found = mask & (best == torch.arange(mask.shape[1], device=mask.device))
-    return torch.where(mask, -own, 0.0), found
-
-
-def joint_loss(output: Mapping[str, Tensor]) -> Tensor:
-    """InfoNCE + 10 x mean squared error, the means over all hidden patches of the batch, as in the paper."""
-    info_nce, _ = patch_info_nce(output)
-    mask = output["mask"]
-    errors = torch.where(mask, patch_errors(output), 0.0)
-    return (info_nce + RECONSTRUCTION_WEIGHT * errors).sum() / mask.sum()
+    best = log_probability.masked_fill(~mask[:, :, None], lowest).argmax(dim=1)
+    return mask & (best == torch.arange(mask.shape[1], device=mask.device))
 
 
 def _head(dim: int, values: int) -> nn.Sequential:

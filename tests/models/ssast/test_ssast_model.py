@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from amae_plugin.models.ssast import SIZES, SSAST, SSASTConfig, joint_loss, patch_errors, patch_info_nce
+from amae_plugin.models.ssast import SIZES, SSAST, SSASTConfig, found_patches
 from amae_plugin.models.systems import system_of
 from amae_plugin.modules.masking import ClipNoise
 
@@ -26,6 +26,11 @@ def tiny(**changes: object) -> SSAST:
 
 def noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def joint_loss(model: SSAST, output: dict[str, Tensor]) -> Tensor:
+    losses = model.token_losses(output)
+    return sum(model.loss_weights[name] * loss.sum() for name, loss in losses.items()) / output["mask"].sum()
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:
@@ -130,9 +135,10 @@ def looped_info_nce(output: dict[str, Tensor]) -> tuple[float, float]:
 def test_info_nce_is_its_definition_whatever_the_number_of_hidden_patches(hidden: tuple[int, int]) -> None:
     mask = torch.arange(32) < torch.tensor(hidden)[:, None]
     mask = mask[:, torch.randperm(32, generator=torch.Generator().manual_seed(0))]
-    output = {"classification": noise(2, 32, 64) / 8, "target": noise(2, 32, 64).flip(1), "mask": mask}
-    output["classification"] += 0.1 * output["target"]
-    losses, found = patch_info_nce(output)
+    target = noise(2, 32, 64).flip(1)
+    classification = noise(2, 32, 64) / 8 + 0.1 * target
+    output = {"prediction": classification, "classification": classification, "target": target, "mask": mask}
+    losses, found = tiny().token_losses(output)["info_nce"], found_patches(output)
     loss, share = looped_info_nce(output)
     assert (losses.sum() / mask.sum()).item() == pytest.approx(loss, rel=1e-5)
     assert (found.sum() / mask.sum()).item() == pytest.approx(share)
@@ -144,18 +150,17 @@ def test_a_perfect_prediction_is_found_and_has_no_error() -> None:
     target = 3 * noise(2, 32, 64)
     mask = torch.arange(32).expand(2, -1) % 4 > 0
     output = {"prediction": target, "classification": target, "target": target, "mask": mask}
-    losses, found = patch_info_nce(output)
-    assert torch.equal(found, mask)
-    assert losses.max() < 1e-3
-    assert joint_loss(output) < 1e-3
-    assert not patch_errors(output).any()
+    assert torch.equal(found_patches(output), mask)
+    losses = tiny().token_losses(output)
+    assert losses["info_nce"].max() < 1e-3
+    assert not losses["reconstruction"].any()
 
 
 def test_a_clip_in_which_nothing_is_hidden_leaves_the_gradients_finite() -> None:
     model = tiny()
     mask = torch.zeros(2, 32, dtype=torch.bool)
     mask[0, :5] = True
-    loss = joint_loss(model(noise(2, 64, 32), mask))
+    loss = joint_loss(model, model(noise(2, 64, 32), mask))
     loss.backward()
     assert loss.isfinite()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
@@ -163,7 +168,7 @@ def test_a_clip_in_which_nothing_is_hidden_leaves_the_gradients_finite() -> None
 
 def test_every_parameter_is_trained() -> None:
     model = tiny()
-    joint_loss(model(noise(2, 64, 32))).backward()
+    joint_loss(model, model(noise(2, 64, 32))).backward()
     assert [name for name, parameter in model.named_parameters() if not parameter.grad.any()] == []
 
 
@@ -172,7 +177,7 @@ def test_any_multiple_of_the_patch_is_a_valid_length(frames: int) -> None:
     model = tiny()
     output = model(noise(2, frames, 32))
     assert output["prediction"].shape == (2, frames // 2, 64)
-    joint_loss(output).backward()
+    joint_loss(model, output).backward()
     assert model.encoder.positions.pos_embed.grad.isfinite().all()
 
 
@@ -214,7 +219,7 @@ def test_bf16_keeps_float32_weights_and_nearly_the_same_loss() -> None:
     source, seed = noise(4, 64, 32), torch.arange(4)
     losses = []
     for model in (tiny(), tiny(bf16=True)):
-        loss = joint_loss(model(source, seed=seed))
+        loss = joint_loss(model, model(source, seed=seed))
         loss.backward()
         losses.append(loss.item())
         assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
@@ -230,14 +235,13 @@ def test_sixty_steps_learn_one_batch_in_both_objectives() -> None:
     losses = []
     for _ in range(60):
         output = model(source, seed=torch.arange(4))
-        loss = joint_loss(output)
+        loss = joint_loss(model, output)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        info_nce, _ = patch_info_nce(output)
-        losses.append((info_nce.mean().item(), (patch_errors(output) * output["mask"]).mean().item()))
-    assert losses[-1][0] < 0.8 * losses[0][0]
-    assert losses[-1][1] < 0.8 * losses[0][1]
+        losses.append({name: value.mean().item() for name, value in model.token_losses(output).items()})
+    for name in ("reconstruction", "info_nce"):
+        assert losses[-1][name] < 0.8 * losses[0][name]
 
 
 def test_the_system_is_built_from_the_settings_of_a_recipe() -> None:
