@@ -52,3 +52,7 @@ class Encoder(nn.Module, ABC):
         Returns:
             (B, prefix tokens + K, D) after the final norm, the prefix first.
         """
+
+    def in_token_order(self, mask: Tensor, grid: Size2d) -> Tensor:
+        """A mask (B, L) over a time-major grid as one over this encoder's tokens, which may be in another order."""
+        return mask

@@ -105,10 +105,10 @@ class RandomBatchedMasking(RandomMasking):
 class ChunkMasking(RandomMasking):
     """Square chunks of tokens are hidden, one after the other, until exactly the ratio is.
 
-    MAE-AST's patch mask, after SSAST's (Gong et al. 2022). All chunks of a clip have one side, of 3 to 5 tokens, drawn
-    for the clip. Where a chunk stands is uniform, over the edges of the spectrogram too, where it is cut, so that no
-    token is hidden more often than another by its place. Of the last chunk only as many tokens are hidden as are still
-    wanted.
+    The mask of SSAST's patches (Gong et al. 2022, algorithm 1: clusters), and after it of MAE-AST's. All chunks of a
+    clip have one side, of 3 to 5 tokens, drawn for the clip. Where a chunk stands is uniform, over the edges of the
+    spectrogram too, where it is cut, so that no token is hidden more often than another by its place. Of the last chunk
+    only as many tokens are hidden as are still wanted.
     """
 
     sides = (3, 4, 5)
@@ -209,7 +209,8 @@ def build_masking(name: str, ratio: float, time_ratio: float, frequency_ratio: f
     """The strategy of that name.
 
     Args:
-        name: ``random``, ``random_batched``, ``chunk``, ``span``, ``time``, ``frequency`` or ``time_frequency``.
+        name: ``random``, ``random_batched``, ``chunk``, ``span``, ``time``, ``frequency`` or ``time_frequency``;
+            ``cluster``, as SSAST calls it, is ``chunk``.
         ratio: share of the tokens that is hidden, for all but ``time_frequency``.
         time_ratio: share of the time steps, for ``time_frequency``.
         frequency_ratio: share of the bands, for ``time_frequency``.
@@ -226,6 +227,7 @@ def build_masking(name: str, ratio: float, time_ratio: float, frequency_ratio: f
         "random_batched": lambda: RandomBatchedMasking(ratio),
         "chunk": lambda: ChunkMasking(ratio),
         "span": lambda: SpanMasking(ratio, span_length),
+        "cluster": lambda: ChunkMasking(ratio),
     }
     if name not in builders:
         raise ValueError(f"no masking strategy is called {name!r}; there are: {', '.join(builders)}")

@@ -28,6 +28,26 @@ def grid_size(frames: int, bands: int, patch_size: Size2d) -> Size2d:
     return frames // patch_size[0], bands // patch_size[1]
 
 
+def overlapping_grid_size(frames: int, bands: int, patch_size: Size2d, stride: Size2d) -> Size2d:
+    """Number of patches in time and in frequency that start ``stride`` apart; what is left at the end is dropped.
+
+    Raises:
+        ValueError: the spectrogram is smaller than one patch, or the stride is not positive.
+    """
+    if frames < patch_size[0] or bands < patch_size[1] or min(stride) < 1:
+        raise ValueError(
+            f"a spectrogram of {frames} frames x {bands} bands has no patches of {patch_size[0]} frames x "
+            f"{patch_size[1]} bands that start {stride[0]} frames and {stride[1]} bands apart"
+        )
+    return (frames - patch_size[0]) // stride[0] + 1, (bands - patch_size[1]) // stride[1] + 1
+
+
+def overlapping_patches(spectrogram: Tensor, patch_size: Size2d, stride: Size2d) -> Tensor:
+    """Patches (B, L, P) of (B, T, F) that start ``stride`` apart, in the order of :func:`patchify`."""
+    patches = spectrogram.unfold(1, patch_size[0], stride[0]).unfold(2, patch_size[1], stride[1])
+    return patches.flatten(3).flatten(1, 2)
+
+
 def patchify(spectrogram: Tensor, patch_size: Size2d) -> Tensor:
     """Cut (B, T, F) into time-major patches (B, L, P), P = patch frames x patch bands.
 

@@ -342,9 +342,10 @@ def test_the_classifier_takes_the_encoder():
     assert_close(output["features"], whole.fc_norm(tokens.mean(1)))
 
 
-def test_a_classifier_cannot_pool_a_class_token_that_is_not_there():
-    with pytest.raises(ValueError, match="no class token: choose mean"):
-        Classifier(ClassifierConfig(encoder=SETTINGS, num_classes=3, pooling="cls"))
+@pytest.mark.parametrize("pooling", ["cls", "avgcls"])
+def test_a_classifier_cannot_pool_a_class_token_that_is_not_there(pooling):
+    with pytest.raises(ValueError, match=f"pooling is {pooling}, but .* no class token: choose mean or avgtok"):
+        Classifier(ClassifierConfig(encoder=SETTINGS, num_classes=3, pooling=pooling))
 
 
 @pytest.mark.parametrize(
