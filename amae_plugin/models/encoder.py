@@ -17,9 +17,9 @@ class Encoder(nn.Module, ABC):
 
     Attributes:
         embed_dim: D.
-        num_prefix_tokens: class tokens in front of the patch tokens.
+        num_prefix_tokens: class tokens in front of the patch tokens; there may be none.
         blocks: the transformer blocks; what stands before them has the smallest learning rate of a layer-wise decay.
-        norm: after the last block.
+        norm: after the last block; nothing where the blocks themselves end with a norm.
     """
 
     embed_dim: int
@@ -46,9 +46,13 @@ class Encoder(nn.Module, ABC):
             patches: (B, L, P), all patches of the grid.
             grid: patches in time and frequency, L together.
             visible: (B, K) positions to keep, all if None.
-            padding_mask: (B, L), True = not attended to; only with ``visible`` None.
+            padding_mask: (B, K) of the kept patches, True = not attended to.
             branch_scales: (B, depth, 2) factors of the blocks' branches, for stochastic depth.
 
         Returns:
             (B, prefix tokens + K, D) after the final norm, the prefix first.
         """
+
+    def in_token_order(self, mask: Tensor, grid: Size2d) -> Tensor:
+        """A mask (B, L) over a time-major grid as one over this encoder's tokens, which may be in another order."""
+        return mask

@@ -12,6 +12,10 @@ from amae_plugin.errors import UserError
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
 from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
 from amae_plugin.models.encoder import Encoder
+from amae_plugin.models.mae_ast import MAEAST, MAEASTConfig
+from amae_plugin.models.mae_ast.encoder import MAEASTEncoder
+from amae_plugin.models.ssast import SSAST, SSASTConfig
+from amae_plugin.models.ssast.encoder import SSASTEncoder
 
 Settings = Mapping[str, Any]
 """The model section of a recipe or a checkpoint, with the ``_name`` that the model is registered under."""
@@ -34,6 +38,14 @@ SYSTEMS: dict[str, System] = {
     "amae_audio_mae": System(
         model=lambda settings: AudioMAE(AudioMAEConfig.from_settings(settings)),
         encoder=lambda settings: AudioMAEEncoder(AudioMAEConfig.from_settings(settings)),
+    ),
+    "amae_mae_ast": System(
+        model=lambda settings: MAEAST(MAEASTConfig.from_settings(settings)),
+        encoder=lambda settings: MAEASTEncoder(MAEASTConfig.from_settings(settings)),
+    ),
+    "amae_ssast": System(
+        model=lambda settings: SSAST(SSASTConfig.from_settings(settings)),
+        encoder=lambda settings: SSASTEncoder(SSASTConfig.from_settings(settings)),
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Transformer blocks: the pre-norm ViT block and the windowed block of Audio-MAE's local decoder.
+"""Transformer blocks: ViT's pre-norm, the original post-norm, and the windowed one of Audio-MAE's local decoder.
 
 Letters in shapes: B clips, L tokens, D width, H heads, C = D / H, W windows of one clip, S tokens in a window.
 Parameter names are those of timm and of the published checkpoints.
@@ -34,6 +34,14 @@ def xavier_linear(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
+def normal_linear(module: nn.Module) -> None:
+    """Initialise all linear layers of a module: weights from N(0, 0.02), biases 0 (BERT and its followers)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+
 class Mlp(nn.Module):
     """Two linear layers with a GELU between them, on (..., D)."""
 
@@ -48,12 +56,13 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-    """Global multi-head self-attention."""
+    """Global multi-head self-attention; ``dropout`` of the attention weights acts in training."""
 
-    def __init__(self, dim: int, num_heads: int):
+    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
         _check_heads(dim, num_heads)
         self.num_heads = num_heads
+        self.dropout = dropout
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
 
@@ -63,7 +72,8 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(batch, length, 3, self.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         allowed = None if padding_mask is None else ~padding_mask[:, None, None, :]
-        x = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+        dropout = self.dropout if self.training else 0.0
+        x = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
         return self.proj(x.transpose(1, 2).reshape(batch, length, dim))
 
 
@@ -91,6 +101,29 @@ class Block(nn.Module):
             return x + self.mlp(self.norm2(x))
         x = x + attention * branch_scales[:, :1, None]
         return x + self.mlp(self.norm2(x)) * branch_scales[:, 1:, None]
+
+
+class PostNormBlock(nn.Module):
+    """Post-norm transformer block with dropout: the original one (Vaswani et al. 2017), in wav2vec 2.0's form."""
+
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float = 4.0, dropout: float = 0.0, attention_dropout: float = 0.0
+    ):
+        super().__init__()
+        self.attn = Attention(dim, num_heads, attention_dropout)
+        self.norm1 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.norm2 = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None, branch_scales: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D); arguments as of :meth:`Block.forward`."""
+        attention = self.dropout(self.attn(x, padding_mask))
+        if branch_scales is None:
+            x = self.norm1(x + attention)
+            return self.norm2(x + self.dropout(self.mlp(x)))
+        x = self.norm1(x + attention * branch_scales[:, :1, None])
+        return self.norm2(x + self.dropout(self.mlp(x)) * branch_scales[:, 1:, None])
 
 
 def drop_path_scales(uniform: Tensor, rate: float) -> Tensor:

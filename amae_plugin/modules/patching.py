@@ -28,6 +28,26 @@ def grid_size(frames: int, bands: int, patch_size: Size2d) -> Size2d:
     return frames // patch_size[0], bands // patch_size[1]
 
 
+def overlapping_grid_size(frames: int, bands: int, patch_size: Size2d, stride: Size2d) -> Size2d:
+    """Number of patches in time and in frequency that start ``stride`` apart; what is left at the end is dropped.
+
+    Raises:
+        ValueError: the spectrogram is smaller than one patch, or the stride is not positive.
+    """
+    if frames < patch_size[0] or bands < patch_size[1] or min(stride) < 1:
+        raise ValueError(
+            f"a spectrogram of {frames} frames x {bands} bands has no patches of {patch_size[0]} frames x "
+            f"{patch_size[1]} bands that start {stride[0]} frames and {stride[1]} bands apart"
+        )
+    return (frames - patch_size[0]) // stride[0] + 1, (bands - patch_size[1]) // stride[1] + 1
+
+
+def overlapping_patches(spectrogram: Tensor, patch_size: Size2d, stride: Size2d) -> Tensor:
+    """Patches (B, L, P) of (B, T, F) that start ``stride`` apart, in the order of :func:`patchify`."""
+    patches = spectrogram.unfold(1, patch_size[0], stride[0]).unfold(2, patch_size[1], stride[1])
+    return patches.flatten(3).flatten(1, 2)
+
+
 def patchify(spectrogram: Tensor, patch_size: Size2d) -> Tensor:
     """Cut (B, T, F) into time-major patches (B, L, P), P = patch frames x patch bands.
 
@@ -47,6 +67,16 @@ def unpatchify(patches: Tensor, grid: Size2d, patch_size: Size2d) -> Tensor:
     batch = len(patches)
     tiles = patches.reshape(batch, grid[0], grid[1], patch_size[0], patch_size[1])
     return tiles.transpose(2, 3).reshape(batch, grid[0] * patch_size[0], grid[1] * patch_size[1])
+
+
+def patch_padding(padding_mask: Tensor, bands: int, patch_size: Size2d) -> Tensor:
+    """Padding of patches (B, L) from that of frames (B, T): True where all frames of a patch are beyond the clip's end.
+
+    Raises:
+        ValueError: the patch does not divide the spectrogram of T frames and that many bands.
+    """
+    rows, columns = grid_size(padding_mask.shape[1], bands, patch_size)
+    return padding_mask.reshape(-1, rows, patch_size[0]).all(-1).repeat_interleave(columns, dim=1)
 
 
 class PatchEmbed(nn.Module):

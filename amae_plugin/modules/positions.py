@@ -1,6 +1,8 @@
-"""Fixed sine-cosine positions on a grid of patches."""
+"""Positions, fixed sine-cosine or learned ones: on a grid of patches or along a sequence of tokens."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,62 @@ def sincos_2d(grid: Size2d, dim: int) -> Tensor:
     rows = torch.arange(grid[0]).repeat_interleave(grid[1])
     columns = torch.arange(grid[1]).repeat(grid[0])
     return torch.cat([sincos_1d(columns, dim // 2), sincos_1d(rows, dim // 2)], dim=1).float()
+
+
+class LearnedPositions(nn.Module):
+    """Learned positions of a grid and of the tokens in front of it, cut or interpolated for any other grid.
+
+    A table of another grid that a state dict holds is cut or interpolated when it is loaded: so the weights of a
+    pretraining fit fine-tuning at another length or with overlapping patches, where the table is then learned on.
+
+    Args:
+        grid: rows and columns; the tokens are numbered row by row.
+        dim: D.
+        num_prefix_tokens: N, how many tokens stand in front.
+    """
+
+    grid_shape: Tensor
+
+    def __init__(self, grid: tuple[int, int], dim: int, num_prefix_tokens: int):
+        super().__init__()
+        self.grid = grid
+        self.num_prefix_tokens = num_prefix_tokens
+        self.pos_embed = nn.Parameter(torch.empty(1, num_prefix_tokens + grid[0] * grid[1], dim))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.register_buffer("grid_shape", torch.tensor(grid))  # a table alone does not tell its rows
+
+    def forward(self, grid: tuple[int, int]) -> Tensor:
+        """Table (1, N + L, D) for the grid (rows, columns), the tokens in front first."""
+        return self._table(self.pos_embed, self.grid, grid)
+
+    def _table(self, table: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+        if source == target:
+            return table
+        prefix, tokens = table.split([self.num_prefix_tokens, source[0] * source[1]], dim=1)
+        resized = resize_grid(tokens.unflatten(1, source).permute(0, 3, 1, 2), target)
+        return torch.cat([prefix, resized.flatten(2).transpose(1, 2)], dim=1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        table, shape = state_dict.get(f"{prefix}pos_embed"), state_dict.get(f"{prefix}grid_shape")
+        if table is not None and shape is not None:
+            rows, columns = shape.tolist()
+            if table.dim() == 3 and table.shape[1] == self.num_prefix_tokens + rows * columns:
+                state_dict[f"{prefix}pos_embed"] = self._table(table, (rows, columns), self.grid)
+                state_dict[f"{prefix}grid_shape"] = self.grid_shape
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def resize_grid(table: Tensor, size: tuple[int, int]) -> Tensor:
+    """Positions (1, D, rows, columns) for a grid of another size (AST, Gong et al. 2021, section 2.2).
+
+    A side that becomes shorter keeps its middle, one that becomes longer is interpolated linearly.
+    """
+    for dim, length in ((2, size[0]), (3, size[1])):
+        if length < table.shape[dim]:
+            table = table.narrow(dim, table.shape[dim] // 2 - length // 2, length)
+    if table.shape[2:] == size:
+        return table
+    return F.interpolate(table, size=size, mode="bilinear", align_corners=False)
 
 
 class GridPositions(nn.Module):
@@ -69,6 +127,31 @@ class GridPositions(nn.Module):
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         self._other_grids.clear()
         super()._load_from_state_dict(*args, **kwargs)
+
+
+class SequencePositions(nn.Module):
+    """Fixed positions along a sequence of any length: sines and cosines in turn (Vaswani et al. 2017, section 3.5).
+
+    Raises:
+        ValueError: the width is odd.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        if dim % 2:
+            raise ValueError(f"sine-cosine positions need an even width, not {dim}")
+        self.dim = dim
+        self._tables: dict[torch.device, Tensor] = {}
+
+    def forward(self, length: int, device: torch.device) -> Tensor:
+        """Table (1, L, D) of the first ``length`` positions, float32."""
+        table = self._tables.get(device)
+        if table is None or table.shape[1] < length:
+            with torch.inference_mode(False):  # a table first asked for in inference must serve training as well
+                sines, cosines = sincos_1d(torch.arange(length), self.dim).chunk(2, dim=1)
+                table = torch.stack([sines, cosines], dim=2).flatten(1).float()[None].to(device)
+            self._tables[device] = table
+        return table[:, :length]
 
 
 def _with_cls(table: Tensor) -> Tensor:

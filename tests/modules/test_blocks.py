@@ -5,7 +5,7 @@ import torch
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import nn
 
-from amae_plugin.modules.blocks import Block, WindowBlock
+from amae_plugin.modules.blocks import Block, PostNormBlock, WindowBlock, normal_linear
 from amae_plugin.modules.windows import plan_windows
 
 
@@ -21,9 +21,54 @@ def test_block_is_timms_with_the_same_weights(dim, heads, ratio):
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
 
 
-def test_padding_is_as_if_it_were_not_there():
+def test_post_norm_block_is_pytorchs_with_the_same_weights():
     torch.manual_seed(0)
-    block = Block(24, 3)
+    theirs = nn.TransformerEncoderLayer(24, 3, 48, dropout=0.0, activation="gelu", batch_first=True)
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    names = {
+        "self_attn.in_proj_": "attn.qkv.",
+        "self_attn.out_proj.": "attn.proj.",
+        "linear1.": "mlp.fc1.",
+        "linear2.": "mlp.fc2.",
+    }
+    ours = PostNormBlock(24, 3, 2.0)
+    state = theirs.state_dict()
+    for official, name in names.items():
+        state = {key.replace(official, name): value for key, value in state.items()}
+    ours.load_state_dict(state)
+    x = torch.randn(3, 7, 24)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rates", [{"dropout": 0.5}, {"attention_dropout": 0.5}])
+def test_dropout_of_post_norm_blocks_acts_in_training_only(rates):
+    torch.manual_seed(0)
+    block, x = PostNormBlock(24, 3, **rates), torch.randn(1, 16, 24)
+    assert not torch.equal(block(x), block(x))
+    block.eval()
+    assert torch.equal(block(x), block(x))
+
+
+def test_post_norm_branches_that_are_scaled_to_nothing_leave_the_norms():
+    torch.manual_seed(0)
+    block, x = PostNormBlock(24, 3), torch.randn(2, 5, 24)
+    torch.testing.assert_close(block(x, branch_scales=torch.ones(2, 2)), block(x))
+    torch.testing.assert_close(block(x, branch_scales=torch.zeros(2, 2)), block.norm2(block.norm1(x)))
+
+
+def test_normal_linear_layers_are_small_without_biases():
+    torch.manual_seed(0)
+    block = PostNormBlock(96, 3)
+    normal_linear(block)
+    assert block.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert not block.attn.qkv.bias.any()
+
+
+@pytest.mark.parametrize("kind", [Block, PostNormBlock])
+def test_padding_is_as_if_it_were_not_there(kind):
+    torch.manual_seed(0)
+    block = kind(24, 3)
     x = torch.randn(2, 9, 24)
     padding = torch.zeros(2, 9, dtype=torch.bool)
     padding[:, 6:] = True

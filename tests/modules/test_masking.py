@@ -1,16 +1,20 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from amae_plugin.modules.masking import (
+    ChunkMasking,
     ClipNoise,
     FrequencyMasking,
     GlobalNoise,
+    RandomBatchedMasking,
     RandomMasking,
+    SpanMasking,
     TimeFrequencyMasking,
     TimeMasking,
     build_masking,
+    take_tokens,
     visible_ids,
 )
 
@@ -20,11 +24,15 @@ ratios = st.floats(0, 0.999)
 seeds = st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=5)
 strategies = st.one_of(
     st.builds(RandomMasking, ratios),
+    st.builds(RandomBatchedMasking, ratios),
+    st.builds(ChunkMasking, ratios),
+    st.builds(SpanMasking, ratios, st.integers(1, 20)),
     st.builds(TimeMasking, ratios),
     st.builds(FrequencyMasking, ratios),
     st.builds(TimeFrequencyMasking, ratios, ratios),
 )
 FOUR = [RandomMasking(0.8), TimeMasking(0.8), FrequencyMasking(0.8), TimeFrequencyMasking(0.6, 0.5)]
+BY_CLIP = [*FOUR, ChunkMasking(0.75), SpanMasking(0.75, 10)]
 
 
 def clip_noise(seeds):
@@ -80,7 +88,7 @@ def test_audio_mae_numbers():
 
 
 @given(
-    strategy=st.sampled_from(FOUR),
+    strategy=st.sampled_from(BY_CLIP),
     seeds=st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=6, unique=True),
     data=st.data(),
 )
@@ -99,7 +107,7 @@ def test_masks_of_known_seeds_never_change():
     assert visible_ids(mask).tolist() == [[2, 4, 5, 6], [1, 2, 4, 7], [2, 3, 6, 7]]
 
 
-@pytest.mark.parametrize("strategy", FOUR, ids=lambda strategy: type(strategy).__name__)
+@pytest.mark.parametrize("strategy", BY_CLIP, ids=lambda strategy: type(strategy).__name__)
 def test_neighbouring_seeds_have_unrelated_masks(strategy):
     mask = strategy(clip_noise(range(2000)), (64, 8)).float()
     overlap = (mask[:-1] * mask[1:]).mean()
@@ -153,16 +161,113 @@ def test_masks_with_different_numbers_of_visible_tokens_are_refused():
         visible_ids(mask)
 
 
-@pytest.mark.parametrize("name", ["random", "time", "frequency", "time_frequency"])
+@pytest.mark.parametrize("name", ["random", "random_batched", "chunk", "span", "time", "frequency", "time_frequency"])
 def test_strategies_are_chosen_by_name(name):
     strategy = build_masking(name, ratio=0.5, time_ratio=0.25, frequency_ratio=0.75)
     assert strategy.num_visible((8, 8)) == {"time_frequency": 12}.get(name, 32)
 
 
 def test_unknown_names_and_impossible_ratios_are_refused():
-    with pytest.raises(ValueError, match="'checkerboard'; there are: random, time, frequency, time_frequency"):
+    with pytest.raises(ValueError, match=r"'checkerboard'; there are: random, .*time_frequency.*, chunk, span"):
         build_masking("checkerboard", 0.5, 0.5, 0.5)
     for ratio in (-0.1, 1.0, float("nan")):
-        for build in (RandomMasking, TimeMasking, FrequencyMasking, lambda r: TimeFrequencyMasking(0.5, r)):
+        for build in (
+            RandomMasking,
+            ChunkMasking,
+            lambda r: SpanMasking(r, 10),
+            TimeMasking,
+            FrequencyMasking,
+            lambda r: TimeFrequencyMasking(0.5, r),
+        ):
             with pytest.raises(ValueError, match="at least 0 and below 1, not"):
                 build(ratio)
+    with pytest.raises(ValueError, match="at least 1 token long, not 0"):
+        build_masking("span", 0.5, 0.5, 0.5, span_length=0)
+
+
+def one_after_the_other(pieces, wanted):
+    """Hide pieces of tokens in their order; of the last one only the last tokens that are still wanted."""
+    hidden = set()
+    for piece in pieces:
+        missing = wanted - len(hidden)
+        if missing <= 0:
+            break
+        hidden.update(sorted(piece - hidden)[-missing:])
+    return sorted(hidden)
+
+
+@given(grid=grids, ratio=ratios, seed=st.integers(0, 2**63 - 1))
+def test_chunks_are_squares_one_after_the_other_cut_by_the_edges(grid, ratio, seed):
+    noise = clip_noise([seed])
+    side = 3 + int(noise(1).item() * 3)
+    ranks = noise((grid[0] + 4) * (grid[1] + 4)).view(grid[0] + 4, grid[1] + 4)
+    assume(ranks.unique().numel() == ranks.numel())
+    squares = []
+    for start in ranks.flatten().argsort().tolist():
+        row, column = start // (grid[1] + 4) - 4, start % (grid[1] + 4) - 4
+        rows, columns = (range(max(0, first), min(first + side, end)) for first, end in zip((row, column), grid))
+        squares.append({r * grid[1] + c for r in rows for c in columns})
+    wanted = grid[0] * grid[1] - kept(grid[0] * grid[1], ratio)
+    mask = ChunkMasking(ratio)(clip_noise([seed]), grid)
+    assert mask[0].nonzero().flatten().tolist() == one_after_the_other(squares, wanted)
+
+
+def test_chunks_hide_every_token_about_equally_often():
+    often = ChunkMasking(0.75)(ClipNoise(torch.arange(6000)), (64, 8)).double().mean(0)
+    assert often.mean().item() == pytest.approx(0.75)
+    assert often.min() > 0.70
+    assert often.max() < 0.80
+
+
+@given(tokens=st.integers(1, 200), length=st.integers(1, 20), ratio=ratios, seed=st.integers(0, 2**63 - 1))
+def test_spans_lie_inside_the_clip_one_after_the_other(tokens, length, ratio, seed):
+    ranks = clip_noise([seed])(tokens)[0, : max(1, tokens - length + 1)]
+    assume(ranks.unique().numel() == ranks.numel())
+    spans = [set(range(start, min(start + length, tokens))) for start in ranks.argsort().tolist()]
+    mask = SpanMasking(ratio, length)(clip_noise([seed]), (tokens, 1))
+    expected = one_after_the_other(spans, tokens - kept(tokens, ratio))
+    assert mask[0].nonzero().flatten().tolist() == expected
+
+
+def test_a_batched_mask_is_the_first_clips_for_all():
+    mask = RandomBatchedMasking(0.75)(clip_noise([3, 4, 5]), (8, 4))
+    assert torch.equal(mask, RandomMasking(0.75)(clip_noise([3, 3, 3]), (8, 4)))
+
+
+def padding_of(steps, grid):
+    """Padding (B, L) of clips that are so many time steps long."""
+    return (torch.arange(grid[0]) >= torch.tensor(steps)[:, None]).repeat_interleave(grid[1], dim=1)
+
+
+@given(strategy=strategies, grid=grids, data=st.data())
+def test_padding_is_never_hidden_and_the_number_depends_on_the_valid_tokens_only(strategy, grid, data):
+    steps = data.draw(st.lists(st.integers(1, grid[0]), min_size=1, max_size=5))
+    padding = padding_of(steps, grid)
+    mask = strategy(clip_noise(range(len(steps))), grid, padding)
+    assert mask.dtype == torch.bool
+    assert not (mask & padding).any()
+    visible = (~(mask | padding)).sum(1).tolist()
+    assert visible == [strategy.num_visible((clip, grid[1])) for clip in steps]
+    assert max(visible) <= strategy.num_visible(grid)
+
+
+@given(strategy=strategies, grid=grids, more=st.integers(0, 20), seeds=seeds)
+def test_a_clip_has_the_same_mask_however_much_padding_follows(strategy, grid, more, seeds):
+    assume(not isinstance(strategy, TimeFrequencyMasking))
+    longer = (grid[0] + more, grid[1])
+    alone = strategy(clip_noise(seeds), grid)
+    mask = strategy(clip_noise(seeds), longer, padding_of([grid[0]] * len(seeds), longer))
+    assert torch.equal(mask[:, : grid[0] * grid[1]], alone)
+
+
+@pytest.mark.parametrize("strategy", BY_CLIP, ids=lambda strategy: type(strategy).__name__)
+def test_a_clip_that_is_all_padding_has_nothing_hidden(strategy):
+    mask = strategy(clip_noise([1, 2]), (16, 8), padding_of([0, 16], (16, 8)))
+    assert not mask[0].any()
+    assert mask[1].any()
+
+
+def test_taken_tokens_are_those_at_the_positions():
+    tokens = torch.arange(24.0).view(2, 4, 3)
+    taken = take_tokens(tokens, torch.tensor([[3, 0], [1, 1]]))
+    assert torch.equal(taken, torch.stack([tokens[0, [3, 0]], tokens[1, [1, 1]]]))

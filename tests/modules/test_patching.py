@@ -3,7 +3,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amae_plugin.modules.patching import PatchEmbed, grid_size, patchify, unpatchify
+from amae_plugin.modules.patching import (
+    PatchEmbed,
+    grid_size,
+    overlapping_grid_size,
+    overlapping_patches,
+    patch_padding,
+    patchify,
+    unpatchify,
+)
 
 sizes = st.integers(1, 5)
 
@@ -39,3 +47,37 @@ def test_patch_embed_is_the_convolution_whose_weight_it_stores(patch):
     spectrogram = torch.randn(2, 48, 32)
     expected = embed.proj(spectrogram[:, None]).flatten(2).transpose(1, 2)
     torch.testing.assert_close(embed(patchify(spectrogram, patch)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_patch_is_padding_where_all_of_its_frames_are():
+    padding = torch.arange(12) >= torch.tensor([12, 8, 7, 0])[:, None]
+    rows = [[False, False, False], [False, False, True], [False, False, True], [True, True, True]]
+    assert patch_padding(padding, 32, (4, 16)).tolist() == [[row for row in clip for _ in range(2)] for clip in rows]
+    with pytest.raises(ValueError, match="12 frames x 32 bands"):
+        patch_padding(padding, 32, (5, 16))
+
+
+@given(
+    patch=st.tuples(sizes, sizes), stride=st.tuples(sizes, sizes), extra=st.tuples(st.integers(0, 9), st.integers(0, 9))
+)
+def test_overlapping_patches_are_those_of_a_convolution_with_that_stride(patch, stride, extra):
+    frames, bands = patch[0] + extra[0], patch[1] + extra[1]
+    spectrogram = torch.randn(2, frames, bands)
+    patches = overlapping_patches(spectrogram, patch, stride)
+    rows, columns = overlapping_grid_size(frames, bands, patch, stride)
+    assert patches.shape == (2, rows * columns, patch[0] * patch[1])
+    expected = torch.nn.functional.unfold(spectrogram[:, None], patch, stride=stride).transpose(1, 2)
+    assert torch.equal(patches, expected)
+
+
+@given(grid=st.tuples(sizes, sizes), patch=st.tuples(sizes, sizes))
+def test_patches_a_patch_apart_do_not_overlap(grid, patch):
+    spectrogram = torch.randn(2, grid[0] * patch[0], grid[1] * patch[1])
+    assert torch.equal(overlapping_patches(spectrogram, patch, patch), patchify(spectrogram, patch))
+
+
+@pytest.mark.parametrize(("frames", "bands", "stride"), [(15, 128, (10, 10)), (64, 15, (10, 10)), (64, 128, (0, 10))])
+def test_a_spectrogram_without_a_whole_patch_is_refused(frames, bands, stride):
+    with pytest.raises(ValueError, match=f"{frames} frames x {bands} bands has no patches of 16 frames"):
+        overlapping_grid_size(frames, bands, (16, 16), stride)
+    assert overlapping_grid_size(1024, 128, (16, 16), (10, 10)) == (101, 12)

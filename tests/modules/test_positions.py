@@ -5,7 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amae_plugin.modules.positions import GridPositions, sincos_1d, sincos_2d
+from amae_plugin.modules.positions import (
+    GridPositions,
+    LearnedPositions,
+    SequencePositions,
+    resize_grid,
+    sincos_1d,
+    sincos_2d,
+)
 
 sides = st.integers(1, 24)
 
@@ -84,3 +91,77 @@ def test_a_table_first_asked_for_in_inference_mode_serves_training_afterwards():
     weight = torch.ones(1, 25, 8, requires_grad=True)
     (positions((6, 4)) * weight).sum().backward()
     assert torch.equal(weight.grad, positions((6, 4)))
+
+
+def test_a_sequence_has_sines_and_cosines_in_turn():
+    table = SequencePositions(8)(501, torch.device("cpu"))
+    assert table.shape == (1, 501, 8)
+    assert table.dtype == torch.float32
+    for position in (0, 3, 500):
+        angles = [position / 10000 ** (2 * i / 8) for i in range(4)]
+        expected = [value for angle in angles for value in (math.sin(angle), math.cos(angle))]
+        assert table[0, position].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_sequence_may_grow_and_shrink():
+    positions, device = SequencePositions(8), torch.device("cpu")
+    long = SequencePositions(8)(40, device)
+    for length in (3, 40, 7):
+        assert torch.equal(positions(length, device), long[:, :length])
+    assert list(positions.state_dict()) == []
+
+
+def test_a_sequence_first_asked_for_in_inference_mode_serves_training_afterwards():
+    positions, device = SequencePositions(8), torch.device("cpu")
+    with torch.inference_mode():
+        positions(6, device)
+    weight = torch.ones(1, 6, 8, requires_grad=True)
+    (positions(6, device) * weight).sum().backward()
+    assert torch.equal(weight.grad, positions(6, device))
+
+
+def test_a_sequence_needs_an_even_width():
+    with pytest.raises(ValueError, match="even width, not 7"):
+        SequencePositions(7)
+
+
+@given(own=st.tuples(sides, sides), asked=st.tuples(sides, sides))
+def test_learned_positions_keep_the_middle_of_a_side_that_becomes_shorter(own, asked):
+    table = torch.arange(own[0] * own[1], dtype=torch.float32).view(1, 1, *own)
+    resized = resize_grid(table, asked)
+    assert resized.shape == (1, 1, *asked)
+    shorter = (min(own[0], asked[0]), min(own[1], asked[1]))
+    if shorter == asked:
+        top, left = own[0] // 2 - asked[0] // 2, own[1] // 2 - asked[1] // 2
+        assert torch.equal(resized, table[:, :, top : top + asked[0], left : left + asked[1]])
+
+
+def test_learned_positions_are_interpolated_along_a_side_that_becomes_longer():
+    ramp = torch.arange(8.0).view(1, 1, 1, 8).expand(1, 2, 3, 8)
+    resized = resize_grid(ramp, (3, 16))
+    centres = ((torch.arange(16) + 0.5) / 2 - 0.5).clamp(0, 7)
+    torch.testing.assert_close(resized, centres.expand(1, 2, 3, 16))
+    torch.testing.assert_close(resize_grid(ramp, (1, 16)), centres.expand(1, 2, 1, 16))
+
+
+def test_learned_positions_of_another_grid_are_resized_when_they_are_loaded_and_when_they_are_used():
+    pretrained, longer = LearnedPositions((2, 8), 4, 2), LearnedPositions((3, 12), 4, 2)
+    used = pretrained((3, 12))
+    own, own_shape = pretrained.pos_embed, torch.tensor([2, 8])
+    state = pretrained.state_dict()
+    longer.load_state_dict(state)
+    assert torch.equal(longer.pos_embed, used)
+    assert torch.equal(longer.pos_embed[:, :2], own[:, :2])
+    assert torch.equal(longer.grid_shape, torch.tensor([3, 12]))
+    assert torch.equal(state["grid_shape"], own_shape)  # what is loaded stays as it was
+    assert torch.equal(longer((3, 12)), longer.pos_embed)
+    used.sum().backward()
+    assert own.grad.isfinite().all()
+
+
+def test_learned_positions_whose_grid_is_not_known_are_loaded_as_they_are_or_refused():
+    positions = LearnedPositions((2, 8), 4, 2)
+    with pytest.raises(RuntimeError, match="size mismatch for pos_embed"):
+        positions.load_state_dict({"pos_embed": torch.zeros(1, 20, 4), "grid_shape": torch.tensor([2, 8])})
+    with pytest.raises(RuntimeError, match="grid_shape"):
+        positions.load_state_dict({"pos_embed": torch.zeros(1, 18, 4)})

@@ -1,13 +1,14 @@
 """Sizes and choices of an Audio-MAE; the defaults are the paper's ViT-B (Huang et al., NeurIPS 2022, section 4)."""
 
 # Annotations stay objects here, in the typing module's spelling: fairseq reads them when the fields become its options.
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Dict, Tuple
+from dataclasses import dataclass, field
+from typing import Tuple
+
+from amae_plugin.models.settings import FromSettings
 
 
 @dataclass
-class AudioMAEConfig:
+class AudioMAEConfig(FromSettings):
     """Architecture and masking of Audio-MAE.
 
     Pairs are (time, frequency). The fields carry their help in ``metadata`` so that fairseq shows it.
@@ -49,14 +50,3 @@ class AudioMAEConfig:
             "help": "matrix work in bfloat16; weights, optimizer, residual stream, norms and loss stay in float32"
         },
     )
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> "AudioMAEConfig":
-        """The config that a recipe's or a checkpoint's model section holds.
-
-        Keys that are no field, such as fairseq's ``_name``, are left aside; fields without a key keep their defaults;
-        YAML's lists become pairs.
-        """
-        chosen: Dict[str, Any] = {f.name: settings[f.name] for f in fields(AudioMAEConfig) if f.name in settings}
-        pairs = {name: tuple(value) for name, value in chosen.items() if not isinstance(value, (int, float, str))}
-        return cls(**{**chosen, **pairs})

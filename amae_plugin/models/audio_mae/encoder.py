@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
 from amae_plugin.models.encoder import Encoder
 from amae_plugin.modules.blocks import Block, xavier_linear
+from amae_plugin.modules.masking import take_tokens
 from amae_plugin.modules.patching import PatchEmbed, Size2d, grid_size, patchify
 from amae_plugin.modules.positions import GridPositions
 
@@ -62,8 +63,3 @@ class AudioMAEEncoder(Encoder):
         xavier_linear(self)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
         nn.init.normal_(self.cls_token, std=0.02)
-
-
-def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Tokens (B, L, D) at the positions ``ids`` (B, K): (B, K, D)."""
-    return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -13,7 +13,7 @@ from amae_plugin.models.audio_mae.decoder import build_decoder
 from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
 from amae_plugin.modules.compute import compile_blocks, matrix_precision
 from amae_plugin.modules.masking import ClipNoise, GlobalNoise, build_masking, visible_ids
-from amae_plugin.modules.patching import grid_size, unpatchify
+from amae_plugin.modules.patching import patch_padding, unpatchify
 
 
 class AudioMAE(nn.Module):
@@ -109,9 +109,7 @@ class AudioMAE(nn.Module):
 
     def patch_padding(self, padding_mask: Tensor) -> Tensor:
         """Patches (B, L) all of whose frames are padding, from frames (B, T); True = padding."""
-        rows, columns = grid_size(padding_mask.shape[1], self.config.num_mel_bins, self.encoder.patch_size)
-        padded_rows = padding_mask.view(-1, rows, self.encoder.patch_size[0]).all(-1)
-        return padded_rows.repeat_interleave(columns, dim=1)
+        return patch_padding(padding_mask, self.config.num_mel_bins, self.encoder.patch_size)
 
     def compile_blocks(self) -> None:
         """See :func:`amae_plugin.modules.compute.compile_blocks`."""

@@ -1,13 +1,14 @@
 """Choices of a classifier; the defaults are those of Audio-MAE's fine-tuning (Huang et al. 2022, section 4.2)."""
 
 # Annotations stay objects here, in the typing module's spelling: fairseq reads them when the fields become its options.
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
+
+from amae_plugin.models.settings import FromSettings
 
 
 @dataclass
-class ClassifierConfig:
+class ClassifierConfig(FromSettings):
     """Encoder, pooling and regularisation. The fields carry their help in ``metadata`` so that fairseq shows it."""
 
     encoder: Any = field(
@@ -15,7 +16,11 @@ class ClassifierConfig:
     )
     num_classes: int = field(default=0, metadata={"help": "classes; the task knows them from labels.txt"})
     pooling: str = field(
-        default="mean", metadata={"help": "mean (of the patch tokens, then a norm) or cls (the class token)"}
+        default="mean",
+        metadata={
+            "help": "mean (of the patch tokens, then a norm), cls (the class token), or AST's avgtok (mean of the "
+            "normalised patch tokens, then a second norm) or avgcls (the same of the class tokens)"
+        },
     )
     frozen: bool = field(default=False, metadata={"help": "linear probe: only what follows the encoder is trained"})
     batch_norm: bool = field(default=False, metadata={"help": "batch norm without weights before the head"})
@@ -32,8 +37,3 @@ class ClassifierConfig:
             "help": "matrix work in bfloat16; weights, optimizer, residual stream, norms and loss stay in float32"
         },
     )
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> "ClassifierConfig":
-        """The config that a recipe's or a checkpoint's model section holds; keys that are no field are left aside."""
-        return cls(**{f.name: settings[f.name] for f in fields(ClassifierConfig) if f.name in settings})

@@ -12,7 +12,7 @@ from amae_plugin.modules.compute import compile_blocks, matrix_precision
 from amae_plugin.modules.masking import ClipNoise, GlobalNoise, Noise, TimeFrequencyMasking, visible_ids
 from amae_plugin.modules.patching import Size2d
 
-POOLINGS = ("mean", "cls")
+POOLINGS = ("mean", "cls", "avgtok", "avgcls")
 _HEAD_STD = 2e-5  # of the published fine-tuning: predictions start equal
 
 
@@ -20,12 +20,15 @@ class Classifier(nn.Module):
     """Clip classification with the encoder of any system (Audio-MAE, section 3.3).
 
     With ``pooling="mean"`` the patch tokens that the last block gives are averaged and then normalised (``fc_norm``),
-    and the encoder's own final norm is left out; with ``"cls"`` the class token is taken after it.
+    and the encoder's own final norm is left out; with ``"cls"`` the class token is taken after it. AST's forms keep the
+    encoder's norm and have a norm before the head as well (SSAST, Gong et al. 2022): ``"avgtok"`` averages the
+    patch tokens, ``"avgcls"`` the class tokens, of which SSAST has two.
     Letters in shapes: B clips, T frames, F mel bands, L patches, D width, C classes.
 
     Raises:
         UserError: ``config.encoder`` names no system.
-        ValueError: ``config.pooling`` is unknown, there are no classes, or a ratio is outside [0, 1).
+        ValueError: ``config.pooling`` is unknown or asks for a class token that the encoder lacks, there are no
+            classes, or a ratio is outside [0, 1).
     """
 
     def __init__(self, config: ClassifierConfig):
@@ -36,11 +39,17 @@ class Classifier(nn.Module):
             raise ValueError(f"a classifier needs classes, not model.num_classes={config.num_classes}")
         self.config = config
         self.encoder = system_of(config.encoder or {}).encoder(config.encoder or {})
+        if config.pooling in ("cls", "avgcls") and not self.encoder.num_prefix_tokens:
+            raise ValueError(
+                f"model.pooling is {config.pooling}, but this encoder has no class token: choose mean or avgtok"
+            )
         width = self.encoder.embed_dim
         self.fc_norm: nn.Module = nn.Identity()
         if config.pooling == "mean":
             self.encoder.norm = nn.Identity()
             self.fc_norm = nn.LayerNorm(width, eps=1e-6)
+        elif config.pooling != "cls":
+            self.fc_norm = nn.LayerNorm(width, eps=1e-5)
         self.batch_norm: nn.Module = (
             nn.BatchNorm1d(width, eps=1e-6, affine=False) if config.batch_norm else nn.Identity()
         )
@@ -58,9 +67,10 @@ class Classifier(nn.Module):
         computes as in evaluation.
 
         Args:
-            source: (B, T, F) normalised log-mel of any length whose T and F are multiples of the patch.
-            mask: (B, L) bool, True = hidden, the same number for every clip; sampled in training, nothing hidden
-                otherwise, if None.
+            source: (B, T, F) normalised log-mel of any length that the encoder's patches fit; without overlap, T and F
+                are multiples of the patch.
+            mask: (B, L) bool in the order of the encoder's tokens, True = hidden, the same number for every clip;
+                sampled in training, nothing hidden otherwise, if None.
             seed: (B,) integers that everything random depends on, clip by clip; PyTorch's generator if None.
 
         Returns:
@@ -82,9 +92,14 @@ class Classifier(nn.Module):
             torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen),
         ):
             tokens = self.encoder(patches, grid, visible, branch_scales=scales).float()
-        pooled = tokens[:, self.encoder.num_prefix_tokens :].mean(1) if self.config.pooling == "mean" else tokens[:, 0]
-        features = self.batch_norm(self.fc_norm(pooled))
+        features = self.batch_norm(self.fc_norm(self._pool(tokens)))
         return {"logits": self.head(features), "features": features}
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        if self.config.pooling == "cls":
+            return tokens[:, 0]
+        prefix = self.encoder.num_prefix_tokens
+        return (tokens[:, :prefix] if self.config.pooling == "avgcls" else tokens[:, prefix:]).mean(1)
 
     def _visible(self, patches: Tensor, grid: Size2d, mask: Tensor | None, noise: Noise) -> Tensor | None:
         if mask is not None:
@@ -93,7 +108,8 @@ class Classifier(nn.Module):
             return visible_ids(mask)
         if not self.encoder.training or not (self.config.mask_ratio_time or self.config.mask_ratio_frequency):
             return None
-        return visible_ids(self.masking(noise, grid), self.masking.num_visible(grid))
+        hidden = self.encoder.in_token_order(self.masking(noise, grid), grid)
+        return visible_ids(hidden, self.masking.num_visible(grid))
 
     def train(self, mode: bool = True) -> Classifier:
         """Training or evaluation mode; a frozen encoder stays in evaluation mode."""

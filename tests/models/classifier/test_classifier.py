@@ -29,6 +29,7 @@ ENCODER = {
     "depth": 3,
     "num_heads": 2,
 }
+SSAST_ENCODER = {**ENCODER, "_name": "amae_ssast", "patch_stride": [10, 10]}
 
 
 def published(**config: object) -> Classifier:
@@ -76,6 +77,35 @@ def test_pooling(pooling: str) -> None:
     torch.testing.assert_close(output["features"], pooled)
     torch.testing.assert_close(output["logits"], model.head(pooled))
     assert isinstance(model.encoder.norm, nn.Identity) == (pooling == "mean")
+
+
+@pytest.mark.parametrize("encoder", [ENCODER, SSAST_ENCODER], ids=["audio_mae", "ssast"])
+@pytest.mark.parametrize("pooling", ["avgtok", "avgcls"])
+def test_pooling_of_ast_keeps_the_encoders_norm_and_has_one_of_its_own(
+    pooling: str, encoder: dict[str, object]
+) -> None:
+    model = build(pooling=pooling, encoder=encoder).eval()
+    nn.init.normal_(model.encoder.norm.weight)
+    source = spectrograms()
+    tokens = model.encoder(*model.encoder.patches(source))
+    prefix = {"amae_audio_mae": 1, "amae_ssast": 2}[encoder["_name"]]
+    pooled = tokens[:, prefix:].mean(1) if pooling == "avgtok" else tokens[:, :prefix].mean(1)
+    torch.testing.assert_close(model(source)["features"], model.fc_norm(pooled))
+    assert {name for name, _ in model.named_parameters()} >= {"encoder.norm.weight", "fc_norm.weight"}
+
+
+def test_time_and_frequency_are_hidden_in_an_encoder_whose_tokens_are_frequency_major() -> None:
+    seen = []
+    model = build(
+        encoder=SSAST_ENCODER, pooling="avgtok", drop_path=0.5, mask_ratio_time=0.5, mask_ratio_frequency=0.25
+    ).train()
+    model.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
+    model(spectrograms(), seed=torch.arange(4))["logits"].sum().backward()
+    assert seen[0].shape == (4, 6 * 9)  # of 12 x 12 overlapping patches
+    for clip in seen[0]:
+        assert len(set((clip % 12).tolist())) == 6
+        assert len(set((clip // 12).tolist())) == 9
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_nothing_is_random_in_evaluation() -> None:

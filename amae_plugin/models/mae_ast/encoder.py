@@ -1,0 +1,107 @@
+"""The encoder: a post-norm transformer that sees only the visible tokens of a spectrogram."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amae_plugin.models.encoder import Encoder
+from amae_plugin.models.mae_ast.config import MAEASTConfig
+from amae_plugin.models.mae_ast.input_norm import InputNorm
+from amae_plugin.modules.blocks import PostNormBlock, normal_linear
+from amae_plugin.modules.masking import take_tokens
+from amae_plugin.modules.patching import PatchEmbed, Size2d, grid_size, patchify
+from amae_plugin.modules.positions import SequencePositions
+
+
+class MAEASTEncoder(Encoder):
+    """Post-norm transformer over visible tokens, with a LayerNorm in front of the blocks (Baade et al. 2022).
+
+    It normalises its input itself. The last block ends with a norm, so ``norm`` does nothing.
+
+    Raises:
+        ValueError: a width does not fit the heads, a probability is outside [0, 1), or the patch does not divide the
+            bands.
+    """
+
+    num_prefix_tokens = 0
+
+    def __init__(self, config: MAEASTConfig):
+        super().__init__()
+        for name in ("dropout", "attention_dropout", "dropout_input", "layerdrop"):
+            if not 0 <= getattr(config, name) < 1:
+                raise ValueError(f"model.{name} must be at least 0 and below 1, not {getattr(config, name)}")
+        self.embed_dim = config.embed_dim
+        self.patch_size: Size2d = tuple(config.patch_size)  # type: ignore[assignment]
+        grid_size(self.patch_size[0], config.num_mel_bins, self.patch_size)
+        self.feature_grad_mult = config.feature_grad_mult
+        self.layerdrop = config.layerdrop
+        self.input_norm = InputNorm()
+        self.patch_embed = PatchEmbed(self.patch_size, config.embed_dim)
+        self.dropout_input = nn.Dropout(config.dropout_input)
+        self.positions = SequencePositions(config.embed_dim)
+        self.norm_pre = nn.LayerNorm(config.embed_dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            PostNormBlock(
+                config.embed_dim, config.num_heads, config.mlp_ratio, config.dropout, config.attention_dropout
+            )
+            for _ in range(config.depth)
+        )
+        self.norm = nn.Identity()
+        normal_linear(self.blocks)
+
+    def forward(
+        self,
+        patches: Tensor,
+        grid: Size2d,
+        visible: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        branch_scales: Tensor | None = None,
+    ) -> Tensor:
+        """See :meth:`Encoder.forward`; there is no prefix."""
+        positions = self.positions(grid[0] * grid[1], patches.device)
+        if visible is not None:
+            patches = take_tokens(patches, visible)
+            positions = take_tokens(positions.expand(len(patches), -1, -1), visible)
+        x = self.dropout_input(self.patch_embed(patches)) + positions
+        x = self.dropout(self.norm_pre(x))
+        for index in self._blocks_to_run():
+            x = self.blocks[index](x, padding_mask, None if branch_scales is None else branch_scales[:, index])
+        return self.norm(x)
+
+    def patches(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Size2d]:
+        """Normalised patches; see :meth:`Encoder.patches`; time-major.
+
+        Args:
+            source: (B, T, F) log-mel, not normalised.
+            padding_mask: (B, T) bool, True = beyond the clip's end.
+        """
+        patches = patchify(self.input_norm(source, padding_mask), self.patch_size)
+        if patches.requires_grad and self.feature_grad_mult != 1.0:
+            patches = _ScaledGradient.apply(patches, self.feature_grad_mult)
+        return patches, grid_size(source.shape[1], source.shape[2], self.patch_size)
+
+    def _blocks_to_run(self) -> list[int]:
+        """LayerDrop (Fan et al. 2020): in training, the whole batch skips each block with some probability."""
+        indices = range(len(self.blocks))
+        if not self.training or not self.layerdrop:
+            return list(indices)
+        # On the CPU, whatever the model's device: which blocks run is decided without waiting for a GPU.
+        kept = (torch.rand(len(self.blocks)) >= self.layerdrop).tolist()
+        return [index for index in indices if kept[index]]
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is scaled."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.factor, None

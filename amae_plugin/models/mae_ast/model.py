@@ -1,0 +1,160 @@
+"""MAE-AST: hide most tokens of a spectrogram, encode the rest, predict the hidden ones (Baade et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amae_plugin.models.mae_ast.config import MAEASTConfig
+from amae_plugin.models.mae_ast.decoder import MAEASTDecoder
+from amae_plugin.models.mae_ast.encoder import MAEASTEncoder
+from amae_plugin.modules import losses
+from amae_plugin.modules.compute import compile_blocks, matrix_precision
+from amae_plugin.modules.masking import ClipNoise, GlobalNoise, build_masking, visible_ids
+from amae_plugin.modules.patching import patch_padding, patchify, unpatchify
+
+
+class MAEAST(nn.Module):
+    """Masked autoencoder over log-mel spectrograms with a generative and a discriminative objective.
+
+    Letters in shapes: B clips, T frames, F mel bands, L tokens (time-major), P values in a token, D encoder width.
+
+    Raises:
+        ValueError: settings that make no model: of widths, probabilities, the masking, or both weights 0.
+    """
+
+    def __init__(self, config: MAEASTConfig):
+        super().__init__()
+        weights = {"reconstruction": config.reconstruction_weight, "info_nce": config.info_nce_weight}
+        self.loss_weights = {name: weight for name, weight in weights.items() if weight}
+        if not self.loss_weights or min(weights.values()) < 0:
+            raise ValueError(
+                "model.reconstruction_weight and model.info_nce_weight must be at least 0, one of them above, not "
+                f"{config.reconstruction_weight} and {config.info_nce_weight}"
+            )
+        self.config = config
+        self.encoder = MAEASTEncoder(config)
+        self.decoder = MAEASTDecoder(config)
+        values = self.encoder.patch_size[0] * self.encoder.patch_size[1]
+        self.reconstruction_head = nn.Linear(config.decoder_embed_dim, values) if weights["reconstruction"] else None
+        self.classification_head = nn.Linear(config.decoder_embed_dim, values) if weights["info_nce"] else None
+        self.masking = build_masking(
+            config.masking,
+            config.mask_ratio,
+            config.mask_ratio_time,
+            config.mask_ratio_frequency,
+            config.mask_length,
+        )
+
+    def forward(
+        self,
+        source: Tensor,
+        mask: Tensor | None = None,
+        seed: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """Predict every token from the visible ones.
+
+        Args:
+            source: (B, T, F) log-mel, not normalised; T and F are multiples of the patch.
+            mask: (B, L) bool, True = hidden; clips may hide different numbers of tokens; sampled if None.
+            seed: (B,) integers that the sampled masks depend on, clip by clip; PyTorch's generator if None.
+            padding_mask: (B, T) bool, True = beyond the clip's end. Tokens wholly there are neither hidden nor attended
+                to, nor part of any loss.
+
+        Returns:
+            ``prediction`` (B, L, P) of the reconstruction head and ``classification`` (B, L, P) of the InfoNCE head,
+            each only if its weight is not 0; ``target`` (B, L, P), the normalised tokens; ``mask`` (B, L), hidden and
+            not padding. Predictions and targets are float32.
+
+        Raises:
+            ValueError: the patch does not divide the spectrogram, or a mask is of another shape.
+        """
+        # Attention without a mask is faster: it is worth a look whether anything is padded.
+        if padding_mask is not None and not padding_mask.any():
+            padding_mask = None
+        patches, grid = self.encoder.patches(source, padding_mask)
+        padding = None if padding_mask is None else self.patch_padding(padding_mask)
+        if mask is None:
+            noise = GlobalNoise(len(source), source.device) if seed is None else ClipNoise(seed)
+            mask = self.masking(noise, grid, padding)
+            kept = self.masking.num_visible(grid)
+            ragged = padding is not None
+        else:
+            if mask.shape != patches.shape[:2]:
+                raise ValueError(f"the mask must be (B, L) = {tuple(patches.shape[:2])}, not {tuple(mask.shape)}")
+            mask = mask if padding is None else mask & ~padding
+            visible_of_clips = (~mask if padding is None else ~(mask | padding)).sum(1)
+            kept = max(1, int(visible_of_clips.max()))
+            ragged = bool((visible_of_clips != kept).any())
+        away = mask if padding is None else mask | padding
+        visible = visible_ids(away, kept)
+        # Clips with fewer visible tokens than others fill their places with other tokens, which nothing attends to.
+        unused = away.gather(1, visible) if ragged else None
+        with matrix_precision(source.device, self.config.bf16):
+            latent = self.encoder(patches, grid, visible, _attendable(unused))
+            x = self.decoder(latent, visible, patches.shape[1], unused, _attendable(padding))
+            output = {"target": patches, "mask": mask}
+            if self.reconstruction_head is not None:
+                output["prediction"] = self.reconstruction_head(x).float()
+            if self.classification_head is not None:
+                output["classification"] = self.classification_head(x).float()
+        return output
+
+    def token_losses(self, output: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Losses (B, L) of an output of :meth:`forward`, unweighted and 0 where nothing is hidden, by objective.
+
+        Their names are those of ``loss_weights``: ``reconstruction`` and ``info_nce``, those whose weight is not 0.
+        """
+        target, mask = output["target"], output["mask"]
+        by_name = {}
+        if self.reconstruction_head is not None:
+            by_name["reconstruction"] = losses.reconstruction(output["prediction"], target, mask)
+        if self.classification_head is not None:
+            by_name["info_nce"] = losses.info_nce(output["classification"], target, mask)
+        return by_name
+
+    def reconstruct(self, source: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+        """Spectrogram (B, T, F) with the visible tokens of ``source`` and the predicted hidden ones.
+
+        Args:
+            source: (B, T, F) log-mel, not normalised.
+            prediction: (B, L, P) of :meth:`forward` in evaluation mode.
+            mask: (B, L) bool, True = hidden.
+        """
+        patch_size = self.encoder.patch_size
+        grid = (source.shape[1] // patch_size[0], source.shape[2] // patch_size[1])
+        prediction = self.encoder.input_norm.inverse(prediction)
+        return unpatchify(torch.where(mask[..., None], prediction, patchify(source, patch_size)), grid, patch_size)
+
+    def extract_features(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Encode a whole spectrogram, nothing hidden.
+
+        Args:
+            source: (B, T, F) log-mel, not normalised.
+            padding_mask: (B, T) bool, True = beyond the clip's end; tokens wholly there are not attended to.
+
+        Returns:
+            Features (B, L, D) after the last block, and their padding mask (B, L) if one was given.
+        """
+        patches, grid = self.encoder.patches(source, padding_mask)
+        padding = None if padding_mask is None else self.patch_padding(padding_mask)
+        with matrix_precision(source.device, self.config.bf16):
+            features = self.encoder(patches, grid, padding_mask=_attendable(padding))
+        return features.float(), padding
+
+    def patch_padding(self, padding_mask: Tensor) -> Tensor:
+        """Tokens (B, L) all of whose frames are padding, from frames (B, T); True = padding."""
+        return patch_padding(padding_mask, self.config.num_mel_bins, self.encoder.patch_size)
+
+    def compile_blocks(self) -> None:
+        """See :func:`amae_plugin.modules.compute.compile_blocks`."""
+        compile_blocks((*self.encoder.blocks, *self.decoder.blocks))
+
+
+def _attendable(padding_mask: Tensor | None) -> Tensor | None:
+    """The padding mask (B, N), except that a clip with nothing else attends to all: its attention stays defined."""
+    return None if padding_mask is None else padding_mask & ~padding_mask.all(dim=1, keepdim=True)

@@ -1,0 +1,6 @@
+"""SSAST: config, encoder, model with its joint objective, and the names of published and of ImageNet weights."""
+
+from amae_plugin.models.ssast.config import SIZES, SSASTConfig
+from amae_plugin.models.ssast.model import SSAST, found_patches
+
+__all__ = ["SIZES", "SSAST", "SSASTConfig", "found_patches"]

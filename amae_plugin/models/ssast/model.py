@@ -1,0 +1,157 @@
+"""SSAST: hide most patches of a spectrogram, and both find and draw the hidden ones (Gong et al., AAAI 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from amae_plugin.models.ssast.config import SSASTConfig
+from amae_plugin.models.ssast.encoder import SSASTEncoder
+from amae_plugin.modules import losses
+from amae_plugin.modules.compute import compile_blocks, matrix_precision
+from amae_plugin.modules.masking import ClipNoise, GlobalNoise, build_masking
+from amae_plugin.modules.patching import unpatchify
+
+
+class SSAST(nn.Module):
+    """Masked spectrogram modelling with a discriminative and a generative objective.
+
+    Hidden patches are replaced by a learned embedding and stay in the sequence. Both heads read the same encoding, so
+    that a step is one pass through the encoder for both objectives.
+
+    Letters in shapes: B clips, T frames, F mel bands, L patches (frequency-major), P values in a patch (band by band),
+    D width.
+
+    Raises:
+        ValueError: patches overlap, which would show hidden values, or a size or the masking is impossible.
+    """
+
+    loss_weights: ClassVar[dict[str, float]] = {"reconstruction": 10.0, "info_nce": 1.0}
+    """The joint objective: the sum of the mean losses with the paper's weights."""
+
+    def __init__(self, config: SSASTConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = SSASTEncoder(config)
+        if self.encoder.patch_stride != self.encoder.patch_size:
+            raise ValueError(
+                f"patches overlap in fine-tuning only: in pretraining model.patch_stride={self.encoder.patch_stride} "
+                f"must be the patch, {self.encoder.patch_size}"
+            )
+        values = self.encoder.patch_size[0] * self.encoder.patch_size[1]
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))
+        nn.init.xavier_normal_(self.mask_token)
+        self.reconstruction_head = _head(config.embed_dim, values)
+        self.classification_head = _head(config.embed_dim, values)
+        self.masking = build_masking(config.masking, config.mask_ratio, config.mask_ratio, config.mask_ratio)
+
+    def forward(self, source: Tensor, mask: Tensor | None = None, seed: Tensor | None = None) -> dict[str, Any]:
+        """Predict every patch, for both objectives.
+
+        Args:
+            source: (B, T, F) normalised log-mel; T and F are multiples of the patch.
+            mask: (B, L) bool in frequency-major order, True = hidden; sampled if None.
+            seed: (B,) integers that the sampled masks depend on, clip by clip; PyTorch's generator if None.
+
+        Returns:
+            ``prediction`` (B, L, P) of the reconstruction head, ``classification`` (B, L, P) of the discriminative
+            head, ``target`` (B, L, P) the patches, ``mask`` (B, L), ``latent`` (B, 2 + L, D) of the class tokens and
+            all patches; all but the latent are float32 or bool.
+
+        Raises:
+            ValueError: the patch does not divide the spectrogram, or the mask is of another shape.
+        """
+        patches, grid = self.encoder.patches(source)
+        if mask is None:
+            noise = GlobalNoise(len(source), source.device) if seed is None else ClipNoise(seed)
+            mask = self.encoder.in_token_order(self.masking(noise, grid), grid)
+        elif mask.shape != patches.shape[:2]:
+            raise ValueError(f"the mask must be (B, L) = {tuple(patches.shape[:2])}, not {tuple(mask.shape)}")
+        with matrix_precision(source.device, self.config.bf16):
+            tokens = self.encoder.patch_embed(patches)
+            latent = self.encoder.encode(torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens), grid)
+            encoded = latent[:, self.encoder.num_prefix_tokens :]
+            prediction = self.reconstruction_head(encoded)
+            classification = self.classification_head(encoded)
+        return {
+            "prediction": prediction.float(),
+            "classification": classification.float(),
+            "target": patches.float(),
+            "mask": mask,
+            "latent": latent,
+        }
+
+    def token_losses(self, output: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Losses (B, L) of an output of :meth:`forward`, unweighted and 0 where nothing is hidden, by objective.
+
+        InfoNCE is the paper's equation 1: for each hidden patch, the softmax of its dot products with the predictions
+        of all hidden patches of the clip. (Of MAE-AST's, the two sides are exchanged.)
+        """
+        target, mask = output["target"], output["mask"]
+        return {
+            "reconstruction": losses.reconstruction(output["prediction"], target, mask),
+            "info_nce": losses.info_nce(target, output["classification"], mask),
+        }
+
+    def reconstruct(self, source: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+        """Spectrogram (B, T, F) with the visible patches of ``source`` and the predicted hidden ones.
+
+        Args:
+            source: (B, T, F) normalised log-mel.
+            prediction: (B, L, P) of :meth:`forward`.
+            mask: (B, L) bool, True = hidden.
+        """
+        patches, grid = self.encoder.patches(source)
+        drawn = torch.where(mask[..., None], prediction, patches)
+        return unpatchify(drawn, grid[::-1], self.encoder.patch_size[::-1]).transpose(1, 2)
+
+    def extract_features(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Encode a whole spectrogram, nothing hidden.
+
+        Args:
+            source: (B, T, F) normalised log-mel.
+            padding_mask: (B, T) bool, True = beyond the clip's end; patches wholly there are not attended to.
+
+        Returns:
+            Features (B, 2 + L, D) after the final norm, class and distillation token first, and their padding mask
+            (B, 2 + L) if one was given.
+        """
+        patches, grid = self.encoder.patches(source)
+        if padding_mask is not None:
+            padding_mask = self.patch_padding(padding_mask)
+        with matrix_precision(source.device, self.config.bf16):
+            features = self.encoder(patches, grid, padding_mask=padding_mask)
+        if padding_mask is not None:
+            prefix = padding_mask.new_zeros(len(source), self.encoder.num_prefix_tokens)
+            padding_mask = torch.cat([prefix, padding_mask], dim=1)
+        return features.float(), padding_mask
+
+    def patch_padding(self, padding_mask: Tensor) -> Tensor:
+        """Patches (B, L) all of whose frames are padding, from frames (B, T); True = padding."""
+        columns, rows = self.encoder.grid(padding_mask.shape[1], self.config.num_mel_bins)
+        return padding_mask.view(-1, columns, self.encoder.patch_size[0]).all(-1).repeat(1, rows)
+
+    def compile_blocks(self) -> None:
+        """See :func:`amae_plugin.modules.compute.compile_blocks`."""
+        compile_blocks(self.encoder.blocks)
+
+
+def found_patches(output: Mapping[str, Tensor]) -> Tensor:
+    """Whether the hidden patches of an output of :class:`SSAST` are found: (B, L), False where nothing is hidden.
+
+    A patch is found if no other hidden patch of the clip gives its prediction a higher probability; the mean over the
+    hidden patches is the accuracy that the published code reports.
+    """
+    mask = output["mask"]
+    scores = output["target"] @ output["classification"].transpose(1, 2)  # (B, patches, predictions)
+    lowest = torch.finfo(scores.dtype).min
+    log_probability = scores.masked_fill(~mask[:, None, :], lowest).log_softmax(dim=-1)
+    best = log_probability.masked_fill(~mask[:, :, None], lowest).argmax(dim=1)
+    return mask & (best == torch.arange(mask.shape[1], device=mask.device))
+
+
+def _head(dim: int, values: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, values))
