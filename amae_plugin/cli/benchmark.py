@@ -16,6 +16,7 @@ import torch
 from amae_plugin.benchmark.data_path import measure_loader, measure_stages
 from amae_plugin.benchmark.step import PRECISIONS, StepSpec, alone, count_flops, measure_step
 from amae_plugin.benchmark.systems import TEXTBOOK, system_of
+from amae_plugin.cli.arguments import natural, positive
 from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
@@ -31,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "benchmark", help="speed of a recipe's training step, or of the data path", description=_DESCRIPTION
     )
-    parser.add_argument("--batch", type=_positive, default=16, help="clips of a step or a batch (%(default)s)")
+    parser.add_argument("--batch", type=positive, default=16, help="clips of a step or a batch (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
 
     step = parser.add_argument_group("training step")
@@ -39,8 +40,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--recipe", default="pretrain_audio_mae_base", help="name in --config-dir, or a file (%(default)s)"
     )
     step.add_argument("--config-dir", type=Path, default=Path("config"), metavar="DIR", help="recipes (%(default)s)")
-    step.add_argument("--threads", type=_positive, default=2, help="CPU threads (%(default)s)")
-    step.add_argument("--steps", type=_positive, default=5, help="timed steps, after a warm-up (%(default)s)")
+    step.add_argument("--threads", type=positive, default=2, help="CPU threads (%(default)s)")
+    step.add_argument("--steps", type=positive, default=5, help="timed steps, after a warm-up (%(default)s)")
     step.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (%(default)s)")
     step.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="(%(default)s)")
     step.add_argument(
@@ -52,9 +53,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     data = parser.add_argument_group("data path")
     data.add_argument("--data", type=Path, metavar="MANIFEST", help="measure the data path with these clips")
-    data.add_argument("--workers", type=_natural, default=os.cpu_count(), help="of the data loader (%(default)s)")
-    data.add_argument("--clips", type=_positive, default=500, help="clips drawn at random (%(default)s)")
-    data.add_argument("--target-length", type=_positive, default=1024, help="frames of a clip (%(default)s)")
+    data.add_argument("--workers", type=natural, default=os.cpu_count(), help="of the data loader (%(default)s)")
+    data.add_argument("--clips", type=positive, default=500, help="clips drawn at random (%(default)s)")
+    data.add_argument("--target-length", type=positive, default=1024, help="frames of a clip (%(default)s)")
     parser.set_defaults(run=_run)
 
 
@@ -201,17 +202,3 @@ def _device(name: str) -> str:
     if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: PyTorch finds {torch.cuda.device_count()} CUDA devices")
     return torch.cuda.get_device_name(device)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
-    return number
-
-
-def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, not {number}")
-    return number

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from amae_plugin.checkpoints import Checkpoint
+from amae_plugin.cli.arguments import natural, positive
 
 _DESCRIPTION = """
 Scores every clip of a split once with a classifier of this plugin, prints the measures, and writes metrics.json,
@@ -30,7 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     what.add_argument("--trials", action="store_true", help="verification by DIR/trials.tsv and DIR/trials.txt")
     parser.add_argument(
         "--crops",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="N",
         help="average over N evenly spaced pieces of clips longer than the model's input; 1: the centre (%(default)s)",
@@ -39,9 +40,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--out", type=Path, metavar="DIR", help="where results go (evaluation/<split> in the checkpoint's run)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
-    parser.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="pieces at a time (%(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="pieces at a time (%(default)s)")
     parser.add_argument(
-        "--workers", type=_natural, default=os.cpu_count(), metavar="N", help="processes that decode (%(default)s)"
+        "--workers", type=natural, default=os.cpu_count(), metavar="N", help="processes that decode (%(default)s)"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
     parser.add_argument("--skip-bad-audio", action="store_true", help="leave out and list clips that cannot be decoded")
@@ -89,17 +90,3 @@ def _list_skipped(skipped: Mapping[str, str]) -> None:
         print(f"left out, as they cannot be decoded: {len(skipped):,} clips", file=sys.stderr)
     for path, reason in skipped.items():
         print(f"  {path}: {reason}", file=sys.stderr)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
-    return number
-
-
-def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, not {number}")
-    return number

@@ -64,13 +64,7 @@ class Evaluation:
     @property
     def headline(self) -> dict[str, float]:
         """The measures that are one number, under the names that a training logs them by."""
-        if isinstance(self.measures, SingleLabelMetrics):
-            return {"accuracy": self.measures.accuracy, "macro_f1": self.measures.macro_f1}
-        return {
-            "mAP": self.measures.mean_average_precision,
-            "mAUC": self.measures.mean_auc,
-            "d_prime": self.measures.d_prime,
-        }
+        return self.measures.headline
 
     @property
     def counts(self) -> np.ndarray:

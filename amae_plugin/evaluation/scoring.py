@@ -20,7 +20,7 @@ from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda")
-_CENTRE = 0.5
+CENTRE = 0.5
 _TASK_SETTINGS = ("target_length", "num_mel_bins", "mean", "std")
 
 
@@ -54,7 +54,7 @@ class Options:
     @property
     def positions(self) -> Sequence[float]:
         """Of the pieces in a clip, from 0, its beginning, to 1, its end."""
-        return [_CENTRE] if self.crops == 1 else np.linspace(0, 1, self.crops).tolist()
+        return [CENTRE] if self.crops == 1 else np.linspace(0, 1, self.crops).tolist()
 
     def torch_device(self) -> torch.device:
         """The device.
@@ -110,7 +110,7 @@ def score_clips(
             setting of the checkpoint is missing, or the model gives values that are not finite.
     """
     device = options.torch_device()
-    datasets = [_dataset(checkpoint, manifest, position) for position in options.positions]
+    datasets = [dataset_of(checkpoint, manifest, position) for position in options.positions]
     left = np.arange(len(manifest)) if clips is None else clips
     if not len(left):
         raise UserError(f"{manifest.path}: holds no clips")
@@ -154,7 +154,17 @@ def score_clips(
     return ClipValues(found, means, pieces[found], skipped)
 
 
-def _dataset(checkpoint: Checkpoint, manifest: Manifest, position: float) -> AudioDataset:
+def dataset_of(checkpoint: Checkpoint, manifest: Manifest, position: float = CENTRE) -> AudioDataset:
+    """Clips as a checkpoint's model was validated with them.
+
+    Args:
+        checkpoint: of any model.
+        manifest: the clips.
+        position: of the piece that is taken of a longer clip, from 0, its beginning, to 1, its end.
+
+    Raises:
+        UserError: a setting of the checkpoint is missing.
+    """
     task = checkpoint.config.get("task") or {}
     missing = [name for name in _TASK_SETTINGS if task.get(name) is None]
     if missing:

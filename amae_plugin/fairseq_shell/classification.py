@@ -176,8 +176,7 @@ class AmaeClassificationTask(AudioTask):
 
     def measures(self, scores: np.ndarray, targets: np.ndarray) -> Mapping[str, float]:
         """The measures of a split from its scores (N, C) and targets (N, C)."""
-        if self.cfg.multi_label:
-            several = multi_label(scores, targets)
-            return {"mAP": several.mean_average_precision, "mAUC": several.mean_auc, "d_prime": several.d_prime}
-        one = single_label(scores, targets.argmax(axis=1))
-        return {"accuracy": one.accuracy, "macro_f1": one.macro_f1}
+        measured = (
+            multi_label(scores, targets) if self.cfg.multi_label else single_label(scores, targets.argmax(axis=1))
+        )
+        return measured.headline

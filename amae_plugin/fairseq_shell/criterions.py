@@ -3,7 +3,7 @@
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,35 @@ from amae_plugin.fairseq_shell.models import plain_module
 from amae_plugin.models.audio_mae import patch_errors
 
 
+class SummedCriterion(FairseqCriterion):
+    """Base of the criterions: a loss that is a sum, and ``sample_size``, the number of its summands.
+
+    fairseq's division then gives the same gradient however a global batch is cut into devices and accumulation steps.
+    """
+
+    @staticmethod
+    def log_of(loss: Tensor, sample_size: Union[Tensor, int], sample: Dict[str, Any]) -> Dict[str, Any]:
+        """What is logged of a batch of the task; every value can be summed."""
+        return {
+            "loss": loss.detach(),
+            "sample_size": sample_size,
+            "nsentences": sample["nsentences"],
+            "ntokens": sample["ntokens"],
+        }
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:
+        """Log the mean over all summands of all devices."""
+        loss = sum(log["loss"] for log in logging_outputs)
+        sample_size = sum(log["sample_size"] for log in logging_outputs)
+        metrics.log_scalar("loss", loss / torch.as_tensor(sample_size).clamp(min=1), sample_size, round=6)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        """Every logged value is a sum."""
+        return True
+
+
 @dataclass
 class AmaeReconstructionConfig(FairseqDataclass):
     """What :class:`AmaeReconstruction` takes from the task."""
@@ -27,12 +56,8 @@ class AmaeReconstructionConfig(FairseqDataclass):
 
 
 @register_criterion("amae_reconstruction", dataclass=AmaeReconstructionConfig)
-class AmaeReconstruction(FairseqCriterion):
-    """Mean squared error of the hidden patches.
-
-    The loss is a sum over patches and ``sample_size`` their number, so that fairseq's division gives the same gradient
-    however a global batch is cut into devices and accumulation steps.
-    """
+class AmaeReconstruction(SummedCriterion):
+    """Mean squared error of the hidden patches, summed over patches."""
 
     def __init__(self, task: FairseqTask, score_padding: bool):
         super().__init__(task)
@@ -48,25 +73,7 @@ class AmaeReconstruction(FairseqCriterion):
             scored = scored & ~plain_module(model).patch_padding(sample["padding_mask"])
         loss = (patch_errors(output) * scored).sum()
         sample_size = scored.sum()
-        log = {
-            "loss": loss.detach(),
-            "sample_size": sample_size,
-            "nsentences": sample["nsentences"],
-            "ntokens": sample["ntokens"],
-        }
-        return loss, sample_size, log
-
-    @classmethod
-    def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:
-        """Log the mean over all scored patches of all devices."""
-        loss = sum(log["loss"] for log in logging_outputs)
-        sample_size = sum(log["sample_size"] for log in logging_outputs)
-        metrics.log_scalar("loss", loss / torch.as_tensor(sample_size).clamp(min=1), sample_size, round=6)
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """Every logged value is a sum."""
-        return True
+        return loss, sample_size, self.log_of(loss, sample_size, sample)
 
 
 @dataclass
@@ -83,12 +90,11 @@ class AmaeClassificationConfig(FairseqDataclass):
 
 
 @register_criterion("amae_classification", dataclass=AmaeClassificationConfig)
-class AmaeClassification(FairseqCriterion):
+class AmaeClassification(SummedCriterion):
     """Cross-entropy or binary cross-entropy against soft targets.
 
-    The loss is a sum over clips (of the mean over classes for ``bce``) and ``sample_size`` their number, so that
-    fairseq's division gives the same gradient however a global batch is cut into devices and accumulation steps. In
-    validation the log also holds the scores of every clip, which the task takes out and measures all together.
+    The sum is over clips (of the mean over classes for ``bce``). In validation the log also holds the scores of every
+    clip, which cannot be summed: the task takes them out and measures all together.
     """
 
     def __init__(self, task: FairseqTask, loss: str, label_smoothing: float):
@@ -109,29 +115,12 @@ class AmaeClassification(FairseqCriterion):
         if self.training and self.label_smoothing:
             smoothed = target * (1 - self.label_smoothing) + self.label_smoothing / target.shape[1]
         loss = self.clip_losses(logits.float(), smoothed).sum()
-        log = {
-            "loss": loss.detach(),
-            "sample_size": len(target),
-            "nsentences": sample["nsentences"],
-            "ntokens": sample["ntokens"],
-        }
+        log = self.log_of(loss, len(target), sample)
         if not self.training:
             log["id"] = sample["id"].cpu().numpy()
             log["scores"] = logits.float().cpu().numpy()
             log["target"] = target.to(torch.uint8).cpu().numpy()
         return loss, len(target), log
-
-    @classmethod
-    def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:
-        """Log the mean over all clips of all devices."""
-        loss = sum(log["loss"] for log in logging_outputs)
-        sample_size = sum(log["sample_size"] for log in logging_outputs)
-        metrics.log_scalar("loss", loss / torch.as_tensor(sample_size).clamp(min=1), sample_size, round=6)
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        """Every logged value is a sum, once the task has taken out the scores."""
-        return True
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -32,6 +32,11 @@ class SingleLabelMetrics:
     confusion: np.ndarray
     absent: tuple[int, ...]
 
+    @property
+    def headline(self) -> dict[str, float]:
+        """The measures that are one number, by the names they are logged and reported under."""
+        return {"accuracy": self.accuracy, "macro_f1": self.macro_f1}
+
 
 @dataclass(frozen=True)
 class MultiLabelMetrics:
@@ -54,6 +59,11 @@ class MultiLabelMetrics:
     auc: np.ndarray
     no_positives: tuple[int, ...]
     no_negatives: tuple[int, ...]
+
+    @property
+    def headline(self) -> dict[str, float]:
+        """The measures that are one number, by the names they are logged and reported under."""
+        return {"mAP": self.mean_average_precision, "mAUC": self.mean_auc, "d_prime": self.d_prime}
 
 
 def single_label(scores: Any, targets: Any) -> SingleLabelMetrics:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from amae_plugin.modules.patching import Size2d
@@ -52,6 +54,31 @@ class Encoder(nn.Module, ABC):
         Returns:
             (B, prefix tokens + K, D) after the final norm, the prefix first.
         """
+
+    def run_blocks(
+        self,
+        x: Tensor,
+        padding_mask: Tensor | None,
+        branch_scales: Tensor | None,
+        indices: Iterable[int] | None = None,
+    ) -> Tensor:
+        """Tokens (B, N, D), prefix included, through the blocks and the final norm.
+
+        Args:
+            x: the tokens.
+            padding_mask: (B, N), True = not attended to.
+            branch_scales: (B, depth, 2), see :meth:`forward`.
+            indices: of the blocks to run; all if None.
+        """
+        for index in range(len(self.blocks)) if indices is None else indices:
+            x = self.blocks[index](x, padding_mask, None if branch_scales is None else branch_scales[:, index])
+        return self.norm(x)
+
+    def with_prefix(self, padding_mask: Tensor | None) -> Tensor | None:
+        """A padding mask (B, K) of patch tokens as one of all tokens (B, prefix + K); class tokens are no padding."""
+        if padding_mask is None:
+            return None
+        return torch.cat([padding_mask.new_zeros(len(padding_mask), self.num_prefix_tokens), padding_mask], dim=1)
 
     def in_token_order(self, mask: Tensor, grid: Size2d) -> Tensor:
         """A mask (B, L) over a time-major grid as one over this encoder's tokens, which may be in another order."""

@@ -60,6 +60,21 @@ class GlobalNoise:
         return torch.rand(self.batch, count, device=self.device)
 
 
+def noise_of(source: Tensor, seed: Tensor | None) -> Noise:
+    """Noise for the clips of a batch (B, ...): of their seeds (B,), or of PyTorch's generator if there are none."""
+    return GlobalNoise(len(source), source.device) if seed is None else ClipNoise(seed)
+
+
+def check_mask(mask: Tensor, patches: Tensor) -> None:
+    """Refuse a given mask that does not fit the patches (B, L, P).
+
+    Raises:
+        ValueError: it is not (B, L).
+    """
+    if mask.shape != patches.shape[:2]:
+        raise ValueError(f"the mask must be (B, L) = {tuple(patches.shape[:2])}, not {tuple(mask.shape)}")
+
+
 class Masking(ABC):
     """A masking strategy."""
 

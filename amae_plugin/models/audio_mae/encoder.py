@@ -48,11 +48,7 @@ class AudioMAEEncoder(Encoder):
             tokens = take_tokens(tokens, visible)
         x = self.patch_embed(patches) + tokens
         x = torch.cat([(self.cls_token + positions[:, :1]).expand(len(x), -1, -1), x], dim=1)
-        if padding_mask is not None:
-            padding_mask = torch.cat([padding_mask.new_zeros(len(x), 1), padding_mask], dim=1)
-        for index, block in enumerate(self.blocks):
-            x = block(x, padding_mask, None if branch_scales is None else branch_scales[:, index])
-        return self.norm(x)
+        return self.run_blocks(x, self.with_prefix(padding_mask), branch_scales)
 
     def patches(self, source: Tensor) -> tuple[Tensor, Size2d]:
         """See :meth:`Encoder.patches`; time-major."""

@@ -12,7 +12,7 @@ from amae_plugin.models.audio_mae.config import AudioMAEConfig
 from amae_plugin.models.audio_mae.decoder import build_decoder
 from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
 from amae_plugin.modules.compute import compile_blocks, matrix_precision
-from amae_plugin.modules.masking import ClipNoise, GlobalNoise, build_masking, visible_ids
+from amae_plugin.modules.masking import build_masking, check_mask, noise_of, visible_ids
 from amae_plugin.modules.patching import patch_padding, unpatchify
 
 
@@ -49,12 +49,10 @@ class AudioMAE(nn.Module):
         """
         patches, grid = self.encoder.patches(source)
         if mask is None:
-            noise = GlobalNoise(len(source), source.device) if seed is None else ClipNoise(seed)
-            mask = self.masking(noise, grid)
+            mask = self.masking(noise_of(source, seed), grid)
             visible = visible_ids(mask, self.masking.num_visible(grid))
         else:
-            if mask.shape != patches.shape[:2]:
-                raise ValueError(f"the mask must be (B, L) = {tuple(patches.shape[:2])}, not {tuple(mask.shape)}")
+            check_mask(mask, patches)
             visible = visible_ids(mask)
         with matrix_precision(source.device, self.config.bf16):
             latent = self.encoder(patches, grid, visible)
@@ -103,9 +101,7 @@ class AudioMAE(nn.Module):
             padding_mask = self.patch_padding(padding_mask)
         with matrix_precision(source.device, self.config.bf16):
             features = self.encoder(patches, grid, padding_mask=padding_mask)
-        if padding_mask is not None:
-            padding_mask = torch.cat([padding_mask.new_zeros(len(source), 1), padding_mask], dim=1)
-        return features.float(), padding_mask
+        return features.float(), self.encoder.with_prefix(padding_mask)
 
     def patch_padding(self, padding_mask: Tensor) -> Tensor:
         """Patches (B, L) all of whose frames are padding, from frames (B, T); True = padding."""

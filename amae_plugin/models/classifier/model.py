@@ -9,7 +9,7 @@ from amae_plugin.models.classifier.config import ClassifierConfig
 from amae_plugin.models.systems import system_of
 from amae_plugin.modules.blocks import drop_path_scales
 from amae_plugin.modules.compute import compile_blocks, matrix_precision
-from amae_plugin.modules.masking import ClipNoise, GlobalNoise, Noise, TimeFrequencyMasking, visible_ids
+from amae_plugin.modules.masking import Noise, TimeFrequencyMasking, check_mask, noise_of, visible_ids
 from amae_plugin.modules.patching import Size2d
 
 POOLINGS = ("mean", "cls", "avgtok", "avgcls")
@@ -81,7 +81,7 @@ class Classifier(nn.Module):
                 different numbers of visible patches.
         """
         patches, grid = self.encoder.patches(source)
-        noise = GlobalNoise(len(source), source.device) if seed is None else ClipNoise(seed)
+        noise = noise_of(source, seed)
         visible = self._visible(patches, grid, mask, noise)
         scales = None
         if self.encoder.training and self.config.drop_path:
@@ -103,8 +103,7 @@ class Classifier(nn.Module):
 
     def _visible(self, patches: Tensor, grid: Size2d, mask: Tensor | None, noise: Noise) -> Tensor | None:
         if mask is not None:
-            if mask.shape != patches.shape[:2]:
-                raise ValueError(f"the mask must be (B, L) = {tuple(patches.shape[:2])}, not {tuple(mask.shape)}")
+            check_mask(mask, patches)
             return visible_ids(mask)
         if not self.encoder.training or not (self.config.mask_ratio_time or self.config.mask_ratio_frequency):
             return None

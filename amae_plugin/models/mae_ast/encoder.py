@@ -68,9 +68,7 @@ class MAEASTEncoder(Encoder):
             positions = take_tokens(positions.expand(len(patches), -1, -1), visible)
         x = self.dropout_input(self.patch_embed(patches)) + positions
         x = self.dropout(self.norm_pre(x))
-        for index in self._blocks_to_run():
-            x = self.blocks[index](x, padding_mask, None if branch_scales is None else branch_scales[:, index])
-        return self.norm(x)
+        return self.run_blocks(x, padding_mask, branch_scales, self._blocks_to_run())
 
     def patches(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Size2d]:
         """Normalised patches; see :meth:`Encoder.patches`; time-major.

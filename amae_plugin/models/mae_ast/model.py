@@ -13,7 +13,7 @@ from amae_plugin.models.mae_ast.decoder import MAEASTDecoder
 from amae_plugin.models.mae_ast.encoder import MAEASTEncoder
 from amae_plugin.modules import losses
 from amae_plugin.modules.compute import compile_blocks, matrix_precision
-from amae_plugin.modules.masking import ClipNoise, GlobalNoise, build_masking, visible_ids
+from amae_plugin.modules.masking import build_masking, check_mask, noise_of, visible_ids
 from amae_plugin.modules.patching import patch_padding, patchify, unpatchify
 
 
@@ -79,13 +79,11 @@ class MAEAST(nn.Module):
         patches, grid = self.encoder.patches(source, padding_mask)
         padding = None if padding_mask is None else self.patch_padding(padding_mask)
         if mask is None:
-            noise = GlobalNoise(len(source), source.device) if seed is None else ClipNoise(seed)
-            mask = self.masking(noise, grid, padding)
+            mask = self.masking(noise_of(source, seed), grid, padding)
             kept = self.masking.num_visible(grid)
             ragged = padding is not None
         else:
-            if mask.shape != patches.shape[:2]:
-                raise ValueError(f"the mask must be (B, L) = {tuple(patches.shape[:2])}, not {tuple(mask.shape)}")
+            check_mask(mask, patches)
             mask = mask if padding is None else mask & ~padding
             visible_of_clips = (~mask if padding is None else ~(mask | padding)).sum(1)
             kept = max(1, int(visible_of_clips.max()))

@@ -83,11 +83,7 @@ class SSASTEncoder(Encoder):
             positions = take_tokens(positions.expand(len(tokens), -1, -1), visible)
         prefix = torch.cat([self.cls_token, self.dist_token], dim=1) + prefix_positions
         x = torch.cat([prefix.expand(len(tokens), -1, -1), tokens + positions], dim=1)
-        if padding_mask is not None:
-            padding_mask = torch.cat([padding_mask.new_zeros(len(x), self.num_prefix_tokens), padding_mask], dim=1)
-        for index, block in enumerate(self.blocks):
-            x = block(x, padding_mask, None if branch_scales is None else branch_scales[:, index])
-        return self.norm(x)
+        return self.run_blocks(x, self.with_prefix(padding_mask), branch_scales)
 
     def patches(self, source: Tensor) -> tuple[Tensor, Size2d]:
         """See :meth:`Encoder.patches`; frequency-major, overlapping if the stride is smaller than the patch.

@@ -12,7 +12,7 @@ from amae_plugin.models.ssast.config import SSASTConfig
 from amae_plugin.models.ssast.encoder import SSASTEncoder
 from amae_plugin.modules import losses
 from amae_plugin.modules.compute import compile_blocks, matrix_precision
-from amae_plugin.modules.masking import ClipNoise, GlobalNoise, build_masking
+from amae_plugin.modules.masking import build_masking, check_mask, noise_of
 from amae_plugin.modules.patching import unpatchify
 
 
@@ -66,10 +66,9 @@ class SSAST(nn.Module):
         """
         patches, grid = self.encoder.patches(source)
         if mask is None:
-            noise = GlobalNoise(len(source), source.device) if seed is None else ClipNoise(seed)
-            mask = self.encoder.in_token_order(self.masking(noise, grid), grid)
-        elif mask.shape != patches.shape[:2]:
-            raise ValueError(f"the mask must be (B, L) = {tuple(patches.shape[:2])}, not {tuple(mask.shape)}")
+            mask = self.encoder.in_token_order(self.masking(noise_of(source, seed), grid), grid)
+        else:
+            check_mask(mask, patches)
         with matrix_precision(source.device, self.config.bf16):
             tokens = self.encoder.patch_embed(patches)
             latent = self.encoder.encode(torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens), grid)
@@ -124,10 +123,7 @@ class SSAST(nn.Module):
             padding_mask = self.patch_padding(padding_mask)
         with matrix_precision(source.device, self.config.bf16):
             features = self.encoder(patches, grid, padding_mask=padding_mask)
-        if padding_mask is not None:
-            prefix = padding_mask.new_zeros(len(source), self.encoder.num_prefix_tokens)
-            padding_mask = torch.cat([prefix, padding_mask], dim=1)
-        return features.float(), padding_mask
+        return features.float(), self.encoder.with_prefix(padding_mask)
 
     def patch_padding(self, padding_mask: Tensor) -> Tensor:
         """Patches (B, L) all of whose frames are padding, from frames (B, T); True = padding."""
