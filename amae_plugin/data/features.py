@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -51,6 +52,12 @@ class LogMel:
     def __post_init__(self) -> None:
         if self.window_type not in _WINDOWS:
             raise ValueError(f"window_type is '{self.window_type}', must be one of {', '.join(sorted(_WINDOWS))}")
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> LogMel:
+        """The front end that the task section of a recipe or a checkpoint describes; what it lacks is the default."""
+        names = ("num_mel_bins", "window_type", "remove_mean")
+        return cls(**{name: settings[name] for name in names if settings.get(name) is not None})
 
     @property
     def window_samples(self) -> int:

@@ -174,7 +174,7 @@ def dataset_of(checkpoint: Checkpoint, manifest: Manifest, position: float = CEN
         target_length=task["target_length"],
         mean=task["mean"],
         std=task["std"],
-        features=LogMel(num_mel_bins=task["num_mel_bins"]),
+        features=LogMel.from_settings(task),
         crop_position=position,
     )
 

@@ -36,6 +36,8 @@ class AudioTaskConfig(FairseqDataclass):
     num_mel_bins: int = field(default=128, metadata={"help": "mel bands"})
     mean: float = field(default=-4.2677393, metadata={"help": "mean of the corpus's log-mel values (amae stats)"})
     std: float = field(default=4.5689974, metadata={"help": "their standard deviation"})
+    window_type: str = field(default="hanning", metadata={"help": "of the analysis: hanning, or povey as Kaldi has it"})
+    remove_mean: bool = field(default=True, metadata={"help": "subtract the mean of a clip's waveform first"})
     augmentations: List[str] = field(
         default_factory=lambda: ["roll", "magnitude"],
         metadata={"help": "of the training waveforms, in order: roll, magnitude"},
@@ -65,6 +67,10 @@ class AudioTask(FairseqTask):
             raise UserError(
                 f"task.augmentations: no {', '.join(unknown)}; there are {', '.join(WAVEFORM_AUGMENTATIONS)}"
             )
+        try:
+            self.features = LogMel.from_settings(cfg)
+        except ValueError as error:
+            raise UserError(f"task.{error}") from None
         self.data = user_path(cfg.data)
         self.stopwatch = Stopwatch()
 
@@ -107,7 +113,7 @@ class AudioTask(FairseqTask):
             target_length=cfg.target_length,
             mean=cfg.mean,
             std=cfg.std,
-            features=LogMel(num_mel_bins=cfg.num_mel_bins),
+            features=self.features,
             augmentations=augmentations,
             train=train,
             seed=cfg.seed,

@@ -101,3 +101,9 @@ def test_fit_length_crops_at_the_position_and_pads_with_zeros_behind():
 def test_an_unknown_window_is_refused():
     with pytest.raises(ValueError, match="hanning, povey"):
         LogMel(window_type="hann")
+
+
+def test_the_front_end_of_settings():
+    settings = {"num_mel_bins": 64, "window_type": "povey", "remove_mean": False, "target_length": 100}
+    assert LogMel.from_settings(settings) == LogMel(num_mel_bins=64, window_type="povey", remove_mean=False)
+    assert LogMel.from_settings({"num_mel_bins": 64}) == LogMel(num_mel_bins=64)
