@@ -7,7 +7,6 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from amae_plugin.benchmark.systems import system_of
+from amae_plugin.benchmark.systems import Settings, system_of
 from amae_plugin.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -38,7 +37,7 @@ class StepSpec:
     """What is measured.
 
     Attributes:
-        settings: a recipe's model section, its interpolations resolved, with ``input_length`` and ``num_mel_bins``.
+        settings: of the model, which its ``_name`` tells.
         precision: ``"fp32"`` or ``"bf16"`` (weights and optimizer stay in fp32).
         batch: clips a step.
         threads: of the CPU.
@@ -46,7 +45,7 @@ class StepSpec:
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     """
 
-    settings: Mapping[str, Any]
+    settings: Settings
     precision: str
     batch: int
     threads: int
@@ -87,7 +86,7 @@ def measure_step(spec: StepSpec) -> dict[str, float | int | None]:
     if spec.settings.get("compile"):
         model.compile_blocks()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=system.fused_optimizer or None)
-    inputs = tuple(tensor.to(device) for tensor in system.inputs(model, spec.batch))
+    inputs = tuple(tensor.to(device) for tensor in system.inputs(spec.settings, spec.batch))
 
     def step() -> None:
         system.loss(model, *inputs).backward()
@@ -127,7 +126,8 @@ def count_flops(spec: StepSpec) -> int:
     """Floating-point operations of the matrix products of one step, a multiply-add counted as two.
 
     Counted as the model runs, uncompiled: compiled code may compute some of them again to save memory, which is no
-    use to anybody. What does not depend on the batch (relative-position biases) is counted once.
+    use to anybody. What does not depend on the batch (relative-position biases) is counted once, and blocks that
+    LayerDrop would skip count in full.
     """
     one, two = (_count_flops(spec, batch) for batch in (1, 2))
     return one + (spec.batch - 1) * (two - one)
@@ -146,8 +146,8 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def _count_flops(spec: StepSpec, batch: int) -> int:
     system = system_of(spec.settings)
-    model = system.build({**spec.settings, "bf16": False}).train()
-    inputs = system.inputs(model, batch)
+    model = system.build({**spec.settings, "bf16": False, "layerdrop": 0.0}).train()
+    inputs = system.inputs(spec.settings, batch)
     # The counter does not know the CPU's fused attention; as matrix products it is the same arithmetic.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         system.loss(model, *inputs).backward()

@@ -12,11 +12,15 @@ from torch import Tensor, nn
 from amae_plugin.benchmark.textbook import TextbookMAE
 from amae_plugin.errors import UserError
 from amae_plugin.models import systems as models
-from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
+from amae_plugin.models.audio_mae import AudioMAEConfig
 from amae_plugin.models.pretraining import summed_losses
 from amae_plugin.modules.masking import ClipNoise
 
+Settings = Mapping[str, Any]
+"""A recipe's model section, its interpolations resolved, with ``input_length`` and ``num_mel_bins``."""
+
 TEXTBOOK = "textbook"
+TWO_PASSES = "two_pass_ssast"
 
 
 @dataclass(frozen=True)
@@ -24,21 +28,21 @@ class System:
     """What the benchmark must know about a model.
 
     Attributes:
-        build: the model from the settings of a recipe's model section.
+        build: the model from its settings.
         inputs: what one training step of a batch of that size takes, on the CPU, random.
         loss: the training loss of those inputs.
         mask: makes the masks of those inputs and nothing else; None if the model cannot do that apart.
         fused_optimizer: AdamW in its fused form, as the trainer has it.
     """
 
-    build: Callable[[Mapping[str, Any]], nn.Module]
-    inputs: Callable[[Any, int], tuple[Tensor, ...]]
+    build: Callable[[Settings], nn.Module]
+    inputs: Callable[[Settings, int], tuple[Tensor, ...]]
     loss: Callable[..., Tensor]
     mask: Callable[..., object] | None = None
     fused_optimizer: bool = True
 
 
-def system_of(settings: Mapping[str, Any]) -> System:
+def system_of(settings: Settings) -> System:
     """The system that a model section names.
 
     Raises:
@@ -50,30 +54,47 @@ def system_of(settings: Mapping[str, Any]) -> System:
     return SYSTEMS[name]
 
 
-def _audio_mae_inputs(model: AudioMAE, batch: int) -> tuple[Tensor, Tensor]:
-    source = torch.randn(batch, model.config.input_length, model.config.num_mel_bins)
-    return source, torch.arange(batch)
+def _clips(settings: Settings, batch: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(batch, settings["input_length"], settings["num_mel_bins"]), torch.arange(batch)
 
 
-def _audio_mae_loss(model: AudioMAE, source: Tensor, seed: Tensor) -> Tensor:
+def _patches(settings: Settings, batch: int) -> tuple[Tensor]:
+    frames, bands = settings["patch_size"]
+    tokens = settings["input_length"] // frames * (settings["num_mel_bins"] // bands)
+    return (torch.randn(batch, tokens, frames * bands),)
+
+
+def _loss(model: Any, source: Tensor, seed: Tensor) -> Tensor:
     output = model(source, seed=seed)
     return summed_losses(model, output, output["mask"])["loss"] / output["mask"].sum()
 
 
-def _audio_mae_mask(model: AudioMAE, source: Tensor, seed: Tensor) -> Tensor:
-    return model.masking(ClipNoise(seed), model.encoder.positions.grid)
+def _loss_in_passes(model: Any, source: Tensor, seed: Tensor) -> Tensor:
+    """Each objective in a forward pass of its own, under masks of its own."""
+    losses = []
+    for index, (name, weight) in enumerate(model.loss_weights.items()):
+        output = model(source, seed=seed + index * len(seed))
+        losses.append(weight * model.token_losses(output)[name].sum() / output["mask"].sum())
+    return torch.stack(losses).sum()
+
+
+def _masks(model: Any, source: Tensor, seed: Tensor) -> Tensor:
+    grid = model.encoder.grid(*source.shape[1:])
+    return model.encoder.in_token_order(model.masking(ClipNoise(seed), grid), grid)
 
 
 SYSTEMS: dict[str, System] = {
-    "amae_audio_mae": System(
-        build=models.SYSTEMS["amae_audio_mae"].model,
-        inputs=_audio_mae_inputs,
-        loss=_audio_mae_loss,
-        mask=_audio_mae_mask,
+    **{
+        name: System(build=system.model, inputs=_clips, loss=_loss, mask=_masks)
+        for name, system in models.SYSTEMS.items()
+    },
+    # As SSAST's published code trains: it computes the two objectives one after the other, then one backward pass.
+    TWO_PASSES: System(
+        build=models.SYSTEMS["amae_ssast"].model, inputs=_clips, loss=_loss_in_passes, mask=_masks
     ),
     TEXTBOOK: System(
         build=lambda settings: TextbookMAE(AudioMAEConfig.from_settings(settings)),
-        inputs=lambda model, batch: (torch.randn(batch, model.num_patches, model.patch_values),),
+        inputs=_patches,
         loss=lambda model, patches: model(patches),
         fused_optimizer=False,
     ),

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amae_plugin.modules.dropout import Dropout, attention
 from amae_plugin.modules.windows import WindowPlan
 
 
@@ -71,9 +72,7 @@ class Attention(nn.Module):
         batch, length, dim = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        allowed = None if padding_mask is None else ~padding_mask[:, None, None, :]
-        dropout = self.dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
+        x = attention(query, key, value, padding_mask, self.dropout if self.training else 0.0)
         return self.proj(x.transpose(1, 2).reshape(batch, length, dim))
 
 
@@ -95,11 +94,11 @@ class Block(nn.Module):
             padding_mask: (B, L), True = not attended to.
             branch_scales: (B, 2) factors of the attention branch and of the MLP branch, of :func:`drop_path_scales`.
         """
-        attention = self.attn(self.norm1(x), padding_mask)
+        attended = self.attn(self.norm1(x), padding_mask)
         if branch_scales is None:
-            x = x + attention
+            x = x + attended
             return x + self.mlp(self.norm2(x))
-        x = x + attention * branch_scales[:, :1, None]
+        x = x + attended * branch_scales[:, :1, None]
         return x + self.mlp(self.norm2(x)) * branch_scales[:, 1:, None]
 
 
@@ -114,15 +113,15 @@ class PostNormBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.norm2 = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None = None, branch_scales: Tensor | None = None) -> Tensor:
         """(B, L, D) to (B, L, D); arguments as of :meth:`Block.forward`."""
-        attention = self.dropout(self.attn(x, padding_mask))
+        attended = self.dropout(self.attn(x, padding_mask))
         if branch_scales is None:
-            x = self.norm1(x + attention)
+            x = self.norm1(x + attended)
             return self.norm2(x + self.dropout(self.mlp(x)))
-        x = self.norm1(x + attention * branch_scales[:, :1, None])
+        x = self.norm1(x + attended * branch_scales[:, :1, None])
         return self.norm2(x + self.dropout(self.mlp(x)) * branch_scales[:, 1:, None])
 
 

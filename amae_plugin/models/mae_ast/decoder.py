@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from amae_plugin.models.mae_ast.config import MAEASTConfig
 from amae_plugin.modules.blocks import PostNormBlock, normal_linear
+from amae_plugin.modules.dropout import Dropout
 from amae_plugin.modules.positions import SequencePositions
 
 
@@ -24,7 +25,7 @@ class MAEASTDecoder(nn.Module):
         self.mask_token = nn.Parameter(torch.rand(1, 1, dim))
         self.positions = SequencePositions(dim)
         self.norm_pre = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             PostNormBlock(
                 dim, config.decoder_num_heads, config.decoder_mlp_ratio, config.dropout, config.attention_dropout

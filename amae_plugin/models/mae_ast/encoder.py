@@ -11,6 +11,7 @@ from amae_plugin.models.encoder import Encoder
 from amae_plugin.models.mae_ast.config import MAEASTConfig
 from amae_plugin.models.mae_ast.input_norm import InputNorm
 from amae_plugin.modules.blocks import PostNormBlock, normal_linear
+from amae_plugin.modules.dropout import Dropout
 from amae_plugin.modules.masking import take_tokens
 from amae_plugin.modules.patching import PatchEmbed, Size2d, patchify
 from amae_plugin.modules.positions import SequencePositions
@@ -42,10 +43,10 @@ class MAEASTEncoder(Encoder):
         self.layerdrop = config.layerdrop
         self.input_norm = InputNorm()
         self.patch_embed = PatchEmbed(self.patch_size, config.embed_dim)
-        self.dropout_input = nn.Dropout(config.dropout_input)
+        self.dropout_input = Dropout(config.dropout_input)
         self.positions = SequencePositions(config.embed_dim)
         self.norm_pre = nn.LayerNorm(config.embed_dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             PostNormBlock(
                 config.embed_dim, config.num_heads, config.mlp_ratio, config.dropout, config.attention_dropout
