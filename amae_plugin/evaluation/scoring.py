@@ -18,6 +18,7 @@ from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.features import LogMel
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
+from amae_plugin.models.systems import input_settings
 
 DEVICES = ("auto", "cpu", "cuda")
 CENTRE = 0.5
@@ -171,12 +172,13 @@ def dataset_of(checkpoint: Checkpoint, manifest: Manifest, position: float = CEN
     missing = [name for name in _TASK_SETTINGS if task.get(name) is None]
     if missing:
         raise UserError(f"{checkpoint.path}: its settings lack {', '.join(f'task.{name}' for name in missing)}")
+    expected = input_settings(task, checkpoint.encoder_settings)
     return AudioDataset(
         manifest,
         target_length=task["target_length"],
-        mean=task["mean"],
-        std=task["std"],
-        features=LogMel.from_settings(task),
+        mean=expected["mean"],
+        std=expected["std"],
+        features=LogMel.from_settings(expected),
         crop_position=position,
     )
 
