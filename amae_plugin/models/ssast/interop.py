@@ -102,6 +102,8 @@ def load_imagenet(encoder: SSASTEncoder, state_dict: Mapping[str, Tensor]) -> No
         RuntimeError: a tensor is missing, has no place or is of another size (PyTorch's own message names them).
     """
     state = {name: tensor for name, tensor in state_dict.items() if not _IMAGENET_HEADS.match(name)}
+    if isinstance(encoder.norm, nn.Identity):  # in a classifier that has its norm after the pooling
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("norm.")}
     table = state.pop("pos_embed")
     prefix = 2 if "dist_token" in state else 1
     side = math.isqrt(max(0, table.shape[1] - prefix))
