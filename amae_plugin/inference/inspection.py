@@ -22,7 +22,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a checkpoint says about its model, its input and its training, in JSON's types; None where it says nothing.
 
     Parameters are counted by the part of the model that they are in. ``best`` is the best value of ``metric`` in the
-    run so far and ``last`` that of the last validation; the losses are means over the epoch and over that validation.
+    run so far and ``last`` that of the last validation; ``train_loss`` is the mean over the epoch so far.
 
     Raises:
         UserError: the weights do not fit the settings, or a setting that describes the input is missing.
@@ -62,8 +62,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "metric": _setting(checkpoint, "checkpoint", "best_checkpoint_metric"),
         "last": _number(extra.get("val_loss")),
         "best": _number(extra.get("best")),
-        "train_loss": _mean_loss(extra, "train"),
-        "valid_loss": _mean_loss(extra, "valid"),
+        "train_loss": _train_loss(extra),
         "task": task.get("_name"),
         "data": task.get("data"),
         "save_dir": _setting(checkpoint, "checkpoint", "save_dir"),
@@ -140,7 +139,6 @@ def _measures(facts: Mapping[str, Any]) -> str:
         facts["metric"]: facts["last"],
         f"best {facts['metric']}": facts["best"],
         "training loss": facts["train_loss"],
-        "validation loss": facts["valid_loss"],
     }
     return ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
 
@@ -163,9 +161,9 @@ def _positions(encoder: Encoder) -> dict[str, Any]:
     return {"kind": "fixed 1-D sine-cosine along the tokens", "grid": None}
 
 
-def _mean_loss(extra_state: Mapping[str, Any], split: str) -> float | None:
-    """The mean of the meter ``loss`` that fairseq stored for a split."""
-    meters: Iterable[Any] = dict(extra_state.get("metrics") or {}).get(split, ())
+def _train_loss(extra_state: Mapping[str, Any]) -> float | None:
+    """The mean of the training loss over the epoch so far, of the meters that fairseq stored."""
+    meters: Iterable[Any] = dict(extra_state.get("metrics") or {}).get("train", ())
     for _, name, kind, state in meters:
         if (name, kind) == ("loss", "AverageMeter") and float(state["count"]) > 0:
             return _number(float(state["sum"]) / float(state["count"]))
