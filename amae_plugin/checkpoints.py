@@ -40,7 +40,7 @@ class Checkpoint:
         state: the model's weights.
         task_state: what the task keeps with them; ``classes`` of a classifier.
         extra_state: the trainer's: ``val_loss``, ``best``, the position in the data.
-        updates: how many of the optimizer the weights have seen; None if the file does not say.
+        updates: of the optimizer that made the weights; None if the file does not say how many.
     """
 
     path: Path

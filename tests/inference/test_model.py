@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ENCODERS, INPUT_SAMPLES
+from small_systems import ENCODERS, INPUT_SAMPLES
 
 from amae_plugin import load_model
 from amae_plugin.checkpoints import Checkpoint
