@@ -9,7 +9,18 @@ from collections.abc import Sequence
 
 from amae_plugin.errors import UserError
 
-SUBCOMMANDS = ("benchmark", "compare", "evaluate", "manifest", "results", "stats", "weights")
+SUBCOMMANDS = (
+    "benchmark",
+    "compare",
+    "embed",
+    "evaluate",
+    "inspect",
+    "manifest",
+    "predict",
+    "results",
+    "stats",
+    "weights",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
