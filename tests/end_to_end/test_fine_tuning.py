@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BIN, CONFIG_DIR, ENCODER, Run, amae, environment, train, train_on_two_ranks, write_classes
+from conftest import (
+    BIN,
+    CONFIG_DIR,
+    ENCODER,
+    Run,
+    amae,
+    environment,
+    train,
+    train_in_turn,
+    train_on_two_ranks,
+    write_classes,
+)
 
 from amae_plugin import load_model
 from amae_plugin.checkpoints import Checkpoint
@@ -248,34 +259,42 @@ def test_folds_in_one_command(tmp_path: Path) -> None:
         assert f"std      {spread:.4f}" in output
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["model.pretrained=nowhere.pt"], "model.pretrained=nowhere.pt: there is no such checkpoint"),
-        (["model.pretrained=null"], "model.encoder must say what to train from scratch"),
-        ([*ENCODER, "criterion.loss=mse"], "criterion.loss=mse: must be one of cross_entropy, bce"),
-        ([*ENCODER, "task.mixup=2"], "task.mixup=2"),
-        ([*ENCODER, "task.multi_label=true"], "best_checkpoint_metric=accuracy: with task.multi_label=true it must be"),
-        ([*ENCODER, "task.label_fraction=0"], "task.label_fraction=0"),
-        ([*ENCODER, "model.layer_decay=0"], "model.layer_decay=0"),
-        ([*ENCODER, "dataset.train_subset=nothing"], "nothing.tsv"),
-    ],
-)
-def test_wrong_settings_say_what_to_mend(labelled: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
-    run = finetune(tmp_path, f"task.data={labelled}", *overrides)
-    assert run.returncode != 0
-    assert message in run.output
+WRONG_SETTINGS = [
+    (["model.pretrained=nowhere.pt"], "model.pretrained=nowhere.pt: there is no such checkpoint"),
+    (["model.pretrained=null"], "model.encoder must say what to train from scratch"),
+    (
+        ["model.imagenet=a.pth", "model.pretrained={checkpoint}"],
+        "model.pretrained and model.imagenet exclude each other",
+    ),
+    (["model.imagenet=a.pth", *ENCODER], "only an amae_ssast encoder can start from ImageNet's weights"),
+    ([*ENCODER, "criterion.loss=mse"], "criterion.loss=mse: must be one of cross_entropy, bce"),
+    ([*ENCODER, "task.mixup=2"], "task.mixup=2"),
+    ([*ENCODER, "task.multi_label=true"], "best_checkpoint_metric=accuracy: with task.multi_label=true it must be"),
+    ([*ENCODER, "task.label_fraction=0"], "task.label_fraction=0"),
+    ([*ENCODER, "model.layer_decay=0"], "model.layer_decay=0"),
+    ([*ENCODER, "dataset.train_subset=nothing"], "nothing.tsv"),
+    ([*ENCODER, "task.data={unknown}"], "train.lbl, line 5: 'meduim' is not among the 3 classes"),
+    ([*ENCODER, "task.data={short}"], "train.lbl has 35 lines, but the manifest beside it has 36 clips"),
+]
 
 
-def test_wrong_labels_are_named_with_their_line(labelled: Path, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(labelled, data)
-    lines = (data / "train.lbl").read_text().splitlines()
-    (data / "train.lbl").write_text("\n".join([*lines[:4], "meduim", *lines[5:]]) + "\n")
-    run = finetune(tmp_path / "unknown", f"task.data={data}", *SCRATCH)
-    assert run.returncode != 0
-    assert "train.lbl, line 5: 'meduim' is not among the 3 classes" in run.output
-    (data / "train.lbl").write_text("\n".join(lines[:-1]) + "\n")
-    run = finetune(tmp_path / "short", f"task.data={data}", *SCRATCH)
-    assert run.returncode != 0
-    assert "train.lbl has 35 lines, but the manifest beside it has 36 clips" in run.output
+@pytest.fixture(scope="module")
+def refused(labelled: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    """What became of each of the wrong settings."""
+    folder = tmp_path_factory.mktemp("refused")
+    paths = {"checkpoint": checkpoint, "unknown": folder / "unknown", "short": folder / "short"}
+    lines = (labelled / "train.lbl").read_text().splitlines()
+    for name, changed in (("unknown", [*lines[:4], "meduim", *lines[5:]]), ("short", lines[:-1])):
+        shutil.copytree(labelled, paths[name])
+        (paths[name] / "train.lbl").write_text("\n".join(changed) + "\n")
+    runs = [[f"task.data={labelled}", *overrides] for overrides, _ in WRONG_SETTINGS]
+    for overrides in runs:
+        for name, path in paths.items():
+            overrides[:] = [override.replace(f"{{{name}}}", str(path)) for override in overrides]
+    return train_in_turn(folder, runs, "finetune_audio_mae_tiny")
+
+
+@pytest.mark.parametrize("index", range(len(WRONG_SETTINGS)), ids=[message for _, message in WRONG_SETTINGS])
+def test_wrong_settings_say_what_to_mend(index: int, refused: list[Run]) -> None:
+    assert refused[index].returncode != 0
+    assert WRONG_SETTINGS[index][1] in refused[index].output
