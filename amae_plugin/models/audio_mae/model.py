@@ -12,8 +12,11 @@ from amae_plugin.models.audio_mae.config import AudioMAEConfig
 from amae_plugin.models.audio_mae.decoder import build_decoder
 from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
 from amae_plugin.modules.compute import compile_blocks, matrix_precision
+from amae_plugin.modules.interpolation import interpolate
 from amae_plugin.modules.masking import build_masking, check_mask, noise_of, visible_ids
 from amae_plugin.modules.patching import patch_padding, unpatchify
+
+_USUAL_STD = 0.5  # of normalised spectrograms; of a patch where nothing is known of any
 
 
 class AudioMAE(nn.Module):
@@ -70,20 +73,29 @@ class AudioMAE(nn.Module):
         var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         return (patches - mean) * (var + 1e-6).rsqrt()
 
-    def reconstruct(self, source: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+    def reconstruct(
+        self, source: Tensor, prediction: Tensor, mask: Tensor, known: Tensor | None = None
+    ) -> Tensor:
         """Spectrogram (B, T, F) with the visible patches of ``source`` and the predicted hidden ones.
 
-        Predictions of normalised targets are brought back by each source patch's own mean and variance.
+        Predictions of normalised targets are brought back by each source patch's own mean and variance, so that the
+        level of a hidden patch is not predicted; with ``known``, by what those of these patches let expect.
 
         Args:
             source: (B, T, F) normalised log-mel.
             prediction: (B, L, P) of :meth:`forward`.
             mask: (B, L) bool, True = hidden.
+            known: (B, L) bool, patches whose mean and variance may be used: those that are visible and no padding.
         """
         patches, grid = self.encoder.patches(source)
         if self.config.norm_pix_loss:
             var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-            prediction = prediction * (var + 1e-6).sqrt() + mean
+            std = (var + 1e-6).sqrt()
+            if known is not None:
+                statistics = torch.cat([mean, (std / _USUAL_STD).log()], dim=-1)
+                mean, std = interpolate(statistics, known, grid, self.encoder.patch_size[0]).split(1, dim=-1)
+                std = std.exp() * _USUAL_STD
+            prediction = prediction * std + mean
         return unpatchify(torch.where(mask[..., None], prediction, patches), grid, self.encoder.patch_size)
 
     def extract_features(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
