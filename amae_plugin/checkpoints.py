@@ -19,6 +19,7 @@ from amae_plugin.models.systems import SYSTEMS
 CLASSIFIER = "amae_classifier"
 """The registered name of the classifier."""
 _ENCODER = "encoder."
+_INPUT_SETTINGS = ("target_length", "num_mel_bins", "mean", "std")
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,19 @@ class Checkpoint:
     def encoder_settings(self) -> Mapping[str, Any]:
         """The model section of the system that the encoder is of."""
         return self.model_settings["encoder"] if self.is_classifier else self.model_settings
+
+    @property
+    def input_settings(self) -> Mapping[str, Any]:
+        """The task section: front end, normalisation and length of the model's input.
+
+        Raises:
+            UserError: one of these settings is missing.
+        """
+        task = self.config.get("task") or {}
+        missing = [name for name in _INPUT_SETTINGS if task.get(name) is None]
+        if missing:
+            raise UserError(f"{self.path}: its settings lack {', '.join(f'task.{name}' for name in missing)}")
+        return task
 
     @property
     def encoder_state(self) -> dict[str, Tensor]:

@@ -23,6 +23,9 @@ LOW_HZ = 20.0
 FLOOR = math.log(_EPSILON)
 """The log-mel value of digital silence."""
 
+DB_PER_NEPER = 10 / math.log(10)
+"""Decibels in a unit of log-mel values, which are natural logarithms of a power."""
+
 _WINDOWS: dict[str, Callable[[int], Tensor]] = {
     "hanning": functools.partial(torch.hann_window, periodic=False),
     "povey": lambda size: torch.hann_window(size, periodic=False).pow(0.85),

@@ -31,9 +31,10 @@ def interpolate(values: Tensor, known: Tensor, grid: Size2d, patch_frames: int) 
         (B, L, V); 0 in a clip of which nothing is known.
     """
     weights = known.to(values.dtype)[..., None]
-    times, bands = torch.meshgrid(*(torch.arange(n, device=values.device) for n in grid), indexing="ij")
-    apart = [(of - of.T).abs() for of in (times.reshape(-1, 1), bands.reshape(-1, 1))]
-    kernel = torch.exp(-apart[0] * (patch_frames / _FRAMES) - apart[1] / (_RANGES * grid[1])).to(values.dtype)
+    rows, columns = (torch.arange(n, dtype=values.dtype, device=values.device) for n in grid)
+    times = rows.repeat_interleave(grid[1])[:, None] * (patch_frames / _FRAMES)
+    bands = columns.repeat(grid[0])[:, None] / (_RANGES * grid[1])
+    kernel = torch.exp(-(times - times.T).abs() - (bands - bands.T).abs())
     mean = (values * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)
     # The rows and columns of unknown patches are replaced by those of the identity.
     covariance = weights * kernel * weights.mT + torch.diag_embed(1 - weights[..., 0] + _NOISE)

@@ -12,7 +12,7 @@ from torch import nn
 
 from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.models.audio_mae import AudioMAE
-from amae_plugin.visual.reconstruction import plot_reconstructions
+from amae_plugin.visual.reconstruction import NORMALIZED_TARGETS, plot_reconstructions
 
 
 def draw_clips(
@@ -32,7 +32,7 @@ def draw_clips(
         dataset: whose clips are meant to be those of validation: not augmented, not cropped at random.
         clips: their indices.
         names: what is written above them; their file names if None.
-        title: of the figure; if None, of a model with normalised targets, what such pictures do not show.
+        title: of the figure; if None, of a model with normalised targets, what it predicts.
 
     Raises:
         ValueError: none of the clips could be decoded.
@@ -44,7 +44,7 @@ def draw_clips(
     batch: dict[str, Any] = dataset.collate([item for _, item in decoded])
     autoencoder = cast(AudioMAE, model)
     if title is None and autoencoder.config.norm_pix_loss:
-        title = "Predicted: the pattern in each hidden patch. Its mean and variance are the original's."
+        title = NORMALIZED_TARGETS
     device = next(model.parameters()).device
     source = batch["source"].to(device)
     was_training = model.training
@@ -52,7 +52,8 @@ def draw_clips(
     try:
         with torch.no_grad():
             output = autoencoder(source, seed=batch["seed"].to(device))
-            reconstructed = autoencoder.reconstruct(source, output["prediction"], output["mask"])
+            padding_mask = batch["padding_mask"].to(device)
+            reconstructed = autoencoder.reconstruct(source, output["prediction"], output["mask"], padding_mask)
     finally:
         model.train(was_training)
     return plot_reconstructions(
