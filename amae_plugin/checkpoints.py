@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,17 @@ from amae_plugin.models.systems import SYSTEMS
 
 CLASSIFIER = "amae_classifier"
 """The registered name of the classifier."""
+NO_CLASSES = (
+    "{path}: a pretraining checkpoint, which knows no classes; fine-tune it first (model.pretrained={path}), or use "
+    "its features (amae embed, amae evaluate --trials)"
+)
+"""What is said when a pretraining model is asked for classes."""
 _ENCODER = "encoder."
 _INPUT_SETTINGS = ("target_length", "num_mel_bins", "mean", "std")
+_PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "cross_entropy": lambda logits: logits.softmax(dim=1),
+    "bce": torch.sigmoid,
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Checkpoint:
         state: the model's weights.
         task_state: what the task keeps with them; ``classes`` of a classifier.
         extra_state: the trainer's: ``val_loss``, ``best``, the position in the data.
+        updates: how many of the optimizer the weights have seen; None if the file does not say.
     """
 
     path: Path
@@ -39,6 +49,7 @@ class Checkpoint:
     state: Mapping[str, Tensor]
     task_state: Mapping[str, Any]
     extra_state: Mapping[str, Any]
+    updates: int | None = None
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Checkpoint:
@@ -67,7 +78,15 @@ class Checkpoint:
                 f"{path}: a checkpoint of {name}, which is no model of this plugin; those are: "
                 f"{', '.join((*SYSTEMS, CLASSIFIER))}"
             )
-        return cls(path, config, content["model"], content.get("task_state") or {}, content.get("extra_state") or {})
+        history = content.get("optimizer_history") or [{}]
+        return cls(
+            path,
+            config,
+            content["model"],
+            content.get("task_state") or {},
+            content.get("extra_state") or {},
+            history[-1].get("num_updates"),
+        )
 
     @property
     def model_settings(self) -> Mapping[str, Any]:
@@ -96,6 +115,35 @@ class Checkpoint:
         if missing:
             raise UserError(f"{self.path}: its settings lack {', '.join(f'task.{name}' for name in missing)}")
         return task
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of a classifier's classes.
+
+        Raises:
+            UserError: it is no classifier, or the names are not there.
+        """
+        if not self.is_classifier:
+            raise UserError(NO_CLASSES.format(path=self.path))
+        names = self.task_state.get("classes")
+        if not names:
+            raise UserError(f"{self.path}: does not hold the names of its classes (task_state, classes)")
+        return tuple(names)
+
+    @property
+    def probabilities(self) -> Callable[[Tensor], Tensor]:
+        """What makes probabilities (B, C) of a classifier's logits (B, C): the counterpart of its training's loss.
+
+        Raises:
+            UserError: the loss is not known.
+        """
+        loss = (self.config.get("criterion") or {}).get("loss")
+        if loss not in _PROBABILITIES:
+            raise UserError(
+                f"{self.path}: its setting criterion.loss is {loss}, and what makes probabilities of its scores is "
+                f"known for {' and '.join(_PROBABILITIES)}"
+            )
+        return _PROBABILITIES[loss]
 
     @property
     def encoder_state(self) -> dict[str, Tensor]:

@@ -9,7 +9,18 @@ from collections.abc import Sequence
 
 from amae_plugin.errors import UserError
 
-SUBCOMMANDS = ("benchmark", "evaluate", "manifest", "reconstruct", "results", "stats", "weights")
+SUBCOMMANDS = (
+    "benchmark",
+    "embed",
+    "evaluate",
+    "inspect",
+    "manifest",
+    "predict",
+    "reconstruct",
+    "results",
+    "stats",
+    "weights",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

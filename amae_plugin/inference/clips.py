@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, TypeVar, Union
 
 import numpy as np
 import torch.utils.data
@@ -25,6 +26,8 @@ from amae_plugin.errors import UserError
 
 Audio = Union[str, os.PathLike, np.ndarray, Tensor]
 """A clip: the path of a file, or samples (samples,) or (channels, samples)."""
+
+Result = TypeVar("Result")
 
 
 def load_waveform(
@@ -97,7 +100,8 @@ class ClipFiles:
         progress: what the progress bar, on standard error, says is being done; none if None.
 
     Attributes:
-        paths: of all the files, in the order given and each once; those of a folder sorted.
+        names: of all the files, by path, in the order given and each once; those of a folder sorted. A name is the path
+            within the folder that was searched, or the file's own name.
         skipped: what could not be used, and the reason, as far as the iteration has come.
 
     Raises:
@@ -112,37 +116,55 @@ class ClipFiles:
         progress: str | None = None,
     ):
         self.skipped: dict[str, str] = {}
-        self.paths: list[Path] = []
+        self.names: dict[Path, str] = {}
         self._features = features or LogMel()
         self._workers = workers
         self._progress = progress
-        for path in dict.fromkeys(map(Path, paths)):
-            self.paths += self._search(path) if path.is_dir() else [path]
-        self.paths = list(dict.fromkeys(self.paths))
+        for path in map(Path, paths):
+            for found, name in self._search(path) if path.is_dir() else [(path, path.name)]:
+                self.names.setdefault(found, name)
 
-    def _search(self, folder: Path) -> list[Path]:
+    def _search(self, folder: Path) -> list[tuple[Path, str]]:
         found = find_audio(folder)
         if not found.names and not found.problems:
             raise UserError(f"{folder}: no audio; looked for the extensions {' '.join(AUDIO_EXTENSIONS)}")
         self.skipped.update({str(folder / name): reason for name, reason in found.problems.items()})
-        return [folder / name for name in found.names]
+        return [(folder / name, name) for name in found.names]
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
     def __iter__(self) -> Iterator[tuple[Path, Tensor]]:
+        paths = list(self.names)
         loader = torch.utils.data.DataLoader(
-            _Waveforms(self.paths, self._features),
+            _Waveforms(paths, self._features),
             batch_size=None,
-            num_workers=max(0, min(self._workers, len(self.paths) - 1)),
+            num_workers=max(0, min(self._workers, len(paths) - 1)),
             collate_fn=_unchanged,
         )
         bar = tqdm(loader, desc=self._progress, unit="clip", disable=self._progress is None)
-        for waveform, path in zip(bar, self.paths):
+        for waveform, path in zip(bar, paths):
             if isinstance(waveform, Tensor):
                 yield path, waveform
             else:
                 self.skipped[str(path)] = waveform.reason or str(waveform)
+
+    def map(self, function: Callable[[Iterator[Tensor]], Iterator[Result]]) -> Iterator[tuple[Path, Result]]:
+        """The path of each file that can be used, and its result.
+
+        Args:
+            function: from an iterator over waveforms to one over their results, in the same order; it may be ahead with
+                the waveforms, for batches of several.
+        """
+        taken: deque[Path] = deque()
+
+        def waveforms() -> Iterator[Tensor]:
+            for path, waveform in self:
+                taken.append(path)
+                yield waveform
+
+        for result in function(waveforms()):
+            yield taken.popleft(), result
 
     def conclude(self) -> int:
         """List what was skipped on standard error.
@@ -156,7 +178,7 @@ class ClipFiles:
         if not self.skipped:
             return 0
         lines = [f"{name}: {reason}" for name, reason in self.skipped.items()]
-        if self.skipped.keys() >= set(map(str, self.paths)):
+        if self.skipped.keys() >= set(map(str, self.names)):
             raise UserError(f"cannot use {lines[0]}" if len(lines) == 1 else "\n  ".join(["cannot use any of", *lines]))
         print("\n  ".join([f"left out, as they cannot be used: {len(lines):,}", *lines]), file=sys.stderr)
         return 1

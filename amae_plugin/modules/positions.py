@@ -116,9 +116,14 @@ class GridPositions(nn.Module):
                 self._other_grids[key] = self._table(grid)
         return self._other_grids[key]
 
-    def _table(self, grid: Size2d) -> Tensor:
+    @property
+    def is_sincos(self) -> bool:
+        """Whether the table is the sine-cosine one, to the precision of checkpoints stored in half precision."""
         own = _with_cls(sincos_2d(self.grid, self.dim)).to(self.pos_embed)
-        if torch.allclose(self.pos_embed, own, atol=5e-3):  # checkpoints may have been stored in half precision
+        return torch.allclose(self.pos_embed, own, atol=5e-3)
+
+    def _table(self, grid: Size2d) -> Tensor:
+        if self.is_sincos:
             return _with_cls(sincos_2d(grid, self.dim)).to(self.pos_embed)
         table = self.pos_embed[0, 1:].T.reshape(1, self.dim, *self.grid)
         resized = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)

@@ -245,7 +245,7 @@ def test_level_and_spread_of_normalised_targets_are_interpolated_from_visible_pa
     mask = torch.arange(32)[None] % 3 != 0
     target = model(source, mask)["target"]
     found = patchify(model.reconstruct(source, target, mask), (8, 8))
-    assert (found.mean(-1, keepdim=True) - levels).abs().max() < 0.1
+    assert (found.mean(-1, keepdim=True) - levels).abs().max() < 0.25
     assert (found.std(-1) - 0.2).abs().max() < 0.01
 
 

@@ -1,0 +1,1 @@
+"""This plugin's models in other people's tools."""
