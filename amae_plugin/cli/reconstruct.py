@@ -15,6 +15,7 @@ import soundfile
 from torch import Tensor
 
 from amae_plugin.checkpoints import Checkpoint
+from amae_plugin.cli.arguments import add_clips
 from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import ClipFiles
 from amae_plugin.inference.reconstruction import Reconstructor, make_audible
@@ -35,8 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "reconstruct", help="a page to see and hear what a pretrained model fills in", description=_DESCRIPTION
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of a pretraining run")
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILES", help="audio files, or folders of them")
+    add_clips(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where index.html goes")
     parser.add_argument(
         "--mask-ratio", type=float, metavar="R", help="hidden share, between 0 and 1 (as the model was trained)"
@@ -47,7 +47,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="what is hidden: random, chunk, span, time, frequency or time_frequency (as the model was trained)",
     )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the masks (%(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     parser.set_defaults(run=_run)
 
 
@@ -61,14 +60,19 @@ def _run(args: argparse.Namespace) -> int:
         strategy=args.strategy,
         mask_ratio=args.mask_ratio,
         seed=args.seed,
+        batch_size=args.batch_size,
         device=choose_device(args.device),
     )
     features = reconstructor.features
-    clips = ClipFiles(args.files, features, progress="reconstructing")
+    clips = ClipFiles(args.paths, features, args.workers, "reconstructing")
     out = args.out.absolute()
-    for path in clips.paths:
+    for path in clips.names:
         if path.absolute().is_relative_to(out):
             raise UserError(f"{path}: lies in --out {args.out}, where results are written; choose another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{args.out}: cannot make the folder ({error.strerror})") from None
     window = reconstructor.input_length * features.shift_samples / features.sample_rate
     facts = {
         "checkpoint": str(args.checkpoint),
@@ -77,7 +81,7 @@ def _run(args: argparse.Namespace) -> int:
     }
     if reconstructor.predicts_patterns:
         facts["predicted"] = NORMALIZED_TARGETS
-    root = os.path.commonpath([path.absolute().parent for path in clips.paths])
+    root = os.path.commonpath([path.absolute().parent for path in clips.names])
     views: list[ClipView] = []
     for path, waveform in clips:
         name = path.absolute().relative_to(root)

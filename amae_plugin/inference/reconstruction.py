@@ -18,7 +18,6 @@ from amae_plugin.models.pretraining import PretrainingModel
 from amae_plugin.modules.masking import Masking, build_masking
 from amae_plugin.modules.patching import unpatchify
 
-_WINDOWS_AT_A_TIME = 8
 _LOUDEST = 0.9  # of full scale
 
 
@@ -67,6 +66,7 @@ class Reconstructor:
         mask_ratio: hidden share, in (0, 1), of ``time_frequency`` that of the time steps and that of the bands; the
             model's own if None.
         seed: of the masks.
+        batch_size: windows at a time.
         device: where the model computes.
 
     Attributes:
@@ -87,6 +87,7 @@ class Reconstructor:
         strategy: str | None = None,
         mask_ratio: float | None = None,
         seed: int = 1,
+        batch_size: int = 16,
         device: torch.device | str = "cpu",
     ):
         if checkpoint.is_classifier:
@@ -107,6 +108,7 @@ class Reconstructor:
         self.input_length = int(task["target_length"])
         self.mean, self.std = float(task["mean"]), float(task["std"])
         self.seed = seed
+        self.batch_size = batch_size
         self.device = torch.device(device)
         self.predicts_patterns = bool(getattr(model.config, "norm_pix_loss", False))
         model.masking, self.masking = _masking(model.config, strategy, mask_ratio)
@@ -120,7 +122,7 @@ class Reconstructor:
         """
         original = self.features(waveform)
         starts = window_starts(len(original), self.input_length)
-        parts = [self._fill_in(original, starts, at) for at in range(0, len(starts), _WINDOWS_AT_A_TIME)]
+        parts = [self._fill_in(original, starts, at) for at in range(0, len(starts), self.batch_size)]
         hidden, reconstructed = (stitch(torch.cat(values), starts, len(original)) for values in zip(*parts))
         if not bool(reconstructed.isfinite().all()):
             raise UserError(
@@ -132,7 +134,7 @@ class Reconstructor:
 
     def _fill_in(self, original: Tensor, starts: list[int], at: int) -> tuple[Tensor, Tensor]:
         """What is hidden and what is put there, each (B, W, F), of the windows of a batch."""
-        numbers = range(at, min(at + _WINDOWS_AT_A_TIME, len(starts)))
+        numbers = range(at, min(at + self.batch_size, len(starts)))
         windows = [original[starts[number] :][: self.input_length] for number in numbers]
         lengths = torch.tensor([len(window) for window in windows], device=self.device)
         source = torch.stack([fit_length(window, self.input_length) for window in windows]).to(self.device)

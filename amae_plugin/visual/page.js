@@ -26,6 +26,6 @@ for (const player of players) {
   picture.addEventListener("click", (event) => {
     const box = picture.getBoundingClientRect();
     player.currentTime = Math.min(((event.clientX - box.left) / box.width) * seconds, player.duration);
-    player.play();
+    player.play().catch(() => {}); // another click was faster
   });
 }

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.image import imsave
 
-from amae_plugin.data.features import DB_PER_NEPER, LogMel
+from amae_plugin.data.features import DB_PER_NEPER, LOW_HZ, LogMel
 from amae_plugin.inference.reconstruction import Reconstruction
 from amae_plugin.metrics.reconstruction import BandErrors
 from amae_plugin.visual.reconstruction import (
@@ -117,8 +117,7 @@ def _clip(number: int, clip: ClipView, features: LogMel) -> str:
     span = colour_span(peak - float(np.percentile(original, 2)))
     error, share = shown.error, f"{float(shown.hidden.double().mean()):.0%}"
     says = (
-        f"Spectrogram of {clip.name}: 0 to {seconds:.2f} seconds, "
-        f"{_hz(0, features)} to {_hz(features.num_mel_bins, features)} Hz",
+        f"Spectrogram of {clip.name}: 0 to {seconds:.2f} seconds, {LOW_HZ:.0f} to {features.sample_rate / 2:,.0f} Hz",
         f"The same spectrogram with {share} of it hidden",
         f"The same spectrogram with the hidden part as the model filled it in, {_db(error.total_rms)} off",
     )
@@ -126,10 +125,11 @@ def _clip(number: int, clip: ClipView, features: LogMel) -> str:
         _panel(column, clip.name, text, _png(values - peak, span), sound, seconds, features)
         for column, text, values, sound in zip(COLUMNS, says, (original, masked, reconstructed), clip.sounds)
     )
+    windows = f" <span>{shown.windows:,} windows</span>" if shown.windows > 1 else ""
     kind, scrolls = ("short", "") if seconds <= SIDE_BY_SIDE_UP_TO else ("long", _SCROLLS)
     return f"""<article class="{kind}" aria-labelledby="clip-{number}">
 <h2 id="clip-{number}">{_text(clip.name)}</h2>
-<p class="summary"><span>{seconds:.2f} s</span> <span>{share} hidden</span> <span>error {_db(error.total_rms)}</span>
+<p class="summary"><span>{seconds:.2f} s</span>{windows} <span>{share} hidden</span> <span>error {_db(error.total_rms)}</span>
 <span class="scale">{-span:.0f} dB <i aria-hidden="true"></i> 0 dB</span>
 <span class="scale"><i class="hidden-part" aria-hidden="true"></i> hidden</span></p>
 <div class="panels" style="--seconds: {seconds:.2f}"{scrolls}>
@@ -228,7 +228,7 @@ def _png(decibels: np.ndarray, span: float) -> bytes:
 
 
 def _hz(place: float, features: LogMel) -> str:
-    return f"{max(hz_of_band(place, features), 0):,.0f}"
+    return f"{hz_of_band(place, features):,.0f}"
 
 
 def _db(value: float) -> str:

@@ -31,8 +31,8 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 @pytest.mark.parametrize("features", FRONT_ENDS, ids=["Audio-MAE", "MAE-AST", "64 bands"])
 def test_the_sound_has_the_spectrogram_that_it_was_made_from(features: LogMel, waveform: torch.Tensor) -> None:
     log_mel = features(waveform)
-    # Measured: 1.0 dB and less. Without de-emphasis it is 11 dB, a frame too late 3 dB, with magnitudes for powers 8 dB,
-    # with phases as they come 14 dB.
+    # Measured: 1.0 dB and less. Without de-emphasis it is 11 dB, half a frame too late 3 dB, with magnitudes for powers
+    # 8 dB, with phases as they come 14 dB.
     assert distance(features(invert(log_mel, features, len(waveform))), log_mel) < 1.3
 
 

@@ -104,6 +104,16 @@ class Page:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    def click(self, selector: str, share: float = 0.5) -> None:
+        """Click with the mouse into an element, at a share of its width."""
+        box = self.evaluate(
+            f"(e => {{ e.scrollIntoView({{block: 'center'}}); return e.getBoundingClientRect() }})"
+            f"(document.querySelector({json.dumps(selector)})).toJSON()"
+        )
+        where = {"x": box["left"] + share * box["width"], "y": box["top"] + box["height"] / 2}
+        for kind in ("mousePressed", "mouseReleased"):
+            self._send("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **where)
+
     def complaints(self) -> list[dict[str, Any]]:
         """What was written to the console, exceptions, and log entries such as violations of a policy."""
         self._send("Runtime.evaluate", expression="0")  # whatever came before it is there then
