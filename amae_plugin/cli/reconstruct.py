@@ -16,6 +16,7 @@ from torch import Tensor
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.arguments import add_clips
+from amae_plugin.data.features import LogMel
 from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import ClipFiles
 from amae_plugin.inference.reconstruction import Reconstructor, make_audible
@@ -23,6 +24,8 @@ from amae_plugin.modules.compute import choose_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from amae_plugin.visual.page import ClipView
 
 _DESCRIPTION = """
 Hides parts of recordings, has a pretraining model fill them in, and writes index.html: spectrograms and sounds of each
@@ -53,7 +56,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _run(args: argparse.Namespace) -> int:
     # They import matplotlib, which takes a second and which other commands do without.
     from amae_plugin.visual.page import ClipView, render
-    from amae_plugin.visual.reconstruction import COLUMNS, NORMALIZED_TARGETS, plot_reconstructions
+    from amae_plugin.visual.reconstruction import NORMALIZED_TARGETS
 
     reconstructor = Reconstructor(
         Checkpoint.read(args.checkpoint),
@@ -65,45 +68,24 @@ def _run(args: argparse.Namespace) -> int:
     )
     features = reconstructor.features
     clips = ClipFiles(args.paths, features, args.workers, "reconstructing")
-    out = args.out.absolute()
-    for path in clips.names:
-        if path.absolute().is_relative_to(out):
-            raise UserError(f"{path}: lies in --out {args.out}, where results are written; choose another folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{args.out}: cannot make the folder ({error.strerror})") from None
+    names = _make_room(args.out, clips)
     window = reconstructor.input_length * features.shift_samples / features.sample_rate
     facts = {
-        "checkpoint": str(args.checkpoint),
+        "checkpoint": _printable(args.checkpoint),
         "model": f"{reconstructor.checkpoint.model_settings['_name']}, hears {window:g} s at a time",
         "hidden": f"{reconstructor.masking}, seed {args.seed}",
     }
     if reconstructor.predicts_patterns:
         facts["predicted"] = NORMALIZED_TARGETS
-    root = os.path.commonpath([path.absolute().parent for path in clips.names])
     views: list[ClipView] = []
     for path, waveform in clips:
-        name = path.absolute().relative_to(root)
         shown = reconstructor(waveform)
         sounds = [_wav(sound, features.sample_rate) for sound in make_audible(shown, features, len(waveform))]
-        views.append(ClipView(str(name), shown, sounds))
-        figure = plot_reconstructions(
-            shown.original[None],
-            shown.hidden.reshape(1, -1),
-            shown.reconstructed[None],
-            patch_size=(1, 1),
-            mean=0.0,
-            std=0.5,
-            title="\n".join([str(name), *([NORMALIZED_TARGETS] if reconstructor.predicts_patterns else [])]),
-            features=features,
-        )
-        _write(out / name / "picture.png", _png(figure))
-        for column, sound in zip(COLUMNS, sounds):
-            _write(out / name / f"{column}.wav", sound)
+        views.append(ClipView(_printable(names[path]), shown, sounds))
+        _write_clip(args.out / names[path], views[-1], features, facts.get("predicted"))
     code = clips.conclude()
     page = render(views, features, facts)
-    _write(out / "index.html", page.encode())
+    _write(args.out / "index.html", page.encode())
     error, reference = (
         reduce(add, errors).total_rms
         for errors in zip(*((view.reconstruction.error, view.reconstruction.reference) for view in views))
@@ -112,6 +94,49 @@ def _run(args: argparse.Namespace) -> int:
         print(f"error of the hidden part: {error:.1f} dB (straight lines between visible frames: {reference:.1f} dB)")
     print(f"{args.out / 'index.html'}: {len(views):,} clips, {len(page) / 1e6:.1f} MB")
     return code
+
+
+def _make_room(out: Path, clips: ClipFiles) -> dict[Path, str]:
+    """Make the folder for results, before the work, which is in vain if they cannot be written.
+
+    Returns:
+        What the clips are called in it; no two have one name.
+    """
+    for path in clips.names:
+        if path.absolute().is_relative_to(out.absolute()):
+            raise UserError(f"{path}: lies in --out {out}, where results are written; choose another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot make the folder ({error.strerror})") from None
+    if len(set(clips.names.values())) == len(clips):
+        return clips.names
+    root = os.path.commonpath([path.absolute().parent for path in clips.names])
+    return {path: str(path.absolute().relative_to(root)) for path in clips.names}
+
+
+def _write_clip(folder: Path, view: ClipView, features: LogMel, note: str | None) -> None:
+    from amae_plugin.visual.reconstruction import COLUMNS, plot_reconstructions
+
+    shown = view.reconstruction
+    figure = plot_reconstructions(
+        shown.original[None],
+        shown.hidden.reshape(1, -1),
+        shown.reconstructed[None],
+        patch_size=(1, 1),
+        mean=0.0,
+        std=0.5,
+        title="\n".join(filter(None, (view.name, note))),
+        features=features,
+    )
+    _write(folder / "picture.png", _png(figure))
+    for column, sound in zip(COLUMNS, view.sounds):
+        _write(folder / f"{column}.wav", sound)
+
+
+def _printable(name: str | Path) -> str:
+    """A file name as text; bytes that are not UTF-8 become question marks."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _png(figure: Figure) -> bytes:

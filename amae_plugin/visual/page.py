@@ -74,8 +74,10 @@ def render(clips: Sequence[ClipView], features: LogMel, facts: Mapping[str, str]
     """
     style, script = (resources.files(__package__).joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
     policy = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-    fact_list = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in facts.items())
-    notes = "".join(f"<p>{_text(note)}</p>" for note in _NOTES)
+    fact_list = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in facts.items()
+    )
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in _NOTES)
     body = [_clip(number, clip, features) for number, clip in enumerate(clips, 1)]
     if len(clips) > 1:
         body.append(_all_clips(clips, features))
@@ -128,9 +130,9 @@ def _clip(number: int, clip: ClipView, features: LogMel) -> str:
     windows = f" <span>{shown.windows:,} windows</span>" if shown.windows > 1 else ""
     kind, scrolls = ("short", "") if seconds <= SIDE_BY_SIDE_UP_TO else ("long", _SCROLLS)
     return f"""<article class="{kind}" aria-labelledby="clip-{number}">
-<h2 id="clip-{number}">{_text(clip.name)}</h2>
-<p class="summary"><span>{seconds:.2f} s</span>{windows} <span>{share} hidden</span> <span>error {_db(error.total_rms)}</span>
-<span class="scale">{-span:.0f} dB <i aria-hidden="true"></i> 0 dB</span>
+<h2 id="clip-{number}">{html.escape(clip.name)}</h2>
+<p class="summary"><span>{seconds:.2f} s</span>{windows} <span>{share} hidden</span>
+<span>error {_db(error.total_rms)}</span> <span class="scale">{-span:.0f} dB <i aria-hidden="true"></i> 0 dB</span>
 <span class="scale"><i class="hidden-part" aria-hidden="true"></i> hidden</span></p>
 <div class="panels" style="--seconds: {seconds:.2f}"{scrolls}>
 {panels}</div>
@@ -149,13 +151,13 @@ def _all_clips(clips: Sequence[ClipView], features: LogMel) -> str:
 
 def _panel(column: str, clip: str, says: str, picture: bytes, sound: bytes, seconds: float, features: LogMel) -> str:
     name = column.capitalize()
-    image = f'<img src="{_data("image/png", picture)}" alt="{_text(says)}">'
+    image = f'<img src="{_data("image/png", picture)}" alt="{html.escape(says)}">'
     cursor = '<i class="cursor" aria-hidden="true" hidden></i>'
     across = {f"{value:g}": value / seconds for value in time_ticks(seconds)}
     up = {f"{hz:,}": place / features.num_mel_bins for hz, place in frequency_ticks(features).items()}
     return f"""<figure>
 <div class="head"><figcaption>{name}</figcaption>
-<audio controls preload="auto" aria-label="{name}: {_text(clip)}" src="{_data("audio/wav", sound)}"></audio></div>
+<audio controls preload="auto" aria-label="{name}: {html.escape(clip)}" src="{_data("audio/wav", sound)}"></audio></div>
 {_plot(image + cursor, across, up, "s", "Hz", f'data-seconds="{seconds:.4f}"')}</figure>
 """
 
@@ -237,7 +239,3 @@ def _db(value: float) -> str:
 
 def _data(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _text(value: str) -> str:
-    return html.escape(value.encode("utf-8", "replace").decode("utf-8"))
