@@ -76,13 +76,13 @@ def _run(args: argparse.Namespace) -> int:
         "hidden": f"{reconstructor.masking}, seed {args.seed}",
     }
     if reconstructor.predicts_patterns:
-        facts["predicted"] = NORMALIZED_TARGETS
+        facts["normalised targets"] = NORMALIZED_TARGETS
     views: list[ClipView] = []
     for path, waveform in clips:
         shown = reconstructor(waveform)
         sounds = [_wav(sound, features.sample_rate) for sound in make_audible(shown, features, len(waveform))]
         views.append(ClipView(_printable(names[path]), shown, sounds))
-        _write_clip(args.out / names[path], views[-1], features, facts.get("predicted"))
+        _write_clip(args.out / names[path], views[-1], features, facts.get("normalised targets"))
     code = clips.conclude()
     page = render(views, features, facts)
     _write(args.out / "index.html", page.encode())

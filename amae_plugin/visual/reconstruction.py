@@ -19,7 +19,7 @@ from amae_plugin.visual.style import add_title
 
 COLUMNS = ("original", "masked", "reconstructed")
 NORMALIZED_TARGETS = (
-    "The model predicts the pattern of a hidden patch; level and spread come from visible patches around it"
+    "Predicted: the pattern in hidden patches; level and spread come from visible ones"
 )
 """What is to be said of pictures of a model with normalised targets."""
 

@@ -64,7 +64,7 @@ def test_the_page_says_where_the_level_comes_from(
     checkpoint = write_checkpoint(tmp_path / "model.pt", None, encoder={**encoder, "norm_pix_loss": normalized})
     assert main(["reconstruct", str(checkpoint), str(clips / "0.flac"), "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "index.html").read_text()
-    assert ("level and spread come from visible patches" in page) == normalized
+    assert ("level and spread come from visible ones" in page) == normalized
 
 
 def test_a_folder_with_a_bad_file(
