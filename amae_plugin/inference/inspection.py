@@ -15,20 +15,20 @@ from amae_plugin.modules.positions import GridPositions, LearnedPositions
 _SHOWN_CLASSES = 10
 # Of a pretraining model's settings, those that a summary shows.
 _PRETRAINING = ("masking", "mask_ratio", "decoder", "decoder_embed_dim", "decoder_depth", "norm_pix_loss")
-_SIZES = ("embed_dim", "depth", "num_heads")
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a checkpoint says about its model, its input and its training, in JSON's types; None where it says nothing.
 
     Parameters are counted by the part of the model that they are in. ``best`` is the best value of ``metric`` in the
-    run so far and ``last`` that of the last validation; the losses are means over the epoch and over that validation.
+    run so far and ``last`` that of the last validation; ``train_loss`` is the mean over the epoch so far.
 
     Raises:
         UserError: the weights do not fit the settings, or a setting that describes the input is missing.
     """
     model: Any = checkpoint.model()
     encoder: Encoder = model.encoder
+    first_block: Any = encoder.blocks[0]
     task = checkpoint.input_settings
     features = LogMel.from_settings(task)
     parts: Counter[str] = Counter()
@@ -41,6 +41,9 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "encoder": checkpoint.encoder_settings["_name"],
         "settings": _plain(checkpoint.model_settings),
         "parameters": {**parts, "total": sum(parts.values())},
+        "embed_dim": encoder.embed_dim,
+        "depth": len(encoder.blocks),
+        "num_heads": first_block.attn.num_heads,
         "positions": _positions(encoder),
         "patch_size": list(encoder.patch_size),
         "patch_stride": list(encoder.patch_stride),
@@ -62,8 +65,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "metric": _setting(checkpoint, "checkpoint", "best_checkpoint_metric"),
         "last": _number(extra.get("val_loss")),
         "best": _number(extra.get("best")),
-        "train_loss": _mean_loss(extra, "train"),
-        "valid_loss": _mean_loss(extra, "valid"),
+        "train_loss": _train_loss(extra),
         "task": task.get("_name"),
         "data": task.get("data"),
         "save_dir": _setting(checkpoint, "checkpoint", "save_dir"),
@@ -84,8 +86,8 @@ def summary(facts: Mapping[str, Any]) -> str:
     lines = [
         ("checkpoint", facts["path"]),
         ("model", f"{facts['model']} on {facts['encoder']}" if classifier else facts["model"]),
-        ("encoder", _listed(settings["encoder"] if classifier else settings, _SIZES)),
-        ("pretraining", "" if classifier else _listed(settings, _PRETRAINING)),
+        ("encoder", ", ".join(f"{name} {facts[name]}" for name in ("embed_dim", "depth", "num_heads"))),
+        ("pretraining", ", ".join(f"{name} {settings[name]}" for name in _PRETRAINING if name in settings)),
         ("tokens", _tokens(facts)),
         ("positions", facts["positions"]["kind"] + _grid(facts["positions"]["grid"], ", table for ")),
         ("parameters", ", ".join(f"{part} {count:,}" for part, count in facts["parameters"].items())),
@@ -106,10 +108,6 @@ def summary(facts: Mapping[str, Any]) -> str:
     return "\n".join(f"{name:{width}}  {text}" for name, text in lines if text)
 
 
-def _listed(settings: Mapping[str, Any], names: Iterable[str]) -> str:
-    return ", ".join(f"{name} {settings[name]}" for name in names if name in settings)
-
-
 def _tokens(facts: Mapping[str, Any]) -> str:
     size, stride = facts["patch_size"], facts["patch_stride"]
     apart = "" if size == stride else f" every {stride[0]} frames and {stride[1]} bands"
@@ -121,18 +119,16 @@ def _grid(grid: list[int] | None, before: str) -> str:
 
 
 def _training(facts: Mapping[str, Any]) -> str:
+    updates, planned, lr = facts["updates"], facts["max_update"], facts["lr"]
     parts = [
-        (facts["updates"], "{:,} updates"),
-        (facts["max_update"], "of {:,}"),
-        (facts["epoch"], "epoch {:,}"),
-        (facts["clips_per_update"], "{:,} clips an update"),
-        (facts["optimizer"], "{}"),
-        (facts["lr"] and facts["lr"][0], "lr {:g}"),
-        (facts["loss"], "{}"),
+        None if updates is None else f"{updates:,} updates" + (f" of {planned:,}" if planned else ""),
+        None if facts["epoch"] is None else f"epoch {facts['epoch']:,}",
+        None if facts["clips_per_update"] is None else f"{facts['clips_per_update']:,} clips an update",
+        facts["optimizer"],
+        f"lr {lr[0]:g}" if lr else None,
+        facts["loss"],
     ]
-    return ", ".join(text.format(value) for value, text in parts if value is not None).replace(
-        "updates, of", "updates of"
-    )
+    return ", ".join(part for part in parts if part is not None)
 
 
 def _measures(facts: Mapping[str, Any]) -> str:
@@ -140,7 +136,6 @@ def _measures(facts: Mapping[str, Any]) -> str:
         facts["metric"]: facts["last"],
         f"best {facts['metric']}": facts["best"],
         "training loss": facts["train_loss"],
-        "validation loss": facts["valid_loss"],
     }
     return ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
 
@@ -163,9 +158,9 @@ def _positions(encoder: Encoder) -> dict[str, Any]:
     return {"kind": "fixed 1-D sine-cosine along the tokens", "grid": None}
 
 
-def _mean_loss(extra_state: Mapping[str, Any], split: str) -> float | None:
-    """The mean of the meter ``loss`` that fairseq stored for a split."""
-    meters: Iterable[Any] = dict(extra_state.get("metrics") or {}).get(split, ())
+def _train_loss(extra_state: Mapping[str, Any]) -> float | None:
+    """The mean of the training loss over the epoch so far, of the meters that fairseq stored."""
+    meters: Iterable[Any] = dict(extra_state.get("metrics") or {}).get("train", ())
     for _, name, kind, state in meters:
         if (name, kind) == ("loss", "AverageMeter") and float(state["count"]) > 0:
             return _number(float(state["sum"]) / float(state["count"]))

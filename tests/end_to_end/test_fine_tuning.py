@@ -10,7 +10,10 @@ import pytest
 import torch
 from conftest import BIN, CONFIG_DIR, ENCODER, Run, amae, environment, train, train_on_two_ranks, write_classes
 
+from amae_plugin import load_model
 from amae_plugin.checkpoints import Checkpoint
+from amae_plugin.data.manifest import Manifest
+from amae_plugin.inference.inspection import describe
 
 RECIPE = "finetune_audio_mae_tiny"
 SCRATCH = [*ENCODER, "model.layer_decay=1.0"]
@@ -52,7 +55,19 @@ def test_from_manifest_to_number(labelled: Path, checkpoint: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "r.json").read_text())["accuracy"] == pytest.approx(best)
     with (run.folder / "evaluation" / "valid" / "predictions.csv").open() as file:
-        assert len(list(csv.reader(file))) == 1 + 12
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+
+    # Inspecting it tells the same; and its predictions for the files themselves are those of the evaluation.
+    facts = describe(Checkpoint.read(path))
+    assert facts["best"] == facts["last"] == pytest.approx(best)
+    assert facts["updates"] in {int(v["valid_num_updates"]) for v in validations if float(v["valid_accuracy"]) == best}
+    assert 0 < facts["train_loss"] < sum(losses[:5]) / 5
+    assert (facts["metric"], facts["classes"], facts["max_update"]) == ("accuracy", ["high", "low", "noise"], 200)
+    manifest = Manifest.read(labelled / "valid.tsv")
+    for index, predictions in enumerate(load_model(path).predict([manifest[index].path for index in range(12)])):
+        for label, probability in predictions:
+            assert probability == pytest.approx(float(rows[index][f"p({label})"]), abs=1e-5)
 
 
 def test_checkpoint_holds_all_that_is_needed(labelled: Path, checkpoint: Path, tmp_path: Path) -> None:
