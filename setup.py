@@ -25,6 +25,7 @@ setup(
         "matplotlib",
         "numpy",
         "omegaconf",
+        "safetensors",
         "scikit-learn",
         "sentencepiece",
         "soundfile",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from amae_plugin.errors import UserError
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
-from amae_plugin.models.systems import SYSTEMS
+from amae_plugin.models.systems import SYSTEMS, input_settings
 
 CLASSIFIER = "amae_classifier"
 """The registered name of the classifier."""
@@ -105,7 +105,7 @@ class Checkpoint:
 
     @property
     def input_settings(self) -> Mapping[str, Any]:
-        """The task section: front end, normalisation and length of the model's input.
+        """The task section: front end, normalisation and length of the model's input, as its system has them.
 
         Raises:
             UserError: one of these settings is missing.
@@ -114,7 +114,7 @@ class Checkpoint:
         missing = [name for name in _INPUT_SETTINGS if task.get(name) is None]
         if missing:
             raise UserError(f"{self.path}: its settings lack {', '.join(f'task.{name}' for name in missing)}")
-        return task
+        return {**task, **input_settings(task, self.encoder_settings)}
 
     @property
     def classes(self) -> tuple[str, ...]:

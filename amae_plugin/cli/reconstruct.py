@@ -75,7 +75,7 @@ def _run(args: argparse.Namespace) -> int:
         "model": f"{reconstructor.checkpoint.model_settings['_name']}, hears {window:g} s at a time",
         "hidden": f"{reconstructor.masking}, seed {args.seed}",
     }
-    if reconstructor.predicts_patterns:
+    if reconstructor.normalizes_targets:
         facts["normalised targets"] = NORMALIZED_TARGETS
     views: list[ClipView] = []
     for path, waveform in clips:

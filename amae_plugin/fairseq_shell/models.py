@@ -103,6 +103,10 @@ class AmaeClassifierConfig(ClassifierConfig, _Compiled):
         default=None,
         metadata={"help": "checkpoint of this plugin whose encoder is taken; null trains model.encoder from scratch"},
     )
+    imagenet: Optional[str] = field(
+        default=None,
+        metadata={"help": "file of timm's weights of a ViT or DeiT, from which an amae_ssast encoder starts"},
+    )
     layer_decay: float = field(
         default=0.75, metadata={"help": "learning rate of a layer over that of the one above it"}
     )

@@ -73,7 +73,7 @@ class Reconstructor:
         features: the front end.
         input_length: frames of a window.
         masking: what is hidden, in words.
-        predicts_patterns: whether the model was trained to predict patches without their level and spread.
+        normalizes_targets: whether the model predicts patches without their level and spread.
 
     Raises:
         UserError: the model has no decoder, or none that draws; a setting of the checkpoint is missing; there is no
@@ -110,7 +110,7 @@ class Reconstructor:
         self.seed = seed
         self.batch_size = batch_size
         self.device = torch.device(device)
-        self.predicts_patterns = bool(getattr(model.config, "norm_pix_loss", False))
+        self.normalizes_targets = model.normalizes_targets
         model.masking, self.masking = _masking(model.config, strategy, mask_ratio)
         self.model = model.to(self.device)
 
@@ -151,11 +151,8 @@ class Reconstructor:
         """A mask over the encoder's tokens (B, L) as one over the spectrogram (B, W, F)."""
         encoder = self.model.encoder
         grid = encoder.grid(self.input_length, self.features.num_mel_bins)
-        order = encoder.in_token_order(torch.arange(mask.shape[1], device=mask.device)[None], grid)[0]
-        time_major = torch.empty_like(mask)
-        time_major[:, order] = mask
         values = encoder.patch_size[0] * encoder.patch_size[1]
-        return unpatchify(time_major[..., None].expand(-1, -1, values), grid, encoder.patch_size)
+        return unpatchify(encoder.in_grid_order(mask, grid)[..., None].expand(-1, -1, values), grid, encoder.patch_size)
 
 
 def make_audible(reconstruction: Reconstruction, features: LogMel, samples: int) -> list[Tensor]:

@@ -1,1 +1,1 @@
-"""This plugin's models in other people's tools."""
+"""Weights in and out, and this plugin's models in other people's tools."""

@@ -18,9 +18,7 @@ from amae_plugin.modules.patching import Size2d, grid_size, unpatchify
 from amae_plugin.visual.style import add_title
 
 COLUMNS = ("original", "masked", "reconstructed")
-NORMALIZED_TARGETS = (
-    "Predicted: the pattern in hidden patches; level and spread come from visible ones"
-)
+NORMALIZED_TARGETS = "Predicted: the pattern in hidden patches; level and spread come from visible ones"
 """What is to be said of pictures of a model with normalised targets."""
 
 SIDE_BY_SIDE_UP_TO = 4.0
@@ -52,7 +50,7 @@ def plot_reconstructions(
     Args:
         original: (B, T, F) log-mel, normalised as ``(x - mean) / (2 std)``.
         mask: (B, L) bool, True = hidden; time-major patches, L together.
-        reconstructed: (B, T, F), normalised in the same way, as ``AudioMAE.reconstruct`` gives it.
+        reconstructed: (B, T, F), normalised in the same way, as a model's ``reconstruct`` gives it.
         patch_size: frames and bands of a patch.
         mean: of the normalisation.
         std: of the normalisation.
