@@ -95,10 +95,12 @@ def test_a_window_is_what_the_model_itself_gives(checkpoint: Checkpoint) -> None
     grid = (WINDOW // patch_time, 64 // patch_bands)
     mask = steps[::patch_time].repeat_interleave(grid[1])[None]
     mask = model.encoder.in_token_order(mask, grid)
-    source = normalize(shown.original, -6.0, 4.0)[None]
+    task = checkpoint.input_settings
+    source = normalize(shown.original, task["mean"], task["std"])[None]
     with torch.no_grad():
         drawn = model.reconstruct(source, model(source, mask)["prediction"], mask)[0]
-    torch.testing.assert_close(shown.reconstructed, drawn * 8 - 6, atol=1e-4, rtol=1e-4)
+    expected = drawn * 2 * task["std"] + task["mean"]
+    torch.testing.assert_close(shown.reconstructed, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_bands_are_hidden_at_all_times(checkpoint: Checkpoint) -> None:
