@@ -25,6 +25,7 @@ from amae_plugin.visual.reconstruction import (
     colours,
     frequency_ticks,
     hz_of_band,
+    round_step,
     time_ticks,
 )
 
@@ -157,7 +158,8 @@ def _panel(column: str, clip: str, says: str, picture: bytes, sound: bytes, seco
     up = {f"{hz:,}": place / features.num_mel_bins for hz, place in frequency_ticks(features).items()}
     return f"""<figure>
 <div class="head"><figcaption>{name}</figcaption>
-<audio controls preload="auto" aria-label="{name}: {html.escape(clip)}" src="{_data("audio/wav", sound)}"></audio></div>
+<audio controls preload="metadata" aria-label="{name}: {html.escape(clip)}"
+src="{_data("audio/wav", sound)}"></audio></div>
 {_plot(image + cursor, across, up, "s", "Hz", f'data-seconds="{seconds:.4f}"')}</figure>
 """
 
@@ -170,8 +172,9 @@ def _errors(error: BandErrors, reference: BandErrors, features: LogMel) -> str:
     if not len(known):
         return "<p>Nothing of this clip was hidden.</p>"
     bands = len(rms)
-    step = next(step for step in (1, 2, 5, 10, 20, 50, math.inf) if known.max() <= 4 * step)
-    top = step * math.ceil(known.max() / step)
+    highest = max(float(known.max()), 1.0)
+    step = round_step(highest)
+    top = step * math.ceil(highest / step)
     lines = "".join(_line(values, top, name) for name, values in (("reference", straight), ("model", rms)))
     drawing = f'<svg viewBox="0 0 {bands} 1" preserveAspectRatio="none" aria-hidden="true">{lines}</svg>'
     across = {f"{hz:,}": place / bands for hz, place in frequency_ticks(features).items()}

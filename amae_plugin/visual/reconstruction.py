@@ -124,7 +124,7 @@ def colour_span(range_db: float) -> float:
 
 def time_ticks(seconds: float) -> list[float]:
     """About five round times from 0 on, for an axis of this duration."""
-    step = _round_step(seconds)
+    step = round_step(seconds)
     return np.arange(0, seconds + step / 100, step).tolist()
 
 
@@ -191,7 +191,7 @@ def _mel(hz: float) -> float:
     return 1127 * math.log(1 + hz / 700)  # Kaldi's scale
 
 
-def _round_step(duration: float) -> float:
+def round_step(duration: float) -> float:
     """A step of 1, 2 or 5 times a power of ten that makes about five ticks."""
     power = 10.0 ** math.floor(math.log10(duration / 4))
     return next(factor * power for factor in (1, 2, 5, 10) if duration / (factor * power) <= 6)
