@@ -10,6 +10,7 @@ from typing import Any
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.features import LogMel
 from amae_plugin.models.encoder import Encoder
+from amae_plugin.models.mae_ast.encoder import MAEASTEncoder
 from amae_plugin.modules.positions import GridPositions, LearnedPositions
 
 _SHOWN_CLASSES = 10
@@ -29,8 +30,9 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     model: Any = checkpoint.model()
     encoder: Encoder = model.encoder
     first_block: Any = encoder.blocks[0]
-    task = checkpoint.input_settings
-    features = LogMel.from_settings(task)
+    task = checkpoint.config["task"]
+    settings = checkpoint.input_settings
+    features = LogMel.from_settings(settings)
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         parts[name.split(".")[0]] += parameter.numel()
@@ -47,18 +49,17 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "positions": _positions(encoder),
         "patch_size": list(encoder.patch_size),
         "patch_stride": list(encoder.patch_stride),
-        "grid": list(encoder.grid(task["target_length"], task["num_mel_bins"])),
+        "grid": list(encoder.grid(settings["target_length"], settings["num_mel_bins"])),
         "input": {
             "sample_rate": features.sample_rate,
-            "frames": task["target_length"],
-            "seconds": features.samples_for(task["target_length"]) / features.sample_rate,
+            "frames": settings["target_length"],
+            "seconds": features.samples_for(settings["target_length"]) / features.sample_rate,
             "num_mel_bins": features.num_mel_bins,
             "window_type": features.window_type,
             "window_ms": features.window_ms,
             "shift_ms": features.shift_ms,
             "remove_mean": features.remove_mean,
-            "mean": task["mean"],
-            "std": task["std"],
+            **_statistics(encoder, settings),
         },
         "updates": checkpoint.updates,
         "epoch": (extra.get("train_iterator") or {}).get("epoch"),
@@ -97,7 +98,10 @@ def summary(facts: Mapping[str, Any]) -> str:
             f"{heard['window_type']} windows of {heard['window_ms']:g} ms every {heard['shift_ms']:g} ms at "
             f"{heard['sample_rate']:,} Hz{', mean removed' if heard['remove_mean'] else ''}",
         ),
-        ("normalised", f"(x - mean) / (2 std), mean {heard['mean']}, std {heard['std']}"),
+        (
+            "normalised",
+            f"(x - mean) / (2 std), mean {heard['mean']:.8g}, std {heard['std']:.8g}, {heard['statistics']}",
+        ),
         ("training", _training(facts)),
         ("measures", _measures(facts)),
         ("data", facts["data"]),
@@ -145,6 +149,15 @@ def _classes(facts: Mapping[str, Any]) -> str:
     more = f" and {len(names) - _SHOWN_CLASSES:,} more" if len(names) > _SHOWN_CLASSES else ""
     several = ", several a clip" if facts["multi_label"] else ""
     return f"{len(names):,}{several}: {', '.join(names[:_SHOWN_CLASSES])}{more}" if names else ""
+
+
+def _statistics(encoder: Encoder, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the normalisation ``(x - mean) / (2 std)``, and where they come from."""
+    if isinstance(encoder, MAEASTEncoder):
+        norm = encoder.input_norm
+        mean, std = norm.running_mean.item(), (norm.running_var + norm.eps).sqrt().item()
+        return {"mean": mean, "std": std, "statistics": "learned by the encoder's input norm"}
+    return {"mean": settings["mean"], "std": settings["std"], "statistics": "task.mean and task.std"}
 
 
 def _positions(encoder: Encoder) -> dict[str, Any]:

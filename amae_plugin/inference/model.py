@@ -94,11 +94,11 @@ class AudioModel(nn.Module):
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.checkpoint = replace(checkpoint, state={})
         self.batch_size = batch_size
-        task = checkpoint.input_settings
-        self.features = LogMel.from_settings(task)
-        self.target_length: int = task["target_length"]
-        self.mean: float = task["mean"]
-        self.std: float = task["std"]
+        settings = checkpoint.input_settings
+        self.features = LogMel.from_settings(settings)
+        self.target_length: int = settings["target_length"]
+        self.mean: float = settings["mean"]
+        self.std: float = settings["std"]
         self.model: Any = checkpoint.model()
         self.sample_rate = self.features.sample_rate
         self.embed_dim = self.encoder.embed_dim

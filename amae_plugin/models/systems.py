@@ -1,60 +1,18 @@
-"""The systems, by the registered name of their pretraining model: how to build one, and what input it expects."""
+"""The systems, by the registered name of their pretraining model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Callable
+from typing import Any
 
 from amae_plugin.errors import UserError
-from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
-from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
-from amae_plugin.models.encoder import Encoder
-from amae_plugin.models.mae_ast import MAEAST, MAEASTConfig
-from amae_plugin.models.mae_ast.encoder import MAEASTEncoder
-from amae_plugin.models.pretraining import PretrainingModel
-from amae_plugin.models.ssast import SSAST, SSASTConfig
-from amae_plugin.models.ssast.encoder import SSASTEncoder
-
-Settings = Mapping[str, Any]
-"""The model section of a recipe or a checkpoint, with the ``_name`` that the model is registered under."""
-
-
-@dataclass(frozen=True)
-class System:
-    """How to build the parts of a system from its settings, and what a spectrogram is to it.
-
-    Attributes:
-        model: the pretraining model, which holds its encoder as ``encoder``.
-        encoder: the encoder alone.
-        front_end: settings of :class:`amae_plugin.data.features.LogMel`.
-        normalizes_input: whether the encoder normalises the log-mel values itself.
-        fits_positions: whether pretrained positions are cut or interpolated to the input that the encoder is built for.
-    """
-
-    model: Callable[[Settings], PretrainingModel]
-    encoder: Callable[[Settings], Encoder]
-    front_end: Mapping[str, Any] = field(default_factory=lambda: {"window_type": "hanning", "remove_mean": True})
-    normalizes_input: bool = False
-    fits_positions: bool = False
-
+from amae_plugin.models import audio_mae, mae_ast, ssast
+from amae_plugin.models.system import Settings, System
 
 SYSTEMS: dict[str, System] = {
-    "amae_audio_mae": System(
-        model=lambda settings: AudioMAE(AudioMAEConfig.from_settings(settings)),
-        encoder=lambda settings: AudioMAEEncoder(AudioMAEConfig.from_settings(settings)),
-    ),
-    "amae_mae_ast": System(
-        model=lambda settings: MAEAST(MAEASTConfig.from_settings(settings)),
-        encoder=lambda settings: MAEASTEncoder(MAEASTConfig.from_settings(settings)),
-        front_end={"window_type": "povey", "remove_mean": False},
-        normalizes_input=True,
-    ),
-    "amae_ssast": System(
-        model=lambda settings: SSAST(SSASTConfig.from_settings(settings)),
-        encoder=lambda settings: SSASTEncoder(SSASTConfig.from_settings(settings)),
-        fits_positions=True,
-    ),
+    "amae_audio_mae": audio_mae.SYSTEM,
+    "amae_mae_ast": mae_ast.SYSTEM,
+    "amae_ssast": ssast.SYSTEM,
 }
 
 

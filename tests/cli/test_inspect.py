@@ -37,7 +37,7 @@ def test_a_pretraining_checkpoint(tmp_path, capsys, write_checkpoint):
     assert all(facts[name] is None for name in unknown)
     assert lines["model"] == "amae_audio_mae"
     assert lines["parameters"] == f"encoder {encoder:,}, decoder {decoder:,}, total {encoder + decoder:,}"
-    assert lines["normalised"] == "(x - mean) / (2 std), mean -6.0, std 4.0"
+    assert lines["normalised"] == "(x - mean) / (2 std), mean -6, std 4, task.mean and task.std"
     assert not {"training", "measures", "data", "classes"} & set(lines)  # nothing is known of them
 
 
@@ -104,6 +104,17 @@ def test_tokens_and_positions(tmp_path, capsys, write_checkpoint, encoder, posit
     _, lines = inspect(path, capsys)
     assert lines["positions"] == positions
     assert lines["tokens"] == tokens
+
+
+def test_statistics_that_the_encoder_holds(tmp_path, capsys, write_checkpoint):
+    path = write_checkpoint(tmp_path / "x.pt", None, encoder={**SIZES, "_name": "amae_mae_ast"})
+    content = torch.load(path)
+    content["model"]["encoder.input_norm.running_mean"].fill_(-5.5)
+    content["model"]["encoder.input_norm.running_var"].fill_(9.0 - 1e-5)
+    torch.save(content, path)
+    facts, lines = inspect(path, capsys)
+    assert (facts["input"]["window_type"], facts["input"]["remove_mean"]) == ("povey", False)  # the system's front end
+    assert lines["normalised"] == "(x - mean) / (2 std), mean -5.5, std 3, learned by the encoder's input norm"
 
 
 def test_positions_of_a_published_checkpoint_are_not_taken_for_our_own(tmp_path, capsys, write_checkpoint):
