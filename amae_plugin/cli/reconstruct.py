@@ -16,6 +16,7 @@ from torch import Tensor
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.arguments import add_clips
+from amae_plugin.cli.files import writing
 from amae_plugin.data.features import LogMel
 from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import ClipFiles
@@ -105,10 +106,8 @@ def _make_room(out: Path, clips: ClipFiles) -> dict[Path, str]:
     for path in clips.names:
         if path.absolute().is_relative_to(out.absolute()):
             raise UserError(f"{path}: lies in --out {out}, where results are written; choose another folder")
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot make the folder ({error.strerror})") from None
     if len(set(clips.names.values())) == len(clips):
         return clips.names
     root = os.path.commonpath([path.absolute().parent for path in clips.names])
@@ -152,8 +151,6 @@ def _wav(samples: Tensor, sample_rate: int) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write it ({error.strerror})") from None

@@ -89,7 +89,7 @@ def test_a_folder_with_a_bad_file(
         (["{checkpoint}", "{checkpoint}"], "model.pt: not a format"),
         (["{checkpoint}", "{clip}", "--mask-ratio", "1.5"], "--mask-ratio 1.5: the hidden share must be above 0"),
         (["{checkpoint}", "{clip}", "--strategy", "all"], "--strategy all: no masking strategy is called 'all'"),
-        (["{checkpoint}", "{clip}", "--out", "{checkpoint}"], "model.pt: cannot make the folder (File exists)"),
+        (["{checkpoint}", "{clip}", "--out", "{checkpoint}"], "model.pt: cannot write there (File exists)"),
         (["{checkpoint}", "{clip}", "--out", "{folder}"], "lies in --out"),
     ],
 )

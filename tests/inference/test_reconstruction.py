@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_systems import ENCODERS
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.features import FLOOR, LogMel, normalize
@@ -17,31 +18,10 @@ from amae_plugin.errors import UserError
 from amae_plugin.inference.reconstruction import Reconstruction, Reconstructor, make_audible, stitch, window_starts
 
 WINDOW = 64  # frames of the checkpoints' input
-SMALL = {"num_mel_bins": 64, "embed_dim": 32, "depth": 1, "num_heads": 2}
-AUDIO_MAE = {"input_length": WINDOW, "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2, **SMALL}
 SYSTEMS: dict[str, dict[str, Any]] = {
-    "Audio-MAE": {"_name": "amae_audio_mae", **AUDIO_MAE},
-    "Audio-MAE, raw targets": {"_name": "amae_audio_mae", "norm_pix_loss": False, **AUDIO_MAE},
-    "MAE-AST": {"_name": "amae_mae_ast", "decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2, **SMALL},
-    "MAE-AST, frames": {
-        "_name": "amae_mae_ast",
-        "patch_size": [2, 64],
-        "masking": "span",
-        "mask_length": 5,
-        "decoder_embed_dim": 32,
-        "decoder_depth": 1,
-        "decoder_num_heads": 2,
-        **SMALL,
-    },
-    "SSAST": {"_name": "amae_ssast", "input_length": WINDOW, **SMALL},
-    "SSAST, frames": {
-        "_name": "amae_ssast",
-        "input_length": WINDOW,
-        "patch_size": [2, 64],
-        "masking": "random",
-        "mask_ratio": 0.75,
-        **SMALL,
-    },
+    **ENCODERS,
+    "audio_mae_raw_targets": {**ENCODERS["audio_mae"], "norm_pix_loss": False},
+    "mae_ast_spans": {**ENCODERS["mae_ast_frames"], "masking": "span", "mask_length": 5},
 }
 
 
@@ -173,7 +153,7 @@ def test_models_that_cannot_reconstruct(write_checkpoint: Callable[..., Path], t
     classifier = Checkpoint.read(write_checkpoint(tmp_path / "classifier.pt", ["a", "b"]))
     with pytest.raises(UserError, match=r"classifier\.pt: a classifier has no decoder to reconstruct with"):
         Reconstructor(classifier)
-    settings = {**SYSTEMS["MAE-AST"], "reconstruction_weight": 0.0}
+    settings = {**ENCODERS["mae_ast"], "reconstruction_weight": 0.0}
     blind = Checkpoint.read(write_checkpoint(tmp_path / "blind.pt", None, encoder=settings))
     with pytest.raises(UserError, match=r"blind\.pt: the model was trained without reconstruction"):
         Reconstructor(blind)
