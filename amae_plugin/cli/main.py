@@ -17,6 +17,7 @@ SUBCOMMANDS = (
     "inspect",
     "manifest",
     "predict",
+    "reconstruct",
     "results",
     "stats",
     "weights",
