@@ -93,7 +93,9 @@ def _run(args: argparse.Namespace) -> int:
     )
     if math.isfinite(error):
         print(f"error of the hidden part: {error:.1f} dB (straight lines between visible frames: {reference:.1f} dB)")
-    print(f"{args.out / 'index.html'}: {len(views):,} clips, {len(page) / 1e6:.1f} MB")
+    print(
+        f"{args.out / 'index.html'}: {len(views):,} {'clip' if len(views) == 1 else 'clips'}, {len(page) / 1e6:.1f} MB"
+    )
     return code
 
 
