@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from amae_plugin.errors import UserError
+from amae_plugin.interop.files import read_weights
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
 from amae_plugin.models.systems import SYSTEMS
 
@@ -23,21 +23,22 @@ _ENCODER = "encoder."
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that fairseq wrote in a run of this plugin.
+    """A checkpoint that fairseq wrote in a run of this plugin, or that was made of a published one.
 
     Attributes:
         path: of the file.
         config: the run's settings, section by section; ``model`` and ``task`` among them.
         state: the model's weights.
         task_state: what the task keeps with them; ``classes`` of a classifier.
-        extra_state: the trainer's: ``val_loss``, ``best``, the position in the data.
+        extra_state: the trainer's: ``val_loss``, ``best``, the position in the data; and, of a published checkpoint that
+            was converted, what became of it.
     """
 
     path: Path
     config: Mapping[str, Any]
     state: Mapping[str, Tensor]
-    task_state: Mapping[str, Any]
-    extra_state: Mapping[str, Any]
+    task_state: Mapping[str, Any] = field(default_factory=dict)
+    extra_state: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Checkpoint:
@@ -47,16 +48,7 @@ class Checkpoint:
             UserError: the file is missing, damaged, holds other objects, or is not a checkpoint of this plugin.
         """
         path = Path(path)
-        try:
-            # Mapped: of a file that is mostly the optimizer's state, only what is used is read.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except OSError as error:
-            raise UserError(f"{path}: cannot read the checkpoint ({error.strerror or error})") from None
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{path}: not a checkpoint, or one that holds more than tensors and values: {reason}"
-            ) from None
+        content = read_weights(path)
         config = content.get("cfg") if isinstance(content, dict) else None
         if not isinstance(config, Mapping) or "model" not in content:
             raise UserError(f"{path}: not a checkpoint of a fairseq run, which has the entries cfg and model")
@@ -67,6 +59,39 @@ class Checkpoint:
                 f"{', '.join((*SYSTEMS, CLASSIFIER))}"
             )
         return cls(path, config, content["model"], content.get("task_state") or {}, content.get("extra_state") or {})
+
+    def write(self) -> None:
+        """Write the checkpoint to its path as fairseq would, whole or not at all.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        content = {
+            "args": None,
+            "cfg": dict(self.config),
+            "model": dict(self.state),
+            "criterion": None,
+            # fairseq looks at the last entry, also where no optimizer is to be resumed.
+            "optimizer_history": [
+                {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}
+            ],
+            "task_state": dict(self.task_state),
+            "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}, **self.extra_state},
+            "last_optimizer_state": None,
+        }
+        partial = self.path.with_name(f"{self.path.name}.tmp")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(content, partial)
+            partial.replace(self.path)
+        except (OSError, RuntimeError) as error:  # PyTorch raises the latter where a file cannot be opened
+            partial.unlink(missing_ok=True)
+            raise UserError(f"{self.path}: cannot write the checkpoint ({error})") from None
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """Weights that no training has touched: what a published checkpoint that was converted did not hold."""
+        return tuple(self.extra_state.get("conversion", {}).get("initialised", ()))
 
     @property
     def model_settings(self) -> Mapping[str, Any]:

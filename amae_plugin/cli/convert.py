@@ -1,0 +1,163 @@
+"""``amae convert``: a published checkpoint to one of this plugin."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from amae_plugin.cli.arguments import positive
+from amae_plugin.data.features import WINDOWS
+from amae_plugin.data.labels import read_names
+from amae_plugin.errors import UserError
+from amae_plugin.interop.convert import KINDS, Conversion, convert
+from amae_plugin.interop.published import Options, PublishedFile
+from amae_plugin.models.classifier.model import POOLINGS
+
+_DESCRIPTION = """
+Reads published weights and writes a checkpoint that fairseq loads, that recipes fine-tune (model.pretrained=OUT) and
+that the other commands take. The kind is recognised and the sizes are read from the tensors; every tensor is used or
+listed.
+"""
+_KINDS = "\n".join(f"  {name:20}{kind.title}" for name, kind in KINDS.items())
+_SHOWN = 8  # names in a line
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``convert``."""
+    parser = subparsers.add_parser(
+        "convert",
+        help="a published checkpoint to one of this plugin",
+        description=_DESCRIPTION,
+        epilog=f"kinds:\n{_KINDS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="what torch.save wrote, or a .safetensors file")
+    parser.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write")
+    parser.add_argument("--kind", choices=tuple(KINDS), help="(recognised)")
+    parser.add_argument("--partial", action="store_true", help="go on if tensors are missing or have no place")
+    parser.add_argument(
+        "--trust", action="store_true", help="unpickle any object in SOURCE, which runs whatever code it asks for"
+    )
+    sizes = parser.add_argument_group("what a file may not tell")
+    sizes.add_argument("--num-heads", type=positive, metavar="N", help="of the encoder (64 wide a head)")
+    sizes.add_argument(
+        "--decoder-num-heads",
+        type=positive,
+        metavar="N",
+        help="of the decoder (64 wide a head; of an Audio-MAE that is 512 wide, 16; of a MAE-AST, the encoder's)",
+    )
+    for name, what in (
+        ("--patch-size", "of MAE-AST without its cfg: 16 16 or 2 128"),
+        ("--patch-stride", "of an AST (as the positions fit); of an image model, to make an AST of it"),
+    ):
+        sizes.add_argument(name, type=positive, nargs=2, metavar=("FRAMES", "BANDS"), help=what)
+    sizes.add_argument("--num-mel-bins", type=positive, metavar="N", help="bands of the input (128)")
+    sizes.add_argument(
+        "--target-length", type=positive, metavar="N", help="frames of the input (as the positions say, else 1024)"
+    )
+    sizes.add_argument("--pooling", choices=POOLINGS, help="of a classifier (as published)")
+    sizes.add_argument("--labels", type=Path, metavar="FILE", help="classes of a classifier, one a line (numbers)")
+    sizes.add_argument(
+        "--multi-label",
+        action=argparse.BooleanOptionalAction,
+        help="whether a clip may have several labels (with the 527 classes of AudioSet)",
+    )
+    audio = parser.add_argument_group("the audio that the model was trained on (as published)")
+    audio.add_argument("--mean", type=float, metavar="X", help="of the log-mel values")
+    audio.add_argument("--std", type=float, metavar="X", help="their standard deviation")
+    audio.add_argument("--window-type", choices=sorted(WINDOWS), help="of the analysis")
+    audio.add_argument(
+        "--remove-mean", action=argparse.BooleanOptionalAction, help="whether the waveform's mean is subtracted"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.out.exists() and args.out.samefile(args.source):
+        raise UserError(f"{args.out}: is SOURCE itself; give another name for the result")
+    if args.std is not None and not args.std > 0:
+        raise UserError(f"--std {args.std}: must be above 0")
+    options = Options(
+        num_heads=args.num_heads,
+        decoder_num_heads=args.decoder_num_heads,
+        patch_size=_pair(args.patch_size),
+        patch_stride=_pair(args.patch_stride),
+        num_mel_bins=args.num_mel_bins,
+        target_length=args.target_length,
+        pooling=args.pooling,
+        classes=read_names(args.labels) if args.labels else None,
+    )
+    given = {name: getattr(args, name) for name in ("mean", "std", "window_type", "remove_mean")}
+    conversion = convert(
+        PublishedFile.read(args.source, trust=args.trust),
+        args.out,
+        options,
+        kind=args.kind,
+        front_end={name: value for name, value in given.items() if value is not None},
+        multi_label=args.multi_label,
+        partial=args.partial,
+    )
+    conversion.checkpoint.write()
+    for line in _summary(conversion):
+        print(line)
+    print(f"written: {args.out}")
+    return 0
+
+
+def _pair(values: Sequence[int] | None) -> tuple[int, int] | None:
+    return (values[0], values[1]) if values else None
+
+
+def _summary(conversion: Conversion) -> list[str]:
+    checkpoint = conversion.checkpoint
+    task, encoder = checkpoint.config["task"], checkpoint.encoder_settings
+    parameters = sum(value.numel() for value in checkpoint.state.values())
+    lines = [
+        f"{conversion.kind.title} ({conversion.kind.name}): {conversion.used:,} tensors used",
+        f"model: {checkpoint.model_settings['_name']}, {parameters / 1e6:.1f} M parameters",
+        f"encoder: {encoder['embed_dim']} wide, {encoder['depth']} blocks, {encoder['num_heads']} heads, "
+        f"{_sizes_of_patches(encoder)}",
+    ]
+    if checkpoint.is_classifier:
+        classes = checkpoint.task_state["classes"]
+        several = "several labels a clip" if task["multi_label"] else "one label a clip"
+        pooling = checkpoint.model_settings["pooling"]
+        lines.append(f"classifier: {len(classes):,} classes ({_shown(classes, 3)}), {several}, pooling {pooling}")
+    elif encoder.get("decoder_embed_dim"):
+        lines.append(
+            f"decoder: {encoder['decoder_embed_dim']} wide, {encoder['decoder_depth']} blocks, "
+            f"{encoder['decoder_num_heads']} heads{', ' + encoder['decoder'] if 'decoder' in encoder else ''}"
+        )
+    mean_removed = "mean removed" if task["remove_mean"] else "mean kept"
+    lines.append(
+        f"input: {task['target_length']} frames of {task['num_mel_bins']} bands, {task['window_type']} window, "
+        f"{mean_removed}, mean {task['mean']}, std {task['std']}"
+    )
+    for note in conversion.notes:
+        lines.append(f"note: {note}")
+    for reason in dict.fromkeys(conversion.without_effect.values()):
+        names = [name for name, why in conversion.without_effect.items() if why == reason]
+        lines.append(f"not used ({reason}): {', '.join(names)}")
+    if conversion.surplus:
+        lines.append(f"left out, as they have no place: {', '.join(conversion.surplus)}")
+    if conversion.initialised:
+        lines.append(
+            f"not in the file, so initialised and untrained: {len(conversion.initialised):,} tensors, "
+            f"{_shown(conversion.initialised, _SHOWN)}"
+        )
+    return lines
+
+
+def _sizes_of_patches(encoder: Mapping[str, Any]) -> str:
+    size = " x ".join(map(str, encoder["patch_size"]))
+    stride = encoder.get("patch_stride")
+    if not stride or list(stride) == list(encoder["patch_size"]):
+        return f"patches of {size}"
+    return f"patches of {size} that start {' x '.join(map(str, stride))} apart"
+
+
+def _shown(names: Sequence[str], count: int) -> str:
+    return f"{', '.join(names[:count])}{', ...' if len(names) > count else ''}"
+
