@@ -32,12 +32,26 @@ class AudioTaskConfig(FairseqDataclass):
     """Data and features; the defaults are Audio-MAE's for AudioSet."""
 
     data: str = field(default=MISSING, metadata={"help": "folder of manifests: train.tsv, valid.tsv, ..."})
-    target_length: int = field(default=1024, metadata={"help": "frames of a spectrogram (10 ms each)"})
+    target_length: int = field(default=1024, metadata={"help": "frames of a spectrogram at most (10 ms each)"})
     num_mel_bins: int = field(default=128, metadata={"help": "mel bands"})
     mean: float = field(default=-4.2677393, metadata={"help": "mean of the corpus's log-mel values (amae stats)"})
     std: float = field(default=4.5689974, metadata={"help": "their standard deviation"})
     window_type: str = field(default="hanning", metadata={"help": "of the analysis: hanning, or povey as Kaldi has it"})
     remove_mean: bool = field(default=True, metadata={"help": "subtract the mean of a clip's waveform first"})
+    batch_length: str = field(
+        default="fixed",
+        metadata={
+            "help": "frames of the clips of a batch: fixed (target_length; shorter clips are padded), longest (of its "
+            "longest clip; the others are padded) or shortest (of its shortest clip; the others are cropped)"
+        },
+    )
+    length_multiple: int = field(
+        default=16, metadata={"help": "longest, shortest: the length of a batch is a multiple of this, as patches ask"}
+    )
+    sample_rate: int = field(
+        default=16_000,
+        metadata={"help": "longest, shortest: rate in Hz at which the manifest counts samples, to tell lengths by"},
+    )
     augmentations: List[str] = field(
         default_factory=lambda: ["roll", "magnitude"],
         metadata={"help": "of the training waveforms, in order: roll, magnitude"},
@@ -108,19 +122,25 @@ class AudioTask(FairseqTask):
         """Make the data set of a split; the split ``train`` is shuffled, cropped at random and augmented."""
         train = split.startswith("train")
         cfg = self.cfg
-        dataset = AudioDataset(
-            manifest,
-            target_length=cfg.target_length,
-            mean=cfg.mean,
-            std=cfg.std,
-            features=self.features,
-            augmentations=augmentations,
-            train=train,
-            seed=cfg.seed,
-            on_bad_audio=cfg.on_bad_audio,
-            max_bad_audio=cfg.max_bad_audio,
-            **settings,
-        )
+        try:
+            dataset = AudioDataset(
+                manifest,
+                target_length=cfg.target_length,
+                mean=cfg.mean,
+                std=cfg.std,
+                features=self.features,
+                augmentations=augmentations,
+                train=train,
+                seed=cfg.seed,
+                batch_length=cfg.batch_length,
+                length_multiple=cfg.length_multiple,
+                manifest_rate=cfg.sample_rate,
+                on_bad_audio=cfg.on_bad_audio,
+                max_bad_audio=cfg.max_bad_audio,
+                **settings,
+            )
+        except ValueError as error:
+            raise UserError(f"task: {error}") from None
         self.datasets[split] = FairseqAudioDataset(dataset, shuffle=train)
 
     def waveform_augmentations(self) -> Tuple[Augmentation, ...]:
@@ -128,15 +148,25 @@ class AudioTask(FairseqTask):
         return tuple(WAVEFORM_AUGMENTATIONS[name] for name in self.cfg.augmentations)
 
     def get_batch_iterator(
-        self, dataset: FairseqAudioDataset, *args: Any, **kwargs: Any
+        self, dataset: FairseqAudioDataset, max_tokens: Optional[int] = None, **kwargs: Any
     ) -> iterators.EpochBatchIterator:
         """fairseq's iterator over the order that the data set gives, with the time that training waits for it added up.
 
         fairseq would shuffle the batches once more. Without that, an update's clips are a run of the epoch's order,
         the same for every batch size, number of devices and number of accumulation steps that make up its global batch.
+        Batches of clips of one length must be shuffled, since they come in the order of the length.
+
+        Raises:
+            UserError: a clip is longer than a batch may be.
         """
-        iterator = super().get_batch_iterator(dataset, *args, **kwargs)
-        iterator.disable_shuffling = True
+        longest = int(dataset.sizes.max(initial=0))
+        if max_tokens is not None and longest > max_tokens:
+            raise UserError(
+                f"dataset.max_tokens={max_tokens}: the longest clip has {longest} frames; allow as many, or crop clips "
+                "by task.target_length"
+            )
+        iterator = super().get_batch_iterator(dataset, max_tokens=max_tokens, **kwargs)
+        iterator.disable_shuffling = not dataset.by_length
         if dataset.shuffle:  # training, not validation
             # fairseq builds its iterator deep inside that method, and may return one it built before.
             self.stopwatch.attach(iterator)

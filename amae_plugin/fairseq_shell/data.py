@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from fairseq.data import FairseqDataset
 from fairseq.data.iterators import CountingIterator, EpochBatchIterator
 
@@ -25,11 +24,12 @@ class FairseqAudioDataset(FairseqDataset):
     def __init__(self, dataset: AudioDataset, shuffle: bool):
         self.dataset = dataset
         self.shuffle = shuffle
+        self._frames = dataset.frames
 
     @property
     def sizes(self) -> np.ndarray:
         """Frames of all items, which may be others in each epoch."""
-        return np.full(len(self), self.dataset.target_length, dtype=np.int64)
+        return self._frames
 
     def __getitem__(self, index: int) -> dict[str, Any] | None:
         return self.dataset[int(index)]
@@ -42,20 +42,18 @@ class FairseqAudioDataset(FairseqDataset):
         batch = self.dataset.collate(samples)
         if not batch:
             return {}
-        source, lengths = batch["source"], batch["lengths"]
         labels = {"target": batch["target"]} if "target" in batch else {}
         return {
             **labels,
             "id": batch["id"],
-            "nsentences": len(source),
-            "ntokens": int(lengths.sum()),
-            "net_input": {"source": source, "seed": batch["seed"]},
-            "padding_mask": torch.arange(source.shape[1]) >= lengths[:, None],
+            "nsentences": len(batch["id"]),
+            "ntokens": int(batch["lengths"].sum()),
+            "net_input": {name: batch[name] for name in ("source", "seed", "padding_mask")},
         }
 
     def num_tokens(self, index: int) -> int:
         """Frames of a clip in a batch."""
-        return self.dataset.target_length
+        return int(self._frames[index])
 
     def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
         """Frames of several clips in a batch."""
@@ -63,15 +61,22 @@ class FairseqAudioDataset(FairseqDataset):
 
     def size(self, index: int) -> int:
         """Frames of a clip in a batch."""
-        return self.dataset.target_length
+        return int(self._frames[index])
+
+    @property
+    def by_length(self) -> bool:
+        """Whether batches are made of clips of about the same length."""
+        return self.dataset.batch_length != "fixed"
 
     def ordered_indices(self) -> np.ndarray:
-        """Order of the clips in this epoch."""
-        return np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))
+        """Order of the clips in this epoch; the longest first where batches are made by length."""
+        order = np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))
+        return order[np.argsort(-self._frames[order], kind="stable")] if self.by_length else order
 
     def set_epoch(self, epoch: int) -> None:
         """See :meth:`AudioDataset.set_epoch`."""
         self.dataset.set_epoch(epoch)
+        self._frames = self.dataset.frames
 
 
 class Stopwatch:

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from torch import nn
-
 from amae_plugin.errors import UserError
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
 from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
 from amae_plugin.models.encoder import Encoder
 from amae_plugin.models.mae_ast import MAEAST, MAEASTConfig
 from amae_plugin.models.mae_ast.encoder import MAEASTEncoder
+from amae_plugin.models.pretraining import PretrainingModel
 from amae_plugin.models.ssast import SSAST, SSASTConfig
 from amae_plugin.models.ssast.encoder import SSASTEncoder
 
@@ -30,7 +29,7 @@ class System:
         encoder: the encoder alone.
     """
 
-    model: Callable[[Settings], nn.Module]
+    model: Callable[[Settings], PretrainingModel]
     encoder: Callable[[Settings], Encoder]
 
 

@@ -98,7 +98,7 @@ def all_augmentations(mixup):
 def load(dataset, workers, **options):
     """All batches of two clips."""
     try:
-        return list(DataLoader(dataset, 2, num_workers=workers, collate_fn=AudioDataset.collate, **options))
+        return list(DataLoader(dataset, 2, num_workers=workers, collate_fn=dataset.collate, **options))
     except AudioError as error:
         # The traceback would keep the DataLoader's iterator alive, and its clean-up in a later test's workers is slow.
         raise error.with_traceback(None) from None
@@ -185,7 +185,7 @@ def test_spawned_workers_read_the_manifest_again_and_share_the_count(bad):
 
 def test_a_batch(good):
     dataset = training(good)
-    batch = AudioDataset.collate([dataset[0], None, dataset[1]])
+    batch = dataset.collate([dataset[0], None, dataset[1]])
     assert batch["id"].tolist() == [0, 1]
     assert batch["source"].shape == (2, 64, 128)
     assert batch["source"].dtype == torch.float32
@@ -193,7 +193,7 @@ def test_a_batch(good):
     assert batch["seed"].tolist() == [clip_seed(1, 0, 0), clip_seed(1, 0, 1)]
     assert batch["seed"].dtype == batch["id"].dtype == batch["lengths"].dtype == torch.int64
     assert batch["skipped"] == 1
-    assert AudioDataset.collate([None, None]) == {}
+    assert dataset.collate([None, None]) == {}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -243,11 +243,11 @@ def test_targets_are_the_classes_of_the_clip(short):
 
 def test_a_batch_with_targets(short):
     dataset = mixing(short)
-    batch = AudioDataset.collate([dataset[0], None, dataset[3]])
+    batch = dataset.collate([dataset[0], None, dataset[3]])
     assert torch.equal(batch["target"], torch.stack([dataset[0]["target"], dataset[3]["target"]]))
     assert batch["target"].shape == (2, 6) and batch["target"].dtype == torch.float32
     assert batch["skipped"] == 1
-    assert "target" not in AudioDataset.collate([training(short)[0]])
+    assert "target" not in training(short).collate([training(short)[0]])
 
 
 def test_labels_of_another_manifest_are_refused_and_mixup_needs_some(short):
