@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from amae_plugin.errors import UserError
 from amae_plugin.interop.files import read_weights
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
+from amae_plugin.models.pretraining import PretrainingModel
 from amae_plugin.models.systems import SYSTEMS
 
 CLASSIFIER = "amae_classifier"
 """The registered name of the classifier."""
+NO_CLASSES = (
+    "{path}: a pretraining checkpoint, which knows no classes; fine-tune it first (model.pretrained={path}), or use "
+    "its features (amae embed, amae evaluate --trials)"
+)
+"""What is said when a pretraining model is asked for classes."""
+Model = Union[Classifier, PretrainingModel]
 _ENCODER = "encoder."
+_INPUT_SETTINGS = ("target_length", "num_mel_bins", "mean", "std")
+_PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "cross_entropy": lambda logits: logits.softmax(dim=1),
+    "bce": torch.sigmoid,
+}
 
 
 @dataclass(frozen=True)
@@ -30,8 +42,9 @@ class Checkpoint:
         config: the run's settings, section by section; ``model`` and ``task`` among them.
         state: the model's weights.
         task_state: what the task keeps with them; ``classes`` of a classifier.
-        extra_state: the trainer's: ``val_loss``, ``best``, the position in the data; and, of a published checkpoint that
-            was converted, what became of it.
+        extra_state: the trainer's: ``val_loss``, ``best``, the position in the data; and ``conversion``: of which
+            published checkpoint it was made.
+        updates: how many of the optimizer the weights have seen; None if the file does not say.
     """
 
     path: Path
@@ -39,6 +52,7 @@ class Checkpoint:
     state: Mapping[str, Tensor]
     task_state: Mapping[str, Any] = field(default_factory=dict)
     extra_state: Mapping[str, Any] = field(default_factory=dict)
+    updates: int | None = None
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Checkpoint:
@@ -58,7 +72,15 @@ class Checkpoint:
                 f"{path}: a checkpoint of {name}, which is no model of this plugin; those are: "
                 f"{', '.join((*SYSTEMS, CLASSIFIER))}"
             )
-        return cls(path, config, content["model"], content.get("task_state") or {}, content.get("extra_state") or {})
+        history = content.get("optimizer_history") or [{}]
+        return cls(
+            path,
+            config,
+            content["model"],
+            content.get("task_state") or {},
+            content.get("extra_state") or {},
+            history[-1].get("num_updates"),
+        )
 
     def write(self) -> None:
         """Write the checkpoint to its path as fairseq would, whole or not at all.
@@ -66,17 +88,18 @@ class Checkpoint:
         Raises:
             UserError: the file cannot be written.
         """
+        # fairseq looks at the last entry of the history, also where no optimizer is to be resumed.
+        history: dict[str, Any] = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}}
+        if self.updates is not None:
+            history["num_updates"] = self.updates
         content = {
             "args": None,
             "cfg": dict(self.config),
             "model": dict(self.state),
             "criterion": None,
-            # fairseq looks at the last entry, also where no optimizer is to be resumed.
-            "optimizer_history": [
-                {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}
-            ],
+            "optimizer_history": [history],
             "task_state": dict(self.task_state),
-            "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}, **self.extra_state},
+            "extra_state": dict(self.extra_state),
             "last_optimizer_state": None,
         }
         partial = self.path.with_name(f"{self.path.name}.tmp")
@@ -109,18 +132,60 @@ class Checkpoint:
         return self.model_settings["encoder"] if self.is_classifier else self.model_settings
 
     @property
+    def input_settings(self) -> Mapping[str, Any]:
+        """The task section: front end, normalisation and length of the model's input.
+
+        Raises:
+            UserError: one of these settings is missing.
+        """
+        task = self.config.get("task") or {}
+        missing = [name for name in _INPUT_SETTINGS if task.get(name) is None]
+        if missing:
+            raise UserError(f"{self.path}: its settings lack {', '.join(f'task.{name}' for name in missing)}")
+        return task
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of a classifier's classes.
+
+        Raises:
+            UserError: it is no classifier, or the names are not there.
+        """
+        if not self.is_classifier:
+            raise UserError(NO_CLASSES.format(path=self.path))
+        names = self.task_state.get("classes")
+        if not names:
+            raise UserError(f"{self.path}: does not hold the names of its classes (task_state, classes)")
+        return tuple(names)
+
+    @property
+    def probabilities(self) -> Callable[[Tensor], Tensor]:
+        """What makes probabilities (B, C) of a classifier's logits (B, C): the counterpart of its training's loss.
+
+        Raises:
+            UserError: the loss is not known.
+        """
+        loss = (self.config.get("criterion") or {}).get("loss")
+        if loss not in _PROBABILITIES:
+            raise UserError(
+                f"{self.path}: its setting criterion.loss is {loss}, and what makes probabilities of its scores is "
+                f"known for {' and '.join(_PROBABILITIES)}"
+            )
+        return _PROBABILITIES[loss]
+
+    @property
     def encoder_state(self) -> dict[str, Tensor]:
         """The weights of the encoder, under its own names."""
         return {name[len(_ENCODER) :]: value for name, value in self.state.items() if name.startswith(_ENCODER)}
 
-    def model(self) -> nn.Module:
+    def model(self) -> Model:
         """The model, in evaluation mode, on the CPU.
 
         Raises:
             UserError: the weights do not fit the settings.
         """
         if self.is_classifier:
-            model: nn.Module = Classifier(ClassifierConfig.from_settings(self.model_settings))
+            model: Model = Classifier(ClassifierConfig.from_settings(self.model_settings))
         else:
             model = SYSTEMS[self.model_settings["_name"]].model(self.model_settings)
         try:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from amae_plugin.cli.arguments import positive
 from amae_plugin.data.features import WINDOWS
 from amae_plugin.data.labels import read_names
 from amae_plugin.errors import UserError
+from amae_plugin.inference.inspection import describe, summary
 from amae_plugin.interop.convert import KINDS, Conversion, convert
 from amae_plugin.interop.published import Options, PublishedFile
 from amae_plugin.models.classifier.model import POOLINGS
@@ -100,9 +100,9 @@ def _run(args: argparse.Namespace) -> int:
         partial=args.partial,
     )
     conversion.checkpoint.write()
-    for line in _summary(conversion):
+    for line in _report(conversion):
         print(line)
-    print(f"written: {args.out}")
+    print(f"\n{summary(describe(conversion.checkpoint))}\n\nwritten: {args.out}")
     return 0
 
 
@@ -110,33 +110,10 @@ def _pair(values: Sequence[int] | None) -> tuple[int, int] | None:
     return (values[0], values[1]) if values else None
 
 
-def _summary(conversion: Conversion) -> list[str]:
-    checkpoint = conversion.checkpoint
-    task, encoder = checkpoint.config["task"], checkpoint.encoder_settings
-    parameters = sum(value.numel() for value in checkpoint.state.values())
-    lines = [
-        f"{conversion.kind.title} ({conversion.kind.name}): {conversion.used:,} tensors used",
-        f"model: {checkpoint.model_settings['_name']}, {parameters / 1e6:.1f} M parameters",
-        f"encoder: {encoder['embed_dim']} wide, {encoder['depth']} blocks, {encoder['num_heads']} heads, "
-        f"{_sizes_of_patches(encoder)}",
-    ]
-    if checkpoint.is_classifier:
-        classes = checkpoint.task_state["classes"]
-        several = "several labels a clip" if task["multi_label"] else "one label a clip"
-        pooling = checkpoint.model_settings["pooling"]
-        lines.append(f"classifier: {len(classes):,} classes ({_shown(classes, 3)}), {several}, pooling {pooling}")
-    elif encoder.get("decoder_embed_dim"):
-        lines.append(
-            f"decoder: {encoder['decoder_embed_dim']} wide, {encoder['decoder_depth']} blocks, "
-            f"{encoder['decoder_num_heads']} heads{', ' + encoder['decoder'] if 'decoder' in encoder else ''}"
-        )
-    mean_removed = "mean removed" if task["remove_mean"] else "mean kept"
-    lines.append(
-        f"input: {task['target_length']} frames of {task['num_mel_bins']} bands, {task['window_type']} window, "
-        f"{mean_removed}, mean {task['mean']}, std {task['std']}"
-    )
-    for note in conversion.notes:
-        lines.append(f"note: {note}")
+def _report(conversion: Conversion) -> list[str]:
+    """What became of every tensor of the file."""
+    lines = [f"{conversion.kind.name}: {conversion.kind.title}; {conversion.used:,} tensors used"]
+    lines += [f"note: {note}" for note in conversion.notes]
     for reason in dict.fromkeys(conversion.without_effect.values()):
         names = [name for name, why in conversion.without_effect.items() if why == reason]
         lines.append(f"not used ({reason}): {', '.join(names)}")
@@ -145,19 +122,10 @@ def _summary(conversion: Conversion) -> list[str]:
     if conversion.initialised:
         lines.append(
             f"not in the file, so initialised and untrained: {len(conversion.initialised):,} tensors, "
-            f"{_shown(conversion.initialised, _SHOWN)}"
+            f"{_shown(conversion.initialised)}"
         )
     return lines
 
 
-def _sizes_of_patches(encoder: Mapping[str, Any]) -> str:
-    size = " x ".join(map(str, encoder["patch_size"]))
-    stride = encoder.get("patch_stride")
-    if not stride or list(stride) == list(encoder["patch_size"]):
-        return f"patches of {size}"
-    return f"patches of {size} that start {' x '.join(map(str, stride))} apart"
-
-
-def _shown(names: Sequence[str], count: int) -> str:
-    return f"{', '.join(names[:count])}{', ...' if len(names) > count else ''}"
-
+def _shown(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"

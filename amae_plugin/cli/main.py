@@ -9,7 +9,18 @@ from collections.abc import Sequence
 
 from amae_plugin.errors import UserError
 
-SUBCOMMANDS = ("benchmark", "convert", "evaluate", "manifest", "results", "stats", "weights")
+SUBCOMMANDS = (
+    "benchmark",
+    "convert",
+    "embed",
+    "evaluate",
+    "inspect",
+    "manifest",
+    "predict",
+    "results",
+    "stats",
+    "weights",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

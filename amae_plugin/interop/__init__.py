@@ -1,1 +1,1 @@
-"""Weights in and out: published checkpoints to this plugin's, and this plugin's to timm and ONNX."""
+"""Other people's weights and tools: published checkpoints in; timm, ONNX, HEAR and s3prl out."""

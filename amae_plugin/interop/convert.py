@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from amae_plugin.checkpoints import CLASSIFIER, Checkpoint
+from amae_plugin.checkpoints import CLASSIFIER, Checkpoint, Model
 from amae_plugin.errors import UserError
 from amae_plugin.interop.audio_mae import AudioMAEFineTuned, AudioMAEPretrained, ImageMAE
 from amae_plugin.interop.mae_ast import MAEASTPretrained
@@ -144,7 +144,7 @@ def recognise(source: PublishedFile) -> Kind:
     )
 
 
-def _build(settings: Mapping[str, Any]) -> nn.Module:
+def _build(settings: Mapping[str, Any]) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         if settings["_name"] == CLASSIFIER:
@@ -170,9 +170,7 @@ def _mismatch(path: Path, kind: Kind, missing: Sequence[str], surplus: Sequence[
     return "\n".join(lines)
 
 
-def _sections(
-    model: nn.Module, reading: Reading, front_end: Mapping[str, Any], multi_label: bool | None
-) -> dict[str, Any]:
+def _sections(model: Model, reading: Reading, front_end: Mapping[str, Any], multi_label: bool | None) -> dict[str, Any]:
     """The settings of a run that could have written the checkpoint."""
     settings = _plain({**asdict(model.config), **reading.model})
     is_classifier = settings["_name"] == CLASSIFIER
@@ -187,7 +185,7 @@ def _sections(
     sections: dict[str, Any] = {
         # What fairseq's tasks look up in other sections.
         "common": {"seed": 1, "tensorboard_logdir": None},
-        "checkpoint": {"save_dir": "checkpoints", "best_checkpoint_metric": "loss"},
+        "checkpoint": {"save_dir": "", "best_checkpoint_metric": "loss"},
         "dataset": {"valid_subset": "valid"},
         "task": task,
         "model": settings,

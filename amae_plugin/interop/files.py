@@ -18,12 +18,12 @@ from amae_plugin.errors import UserError
 # Beside tensors and plain values, published checkpoints hold the arguments of their run. A Namespace is a bag of
 # attributes: to make one runs nothing, and PyTorch's reader fills it without looking at what is in it. omegaconf's
 # containers are not here: theirs is a reader of its own, and values in them are computed when they are looked at.
-_HARMLESS = [argparse.Namespace]
+_HARMLESS: list[Any] = [argparse.Namespace]
 _GLOBAL = re.compile(r"GLOBAL (\S+) (?:was not|whose)")
 _SAFETENSORS = ".safetensors"
 
 
-class UnsafeFile(UserError):
+class UnsafeFileError(UserError):
     """A file that holds objects which only code could make, code that the file chooses."""
 
 
@@ -35,7 +35,7 @@ def read_weights(path: str | os.PathLike[str], *, trust: bool = False) -> Any:
         trust: unpickle whatever is in the file, which runs whatever code it asks for.
 
     Raises:
-        UnsafeFile: the file holds more than tensors and plain values; names what.
+        UnsafeFileError: the file holds more than tensors and plain values; names what.
         UserError: the file is missing, damaged or something else.
     """
     path = Path(path)
@@ -55,7 +55,7 @@ def read_weights(path: str | os.PathLike[str], *, trust: bool = False) -> Any:
                 what = _unsafe(path, error, is_zip)
                 if what is None:
                     raise
-                raise UnsafeFile(
+                raise UnsafeFileError(
                     f"{path}: {what}; nothing of it was loaded, since that could run code that the file chooses"
                 ) from None
     except UserError:

@@ -65,8 +65,8 @@ def _patch_size(state: Mapping[str, Tensor], model: Mapping[str, Any]) -> Size2d
         return int(model["ast_kernel_size_time"]), int(model["ast_kernel_size_chan"])
     values = state["post_extract_proj.weight"].shape[1]
     raise ValueError(
-        f"a token has {values} values, which the file says nothing more of (it has no cfg): give --patch-size 16 16 for "
-        "patches, --patch-size 2 128 for frames"
+        f"a token has {values} values, and without its cfg the file does not tell their shape: give --patch-size 16 16 "
+        "for patches, --patch-size 2 128 for frames"
     )
 
 

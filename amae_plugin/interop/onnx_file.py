@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from amae_plugin.checkpoints import Model
 from amae_plugin.models.classifier import Classifier
 from amae_plugin.models.pretraining import PretrainingModel
 from amae_plugin.modules.patching import Size2d
@@ -50,15 +51,14 @@ class EncoderOutputs(nn.Module):
         return (self.model.extract_features(log_mel)[0],)
 
 
-def outputs_of(model: nn.Module) -> ClassifierOutputs | EncoderOutputs:
+def outputs_of(model: Model) -> ClassifierOutputs | EncoderOutputs:
     """A model as the function that is exported."""
     if isinstance(model, Classifier):
         return ClassifierOutputs(model).eval()
-    assert isinstance(model, PretrainingModel)
     return EncoderOutputs(model).eval()
 
 
-def write(model: nn.Module, input_size: Size2d, path: Path) -> None:
+def write(model: Model, input_size: Size2d, path: Path) -> None:
     """Write a model to a file; weights beyond a gigabyte go to another one beside it.
 
     Args:
@@ -86,7 +86,7 @@ def write(model: nn.Module, input_size: Size2d, path: Path) -> None:
     program.save(path, external_data=size > _INLINE_BYTES)
 
 
-def largest_difference(path: Path, model: nn.Module, sources: list[Tensor]) -> float:
+def largest_difference(path: Path, model: Model, sources: list[Tensor]) -> float:
     """How far what onnxruntime computes with a file is from what the model computes, relative to its size.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from amae_plugin.errors import UserError
-from amae_plugin.interop.files import UnsafeFile, read_weights
+from amae_plugin.interop.files import UnsafeFileError, read_weights
 from amae_plugin.modules.patching import Size2d
 
 _STATE_KEYS = ("model", "state_dict")
@@ -83,7 +83,7 @@ class PublishedFile:
         path = Path(path)
         try:
             content = read_weights(path, trust=trust)
-        except UnsafeFile as error:
+        except UnsafeFileError as error:
             raise UserError(
                 f"{error}. If you know who made the file and trust them, --trust reads it all the same, and runs "
                 "whatever it asks for"
@@ -166,7 +166,8 @@ def _state_of(path: Path, content: Any) -> dict[str, Tensor]:
             return {str(name): tensor for name, tensor in candidate.items()}
     found = ", ".join(str(key) for key in list(content)[:10]) or "nothing"
     raise UserError(
-        f"{path}: no state dict, neither as the whole file nor as its entry {' or '.join(_STATE_KEYS)}; it holds: {found}"
+        f"{path}: no state dict, neither as the whole file nor as its entry {' or '.join(_STATE_KEYS)}; it holds: "
+        f"{found}"
     )
 
 

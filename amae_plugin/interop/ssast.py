@@ -12,7 +12,16 @@ from amae_plugin.models.ssast.encoder import SSASTEncoder
 
 _NAME = "amae_ssast"
 _KERNEL = "v.patch_embed.proj.weight"
-_POOLINGS = ("avgcls", "avgtok")
+_POOLING = "avgcls"  # of AST
+# Parameters that an image model does not give to an SSAST or an AST.
+_NOT_OF_IMAGES = (
+    "encoder.dist_token",
+    "mask_token",
+    "reconstruction_head.",
+    "classification_head.",
+    "fc_norm.",
+    "head.",
+)
 
 
 class _SSASTNames(Kind):
@@ -62,8 +71,8 @@ class ASTFineTuned(_SSASTNames):
         if not (options.target_length and options.patch_stride):
             stride = " x ".join(map(str, sizes["patch_stride"]))
             notes.append(
-                f"taken to be so, as the number of positions fits: {sizes['input_length']} frames in patches that start "
-                f"{stride} apart (--target-length, --patch-stride)"
+                f"taken to be {sizes['input_length']} frames in patches that start {stride} apart, as the number of "
+                "positions fits (--target-length, --patch-stride)"
             )
         if not options.pooling:
             notes.append(
@@ -75,7 +84,7 @@ class ASTFineTuned(_SSASTNames):
                 "_name": "amae_classifier",
                 "encoder": {"_name": _NAME, **sizes},
                 "num_classes": len(file.state["mlp_head.1.weight"]),
-                "pooling": options.pooling or _POOLINGS[0],
+                "pooling": options.pooling or _POOLING,
             },
             state=interop.convert(file.state, SSASTConfig(**sizes)),
             target_length=sizes["input_length"],
@@ -113,7 +122,7 @@ class ImageNetViT(Kind):
             state={self.rename(name): tensor for name, tensor in state.items()},
             target_length=sizes["input_length"],
             without_effect=heads,
-            fresh=("encoder.dist_token", "fc_norm.", "head.", "mask_token", "reconstruction_head.", "classification_head."),
+            fresh=_NOT_OF_IMAGES,
             notes=("the colours of the patch kernel were summed and its positions fitted to the spectrogram's grid",),
         )
 
@@ -129,7 +138,7 @@ def _untrained_ast(encoder: Mapping[str, object], options: Options) -> dict[str,
         "_name": "amae_classifier",
         "encoder": encoder,
         "num_classes": len(options.classes),
-        "pooling": options.pooling or _POOLINGS[0],
+        "pooling": options.pooling or _POOLING,
     }
 
 

@@ -6,18 +6,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor, nn
 
+from amae_plugin.checkpoints import Model
 from amae_plugin.errors import UserError
 from amae_plugin.models import official
 from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
 from amae_plugin.models.classifier import Classifier
 from amae_plugin.models.encoder import Encoder
 from amae_plugin.models.mae_ast.encoder import MAEASTEncoder
-from amae_plugin.models.pretraining import PretrainingModel
 from amae_plugin.models.ssast.encoder import SSASTEncoder
 from amae_plugin.modules.patching import Size2d
 
@@ -54,7 +54,7 @@ class TimmModel:
     head: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def timm_model(model: nn.Module, input_size: Size2d) -> TimmModel:
+def timm_model(model: Model, input_size: Size2d) -> TimmModel:
     """What timm needs to compute what a model computes: of a classifier its logits, else its encoder's features.
 
     Args:
@@ -64,7 +64,6 @@ def timm_model(model: nn.Module, input_size: Size2d) -> TimmModel:
     Raises:
         UserError: timm has no such model.
     """
-    assert isinstance(model, (Classifier, PretrainingModel))
     pooling = model.config.pooling if isinstance(model, Classifier) else None
     vit = _AS_TIMM[type(model.encoder)](model.encoder, input_size, pooling)
     return _with_head(vit, model) if isinstance(model, Classifier) else vit
@@ -112,7 +111,7 @@ def write(vit: TimmModel, folder: Path, classes: tuple[str, ...] | None, log_mel
     return paths
 
 
-def largest_difference(vit: TimmModel, folder: Path, model: nn.Module, source: Tensor) -> float:
+def largest_difference(vit: TimmModel, folder: Path, model: Model, source: Tensor) -> float:
     """How far what timm computes with the written files is from what the model computes, relative to its size.
 
     Args:
@@ -124,7 +123,7 @@ def largest_difference(vit: TimmModel, folder: Path, model: nn.Module, source: T
     import timm
     from safetensors.torch import load_file
 
-    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    loaded: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     if vit.stride:
         loaded.patch_embed.img_size, loaded.patch_embed.proj.stride = None, vit.stride
     image = (source.transpose(1, 2) if vit.bands_first else source)[:, None]
@@ -133,11 +132,10 @@ def largest_difference(vit: TimmModel, folder: Path, model: nn.Module, source: T
             actual, expected = loaded(image), model(source)["logits"]
             if vit.head:
                 width, classes = vit.head["1.weight"].shape[::-1]
-                head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
+                head: Any = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
                 head.load_state_dict(load_file(folder / HEAD))
                 actual = head(actual)
         else:
-            assert isinstance(model, PretrainingModel)
             actual, expected = loaded.forward_features(image), model.extract_features(source)[0]
     return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1))
 
@@ -178,7 +176,7 @@ def _mae_ast(encoder: Encoder, input_size: Size2d, pooling: str | None) -> TimmM
     )
 
 
-_AS_TIMM: dict[type[Encoder], Callable[[Encoder, Size2d, "str | None"], TimmModel]] = {
+_AS_TIMM: dict[type[Encoder], Callable[[Encoder, Size2d, Optional[str]], TimmModel]] = {
     AudioMAEEncoder: _audio_mae,
     SSASTEncoder: _ssast,
     MAEASTEncoder: _mae_ast,
@@ -191,7 +189,7 @@ def _weights(encoder: Encoder) -> dict[str, Tensor]:
 
 
 def _arguments(encoder: Encoder, image: tuple[int, int], patch: tuple[int, int], pooling: str | None) -> dict[str, Any]:
-    block = encoder.blocks[0]
+    block: Any = encoder.blocks[0]
     hidden, width = block.mlp.fc1.weight.shape
     global_pool, fc_norm = _POOLINGS.get(pooling or "", _MEAN_OF_NORMALISED)
     return {
@@ -214,8 +212,8 @@ def _with_head(vit: TimmModel, model: Classifier) -> TimmModel:
         linear = _folded(model.batch_norm, linear)
     norm = model.fc_norm.state_dict()
     if model.config.pooling in ("avgtok", "avgcls"):
-        parts = {"0": norm, "1": linear}
-        return replace(vit, head={f"{i}.{part}": value for i, values in parts.items() for part, value in values.items()})
+        first = {f"0.{part}": value for part, value in norm.items()}
+        return replace(vit, head={**first, **{f"1.{part}": value for part, value in linear.items()}})
     state = {
         **vit.state,
         **{f"fc_norm.{part}": value for part, value in norm.items()},

@@ -158,7 +158,7 @@ def classifier_sizes(
 
 
 def image_sizes(state_dict: Mapping[str, Tensor], num_heads: int | None = None) -> dict[str, Any]:
-    """Fields of :class:`AudioMAEConfig` that the encoder of an image MAE, or another ViT, gives to one for spectrograms.
+    """Fields of :class:`AudioMAEConfig` that the encoder of an image MAE, or another ViT, gives to one of audio.
 
     Raises:
         KeyError: a tensor that tells a size is missing.

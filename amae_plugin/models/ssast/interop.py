@@ -149,7 +149,7 @@ def rename(name: str) -> str:
 
 
 def image_sizes(state_dict: Mapping[str, Tensor], num_heads: int | None = None) -> dict[str, Any]:
-    """Fields of :class:`SSASTConfig` that the encoder of an image model gives to one for spectrograms.
+    """Fields of :class:`SSASTConfig` that the encoder of an image model gives to one of audio.
 
     Raises:
         KeyError: a tensor that tells a size is missing.
