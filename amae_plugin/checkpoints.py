@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -108,8 +109,10 @@ class Checkpoint:
             torch.save(content, partial)
             partial.replace(self.path)
         except (OSError, RuntimeError) as error:  # PyTorch raises the latter where a file cannot be opened
-            partial.unlink(missing_ok=True)
-            raise UserError(f"{self.path}: cannot write the checkpoint ({error})") from None
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UserError(f"{self.path}: cannot write the checkpoint ({reason})") from None
 
     @property
     def untrained(self) -> tuple[str, ...]:

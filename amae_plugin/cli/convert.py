@@ -75,7 +75,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.out.exists() and args.out.samefile(args.source):
+    if args.source.exists() and args.out.exists() and args.out.samefile(args.source):
         raise UserError(f"{args.out}: is SOURCE itself; give another name for the result")
     if args.std is not None and not args.std > 0:
         raise UserError(f"--std {args.std}: must be above 0")

@@ -14,6 +14,7 @@ SUBCOMMANDS = (
     "convert",
     "embed",
     "evaluate",
+    "export",
     "inspect",
     "manifest",
     "predict",

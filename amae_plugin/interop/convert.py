@@ -87,8 +87,10 @@ def convert(
     """
     chosen = KINDS[kind] if kind else recognise(source)
     try:
-        reading = chosen.read(source, options)
-        model = _build(reading.model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SEED)
+            reading = chosen.read(source, options)
+            model = _build(reading.model)
     except KeyError as error:
         raise UserError(f"{source.path}: no {chosen.name}: it has no tensor {error.args[0]}") from None
     except (ValueError, RuntimeError) as error:
@@ -145,11 +147,9 @@ def recognise(source: PublishedFile) -> Kind:
 
 
 def _build(settings: Mapping[str, Any]) -> Model:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
-        if settings["_name"] == CLASSIFIER:
-            return Classifier(ClassifierConfig.from_settings(settings))
-        return SYSTEMS[settings["_name"]].model(settings)
+    if settings["_name"] == CLASSIFIER:
+        return Classifier(ClassifierConfig.from_settings(settings))
+    return SYSTEMS[settings["_name"]].model(settings)
 
 
 def _load(model: nn.Module, reading: Reading) -> tuple[list[str], list[str]]:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -47,7 +48,8 @@ def read_weights(path: str | os.PathLike[str], *, trust: bool = False) -> Any:
         is_zip = zipfile.is_zipfile(path)
         if is_zip:
             _refuse_escapes(path)
-        with torch.serialization.safe_globals(_HARMLESS):
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of formats and protocols: what matters of them is said below
             try:
                 # Mapped: of a file that is mostly the optimizer's state, only what is used is read.
                 return torch.load(path, map_location="cpu", weights_only=not trust, mmap=is_zip)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-import torch
 from torch import Tensor, nn
 
-from amae_plugin.checkpoints import Model
+from amae_plugin.checkpoints import Checkpoint, Model
+from amae_plugin.data.features import LogMel
 from amae_plugin.errors import UserError
+from amae_plugin.interop.formats import Format
 from amae_plugin.models import official
 from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
 from amae_plugin.models.classifier import Classifier
@@ -21,19 +22,17 @@ from amae_plugin.models.mae_ast.encoder import MAEASTEncoder
 from amae_plugin.models.ssast.encoder import SSASTEncoder
 from amae_plugin.modules.patching import Size2d
 
-WEIGHTS, HEAD, CONFIG = "model.safetensors", "head.safetensors", "config.json"
-"""Names of the files."""
-
+_WEIGHTS, _HEAD, _CONFIG = "model.safetensors", "head.safetensors", "config.json"
 # Entry points of timm, of which every size is given anew.
 _VIT = "vit_base_patch16_224"
 _DEIT = "deit_base_distilled_patch16_224"
-# Of a classifier's pooling and of none, timm's pooling and whether the norm comes after it.
+# Of a classifier's pooling, timm's pooling and whether the norm comes after it; else the mean of normalised patches.
 _POOLINGS = {"mean": ("avg", True), "cls": ("token", False), "avgcls": ("token", False)}
 _MEAN_OF_NORMALISED = ("avg", False)
 
 
 @dataclass(frozen=True)
-class TimmModel:
+class _Vit:
     """A model as timm builds it.
 
     Attributes:
@@ -42,7 +41,7 @@ class TimmModel:
         state: its weights.
         bands_first: whether the rows of its image are the bands, as in AST; else they are the frames.
         stride: rows and columns from patch to patch where they overlap, as timm's never do.
-        head: weights of the ``Sequential(LayerNorm, Linear)`` that classifies the features of AST's forms; timm's
+        head: weights of the ``Sequential(LayerNorm, Linear)`` that classifies the features of AST's forms: timm's
             models have no place for a norm after the pooling beside that before it.
     """
 
@@ -54,100 +53,105 @@ class TimmModel:
     head: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def timm_model(model: Model, input_size: Size2d) -> TimmModel:
-    """What timm needs to compute what a model computes: of a classifier its logits, else its encoder's features.
+class Timm(Format):
+    """A Vision Transformer that ``timm.create_model("local-dir:...", pretrained=True)`` loads strictly."""
 
-    Args:
-        model: a classifier or a pretraining model.
-        input_size: frames and bands of its input, for which the positions are made.
+    name = "timm"
+    packages = ("timm", "safetensors")
+    files = (_CONFIG, _WEIGHTS, _HEAD)
 
-    Raises:
-        UserError: timm has no such model.
-    """
-    pooling = model.config.pooling if isinstance(model, Classifier) else None
-    vit = _AS_TIMM[type(model.encoder)](model.encoder, input_size, pooling)
-    return _with_head(vit, model) if isinstance(model, Classifier) else vit
+    def __init__(self, checkpoint: Checkpoint, model: Model):
+        super().__init__(checkpoint, model)
+        pooling = model.config.pooling if isinstance(model, Classifier) else None
+        vit = _AS_TIMM[type(model.encoder)](model.encoder, self.input_size, pooling)
+        self.vit = _with_head(vit, model) if isinstance(model, Classifier) else vit
 
+    def write(self, folder: Path) -> None:
+        """See :meth:`Format.write`."""
+        from safetensors.torch import save
 
-def write(vit: TimmModel, folder: Path, classes: tuple[str, ...] | None, log_mel: Mapping[str, Any]) -> list[Path]:
-    """Write a model's weights and its ``config.json``, as ``timm.create_model("local-dir:...")`` reads them.
+        (folder / _CONFIG).write_text(json.dumps(self._config(), indent=1) + "\n", encoding="utf-8")
+        for name, weights in ((_WEIGHTS, self.vit.state), (_HEAD, self.vit.head)):
+            if weights:
+                contiguous = {part: value.contiguous() for part, value in weights.items()}
+                (folder / name).write_bytes(save(contiguous, {"format": "pt"}))
 
-    Args:
-        vit: the model.
-        folder: where to, which exists.
-        classes: of a classifier.
-        log_mel: the task's settings of the front end: ``mean`` and ``std`` among them.
+    def outputs(self, folder: Path, source: Tensor) -> Tensor:
+        """See :meth:`Format.outputs`."""
+        import timm
+        from safetensors.torch import load_file
 
-    Returns:
-        The files.
-    """
-    from safetensors.torch import save_file
+        model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        if self.vit.stride:
+            model.patch_embed.img_size, model.patch_embed.proj.stride = None, self.vit.stride
+        image = (source.transpose(1, 2) if self.vit.bands_first else source)[:, None]
+        if not isinstance(self.model, Classifier):
+            return model.forward_features(image)
+        if not self.vit.head:
+            return model(image)
+        head = self._head()
+        head.load_state_dict(load_file(folder / _HEAD))
+        return head(model(image))
 
-    arguments = dict(vit.arguments)
-    config = {
-        "architecture": vit.architecture,
-        "num_classes": arguments["num_classes"],
-        "num_features": arguments["embed_dim"],
-        "global_pool": arguments["global_pool"],
-        "model_args": arguments,
-        "pretrained_cfg": {
-            "input_size": [1, *arguments["img_size"]],
-            "fixed_input_size": True,
-            "mean": [log_mel["mean"]],
-            "std": [2 * log_mel["std"]],
-            "first_conv": "patch_embed.proj",
-            "classifier": ["head", "head_dist"] if vit.architecture == _DEIT else "head",
-        },
-        "log_mel": dict(log_mel),
-    }
-    if classes:
-        config["label_names"] = list(classes)
-    paths = [folder / CONFIG, folder / WEIGHTS]
-    paths[0].write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    save_file({name: value.contiguous() for name, value in vit.state.items()}, paths[1], metadata={"format": "pt"})
-    if vit.head:
-        paths.append(folder / HEAD)
-        save_file({name: value.contiguous() for name, value in vit.head.items()}, paths[2], metadata={"format": "pt"})
-    return paths
-
-
-def largest_difference(vit: TimmModel, folder: Path, model: Model, source: Tensor) -> float:
-    """How far what timm computes with the written files is from what the model computes, relative to its size.
-
-    Args:
-        vit: what was written.
-        folder: where it was written.
-        model: in evaluation mode.
-        source: (B, T, F) normalised log-mel.
-    """
-    import timm
-    from safetensors.torch import load_file
-
-    loaded: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    if vit.stride:
-        loaded.patch_embed.img_size, loaded.patch_embed.proj.stride = None, vit.stride
-    image = (source.transpose(1, 2) if vit.bands_first else source)[:, None]
-    with torch.inference_mode():
-        if isinstance(model, Classifier):
-            actual, expected = loaded(image), model(source)["logits"]
-            if vit.head:
-                width, classes = vit.head["1.weight"].shape[::-1]
-                head: Any = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
-                head.load_state_dict(load_file(folder / HEAD))
-                actual = head(actual)
+    def loading(self, folder: str) -> str:
+        """See :meth:`Format.loading`."""
+        imports, lines = ["import timm"], []
+        lines.append(f'model = timm.create_model("local-dir:{folder}", pretrained=True).eval()')
+        if self.vit.stride:
+            lines.append(f"model.patch_embed.img_size, model.patch_embed.proj.stride = None, {self.vit.stride}")
+        image = "log_mel.transpose(1, 2)[:, None]" if self.vit.bands_first else "log_mel[:, None]"
+        if not isinstance(self.model, Classifier):
+            lines.append(f"features = model.forward_features({image})")
+        elif not self.vit.head:
+            lines.append(f"logits = model({image})")
         else:
-            actual, expected = loaded.forward_features(image), model.extract_features(source)[0]
-    return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1))
+            imports += ["import torch", "from safetensors.torch import load_file"]
+            linear = self._head()[1]
+            lines += [
+                f"head = torch.nn.Sequential(torch.nn.LayerNorm({linear.in_features}), "
+                f"torch.nn.Linear({linear.in_features}, {linear.out_features}))",
+                f'head.load_state_dict(load_file("{folder}/{_HEAD}"))',
+                f"logits = head(model({image}))",
+            ]
+        return "```python\n" + "\n".join([*imports, "", *lines]) + "\n```\n"
+
+    def _head(self) -> nn.Sequential:
+        classes, width = self.vit.head["1.weight"].shape
+        return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
+
+    def _config(self) -> dict[str, Any]:
+        """What timm's own export writes, and how the input is made."""
+        arguments, features = self.vit.arguments, LogMel.from_settings(self.checkpoint.input_settings)
+        mean, std = (self.checkpoint.input_settings[name] for name in ("mean", "std"))
+        config = {
+            "architecture": self.vit.architecture,
+            "num_classes": arguments["num_classes"],
+            "num_features": arguments["embed_dim"],
+            "global_pool": arguments["global_pool"],
+            "model_args": dict(arguments),
+            "pretrained_cfg": {
+                "input_size": [1, *arguments["img_size"]],
+                "fixed_input_size": True,
+                "mean": [mean],
+                "std": [2 * std],
+                "first_conv": "patch_embed.proj",
+                "classifier": ["head", "head_dist"] if self.vit.architecture == _DEIT else "head",
+            },
+            "log_mel": {**asdict(features), "mean": mean, "std": std},
+        }
+        if isinstance(self.model, Classifier):
+            config["label_names"] = list(self.checkpoint.classes)
+        return config
 
 
-def _audio_mae(encoder: Encoder, input_size: Size2d, pooling: str | None) -> TimmModel:
+def _audio_mae(encoder: Encoder, input_size: Size2d, pooling: str | None) -> _Vit:
     assert isinstance(encoder, AudioMAEEncoder)
     state = _weights(encoder)
     state["pos_embed"] = encoder.positions(encoder.grid(*input_size))
-    return TimmModel(_VIT, _arguments(encoder, input_size, encoder.patch_size, pooling), state)
+    return _Vit(_VIT, _arguments(encoder, input_size, encoder.patch_size, pooling), state)
 
 
-def _ssast(encoder: Encoder, input_size: Size2d, pooling: str | None) -> TimmModel:
+def _ssast(encoder: Encoder, input_size: Size2d, pooling: str | None) -> _Vit:
     """Where both class tokens are read, a distilled DeiT, which reads their mean; else a ViT with a register token."""
     assert isinstance(encoder, SSASTEncoder)
     rows, columns = encoder.grid(*input_size)[::-1]
@@ -166,17 +170,17 @@ def _ssast(encoder: Encoder, input_size: Size2d, pooling: str | None) -> TimmMod
     else:
         arguments["reg_tokens"] = 1
         state["reg_token"] = state.pop("dist_token")
-    return TimmModel(architecture, arguments, state, bands_first=True, stride=stride if overlap else None)
+    return _Vit(architecture, arguments, state, bands_first=True, stride=stride if overlap else None)
 
 
-def _mae_ast(encoder: Encoder, input_size: Size2d, pooling: str | None) -> TimmModel:
+def _mae_ast(encoder: Encoder, input_size: Size2d, pooling: str | None) -> _Vit:
     raise UserError(
         "timm has no model that computes what MAE-AST does: its blocks have their norms after the residual sums, where "
         "timm's Vision Transformer has them before the branches; export it as ONNX (--format onnx)"
     )
 
 
-_AS_TIMM: dict[type[Encoder], Callable[[Encoder, Size2d, Optional[str]], TimmModel]] = {
+_AS_TIMM: dict[type[Encoder], Callable[[Encoder, Size2d, Optional[str]], _Vit]] = {
     AudioMAEEncoder: _audio_mae,
     SSASTEncoder: _ssast,
     MAEASTEncoder: _mae_ast,
@@ -206,7 +210,7 @@ def _arguments(encoder: Encoder, image: tuple[int, int], patch: tuple[int, int],
     }
 
 
-def _with_head(vit: TimmModel, model: Classifier) -> TimmModel:
+def _with_head(vit: _Vit, model: Classifier) -> _Vit:
     linear = {"weight": model.head.weight.detach(), "bias": model.head.bias.detach()}
     if isinstance(model.batch_norm, nn.BatchNorm1d):
         linear = _folded(model.batch_norm, linear)

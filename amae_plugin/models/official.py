@@ -36,7 +36,7 @@ def heads_of(width: int, num_heads: int | None = None) -> int:
     if width % HEAD_WIDTH:
         raise ValueError(
             f"the attention is {width} wide, which heads of {HEAD_WIDTH} do not make up, and the weights do not tell "
-            "how many heads there are"
+            "how many heads there are: give --num-heads, or of a decoder --decoder-num-heads"
         )
     return width // HEAD_WIDTH
 
