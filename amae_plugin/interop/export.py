@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from amae_plugin.checkpoints import Checkpoint, Model
 from amae_plugin.data.labels import LABELS_NAME, write_names
@@ -84,7 +85,7 @@ def _write(checkpoint: Checkpoint, model: Model, forms: Mapping[str, Format], fo
     if checkpoint.is_classifier:
         write_names(folder / LABELS_NAME, checkpoint.classes)
     differences = {}
-    for name, form in forms.items():
+    for name, form in tqdm(forms.items(), desc="exporting", unit="format"):
         form.write(folder)
         differences[name] = form.largest_difference(folder, _sources(form))
         if not differences[name] <= TOLERANCE:
