@@ -21,7 +21,6 @@ that the other commands take. The kind is recognised and the sizes are read from
 listed.
 """
 _KINDS = "\n".join(f"  {name:20}{kind.title}" for name, kind in KINDS.items())
-_SHOWN = 8  # names in a line
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -119,13 +118,6 @@ def _report(conversion: Conversion) -> list[str]:
         lines.append(f"not used ({reason}): {', '.join(names)}")
     if conversion.surplus:
         lines.append(f"left out, as they have no place: {', '.join(conversion.surplus)}")
-    if conversion.initialised:
-        lines.append(
-            f"not in the file, so initialised and untrained: {len(conversion.initialised):,} tensors, "
-            f"{_shown(conversion.initialised)}"
-        )
+    if conversion.missing:
+        lines.append(f"missing, so initialised: {', '.join(conversion.missing)}")
     return lines
-
-
-def _shown(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"

@@ -161,8 +161,11 @@ def _shown(names: Sequence[str]) -> str:
 def _conversion(conversion: Mapping[str, Any] | None) -> str:
     if not conversion:
         return ""
-    lacking = conversion["initialised"]
-    more = f"; it lacks {_shown(lacking)}, untrained here" if lacking else ""
+    parts: dict[str, list[str]] = {}
+    for name in conversion["initialised"]:
+        parts.setdefault(name if name.startswith("encoder.") else name.split(".")[0], []).append(name)
+    lacking = [names[0] if len(names) == 1 else f"{part} ({len(names)} tensors)" for part, names in parts.items()]
+    more = f", which lacks {_shown(lacking)}: untrained here" if lacking else ""
     return f"{conversion['source']} ({conversion['kind']}){more}"
 
 

@@ -48,7 +48,7 @@ class Conversion:
         used: tensors of the file that went into it.
         without_effect: official names of tensors that no output depends on, and why.
         surplus: official names of tensors that have no place, or another size than it.
-        initialised: names of parameters of the model that the file lacks, as expected or with ``partial``.
+        missing: names of parameters of the model that a file of this kind should hold, and were initialised.
         notes: what was taken to be so.
     """
 
@@ -57,7 +57,7 @@ class Conversion:
     used: int
     without_effect: Mapping[str, str]
     surplus: Sequence[str]
-    initialised: Sequence[str]
+    missing: Sequence[str]
     notes: Sequence[str]
 
 
@@ -125,7 +125,7 @@ def convert(
         used=len(source.state) - len(reading.without_effect) - len(surplus),
         without_effect=reading.without_effect,
         surplus=surplus,
-        initialised=missing,
+        missing=unexpected,
         notes=reading.notes,
     )
 

@@ -53,6 +53,10 @@ class MAEASTPretrained(Kind):
             state=interop.convert(state, patch_size),
             target_length=options.target_length or _TARGET_LENGTH,
             without_effect=unused,
+            notes=(
+                "the model normalises its input itself, so recipes that fine-tune it need task.mean=0 task.std=0.5 "
+                "task.window_type=povey task.remove_mean=false",
+            ),
         )
 
     def rename(self, name: str) -> str:

@@ -22,6 +22,7 @@ import amae_plugin  # noqa: F401 - registers the models in fairseq
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.main import main
 from amae_plugin.errors import UserError
+from amae_plugin.inference.inspection import describe, summary
 from amae_plugin.interop.convert import KINDS, convert, recognise
 from amae_plugin.interop.published import Options, PublishedFile
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
@@ -87,8 +88,12 @@ def test_audio_mae_without_decoder(golden: Callable) -> None:
     archive = golden("audio_mae_shifted")
     state = {n: value for n, value in archive.state.items() if not n.startswith(("decoder_", "mask_token"))}
     conversion = convert(PublishedFile(Path("x"), state), Path("y"), Options(num_heads=4))
-    assert conversion.used == len(state) and len(conversion.initialised) == 280
+    assert conversion.used == len(state) and not conversion.missing
+    assert len(conversion.checkpoint.untrained) == 280
     assert all(name.startswith("decoder.") for name in conversion.checkpoint.untrained)
+    assert "x (audio_mae), which lacks decoder (280 tensors): untrained here" in summary(
+        describe(conversion.checkpoint)
+    )
     encoder = encoder_of(conversion.checkpoint)
     source = archive["spectrogram"].float()[:, 0]
     visible = archive["mask"].bool().logical_not().nonzero()[:, 1].view(2, -1)
@@ -432,7 +437,7 @@ def test_missing_and_surplus_tensors_are_errors_unless_part_is_enough(
     assert main([*command, "--partial"]) == 0
     said = capsys.readouterr().out
     assert "left out, as they have no place: head.bias, teacher.weight" in said
-    assert "initialised and untrained: 2 tensors, encoder.blocks.1.attn.proj.bias, head.bias" in said
+    assert "missing, so initialised: encoder.blocks.1.attn.proj.bias, head.bias" in said
     assert Checkpoint.read(tmp_path / "out.pt").untrained == ("encoder.blocks.1.attn.proj.bias", "head.bias")
 
 
