@@ -16,7 +16,7 @@ from amae_plugin.errors import UserError
 from amae_plugin.interop.files import read_weights
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
 from amae_plugin.models.pretraining import PretrainingModel
-from amae_plugin.models.systems import SYSTEMS
+from amae_plugin.models.systems import SYSTEMS, input_settings, system_of
 
 CLASSIFIER = "amae_classifier"
 """The registered name of the classifier."""
@@ -27,7 +27,6 @@ NO_CLASSES = (
 """What is said when a pretraining model is asked for classes."""
 Model = Union[Classifier, PretrainingModel]
 _ENCODER = "encoder."
-_INPUT_SETTINGS = ("target_length", "num_mel_bins", "mean", "std")
 _PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "cross_entropy": lambda logits: logits.softmax(dim=1),
     "bce": torch.sigmoid,
@@ -45,7 +44,7 @@ class Checkpoint:
         task_state: what the task keeps with them; ``classes`` of a classifier.
         extra_state: the trainer's: ``val_loss``, ``best``, the position in the data; and ``conversion``: of which
             published checkpoint it was made.
-        updates: how many of the optimizer the weights have seen; None if the file does not say.
+        updates: of the optimizer that made the weights; None if the file does not say how many.
     """
 
     path: Path
@@ -135,17 +134,18 @@ class Checkpoint:
         return self.model_settings["encoder"] if self.is_classifier else self.model_settings
 
     @property
-    def input_settings(self) -> Mapping[str, Any]:
-        """The task section: front end, normalisation and length of the model's input.
+    def input_settings(self) -> dict[str, Any]:
+        """What :func:`amae_plugin.models.systems.input_settings` gives, and ``target_length``, the frames of the input.
 
         Raises:
-            UserError: one of these settings is missing.
+            UserError: the task section lacks a setting that describes the input.
         """
         task = self.config.get("task") or {}
-        missing = [name for name in _INPUT_SETTINGS if task.get(name) is None]
+        statistics = () if system_of(self.encoder_settings).normalizes_input else ("mean", "std")
+        missing = [name for name in ("target_length", "num_mel_bins", *statistics) if task.get(name) is None]
         if missing:
             raise UserError(f"{self.path}: its settings lack {', '.join(f'task.{name}' for name in missing)}")
-        return task
+        return {"target_length": task["target_length"], **input_settings(task, self.encoder_settings)}
 
     @property
     def classes(self) -> tuple[str, ...]:

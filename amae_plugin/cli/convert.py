@@ -12,6 +12,7 @@ from amae_plugin.data.labels import read_names
 from amae_plugin.errors import UserError
 from amae_plugin.inference.inspection import describe, summary
 from amae_plugin.interop.convert import KINDS, Conversion, convert
+from amae_plugin.interop.files import UnsafeFileError
 from amae_plugin.interop.published import Options, PublishedFile
 from amae_plugin.models.classifier.model import POOLINGS
 
@@ -49,7 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     for name, what in (
         ("--patch-size", "of MAE-AST without its cfg: 16 16 or 2 128"),
-        ("--patch-stride", "of an AST (as the positions fit); of an image model, to make an AST of it"),
+        ("--patch-stride", "of an AST (as the positions fit)"),
     ):
         sizes.add_argument(name, type=positive, nargs=2, metavar=("FRAMES", "BANDS"), help=what)
     sizes.add_argument("--num-mel-bins", type=positive, metavar="N", help="bands of the input (128)")
@@ -88,9 +89,16 @@ def _run(args: argparse.Namespace) -> int:
         pooling=args.pooling,
         classes=read_names(args.labels) if args.labels else None,
     )
+    try:
+        source = PublishedFile.read(args.source, trust=args.trust)
+    except UnsafeFileError as error:
+        raise UserError(
+            f"{error}. If you know who made the file and trust them, --trust reads it all the same, and runs whatever "
+            "it asks for"
+        ) from None
     given = {name: getattr(args, name) for name in ("mean", "std", "window_type", "remove_mean")}
     conversion = convert(
-        PublishedFile.read(args.source, trust=args.trust),
+        source,
         args.out,
         options,
         kind=args.kind,

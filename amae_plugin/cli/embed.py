@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from amae_plugin.cli.arguments import add_clips
+from amae_plugin.cli.files import writing
 from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import ClipFiles
 from amae_plugin.inference.model import Embedding, load_model
@@ -35,17 +36,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _run(args: argparse.Namespace) -> int:
     model = load_model(args.checkpoint, args.device, args.batch_size)
     clips = ClipFiles(args.paths, model.features, args.workers, "embedding")
-    try:
-        # Before the work, which is in vain if its results cannot be written.
+    with writing(args.out):  # before the work, which is in vain if its results cannot be written
         out = _File(args.out) if args.out.suffix == ".npz" else _Folder(args.out, clips.names)
-        count = 0
-        for path, embedding in clips.map(model.embeddings):
+    count = 0
+    for path, embedding in clips.map(model.embeddings):
+        with writing(args.out):
             out.add(path, embedding if args.timestamps else embedding.clip)
-            count += 1
-        code = clips.conclude()
+        count += 1
+    code = clips.conclude()
+    with writing(args.out):
         out.close()
-    except OSError as error:
-        raise UserError(f"{args.out}: cannot write there ({error.strerror})") from None
     print(f"embeddings of {count:,} clips, {model.embed_dim} values each: {args.out}")
     return code
 

@@ -11,6 +11,7 @@ from amae_plugin.errors import UserError
 
 SUBCOMMANDS = (
     "benchmark",
+    "compare",
     "convert",
     "embed",
     "evaluate",

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from amae_plugin.cli.arguments import add_clips, positive
+from amae_plugin.cli.files import writing
 from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import ClipFiles
 from amae_plugin.inference.model import Prediction, load_model
@@ -28,6 +29,9 @@ def _run(args: argparse.Namespace) -> int:
     if args.out is not None and args.out.suffix not in _FORMATS:
         raise UserError(f"--out {args.out}: its name must end in {' or '.join(_FORMATS)}")
     model = load_model(args.checkpoint, args.device, args.batch_size)
+    if args.out is not None:
+        with writing(args.out):  # before the work, which is in vain if its results cannot be written
+            args.out.parent.mkdir(parents=True, exist_ok=True)
     clips = ClipFiles(args.paths, model.features, args.workers, "predicting")
     found = {str(path): model.top(probabilities, args.top_k) for path, probabilities in clips.map(model.probabilities)}
     code = clips.conclude()
@@ -35,11 +39,8 @@ def _run(args: argparse.Namespace) -> int:
         for path, predictions in found.items():
             print(f"{path}: {', '.join(f'{label} {probability:.4f}' for label, probability in predictions)}")
         return code
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
+    with writing(args.out):
         (_write_csv if args.out.suffix == ".csv" else _write_json)(args.out, found)
-    except OSError as error:
-        raise UserError(f"{args.out}: cannot write it ({error.strerror})") from None
     print(f"predictions of {len(found):,} clips: {args.out}")
     return code
 

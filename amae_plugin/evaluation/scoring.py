@@ -163,13 +163,13 @@ def dataset_of(checkpoint: Checkpoint, manifest: Manifest, position: float = CEN
     Raises:
         UserError: a setting of the checkpoint is missing.
     """
-    task = checkpoint.input_settings
+    settings = checkpoint.input_settings
     return AudioDataset(
         manifest,
-        target_length=task["target_length"],
-        mean=task["mean"],
-        std=task["std"],
-        features=LogMel.from_settings(task),
+        target_length=settings["target_length"],
+        mean=settings["mean"],
+        std=settings["std"],
+        features=LogMel.from_settings(settings),
         crop_position=position,
     )
 

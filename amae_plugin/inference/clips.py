@@ -135,19 +135,10 @@ class ClipFiles:
         return len(self.names)
 
     def __iter__(self) -> Iterator[tuple[Path, Tensor]]:
-        paths = list(self.names)
-        loader = torch.utils.data.DataLoader(
-            _Waveforms(paths, self._features),
-            batch_size=None,
-            num_workers=max(0, min(self._workers, len(paths) - 1)),
-            collate_fn=_unchanged,
-        )
-        bar = tqdm(loader, desc=self._progress, unit="clip", disable=self._progress is None)
-        for waveform, path in zip(bar, paths):
-            if isinstance(waveform, Tensor):
+        with self._bar() as bar:
+            for path, waveform in self._usable(bar):
                 yield path, waveform
-            else:
-                self.skipped[str(path)] = waveform.reason or str(waveform)
+                bar.update()
 
     def map(self, function: Callable[[Iterator[Tensor]], Iterator[Result]]) -> Iterator[tuple[Path, Result]]:
         """The path of each file that can be used, and its result.
@@ -157,14 +148,34 @@ class ClipFiles:
                 the waveforms, for batches of several.
         """
         taken: deque[Path] = deque()
+        with self._bar() as bar:
 
-        def waveforms() -> Iterator[Tensor]:
-            for path, waveform in self:
-                taken.append(path)
-                yield waveform
+            def waveforms() -> Iterator[Tensor]:
+                for path, waveform in self._usable(bar):
+                    taken.append(path)
+                    yield waveform
 
-        for result in function(waveforms()):
-            yield taken.popleft(), result
+            for result in function(waveforms()):
+                yield taken.popleft(), result
+                bar.update()
+
+    def _bar(self) -> tqdm:
+        return tqdm(total=len(self), desc=self._progress, unit="clip", disable=self._progress is None)
+
+    def _usable(self, bar: tqdm) -> Iterator[tuple[Path, Tensor]]:
+        paths = list(self.names)
+        loader = torch.utils.data.DataLoader(
+            _Waveforms(paths, self._features),
+            batch_size=None,
+            num_workers=max(0, min(self._workers, len(paths) - 1)),
+            collate_fn=_unchanged,
+        )
+        for path, waveform in zip(paths, loader):
+            if isinstance(waveform, Tensor):
+                yield path, waveform
+            else:
+                self.skipped[str(path)] = waveform.reason or str(waveform)
+                bar.update()
 
     def conclude(self) -> int:
         """List what was skipped on standard error.

@@ -10,27 +10,29 @@ from typing import Any
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.features import LogMel
 from amae_plugin.models.encoder import Encoder
+from amae_plugin.models.mae_ast.encoder import MAEASTEncoder
 from amae_plugin.modules.positions import GridPositions, LearnedPositions
 
 _SHOWN = 10  # names
 # Of a pretraining model's settings, those that a summary shows.
 _PRETRAINING = ("masking", "mask_ratio", "decoder", "decoder_embed_dim", "decoder_depth", "norm_pix_loss")
-_SIZES = ("embed_dim", "depth", "num_heads")
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a checkpoint says about its model, its input and its training, in JSON's types; None where it says nothing.
 
     Parameters are counted by the part of the model that they are in. ``best`` is the best value of ``metric`` in the
-    run so far and ``last`` that of the last validation; the losses are means over the epoch and over that validation.
+    run so far and ``last`` that of the last validation; ``train_loss`` is the mean over the epoch so far.
 
     Raises:
         UserError: the weights do not fit the settings, or a setting that describes the input is missing.
     """
     model: Any = checkpoint.model()
     encoder: Encoder = model.encoder
-    task = checkpoint.input_settings
-    features = LogMel.from_settings(task)
+    first_block: Any = encoder.blocks[0]
+    task = checkpoint.config["task"]
+    settings = checkpoint.input_settings
+    features = LogMel.from_settings(settings)
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         parts[name.split(".")[0]] += parameter.numel()
@@ -41,29 +43,30 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "encoder": checkpoint.encoder_settings["_name"],
         "settings": _plain(checkpoint.model_settings),
         "parameters": {**parts, "total": sum(parts.values())},
+        "embed_dim": encoder.embed_dim,
+        "depth": len(encoder.blocks),
+        "num_heads": first_block.attn.num_heads,
         "positions": _positions(encoder),
         "patch_size": list(encoder.patch_size),
         "patch_stride": list(encoder.patch_stride),
-        "grid": list(encoder.grid(task["target_length"], task["num_mel_bins"])),
+        "grid": list(encoder.grid(settings["target_length"], settings["num_mel_bins"])),
         "input": {
             "sample_rate": features.sample_rate,
-            "frames": task["target_length"],
-            "seconds": features.samples_for(task["target_length"]) / features.sample_rate,
+            "frames": settings["target_length"],
+            "seconds": features.samples_for(settings["target_length"]) / features.sample_rate,
             "num_mel_bins": features.num_mel_bins,
             "window_type": features.window_type,
             "window_ms": features.window_ms,
             "shift_ms": features.shift_ms,
             "remove_mean": features.remove_mean,
-            "mean": task["mean"],
-            "std": task["std"],
+            **_statistics(encoder, settings),
         },
         "updates": checkpoint.updates,
         "epoch": (extra.get("train_iterator") or {}).get("epoch"),
         "metric": _setting(checkpoint, "checkpoint", "best_checkpoint_metric"),
         "last": _number(extra.get("val_loss")),
         "best": _number(extra.get("best")),
-        "train_loss": _mean_loss(extra, "train"),
-        "valid_loss": _mean_loss(extra, "valid"),
+        "train_loss": _train_loss(extra),
         "task": task.get("_name"),
         "data": task.get("data"),
         "save_dir": _setting(checkpoint, "checkpoint", "save_dir"),
@@ -85,8 +88,8 @@ def summary(facts: Mapping[str, Any]) -> str:
     lines = [
         ("checkpoint", facts["path"]),
         ("model", f"{facts['model']} on {facts['encoder']}" if classifier else facts["model"]),
-        ("encoder", _listed(settings["encoder"] if classifier else settings, _SIZES)),
-        ("pretraining", "" if classifier else _listed(settings, _PRETRAINING)),
+        ("encoder", ", ".join(f"{name} {facts[name]}" for name in ("embed_dim", "depth", "num_heads"))),
+        ("pretraining", ", ".join(f"{name} {settings[name]}" for name in _PRETRAINING if name in settings)),
         ("tokens", _tokens(facts)),
         ("positions", facts["positions"]["kind"] + _grid(facts["positions"]["grid"], ", table for ")),
         ("parameters", ", ".join(f"{part} {count:,}" for part, count in facts["parameters"].items())),
@@ -96,7 +99,10 @@ def summary(facts: Mapping[str, Any]) -> str:
             f"{heard['window_type']} windows of {heard['window_ms']:g} ms every {heard['shift_ms']:g} ms at "
             f"{heard['sample_rate']:,} Hz{', mean removed' if heard['remove_mean'] else ''}",
         ),
-        ("normalised", f"(x - mean) / (2 std), mean {heard['mean']}, std {heard['std']}"),
+        (
+            "normalised",
+            f"(x - mean) / (2 std), mean {heard['mean']:.8g}, std {heard['std']:.8g}, {heard['statistics']}",
+        ),
         ("training", _training(facts)),
         ("measures", _measures(facts)),
         ("data", facts["data"]),
@@ -106,10 +112,6 @@ def summary(facts: Mapping[str, Any]) -> str:
     ]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:{width}}  {text}" for name, text in lines if text)
-
-
-def _listed(settings: Mapping[str, Any], names: Iterable[str]) -> str:
-    return ", ".join(f"{name} {settings[name]}" for name in names if name in settings)
 
 
 def _tokens(facts: Mapping[str, Any]) -> str:
@@ -123,18 +125,16 @@ def _grid(grid: list[int] | None, before: str) -> str:
 
 
 def _training(facts: Mapping[str, Any]) -> str:
+    updates, planned, lr = facts["updates"], facts["max_update"], facts["lr"]
     parts = [
-        (facts["updates"], "{:,} updates"),
-        (facts["max_update"], "of {:,}"),
-        (facts["epoch"], "epoch {:,}"),
-        (facts["clips_per_update"], "{:,} clips an update"),
-        (facts["optimizer"], "{}"),
-        (facts["lr"] and facts["lr"][0], "lr {:g}"),
-        (facts["loss"], "{}"),
+        None if updates is None else f"{updates:,} updates" + (f" of {planned:,}" if planned else ""),
+        None if facts["epoch"] is None else f"epoch {facts['epoch']:,}",
+        None if facts["clips_per_update"] is None else f"{facts['clips_per_update']:,} clips an update",
+        facts["optimizer"],
+        f"lr {lr[0]:g}" if lr else None,
+        facts["loss"],
     ]
-    return ", ".join(text.format(value) for value, text in parts if value is not None).replace(
-        "updates, of", "updates of"
-    )
+    return ", ".join(part for part in parts if part is not None)
 
 
 def _measures(facts: Mapping[str, Any]) -> str:
@@ -142,7 +142,6 @@ def _measures(facts: Mapping[str, Any]) -> str:
         facts["metric"]: facts["last"],
         f"best {facts['metric']}": facts["best"],
         "training loss": facts["train_loss"],
-        "validation loss": facts["valid_loss"],
     }
     return ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
 
@@ -169,6 +168,15 @@ def _conversion(conversion: Mapping[str, Any] | None) -> str:
     return f"{conversion['source']} ({conversion['kind']}){more}"
 
 
+def _statistics(encoder: Encoder, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the normalisation ``(x - mean) / (2 std)``, and where they come from."""
+    if isinstance(encoder, MAEASTEncoder):
+        norm = encoder.input_norm
+        mean, std = norm.running_mean.item(), (norm.running_var + norm.eps).sqrt().item()
+        return {"mean": mean, "std": std, "statistics": "learned by the encoder's input norm"}
+    return {"mean": settings["mean"], "std": settings["std"], "statistics": "task.mean and task.std"}
+
+
 def _positions(encoder: Encoder) -> dict[str, Any]:
     """The kind of an encoder's position table, and the grid (time, frequency) that it is for."""
     positions = encoder.positions
@@ -180,9 +188,9 @@ def _positions(encoder: Encoder) -> dict[str, Any]:
     return {"kind": "fixed 1-D sine-cosine along the tokens", "grid": None}
 
 
-def _mean_loss(extra_state: Mapping[str, Any], split: str) -> float | None:
-    """The mean of the meter ``loss`` that fairseq stored for a split."""
-    meters: Iterable[Any] = dict(extra_state.get("metrics") or {}).get(split, ())
+def _train_loss(extra_state: Mapping[str, Any]) -> float | None:
+    """The mean of the training loss over the epoch so far, of the meters that fairseq stored."""
+    meters: Iterable[Any] = dict(extra_state.get("metrics") or {}).get("train", ())
     for _, name, kind, state in meters:
         if (name, kind) == ("loss", "AverageMeter") and float(state["count"]) > 0:
             return _number(float(state["sum"]) / float(state["count"]))

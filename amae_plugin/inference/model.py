@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -93,11 +94,11 @@ class AudioModel(nn.Module):
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.checkpoint = replace(checkpoint, state={})
         self.batch_size = batch_size
-        task = checkpoint.input_settings
-        self.features = LogMel.from_settings(task)
-        self.target_length: int = task["target_length"]
-        self.mean: float = task["mean"]
-        self.std: float = task["std"]
+        settings = checkpoint.input_settings
+        self.features = LogMel.from_settings(settings)
+        self.target_length: int = settings["target_length"]
+        self.mean: float = settings["mean"]
+        self.std: float = settings["std"]
         self.model: Any = checkpoint.model()
         self.sample_rate = self.features.sample_rate
         self.embed_dim = self.encoder.embed_dim
@@ -259,43 +260,40 @@ class AudioModel(nn.Module):
 
         Values of windows are stacked, so they are (N windows, ...).
         """
-        clips: deque[Windows] = deque()
-        sources: list[Tensor] = []
-        frames: list[int] = []
-        found: deque[dict[str, Tensor]] = deque()
+        layouts: deque[Windows] = deque()
+        outputs = self._in_batches(self._cut(waveforms, layouts), function)
+        for first in outputs:
+            windows = layouts.popleft()
+            own = [first, *itertools.islice(outputs, len(windows.starts) - 1)]
+            yield windows, {name: torch.stack([values[name] for values in own]) for name in first}
 
-        def run() -> None:
-            lengths = torch.tensor(frames, device=self._device)
-            padding_mask = torch.arange(self.target_length, device=self._device) >= lengths[:, None]
-            outputs = function(torch.stack(sources).to(self._device), padding_mask)
+    def _cut(self, waveforms: Iterable[Tensor], layouts: deque[Windows]) -> Iterator[tuple[Tensor, int]]:
+        """Windows of all clips, (T, F) normalised and padded, and their frames before the padding.
+
+        How each clip is cut is appended to ``layouts`` before its first window comes.
+        """
+        for waveform in waveforms:
+            log_mel = self._log_mel(waveform.detach().cpu())
+            layouts.append(self._layout(len(log_mel)))
+            for start in layouts[-1].starts:
+                window = log_mel[start * self.encoder.patch_stride[0] :][: self.target_length]
+                yield normalize(fit_length(window, self.target_length), self.mean, self.std), len(window)
+
+    def _in_batches(
+        self, windows: Iterator[tuple[Tensor, int]], function: Callable[[Tensor, Tensor], dict[str, Tensor]]
+    ) -> Iterator[dict[str, Tensor]]:
+        """What the function gives for each window, in order."""
+        while batch := list(itertools.islice(windows, self.batch_size)):
+            source = torch.stack([window for window, _ in batch]).to(self._device)
+            lengths = torch.tensor([frames for _, frames in batch], device=self._device)
+            outputs = function(source, torch.arange(self.target_length, device=self._device) >= lengths[:, None])
             if not all(bool(values.isfinite().all()) for values in outputs.values()):
                 raise UserError(
                     f"{self.checkpoint.path}: the model gives values that are not finite numbers; its training "
                     "diverged, so take an earlier checkpoint"
                 )
-            found.extend({name: values[i] for name, values in outputs.items()} for i in range(len(sources)))
-            sources.clear()
-            frames.clear()
-
-        def finished() -> Iterator[tuple[Windows, dict[str, Tensor]]]:
-            while clips and len(found) >= len(clips[0].starts):
-                windows = clips.popleft()
-                own = [found.popleft() for _ in windows.starts]
-                yield windows, {name: torch.stack([values[name] for values in own]) for name in own[0]}
-
-        for waveform in waveforms:
-            log_mel = self._log_mel(waveform.detach().cpu())
-            clips.append(self._windows(len(log_mel)))
-            for start in clips[-1].starts:
-                piece = log_mel[start * self.encoder.patch_stride[0] :][: self.target_length]
-                frames.append(len(piece))
-                sources.append(normalize(fit_length(piece, self.target_length), self.mean, self.std))
-                if len(sources) == self.batch_size:
-                    run()
-                    yield from finished()
-        if sources:
-            run()
-        yield from finished()
+            for index in range(len(batch)):
+                yield {name: values[index] for name, values in outputs.items()}
 
     def _log_mel(self, waveform: Tensor) -> Tensor:
         """(frames, bands), as of the whole waveform: no frame depends on another, since each loses its own mean."""
@@ -309,7 +307,7 @@ class AudioModel(nn.Module):
         ]
         return torch.cat(chunks)
 
-    def _windows(self, frames: int) -> Windows:
+    def _layout(self, frames: int) -> Windows:
         beyond_first = max(0, frames - self.encoder.patch_size[0])
         steps = 1 - (-beyond_first // self.encoder.patch_stride[0])
         if frames <= self.target_length:  # overlapping patches may leave a few of the last frames aside

@@ -1,1 +1,1 @@
-"""Other people's weights and tools: published checkpoints in; timm, ONNX, HEAR and s3prl out."""
+"""Weights in and out: published checkpoints to this plugin's; this plugin's to timm and ONNX, HEAR and s3prl."""

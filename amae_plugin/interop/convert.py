@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from amae_plugin.interop.mae_ast import MAEASTPretrained
 from amae_plugin.interop.published import Kind, Options, PublishedFile, Reading
 from amae_plugin.interop.ssast import ASTFineTuned, ImageNetViT, SSASTPretrained
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
-from amae_plugin.models.systems import SYSTEMS
+from amae_plugin.models.systems import SYSTEMS, input_settings, system_of
 
 # In the order in which they are asked whether they recognise a file.
 KINDS: dict[str, Kind] = {
@@ -34,6 +35,7 @@ KINDS: dict[str, Kind] = {
 }
 """The kinds of published checkpoints, by name."""
 
+_AUDIOSET = {"mean": -4.2677393, "std": 4.5689974}  # what published models were pretrained with
 _AUDIOSET_CLASSES = 527
 _SEED = 0  # of what a file lacks: a conversion gives the same checkpoint every time
 
@@ -67,7 +69,7 @@ def convert(
     options: Options,
     *,
     kind: str | None = None,
-    front_end: Mapping[str, Any] | None = None,
+    front_end: Mapping[str, Any] = MappingProxyType({}),
     multi_label: bool | None = None,
     partial: bool = False,
 ) -> Conversion:
@@ -78,7 +80,8 @@ def convert(
         out: path of the result.
         options: what the user says of it.
         kind: one of :data:`KINDS`; recognised if None.
-        front_end: fields of :class:`~amae_plugin.interop.published.FrontEnd` that are not the published ones.
+        front_end: of the task's settings ``mean``, ``std``, ``window_type`` and ``remove_mean`` those that are not as
+            published.
         multi_label: of a classifier, whether a clip may have several labels; if None, with AudioSet's 527 classes.
         partial: leave out tensors that have no place, and initialise those that are missing.
 
@@ -95,6 +98,9 @@ def convert(
         raise UserError(f"{source.path}: no {chosen.name}: it has no tensor {error.args[0]}") from None
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{source.path}, as {chosen.name}: {error}") from None
+    encoder = reading.model.get("encoder", reading.model)
+    if system_of(encoder).normalizes_input and not {"mean", "std"}.isdisjoint(front_end):
+        raise UserError(f"{source.path}: the model normalises its input itself, so --mean and --std mean nothing to it")
     if options.target_length and options.target_length != reading.target_length:
         raise UserError(
             f"{source.path}: its positions are those of {reading.target_length} frames, so --target-length "
@@ -114,7 +120,7 @@ def convert(
     }
     checkpoint = Checkpoint(
         out,
-        _sections(model, reading, {**asdict(chosen.front_end), **(front_end or {})}, multi_label),
+        _sections(model, reading, front_end, multi_label),
         model.state_dict(),
         _task_state(source.path, reading, options),
         {"conversion": conversion},
@@ -180,8 +186,11 @@ def _sections(model: Model, reading: Reading, front_end: Mapping[str, Any], mult
         "data": "",
         "target_length": reading.target_length,
         "num_mel_bins": encoder["num_mel_bins"],
+        **_AUDIOSET,
+        **system_of(encoder).front_end,
         **front_end,
     }
+    task.update(input_settings(task, encoder))
     sections: dict[str, Any] = {
         # What fairseq's tasks look up in other sections.
         "common": {"seed": 1, "tensorboard_logdir": None},

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from amae_plugin.interop.published import RAW, Kind, Options, PublishedFile, Reading
+from amae_plugin.interop.published import Kind, Options, PublishedFile, Reading
 from amae_plugin.models.mae_ast import MAEASTConfig, interop
 from amae_plugin.modules.patching import Size2d
 
@@ -23,7 +23,6 @@ class MAEASTPretrained(Kind):
 
     name = "mae_ast"
     title = "MAE-AST, pretrained"
-    front_end = RAW
 
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
         """See :meth:`Kind.recognises`."""
@@ -53,10 +52,6 @@ class MAEASTPretrained(Kind):
             state=interop.convert(state, patch_size),
             target_length=options.target_length or _TARGET_LENGTH,
             without_effect=unused,
-            notes=(
-                "the model normalises its input itself, so recipes that fine-tune it need task.mean=0 task.std=0.5 "
-                "task.window_type=povey task.remove_mean=false",
-            ),
         )
 
     def rename(self, name: str) -> str:

@@ -13,35 +13,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from amae_plugin.errors import UserError
-from amae_plugin.interop.files import UnsafeFileError, read_weights
+from amae_plugin.interop.files import read_weights
 from amae_plugin.modules.patching import Size2d
 
 _STATE_KEYS = ("model", "state_dict")
 _DATA_PARALLEL = "module."
 _OWN = "amae_"  # how the registered names of this plugin's models begin
-
-
-@dataclass(frozen=True)
-class FrontEnd:
-    """How the audio becomes what a model was trained on; the fields are those of the task's settings.
-
-    Attributes:
-        mean: of the log-mel values.
-        std: their standard deviation; the input is ``(x - mean) / (2 std)``.
-        window_type: of the analysis.
-        remove_mean: whether the mean of the waveform is subtracted first.
-    """
-
-    mean: float
-    std: float
-    window_type: str
-    remove_mean: bool
-
-
-AUDIOSET = FrontEnd(mean=-4.2677393, std=4.5689974, window_type="hanning", remove_mean=True)
-"""Of AST, SSAST and Audio-MAE with AudioSet's statistics, whatever they are then fine-tuned on."""
-RAW = FrontEnd(mean=0.0, std=0.5, window_type="povey", remove_mean=False)
-"""Kaldi's defaults, not normalised: MAE-AST's, whose model normalises its input itself."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +55,11 @@ class PublishedFile:
         """Read a file; ``trust`` is that of :func:`read_weights`.
 
         Raises:
-            UserError: the file cannot be read, holds no state dict, or is a checkpoint of this plugin.
+            UserError: the file cannot be read, holds no state dict, or is a checkpoint of this plugin; see also
+                :func:`read_weights`.
         """
         path = Path(path)
-        try:
-            content = read_weights(path, trust=trust)
-        except UnsafeFileError as error:
-            raise UserError(
-                f"{error}. If you know who made the file and trust them, --trust reads it all the same, and runs "
-                "whatever it asks for"
-            ) from None
+        content = read_weights(path, trust=trust)
         state = _state_of(path, content)
         if all(name.startswith(_DATA_PARALLEL) for name in state):
             state = {name[len(_DATA_PARALLEL) :]: tensor for name, tensor in state.items()}
@@ -126,12 +98,10 @@ class Kind(ABC):
     Attributes:
         name: for ``--kind``.
         title: in words.
-        front_end: that of the published models.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
-    front_end: ClassVar[FrontEnd] = AUDIOSET
 
     @abstractmethod
     def recognises(self, state: Mapping[str, Tensor]) -> bool:

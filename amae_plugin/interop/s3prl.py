@@ -7,6 +7,9 @@ s3prl finds upstreams by name in ``s3prl.hub``::
 
     s3prl.hub.amae_local = amae_local
     upstream = s3prl.nn.S3PRLUpstream("amae_local", path_or_url="checkpoint.pt")
+
+s3prl is not needed here. (Its release 0.4.18 cannot be imported beside torchaudio 2.11, which lacks functions that two
+other upstreams of s3prl import; with stand-ins for them, all of the above was tried.)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Published SSAST and AST checkpoints (Gong et al. 2022, 2021), and the image models that AST begins from."""
+"""Published SSAST and AST checkpoints (Gong et al. 2022, 2021), and the image models that they begin from."""
 
 from __future__ import annotations
 
@@ -13,15 +13,6 @@ from amae_plugin.models.ssast.encoder import SSASTEncoder
 _NAME = "amae_ssast"
 _KERNEL = "v.patch_embed.proj.weight"
 _POOLING = "avgcls"  # of AST
-# Parameters that an image model does not give to an SSAST or an AST.
-_NOT_OF_IMAGES = (
-    "encoder.dist_token",
-    "mask_token",
-    "reconstruction_head.",
-    "classification_head.",
-    "fc_norm.",
-    "head.",
-)
 
 
 class _SSASTNames(Kind):
@@ -94,52 +85,34 @@ class ASTFineTuned(_SSASTNames):
 
 
 class ImageNetViT(Kind):
-    """A ViT or a DeiT of timm as the beginning of an SSAST, or of an AST."""
+    """A ViT or a DeiT of timm as the beginning of an SSAST."""
 
     name = "image_vit"
-    title = "ViT or DeiT of images, as the beginning of an SSAST or an AST"
+    title = "ViT or DeiT of images, as the beginning of an SSAST"
 
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
         """See :meth:`Kind.recognises`; see also :class:`ImageMAE`, which is asked first."""
         return channels(state) == 3
 
     def read(self, file: PublishedFile, options: Options) -> Reading:
-        """See :meth:`Kind.read`.
-
-        Patches overlap in classifiers only: with a stride, the result is an AST whose head is yet to be trained.
-        """
+        """See :meth:`Kind.read`."""
         sizes = interop.image_sizes(file.state, options.num_heads)
         sizes["input_length"] = options.target_length or SSASTConfig.input_length
         sizes["num_mel_bins"] = options.num_mel_bins or SSASTConfig.num_mel_bins
-        if options.patch_stride:
-            sizes["patch_stride"] = options.patch_stride
-        encoder = SSASTEncoder(SSASTConfig(**sizes))
-        state = interop.convert_imagenet(file.state, encoder)
+        state = interop.convert_imagenet(file.state, SSASTEncoder(SSASTConfig(**sizes)))
         heads = {name: "it classifies images" for name in file.state if interop.IMAGENET_HEADS.match(name)}
-        settings = {"_name": _NAME, **sizes}
         return Reading(
-            model=_untrained_ast(settings, options) if options.patch_stride else settings,
+            model={"_name": _NAME, **sizes},
             state={self.rename(name): tensor for name, tensor in state.items()},
             target_length=sizes["input_length"],
             without_effect=heads,
-            fresh=_NOT_OF_IMAGES,
+            fresh=("encoder.dist_token", "mask_token", "reconstruction_head.", "classification_head."),
             notes=("the colours of the patch kernel were summed and its positions fitted to the spectrogram's grid",),
         )
 
     def rename(self, name: str) -> str:
         """See :meth:`Kind.rename`."""
         return f"encoder.{name}"
-
-
-def _untrained_ast(encoder: Mapping[str, object], options: Options) -> dict[str, object]:
-    if not options.classes:
-        raise ValueError("--patch-stride makes an AST, which classifies, so it needs --labels")
-    return {
-        "_name": "amae_classifier",
-        "encoder": encoder,
-        "num_classes": len(options.classes),
-        "pooling": options.pooling or _POOLING,
-    }
 
 
 def _unused(state: Mapping[str, Tensor]) -> dict[str, str]:

@@ -71,6 +71,11 @@ class PretrainingModel(nn.Module, ABC):
         """
 
     @property
+    def normalizes_targets(self) -> bool:
+        """Whether each patch is predicted without its own mean and variance, which pictures then take from the clip."""
+        return False
+
+    @property
     def blocks(self) -> tuple[nn.Module, ...]:
         """The transformer blocks, where nearly all the time goes."""
         return tuple(self.encoder.blocks)

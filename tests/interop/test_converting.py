@@ -162,6 +162,8 @@ def test_mae_ast_without_its_settings_needs_a_patch_size(golden: Callable) -> No
     file = PublishedFile(Path("m.pt"), archive.state)
     with pytest.raises(UserError, match=r"m\.pt, as mae_ast: a token has 256 values.*--patch-size 16 16 for patches"):
         convert(file, Path("y"), Options(num_heads=4))
+    with pytest.raises(UserError, match=r"m\.pt: the model normalises its input itself"):
+        convert(file, Path("y"), Options(num_heads=4, patch_size=(2, 128)), front_end={"mean": -4.0})
     told = convert(file, Path("y"), Options(num_heads=4, patch_size=(2, 128), target_length=256)).checkpoint
     source = archive["spectrogram"].float()[:1]
     assert_same(told.model().extract_features(source)[0], archive["features_eval_after_one_batch"])
@@ -310,18 +312,6 @@ def test_a_vit_becomes_an_ssast(tmp_path: Path, name: str) -> None:
         assert_same(model.extract_features(source)[0], expected)
     else:
         assert "encoder.dist_token" in checkpoint.untrained
-
-
-def test_a_vit_becomes_an_ast_with_patches_that_overlap(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    source = save(tmp_path / "deit.pth", {"model": image_model("deit_tiny_distilled_patch16_224", 96).state_dict()})
-    command = ["convert", str(source), str(tmp_path / "ast.pt"), "--patch-stride", "10", "10"]
-    assert main(command) == 2
-    assert "it needs --labels" in capsys.readouterr().err
-    (tmp_path / "labels.txt").write_text("dog\ncat\n")
-    checkpoint, model = converted(source, *command[3:], "--labels", str(tmp_path / "labels.txt"))
-    assert model(torch.zeros(1, 1024, 128))["logits"].shape == (1, 2)
-    assert checkpoint.encoder_settings["patch_stride"] == [10, 10]
-    assert checkpoint.untrained == ("fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias")
 
 
 @pytest.mark.parametrize("with_decoder", [False, True])

@@ -103,6 +103,11 @@ class AudioMAE(PretrainingModel):
         return unpatchify(torch.where(mask[..., None], prediction, patches), grid, self.encoder.patch_size)
 
     @property
+    def normalizes_targets(self) -> bool:
+        """See :attr:`PretrainingModel.normalizes_targets`."""
+        return self.config.norm_pix_loss
+
+    @property
     def blocks(self) -> tuple[nn.Module, ...]:
         """See :attr:`PretrainingModel.blocks`."""
         return (*self.encoder.blocks, *self.decoder.blocks)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from amae_plugin.errors import UserError
+from amae_plugin.interop.published import PublishedFile
 from amae_plugin.models import official
 from amae_plugin.models.ssast.config import SSASTConfig
 from amae_plugin.models.ssast.encoder import SSASTEncoder
@@ -158,6 +161,21 @@ def image_sizes(state_dict: Mapping[str, Tensor], num_heads: int | None = None) 
     return _encoder_sizes(state_dict, "", num_heads)
 
 
+def load_imagenet_file(encoder: nn.Module, path: Path) -> None:
+    """Give an encoder the weights of a file: ``.safetensors``, or of ``torch.save``, where they may be under ``model``.
+
+    Raises:
+        UserError: the encoder is of another system, or the file cannot be read or does not fit it.
+    """
+    if not isinstance(encoder, SSASTEncoder):
+        raise UserError(f"model.imagenet={path}: only an amae_ssast encoder can start from ImageNet's weights")
+    state = PublishedFile.read(path).state
+    try:
+        load_imagenet(encoder, state)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"model.imagenet={path}: no ViT or DeiT of model.encoder's sizes: {error}") from None
+
+
 def load_imagenet(encoder: SSASTEncoder, state_dict: Mapping[str, Tensor]) -> None:
     """Give an encoder the weights of an image model, see :func:`convert_imagenet`.
 
@@ -167,8 +185,10 @@ def load_imagenet(encoder: SSASTEncoder, state_dict: Mapping[str, Tensor]) -> No
         ValueError: the positions are not of a square image with class tokens.
         RuntimeError: a tensor is missing, has no place or is of another size (PyTorch's own message names them).
     """
-    own = {"dist_token": encoder.dist_token.detach()}
-    encoder.load_state_dict({**own, **convert_imagenet(state_dict, encoder)})
+    state = {"dist_token": encoder.dist_token.detach(), **convert_imagenet(state_dict, encoder)}
+    if isinstance(encoder.norm, nn.Identity):  # in a classifier that has its norm after the pooling
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("norm.")}
+    encoder.load_state_dict(state)
 
 
 def convert_imagenet(state_dict: Mapping[str, Tensor], encoder: SSASTEncoder) -> dict[str, Tensor]:
