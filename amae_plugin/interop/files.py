@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from amae_plugin.errors import UserError
 
@@ -44,7 +45,7 @@ def read_weights(path: str | os.PathLike[str], *, trust: bool = False) -> Any:
         with path.open("rb"):
             pass
         if path.suffix == _SAFETENSORS:
-            return _read_safetensors(path)
+            return load_file(path)
         is_zip = zipfile.is_zipfile(path)
         if is_zip:
             _refuse_escapes(path)
@@ -68,14 +69,6 @@ def read_weights(path: str | os.PathLike[str], *, trust: bool = False) -> Any:
         raise UserError(f"{path}: holds objects of a package that is not installed here ({error})") from None
     except Exception as error:  # a damaged or foreign file can make a reader raise anything
         raise UserError(f"{path}: not a checkpoint, or a damaged one ({_reason(error)})") from None
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError:
-        raise UserError(f"{path}: to read it, pip install 'amae-plugin[export]'") from None
-    return load_file(path)
 
 
 def _refuse_escapes(path: Path) -> None:

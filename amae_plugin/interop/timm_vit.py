@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Optional
 
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from amae_plugin.checkpoints import Checkpoint, Model
@@ -57,7 +58,7 @@ class Timm(Format):
     """A Vision Transformer that ``timm.create_model("local-dir:...", pretrained=True)`` loads strictly."""
 
     name = "timm"
-    packages = ("timm", "safetensors")
+    packages = ("timm",)
     files = (_CONFIG, _WEIGHTS, _HEAD)
 
     def __init__(self, checkpoint: Checkpoint, model: Model):
@@ -68,8 +69,6 @@ class Timm(Format):
 
     def write(self, folder: Path) -> None:
         """See :meth:`Format.write`."""
-        from safetensors.torch import save
-
         (folder / _CONFIG).write_text(json.dumps(self._config(), indent=1) + "\n", encoding="utf-8")
         for name, weights in ((_WEIGHTS, self.vit.state), (_HEAD, self.vit.head)):
             if weights:
@@ -79,7 +78,6 @@ class Timm(Format):
     def outputs(self, folder: Path, source: Tensor) -> Tensor:
         """See :meth:`Format.outputs`."""
         import timm
-        from safetensors.torch import load_file
 
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         if self.vit.stride:
