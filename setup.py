@@ -2,6 +2,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+EXPORT = ["onnx", "onnxruntime", "onnxscript", "timm"]
 README = Path(__file__).parent / "README.md"
 
 setup(
@@ -37,7 +38,8 @@ setup(
     extras_require={
         "video": ["av"],
         "demo": ["espeakng-loader"],
-        "dev": ["av", "hypothesis", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "timm"],
+        "export": EXPORT,
+        "dev": ["av", "hypothesis", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", *EXPORT],
     },
     entry_points={"console_scripts": ["amae=amae_plugin.cli.main:main"]},
 )

@@ -12,8 +12,10 @@ from amae_plugin.errors import UserError
 SUBCOMMANDS = (
     "benchmark",
     "compare",
+    "convert",
     "embed",
     "evaluate",
+    "export",
     "inspect",
     "manifest",
     "predict",
