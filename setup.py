@@ -11,7 +11,7 @@ setup(
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=find_packages(include=["amae_plugin", "amae_plugin.*"]),
+    packages=[*find_packages(include=["amae_plugin", "amae_plugin.*"]), "hydra_plugins"],
     python_requires=">=3.9",
     install_requires=[
         "torch",

@@ -20,7 +20,7 @@ from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.features import LogMel
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_shell.checkpoints import make_copies_atomic, remove_partial_files
+from amae_plugin.fairseq_shell.checkpoints import make_writing_atomic, remove_partial_files
 from amae_plugin.fairseq_shell.data import FairseqAudioDataset, Stopwatch
 from amae_plugin.fairseq_shell.hydra import user_path
 
@@ -85,7 +85,7 @@ class AudioTask(FairseqTask):
         if not from_checkpoint:
             if not task.data.is_dir():
                 raise UserError(f"task.data={cfg.data}: there is no folder {task.data}; amae manifest makes one")
-            make_copies_atomic()
+            make_writing_atomic()
             if distributed_utils.get_global_rank() == 0:
                 remove_partial_files(cfg.save_dir)
         return task

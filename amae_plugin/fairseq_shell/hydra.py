@@ -11,6 +11,7 @@ from typing import Any
 
 import hydra.utils
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,17 +21,31 @@ from amae_plugin.errors import UserError
 
 
 class RegisterPlugin(Callback):
-    """Registers the plugin by being imported, and keeps the runs of a sweep apart."""
+    """Registers the plugin by being imported, keeps the runs of a sweep apart, and returns their results."""
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Forget what fairseq keeps in its modules of the run before in the same process."""
+        """Forget what fairseq keeps in its modules of the run before in the same process; start processes our way."""
         # Imported here: with a launcher of its own, a sweep's process starts no run and needs no fairseq.
+        from amae_plugin.fairseq_shell import launch
         from amae_plugin.fairseq_shell.isolation import forget_earlier_run
 
         forget_earlier_run()
+        launch.install()
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Return the best validation result, ``checkpoint.best_checkpoint_metric``: what a sweeper optimises.
+
+        ``fairseq-hydra-train`` returns nothing, so a sweeper could not choose.
+        """
+        if job_return.status == JobStatus.COMPLETED:
+            from amae_plugin.evaluation.sweep import read_result
+
+            job_return.return_value = read_result(job_return.cfg.checkpoint.save_dir).best
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the results of a sweep's runs, their mean and standard deviation."""
+        if not config.hydra.launcher.get("wait", True):
+            return  # the runs have only been submitted
         from amae_plugin.evaluation.sweep import summarize
 
         try:
@@ -82,11 +97,17 @@ def scaled_lr(base_lr: float, clips_per_update: int) -> float:
     return float(base_lr) * int(clips_per_update) / 256
 
 
+def devices(nodes: int, per_node: int) -> int:
+    """``${amae.devices:NODES,PER_NODE}``: processes that train together."""
+    return int(nodes) * int(per_node)
+
+
 for _name, _resolver in {
     "plugin_dir": plugin_dir,
     "updates": updates,
     "updates_of": updates_of,
     "update_freq": update_freq,
     "scaled_lr": scaled_lr,
+    "devices": devices,
 }.items():
     OmegaConf.register_new_resolver(f"amae.{_name}", _resolver, replace=True)

@@ -1,0 +1,203 @@
+"""Jobs of SLURM through submitit: submit them, watch them, and tell how they ended."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import JobPaths, pickle_load
+from tqdm import tqdm
+
+from amae_plugin.cluster.snapshot import Snapshot
+from amae_plugin.errors import UserError
+
+FOLDER = "slurm"
+"""Within the folder of a run or a sweep: snapshots, and a subfolder a job with submitit's files and the logs."""
+_GOING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED", "STAGE_OUT", "SIGNALING"}
+_LOG_LINES = 40
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a job asks for: the settings of ``config/hydra/launcher/slurm.yaml``, which explains them."""
+
+    name: str
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    timeout_min: int = 1440
+    nodes: int = 1
+    devices_per_node: int = 1
+    tasks_per_node: int = 1
+    gpus_per_node: int | None = None
+    cpus_per_device: int = 1
+    mem_gb: float | None = None
+    requeues: int = 0
+    signal_delay_s: int = 120
+    array_parallelism: int = 256
+    setup: Sequence[str] = ()
+    srun_args: Sequence[str] = ()
+    sbatch: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.tasks_per_node not in (1, self.devices_per_node):
+            raise UserError(
+                f"hydra.launcher.tasks_per_node={self.tasks_per_node}: must be 1 (a task that starts the processes of "
+                f"its node) or hydra.launcher.devices_per_node={self.devices_per_node} (a task a process)"
+            )
+
+    def executor(self, folder: Path, snapshot: Snapshot) -> submitit.AutoExecutor:
+        """submitit's executor for jobs that run the snapshot's code and log to a subfolder of *folder*."""
+        try:
+            executor = submitit.AutoExecutor(folder / "%j", cluster="slurm")
+        except RuntimeError as error:
+            raise UserError(f"no SLURM here: {error}") from None
+        cpus = self.cpus_per_device * self.devices_per_node // self.tasks_per_node
+        executor.update_parameters(
+            name=self.name,
+            timeout_min=self.timeout_min,
+            nodes=self.nodes,
+            tasks_per_node=self.tasks_per_node,
+            cpus_per_task=cpus,
+            stderr_to_stdout=True,
+            slurm_signal_delay_s=self.signal_delay_s,
+            slurm_array_parallelism=self.array_parallelism,
+            slurm_setup=[f"export PYTHONPATH={snapshot.code}${{PYTHONPATH:+:$PYTHONPATH}}", *self.setup],
+            # One dead rank ends all. srun does not take over the job's --cpus-per-task.
+            slurm_srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}", *self.srun_args],
+            slurm_additional_parameters={"requeue": True, **self.sbatch},
+            **{
+                name: value
+                for name, value in {
+                    "gpus_per_node": self.gpus_per_node,
+                    "mem_gb": self.mem_gb,
+                    "slurm_partition": self.partition,
+                    "slurm_account": self.account,
+                    "slurm_qos": self.qos,
+                    "slurm_constraint": self.constraint,
+                }.items()
+                if value is not None
+            },
+        )
+        return executor
+
+    def submit(self, jobs: Sequence[Callable[[], Any]], folder: Path, snapshot: Snapshot) -> list[SubmittedJob]:
+        """Submit callables; several as one job array.
+
+        Raises:
+            UserError: SLURM refuses.
+        """
+        executor = self.executor(folder, snapshot)
+        try:
+            with executor.batch():
+                submitted = [executor.submit(job) for job in jobs]
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+            raise UserError(f"SLURM does not take the job: {error}") from None
+        return [SubmittedJob(job.job_id, folder) for job in submitted]
+
+
+@dataclass(frozen=True)
+class SubmittedJob:
+    """A job, found again by its number and the folder it was submitted with."""
+
+    id: str
+    folder: Path
+
+    @property
+    def _tasks(self) -> list[int]:
+        """Tasks that have left a log."""
+        logs = self.paths(0).folder.glob(f"{self.id}_*_log.out")
+        return sorted(int(path.name.removeprefix(f"{self.id}_").split("_")[0]) for path in logs)
+
+    def paths(self, task: int) -> JobPaths:
+        """Of a task's log and result."""
+        return JobPaths(self.folder / "%j", job_id=self.id, task_id=task)
+
+    @property
+    def logs(self) -> list[Path]:
+        """Logs of the tasks in the order of their numbers; the first also holds what srun says."""
+        return [self.paths(task).stdout for task in self._tasks]
+
+    def _outcomes(self) -> list[tuple[float, int, str, Any]]:
+        """Of each task that has left one, in the order of time: when, task, ``success`` or ``error``, value."""
+        found = []
+        for task in self._tasks:
+            path = self.paths(task).result_pickle
+            if path.exists():
+                kind, value = pickle_load(path)
+                found.append((path.stat().st_mtime, task, kind, value))
+        return sorted(found, key=lambda outcome: outcome[:2])
+
+    def result(self, state: str) -> Any:
+        """What rank 0 returned.
+
+        Args:
+            state: of the job, which has ended.
+
+        Raises:
+            JobFailed: the job did not complete; with the traceback of the task that failed first.
+        """
+        outcomes = self._outcomes()
+        returned = [value for _, task, kind, value in outcomes if (task, kind) == (0, "success")]
+        if state in ("COMPLETED", "UNKNOWN") and returned:
+            return returned[0]
+        for _, task, kind, value in outcomes:
+            if kind == "error":
+                raise JobFailed(f"job {self.id} ({state}): task {task} failed:\n{value}\nIts log: {self.paths(task).stdout}")
+        log = self.paths(0).stdout
+        end = "".join(log.open(errors="replace").readlines()[-_LOG_LINES:]) if log.exists() else ""
+        raise JobFailed(f"job {self.id} ended ({state}) without a result. The end of {log}:\n{end}")
+
+
+class JobFailed(Exception):  # noqa: N818
+    """A job has ended without a result; the message holds its error."""
+
+
+def states(jobs: Iterable[str]) -> dict[str, str]:
+    """The states of jobs as SLURM names them; UNKNOWN for those that it has forgotten."""
+    jobs = list(jobs)
+    numbers = ",".join(sorted({job.split("_")[0] for job in jobs}))
+    found: dict[str, str] = {}
+    # Without accounting only squeue knows, and not for long; with it, sacct does.
+    for command in (
+        ["squeue", "--noheader", "--array", "--states=all", f"--jobs={numbers}", "--format=%i|%T"],
+        ["sacct", "--noheader", "--allocations", "--parsable2", f"--jobs={numbers}", "--format=JobID,State"],
+    ):
+        if all(job in found for job in jobs):
+            break
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        for line in done.stdout.splitlines():
+            job, _, state = line.partition("|")
+            found.setdefault(job, state.split()[0] if state else "UNKNOWN")  # "CANCELLED by 0"
+    return {job: found.get(job, "UNKNOWN") for job in jobs}
+
+
+def wait(jobs: Sequence[SubmittedJob], poll_s: float) -> list[Any]:
+    """Wait until all jobs have ended, through all requeueings; what they returned.
+
+    Raises:
+        JobFailed: some did not; with the errors of all of them.
+    """
+    ended: dict[str, str] = {}
+    with tqdm(total=len(jobs), desc="jobs", unit="job") as bar:
+        while len(ended) < len(jobs):
+            time.sleep(poll_s)
+            current = states([job.id for job in jobs if job.id not in ended])
+            ended.update({job: state for job, state in current.items() if state not in _GOING})
+            bar.set_postfix_str(", ".join(sorted({f"{job} {state}" for job, state in current.items()})[:4]))
+            bar.update(len(ended) - bar.n)
+    results, errors = [], []
+    for job in jobs:
+        try:
+            results.append(job.result(ended[job.id]))
+        except JobFailed as error:
+            errors.append(str(error))
+    if errors:
+        raise JobFailed("\n\n".join(errors))
+    return results
