@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from amae_plugin.errors import UserError
 
-SUBCOMMANDS = ("benchmark", "evaluate", "manifest", "results", "stats", "weights")
+SUBCOMMANDS = ("benchmark", "evaluate", "manifest", "results", "slurm", "stats", "weights")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

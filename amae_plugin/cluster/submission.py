@@ -19,6 +19,7 @@ from amae_plugin.errors import UserError
 FOLDER = "slurm"
 """Within the folder of a run or a sweep: snapshots, and a subfolder a job with submitit's files and the logs."""
 _GOING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED", "STAGE_OUT", "SIGNALING"}
+_SQUEUE_FIELDS = "JobArrayID:|,State:|,Reason:|,NodeList:|,RestartCnt:|"
 _LOG_LINES = 40
 
 
@@ -159,23 +160,66 @@ class JobFailed(Exception):  # noqa: N818
     """A job has ended without a result; the message holds its error."""
 
 
-def states(jobs: Iterable[str]) -> dict[str, str]:
-    """The states of jobs as SLURM names them; UNKNOWN for those that it has forgotten."""
+@dataclass(frozen=True)
+class JobState:
+    """What SLURM says of a job: its state's name (UNKNOWN if it has forgotten the job), why, where, how often started."""
+
+    name: str = "UNKNOWN"
+    reason: str = ""
+    nodes: str = ""
+    restarts: str = ""
+
+    @property
+    def going(self) -> bool:
+        """Whether the job waits or runs."""
+        return self.name in _GOING
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended otherwise than well."""
+        return not self.going and self.name not in ("COMPLETED", "UNKNOWN")
+
+    def __str__(self) -> str:
+        restarts = f"started again {self.restarts} times" if self.restarts not in ("", "0") else ""
+        return "  ".join(part for part in (self.name, self.nodes, self.reason, restarts) if part)
+
+
+def states(jobs: Iterable[str]) -> dict[str, JobState]:
+    """The states of jobs. Without SLURM's accounting it forgets those that ended some minutes ago."""
     jobs = list(jobs)
     numbers = ",".join(sorted({job.split("_")[0] for job in jobs}))
-    found: dict[str, str] = {}
-    # Without accounting only squeue knows, and not for long; with it, sacct does.
+    found: dict[str, JobState] = {}
     for command in (
-        ["squeue", "--noheader", "--array", "--states=all", f"--jobs={numbers}", "--format=%i|%T"],
-        ["sacct", "--noheader", "--allocations", "--parsable2", f"--jobs={numbers}", "--format=JobID,State"],
+        ["squeue", "--noheader", "--array", "--states=all", f"--jobs={numbers}", "--Format=" + _SQUEUE_FIELDS],
+        ["sacct", "--noheader", "--allocations", "--parsable2", f"--jobs={numbers}", "--format=JobID,State,NodeList"],
     ):
-        if all(job in found for job in jobs):
-            break
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        for line in done.stdout.splitlines():
-            job, _, state = line.partition("|")
-            found.setdefault(job, state.split()[0] if state else "UNKNOWN")  # "CANCELLED by 0"
-    return {job: found.get(job, "UNKNOWN") for job in jobs}
+        if any(job not in found for job in jobs):
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            except OSError as error:
+                raise UserError(f"no SLURM here: {error}") from None
+            for line in done.stdout.splitlines():
+                job, name, *rest = (part.strip() for part in line.split("|"))
+                if command[0] == "sacct":
+                    rest = ["", rest[0]]
+                # "CANCELLED by 0"; "None" where there is no reason
+                found.setdefault(job, JobState(name.split()[0], *(part.replace("None", "") for part in rest[:3])))
+    return {job: found.get(job, JobState()) for job in jobs}
+
+
+def find_jobs(folder: Path) -> list[SubmittedJob]:
+    """The jobs that were submitted for the folder of a run or of a sweep, in the order of their numbers.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = {}
+    for path in (folder / FOLDER).glob("*/*_submitted.pkl"):
+        id = path.name.removesuffix("_submitted.pkl")
+        found[tuple(map(int, id.split("_")))] = SubmittedJob(id, folder.absolute() / FOLDER)
+    if not found:
+        raise UserError(f"{folder}: no job was submitted for this folder; it holds no {FOLDER}/<job>")
+    return [found[number] for number in sorted(found)]
 
 
 def wait(jobs: Sequence[SubmittedJob], poll_s: float) -> list[Any]:
@@ -189,8 +233,8 @@ def wait(jobs: Sequence[SubmittedJob], poll_s: float) -> list[Any]:
         while len(ended) < len(jobs):
             time.sleep(poll_s)
             current = states([job.id for job in jobs if job.id not in ended])
-            ended.update({job: state for job, state in current.items() if state not in _GOING})
-            bar.set_postfix_str(", ".join(sorted({f"{job} {state}" for job, state in current.items()})[:4]))
+            ended.update({job: state.name for job, state in current.items() if not state.going})
+            bar.set_postfix_str(", ".join(f"{job} {state.name}" for job, state in list(current.items())[:4]))
             bar.update(len(ended) - bar.n)
     results, errors = [], []
     for job in jobs:

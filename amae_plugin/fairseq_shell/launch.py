@@ -23,6 +23,7 @@ from amae_plugin.cluster.layout import Layout, in_job
 from amae_plugin.cluster.lock import RunLock
 from amae_plugin.cluster.requeue import requeue
 from amae_plugin.errors import UserError
+from amae_plugin.fairseq_shell.isolation import close_tensorboard
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ def train(cfg: DictConfig, main: Main, requeues: int) -> None:
     with ExitStack() as stack:
         if distributed_utils.is_master(cfg.distributed_training):
             stack.enter_context(lock.held())
+        stack.callback(close_tensorboard)  # spawned processes skip the interpreter's exit
         updates = stack.enter_context(_watched_loop(lock, requeues))
         main(cfg)
         if not updates and not (save_dir / "checkpoint_last.pt").exists():
