@@ -44,6 +44,7 @@ class AmaeSlurmLauncher(Launcher):
         """
         from amae_plugin.cluster.snapshot import Snapshot
         from amae_plugin.cluster.submission import FOLDER, Resources, wait
+        from amae_plugin.errors import UserError
         from amae_plugin.fairseq_shell.slurm_job import TrainingJob
 
         assert self.config is not None and self.hydra_context is not None
@@ -61,7 +62,8 @@ class AmaeSlurmLauncher(Launcher):
         own = [f"--config-name={self.config.hydra.job.config_name}"]
         if snapshot.config is not None:
             own.append(f"--config-dir={snapshot.config}")
-        own += [item for item in self.config.hydra.overrides.hydra if not item.startswith(("hydra.mode=", "hydra.run."))]
+        not_for_jobs = ("hydra.mode=", "hydra.run.")
+        own += [item for item in self.config.hydra.overrides.hydra if not item.startswith(not_for_jobs)]
 
         returns, jobs = [], []
         for index, overrides in enumerate(job_overrides, initial_job_idx):
@@ -81,6 +83,8 @@ class AmaeSlurmLauncher(Launcher):
                     task_name=config.hydra.job.name,
                 )
             )
+        if len({job.folder for job in jobs}) < len(jobs):
+            raise UserError("several runs of the sweep would write to one folder; give them hydra.sweep.subdir")
         submitted = resources.submit(jobs, folder, snapshot)
         logger.info(f"submitted {', '.join(job.id for job in submitted)}; logs: {folder}")
         results = wait(submitted, self.poll_s) if self.wait else [None] * len(submitted)

@@ -13,6 +13,7 @@ from amae_plugin.errors import UserError
 
 # Below the range that Linux gives to outgoing connections, above what services use.
 _FIRST_PORT, _PORTS = 12000, 20000
+_HERE = "localhost"
 
 
 def in_job(environment: Mapping[str, str]) -> bool:
@@ -29,21 +30,20 @@ class Layout:
         processes: of those, how many this task is to be: 1, itself, or as many as it must spawn.
         rank: of the task, or of the first process it spawns.
         device: index of the task's GPU among those it sees; 0 for a task that spawns, and on CPUs.
-        address: where rank 0 listens, a name or a number.
-        port: of rank 0.
+        node: of rank 0, by name.
+        port: where rank 0 listens.
     """
 
     world_size: int
     processes: int
     rank: int
     device: int
-    address: str
+    node: str
     port: int
 
-    @property
     def init_method(self) -> str:
         """The rendezvous as ``torch.distributed`` takes it."""
-        return f"tcp://{self.address}:{self.port}"
+        return f"tcp://{node_address(self.node)}:{self.port}"
 
     @classmethod
     def from_slurm(
@@ -72,7 +72,7 @@ class Layout:
             asked = max(int(environment.get("SLURM_NNODES", 1)), int(environment.get("SLURM_NTASKS", 1)))
             if asked > 1:
                 raise UserError(f"job {job} has several nodes or tasks, but this is only its batch script: use srun")
-            nodes, tasks, node, local, rank, first_node = 1, 1, 0, 0, 0, "localhost"
+            nodes, tasks, node, local, rank, first_node = 1, 1, 0, 0, 0, _HERE
 
         step = f"the step of job {job} has {tasks} tasks on {nodes} nodes"
         if tasks % nodes or not re.fullmatch(r"\d+(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "1")):
@@ -102,7 +102,7 @@ class Layout:
             processes=per_node if spawns else 1,
             rank=node * per_node if spawns else rank,
             device=device,
-            address=node_address(first_node) if nodes > 1 else "localhost",
+            node=first_node if nodes > 1 else _HERE,
             # Another one after each requeueing: what is left of the start before may still hold the port.
             port=port or _FIRST_PORT + (int(job) + 1009 * restarts) % _PORTS,
         )
@@ -110,6 +110,8 @@ class Layout:
 
 def node_address(node: str) -> str:
     """The address that the cluster reaches a node by; its name, where SLURM's commands are not at hand."""
+    if node == _HERE:
+        return node
     try:
         shown = subprocess.run(
             ["scontrol", "--oneliner", "show", "node", node], capture_output=True, text=True, timeout=60, check=True

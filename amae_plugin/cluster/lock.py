@@ -51,7 +51,8 @@ class RunLock:
             self._acquire(file.fileno(), patience_s)
             try:
                 file.truncate(0)
-                file.write(f"{self.me}, process {os.getpid()} on {os.environ.get('SLURMD_NODENAME', socket.gethostname())}")
+                host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+                file.write(f"{self.me}, process {os.getpid()} on {host}")
                 file.flush()
                 yield
             finally:
@@ -82,7 +83,7 @@ class RunLock:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _UNSUPPORTED:
-                logger.warning(f"{self.path}: the file system knows no locks; nothing stops a second run in this folder")
+                logger.warning(f"{self.path}: the file system knows no locks: a second run here would not be noticed")
                 return True
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise

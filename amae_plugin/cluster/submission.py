@@ -18,7 +18,7 @@ from amae_plugin.errors import UserError
 
 FOLDER = "slurm"
 """Within the folder of a run or a sweep: snapshots, and a subfolder a job with submitit's files and the logs."""
-_GOING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED", "STAGE_OUT", "SIGNALING"}
+_GOING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED", "STAGE_OUT"}
 _SQUEUE_FIELDS = "JobArrayID:|,State:|,Reason:|,NodeList:|,RestartCnt:|"
 _LOG_LINES = 40
 
@@ -150,7 +150,8 @@ class SubmittedJob:
             return returned[0]
         for _, task, kind, value in outcomes:
             if kind == "error":
-                raise JobFailed(f"job {self.id} ({state}): task {task} failed:\n{value}\nIts log: {self.paths(task).stdout}")
+                log = self.paths(task).stdout
+                raise JobFailed(f"job {self.id} ({state}): task {task} failed first:\n{value}\nIts log: {log}")
         log = self.paths(0).stdout
         end = "".join(log.open(errors="replace").readlines()[-_LOG_LINES:]) if log.exists() else ""
         raise JobFailed(f"job {self.id} ended ({state}) without a result. The end of {log}:\n{end}")
@@ -162,7 +163,7 @@ class JobFailed(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class JobState:
-    """What SLURM says of a job: its state's name (UNKNOWN if it has forgotten the job), why, where, how often started."""
+    """What SLURM says of a job: its state's name (UNKNOWN if it has forgotten the job), why, where, starts but one."""
 
     name: str = "UNKNOWN"
     reason: str = ""

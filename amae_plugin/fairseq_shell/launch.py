@@ -69,7 +69,7 @@ def call_main(cfg: DictConfig, main: Main, **kwargs: Any) -> None:
     if layout.world_size == 1:
         main(cfg, **kwargs)
         return
-    settings.distributed_init_method = layout.init_method
+    settings.distributed_init_method = layout.init_method()
     settings.distributed_no_spawn = layout.processes == 1
     if layout.processes == 1:
         distributed_utils.distributed_main(layout.device, main, cfg, kwargs)
