@@ -103,6 +103,8 @@ def train(cfg: DictConfig, main: Main, requeues: int) -> None:
         UserError: another run writes there, no update was made, or the job cannot be requeued.
         SystemExit: it is.
     """
+    # A process that was spawned would spawn its data loader's workers too, each of which imports all this anew.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     save_dir = Path(cfg.checkpoint.save_dir)
     job = os.environ.get("SLURM_JOB_ID")
     lock = RunLock(save_dir, job, int(os.environ.get("SLURM_RESTART_COUNT", 0)))

@@ -60,7 +60,7 @@ class Slurm:
             "PYTHONPATH": str(ROOT),
         }
 
-    def command(self, *command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def command(self, *command: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """Run a command; standard output and error are in ``stdout``."""
         return subprocess.run(
             command,
@@ -89,7 +89,7 @@ class Slurm:
         shown = self.command("scontrol", "--oneliner", "show", "job", job).stdout
         return dict(part.split("=", 1) for part in shown.split() if "=" in part)
 
-    def wait_for_end(self, job: str, log: Path, seconds: float = 300) -> dict[str, str]:
+    def wait_for_end(self, job: str, log: Path, seconds: float = 600) -> dict[str, str]:
         """Wait until a job has ended for good."""
         wait_for(
             lambda: self.job(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"),
@@ -125,7 +125,7 @@ def read(path: Path) -> str:
     return path.read_text(errors="replace") if path.exists() else ""
 
 
-def wait_for(ready: Callable[[], bool], explain: Callable[[], str], seconds: float = 300) -> None:
+def wait_for(ready: Callable[[], bool], explain: Callable[[], str], seconds: float = 600) -> None:
     """Wait for something to happen; fail with an explanation if it does not."""
     deadline = time.monotonic() + seconds
     while not ready():
