@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -88,7 +89,8 @@ def _spawn(processes: int, arguments: tuple[Any, ...]) -> None:
         while not context.join(grace_period=_GRACE_S):
             pass
     except multiprocessing.ProcessExitedException as error:
-        if error.exit_code == REQUEUED:
+        # SLURM's SIGTERM, which requeueing brings to all processes, may find one that has stopped listening.
+        if error.exit_code == REQUEUED or (error.exit_code == -signal.SIGTERM and signals.received()):
             raise SystemExit(REQUEUED) from None
         raise
 
@@ -169,8 +171,8 @@ def _requeue(limit: int, update: int) -> NoReturn:
             refused = [str(error)]
     if distributed.is_initialized():
         distributed.broadcast_object_list(refused, src=0)
-    signal = signals.received()
-    reason = f"stopped after update {update}, at {signal.name if signal else 'a signal to another process'}"
+    received = signals.received()
+    reason = f"stopped after update {update}, at {received.name if received else 'a signal to another process'}"
     if refused[0] is not None:
         raise UserError(
             f"{reason}; a checkpoint was written, but the job is not requeued: {refused[0]}. "

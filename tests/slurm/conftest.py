@@ -98,8 +98,18 @@ class Slurm:
         )
         return self.job(job)
 
+    def trainers(self, job: str) -> list[int]:
+        """Numbers of the processes that train, without their data loaders' workers; in the order of their start."""
+        running = self.processes(job)
+        commands = {pid: (Path("/proc") / str(pid) / "cmdline").read_text() for pid in running}
+        spawned = {pid for pid in running if "spawn_main" in commands[pid]}
+        parent = {
+            pid: int((Path("/proc") / str(pid) / "stat").read_text().split(")")[-1].split()[1]) for pid in running
+        }
+        return sorted(pid for pid in spawned or running if parent[pid] not in (spawned or running))
+
     def processes(self, job: str) -> dict[int, str]:
-        """Running processes of a job's tasks: number to rank."""
+        """All processes of a job's tasks: number to ``SLURM_PROCID``."""
         found = {}
         for process in Path("/proc").glob("[0-9]*"):
             try:

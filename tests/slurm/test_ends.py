@@ -53,17 +53,21 @@ def test_killed_rank_and_a_second_run_in_its_folder(
     two_tasks = ["--nodes=2", "--ntasks-per-node=1"]
     job, log = slurm.sbatch("task_per_gpu.sbatch", "first", two_tasks, *run)
     wait_for_update(1, log)
-    # While it trains, the same once more.
+    held = slurm.processes(job)
+    for pid in held:
+        os.kill(pid, signal.SIGSTOP)
+    # While it trains, slowly, the same once more.
     alone = [*run, "hydra.launcher.nodes=1", "dataset.batch_size=8"]
     second, second_log = slurm.sbatch("task_per_gpu.sbatch", "second", ["--nodes=1", "--ntasks-per-node=1"], *alone)
-    # Held, so that it is still there when the second one looks.
-    slurm.command("scontrol", "suspend", job)
     assert slurm.wait_for_end(second, second_log)["JobState"] == "FAILED"
     assert f"{slurm.folder / 'run' / 'checkpoints'} is in use by job {job}, start 0" in read(second_log)
-    slurm.command("scontrol", "resume", job)
+    assert slurm.job(job)["JobState"] == "RUNNING"
 
+    # It goes on, and one of its processes dies.
+    for pid in held:
+        os.kill(pid, signal.SIGCONT)
     wait_for_update(7, log)
-    victim = max(pid for pid, rank in slurm.processes(job).items() if rank == "1")
+    victim = min(pid for pid, rank in slurm.processes(job).items() if rank == "1")
     os.kill(victim, signal.SIGKILL)
     state = slurm.wait_for_end(job, log, AT_ONCE)
     assert state["JobState"] == "FAILED" and state["ExitCode"] != "0:0"
@@ -83,7 +87,7 @@ def test_signal_and_preemption_requeue_and_lose_nothing(
     job, log = slurm.sbatch("task_per_node.sbatch", "job", ["--nodes=1", "--ntasks-per-node=1", "--exclusive"], *run)
     wait_for_update(4, log)
     # As before a time-out, but to one process of the two: both must stop after the same update.
-    rank_1 = max(slurm.processes(job))
+    _, rank_1 = slurm.trainers(job)
     os.kill(rank_1, signal.SIGUSR2)
     wait_for(lambda: slurm.job(job)["Restarts"] == "1", lambda: read(log))
     first = losses(read(log))
