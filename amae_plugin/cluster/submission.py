@@ -18,7 +18,18 @@ from amae_plugin.errors import UserError
 
 FOLDER = "slurm"
 """Within the folder of a run or a sweep: snapshots, and a subfolder a job with submitit's files and the logs."""
-_GOING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED", "STAGE_OUT"}
+UNREACHABLE = "UNREACHABLE"
+_GOING = {
+    UNREACHABLE,
+    "PENDING",
+    "CONFIGURING",
+    "RUNNING",
+    "COMPLETING",
+    "REQUEUED",
+    "RESIZING",
+    "SUSPENDED",
+    "STAGE_OUT",
+}
 _SQUEUE_FIELDS = "JobArrayID:|,State:|,Reason:|,NodeList:|,RestartCnt:|"
 _LOG_LINES = 40
 
@@ -163,7 +174,14 @@ class JobFailed(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class JobState:
-    """What SLURM says of a job: its state's name (UNKNOWN if it has forgotten the job), why, where, starts but one."""
+    """What SLURM says of a job.
+
+    Attributes:
+        name: of its state; UNKNOWN if it has forgotten the job, UNREACHABLE if it does not answer.
+        reason: why it waits.
+        nodes: where it runs or ran.
+        restarts: how often it was started again.
+    """
 
     name: str = "UNKNOWN"
     reason: str = ""
@@ -188,6 +206,7 @@ class JobState:
 def states(jobs: Iterable[str]) -> dict[str, JobState]:
     """The states of jobs. Without SLURM's accounting it forgets those that ended some minutes ago."""
     jobs = list(jobs)
+    unknown = JobState()
     numbers = ",".join(sorted({job.split("_")[0] for job in jobs}))
     found: dict[str, JobState] = {}
     for command in (
@@ -199,13 +218,15 @@ def states(jobs: Iterable[str]) -> dict[str, JobState]:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
             except OSError as error:
                 raise UserError(f"no SLURM here: {error}") from None
+            if command[0] == "squeue" and done.returncode and "Invalid job id" not in done.stderr:
+                unknown = JobState(UNREACHABLE, done.stderr.strip())
             for line in done.stdout.splitlines():
                 job, name, *rest = (part.strip() for part in line.split("|"))
                 if command[0] == "sacct":
                     rest = ["", rest[0]]
                 # "CANCELLED by 0"; "None" where there is no reason
                 found.setdefault(job, JobState(name.split()[0], *(part.replace("None", "") for part in rest[:3])))
-    return {job: found.get(job, JobState()) for job in jobs}
+    return {job: found.get(job, unknown) for job in jobs}
 
 
 def find_jobs(folder: Path) -> list[SubmittedJob]:
