@@ -24,6 +24,7 @@ setup(
         "matplotlib",
         "numpy",
         "omegaconf",
+        "safetensors",
         "scikit-learn",
         "sentencepiece",
         "soundfile",

@@ -45,7 +45,7 @@ def measure_loader(dataset: AudioDataset, indices: Sequence[int], batch: int, wo
         torch.utils.data.Subset(dataset, indices),
         batch_size=batch,
         num_workers=workers,
-        collate_fn=AudioDataset.collate,
+        collate_fn=dataset.collate,
         persistent_workers=workers > 0,
     )
     for description in ("data loader: warm-up", "data loader: timed"):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from amae_plugin.benchmark.textbook import TextbookMAE
 from amae_plugin.errors import UserError
 from amae_plugin.models import systems as models
-from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig, patch_errors
+from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
+from amae_plugin.models.pretraining import summed_losses
 from amae_plugin.modules.masking import ClipNoise
 
 TEXTBOOK = "textbook"
@@ -56,7 +57,7 @@ def _audio_mae_inputs(model: AudioMAE, batch: int) -> tuple[Tensor, Tensor]:
 
 def _audio_mae_loss(model: AudioMAE, source: Tensor, seed: Tensor) -> Tensor:
     output = model(source, seed=seed)
-    return (patch_errors(output) * output["mask"]).sum() / output["mask"].sum()
+    return summed_losses(model, output, output["mask"])["loss"] / output["mask"].sum()
 
 
 def _audio_mae_mask(model: AudioMAE, source: Tensor, seed: Tensor) -> Tensor:

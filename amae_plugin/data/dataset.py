@@ -26,8 +26,11 @@ logger = logging.getLogger(__name__)
 _MIXUP_ALPHA = 10.0
 
 
+BATCH_LENGTHS = ("fixed", "longest", "shortest")
+
+
 class AudioDataset(torch.utils.data.Dataset):
-    """Clips of a manifest as log-mel spectrograms of one length, with their labels if they have any.
+    """Clips of a manifest as log-mel spectrograms, with their labels if they have any.
 
     In training, a longer clip is cropped at random and augmented, anew in each epoch; otherwise the piece at
     *crop_position* is taken, without augmentation, and nothing depends on the epoch. Everything random about an item
@@ -35,7 +38,7 @@ class AudioDataset(torch.utils.data.Dataset):
 
     Args:
         manifest: the clips.
-        target_length: frames of every spectrogram; shorter clips are padded.
+        target_length: frames of a spectrogram at most.
         mean: of the log-mel values of this corpus (``amae stats``).
         std: their standard deviation.
         features: the front end.
@@ -45,6 +48,11 @@ class AudioDataset(torch.utils.data.Dataset):
         train: training or validation.
         seed: of the run.
         crop_position: of the piece taken of a longer clip when not training, in [0, 1]: 0 its beginning, 1 its end.
+        batch_length: frames of the clips of a batch: ``"fixed"``: target_length, shorter clips are padded;
+            ``"longest"``: those of its longest clip, the others are padded; ``"shortest"``: those of its shortest one,
+            the others are cropped once more.
+        length_multiple: of which the length of a batch is a multiple, so that patches fit it.
+        manifest_rate: in Hz, at which the manifest counts samples; for the length of clips that are not yet decoded.
         on_bad_audio: ``"raise"`` stops at a clip that cannot be decoded; ``"skip"`` logs it and goes on without it.
         max_bad_audio: how many clips may be skipped, by all workers of this process together.
     """
@@ -63,9 +71,16 @@ class AudioDataset(torch.utils.data.Dataset):
         train: bool = False,
         seed: int = 1,
         crop_position: float = 0.5,
+        batch_length: str = "fixed",
+        length_multiple: int = 16,
+        manifest_rate: int = 16_000,
         on_bad_audio: str = "raise",
         max_bad_audio: int = 100,
     ):
+        if batch_length not in BATCH_LENGTHS:
+            raise ValueError(f"batch_length is '{batch_length}', must be one of {', '.join(BATCH_LENGTHS)}")
+        if length_multiple < 1 or (batch_length != "fixed" and target_length % length_multiple):
+            raise ValueError(f"target_length={target_length} is not a multiple of length_multiple={length_multiple}")
         if on_bad_audio not in ("raise", "skip"):
             raise ValueError(f"on_bad_audio is '{on_bad_audio}', must be 'raise' or 'skip'")
         if labels is not None and len(labels) != len(manifest):
@@ -83,6 +98,9 @@ class AudioDataset(torch.utils.data.Dataset):
         self.train = train
         self.seed = seed
         self.crop_position = crop_position
+        self.batch_length = batch_length
+        self.length_multiple = length_multiple
+        self.manifest_rate = manifest_rate
         self.on_bad_audio = on_bad_audio
         self.max_bad_audio = max_bad_audio
         self.epoch = 0
@@ -100,6 +118,16 @@ class AudioDataset(torch.utils.data.Dataset):
             self._clips = self.sampling.draw(epoch)
 
     @property
+    def frames(self) -> np.ndarray:
+        """Frames that the items of this epoch take up in a batch, (N,) int64, by the samples in the manifest."""
+        if self.batch_length == "fixed":
+            return np.full(len(self), self.target_length, dtype=np.int64)
+        sizes = self.manifest.sizes if self._clips is None else self.manifest.sizes[self._clips]
+        samples = sizes * (self.features.sample_rate / self.manifest_rate)
+        frames = 1 + (samples - self.features.window_samples) // self.features.shift_samples
+        return np.clip(frames, 1, self.target_length).astype(np.int64)
+
+    @property
     def bad_audio(self) -> int:
         """Clips skipped so far, by all workers."""
         return self._bad_audio.value
@@ -108,10 +136,10 @@ class AudioDataset(torch.utils.data.Dataset):
         """One item.
 
         Returns:
-            ``id`` (the index), ``source`` (target_length, num_mel_bins) float32 normalised, ``length`` (frames before
-            the padding begins), ``seed`` (in [0, 2**63), for whatever else is random about this item, such as its
-            mask) and, with labels, ``target`` (C,) float32: 1 for the clip's classes, 0 for others, and in between
-            after mixup. None for a clip that was skipped.
+            ``id`` (the index), ``source`` (frames, num_mel_bins) float32 normalised, with ``batch_length="fixed"``
+            padded to target_length frames, ``length`` (frames before the padding begins), ``seed`` (in [0, 2**63), for
+            whatever else is random about this item, such as its mask) and, with labels, ``target`` (C,) float32: 1 for
+            the clip's classes, 0 for others, and in between after mixup. None for a clip that was skipped.
 
         Raises:
             AudioError: a clip cannot be decoded and ``on_bad_audio`` is ``"raise"``, or too many could not.
@@ -133,7 +161,7 @@ class AudioDataset(torch.utils.data.Dataset):
             return None
         log_mel = self.features(waveform)
         length = min(len(log_mel), self.target_length)
-        source = fit_length(log_mel, self.target_length)
+        source = fit_length(log_mel, self.target_length if self.batch_length == "fixed" else length)
         for augmentation in augment.log_mel:
             source = augmentation(source, rng)
         source = normalize(source, self.mean, self.std)
@@ -173,25 +201,43 @@ class AudioDataset(torch.utils.data.Dataset):
                 f"the last one: {error}"
             )
 
-    @staticmethod
-    def collate(items: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
-        """Stack clips to a batch of B.
+    def collate(self, items: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+        """Make a batch of B clips of one length T.
 
         Returns:
-            ``id`` (B,) int64, ``source`` (B, T, F) float32, ``lengths`` (B,) int64, ``seed`` (B,) int64, with labels
-            ``target`` (B, C) float32, and ``skipped``, the number of clips that could not be decoded; an empty dict if
-            none could.
+            ``id`` (B,) int64, ``source`` (B, T, F) float32, ``lengths`` (B,) int64, ``padding_mask`` (B, T) bool, True
+            from the end of a clip on, ``seed`` (B,) int64, with labels ``target`` (B, C) float32, and ``skipped``, the
+            number of clips that could not be decoded; an empty dict if none could.
         """
         good = [item for item in items if item is not None]
         if not good:
             return {}
+        frames = self._frames_of_batch([item["length"] for item in good])
+        lengths = torch.tensor([min(item["length"], frames) for item in good])
         batch = {
             "id": torch.tensor([item["id"] for item in good]),
-            "source": torch.stack([item["source"] for item in good]),
-            "lengths": torch.tensor([item["length"] for item in good]),
+            "source": torch.stack([self._fit(item, frames) for item in good]),
+            "lengths": lengths,
+            "padding_mask": torch.arange(frames) >= lengths[:, None],
             "seed": torch.tensor([item["seed"] for item in good]),
             "skipped": len(items) - len(good),
         }
         if "target" in good[0]:
             batch["target"] = torch.stack([item["target"] for item in good])
         return batch
+
+    def _frames_of_batch(self, lengths: Sequence[int]) -> int:
+        if self.batch_length == "fixed":
+            return self.target_length
+        if self.batch_length == "longest":
+            return -(-max(lengths) // self.length_multiple) * self.length_multiple
+        return max(1, min(lengths) // self.length_multiple) * self.length_multiple
+
+    def _fit(self, item: dict[str, Any], frames: int) -> Tensor:
+        source = item["source"]
+        if len(source) == frames:
+            return source
+        # Another stream of the item's seed than the one that everything before came from.
+        position = np.random.default_rng((item["seed"], 1)).random() if self.train else self.crop_position
+        silence = -self.mean / (2 * self.std)  # what padding before the normalisation becomes
+        return fit_length(source, frames, position, silence)

@@ -105,23 +105,24 @@ def centred(waveform: Tensor) -> Tensor:
     return waveform - float(waveform.numpy().mean())
 
 
-def fit_length(features: Tensor, target_length: int, position: float = 0.5) -> Tensor:
-    """Crop or pad raw (not yet normalised) log-mel features to a length in frames.
+def fit_length(features: Tensor, target_length: int, position: float = 0.5, padding: float = 0.0) -> Tensor:
+    """Crop or pad log-mel features to a length in frames.
 
     Args:
         features: (frames, num_mel_bins).
         target_length: frames wanted.
         position: of the piece that is kept of a longer clip, in [0, 1]: 0 its beginning, 0.5 its centre, 1 its end.
+        padding: follows a shorter clip. Audio-MAE's code pads with 0 before it normalises, so that padding is not 0
+            afterwards.
 
     Returns:
-        (target_length, num_mel_bins). Shorter clips are followed by zeros, which Audio-MAE's code adds before it
-        normalises, so that padding is not zero afterwards.
+        (target_length, num_mel_bins).
     """
     spare = len(features) - target_length
     if spare > 0:
         start = min(int(position * (spare + 1)), spare)
         return features[start : start + target_length]
-    return torch.nn.functional.pad(features, (0, 0, 0, -spare))
+    return torch.nn.functional.pad(features, (0, 0, 0, -spare), value=padding)
 
 
 def normalize(features: Tensor, mean: float, std: float) -> Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -31,6 +32,7 @@ from amae_plugin.errors import UserError
 from amae_plugin.evaluation.classification import evaluate
 from amae_plugin.evaluation.report import write
 from amae_plugin.evaluation.scoring import Options, dataset_of
+from amae_plugin.models.pretraining import PretrainingModel
 from amae_plugin.visual import draw_clips, plot_comparison, plot_loss
 
 PRETRAINING = "pretrain_audio_mae_tiny"
@@ -152,7 +154,7 @@ def draw(demo: Demo, pretraining: Training) -> None:
     full = np.flatnonzero(dataset.manifest.sizes == dataset.manifest.sizes.max())
     clips = full[np.linspace(0, len(full) - 1, 2 * _CLIPS_DRAWN + 1).round().astype(int)[1::2]].tolist()
     names = [_clip_name(dataset.manifest.name(clip)) for clip in clips]
-    _save(draw_clips(checkpoint.model(), dataset, clips, names), reconstruction)
+    _save(draw_clips(cast(PretrainingModel, checkpoint.model()), dataset, clips, names), reconstruction)
 
 
 def compare(demo: Demo, mean: float, std: float) -> dict[str, dict[str, float]]:

@@ -102,9 +102,9 @@ def evaluate(
     labels = Labels.read(data / f"{split}.lbl", data / LABELS_NAME, len(manifest), multi=multi)
     probabilities = _PROBABILITIES[_loss_of(checkpoint)]
 
-    def function(model: nn.Module, source: Tensor) -> Tensor:
+    def function(model: nn.Module, source: Tensor, padding_mask: Tensor) -> Tensor:
         # In float64, confident scores stay apart for longer before they are rounded to 1.
-        return probabilities(model(source)["logits"].double())
+        return probabilities(model(source, padding_mask=padding_mask)["logits"].double())
 
     scored = score_clips(checkpoint, manifest, function, options)
     targets = np.zeros((len(manifest), len(classes)), bool)

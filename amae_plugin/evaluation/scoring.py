@@ -18,6 +18,7 @@ from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.features import LogMel
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
+from amae_plugin.models.systems import input_settings
 
 DEVICES = ("auto", "cpu", "cuda")
 CENTRE = 0.5
@@ -89,7 +90,7 @@ class ClipValues:
 def score_clips(
     checkpoint: Checkpoint,
     manifest: Manifest,
-    function: Callable[[nn.Module, Tensor], Tensor],
+    function: Callable[[nn.Module, Tensor, Tensor], Tensor],
     options: Options,
     clips: np.ndarray | None = None,
 ) -> ClipValues:
@@ -101,7 +102,8 @@ def score_clips(
     Args:
         checkpoint: of any model.
         manifest: the clips.
-        function: from the model and (B, T, F) normalised log-mel to (B, K) of which clips' means are wanted.
+        function: from the model, (B, T, F) normalised log-mel and its padding mask (B, T) to (B, K) of which clips'
+            means are wanted.
         options: pieces, batches, device.
         clips: ascending indices into the manifest; all if None.
 
@@ -128,7 +130,8 @@ def score_clips(
                     skipped[clip] = error.reason or str(error)
                 if batch:
                     ids = batch["id"].numpy()
-                    values = function(model, batch["source"].to(device, non_blocking=True)).double().cpu().numpy()
+                    inputs = (batch[name].to(device, non_blocking=True) for name in ("source", "padding_mask"))
+                    values = function(model, *inputs).double().cpu().numpy()
                     if sums is None:
                         sums = np.zeros((len(manifest), values.shape[1]))
                     sums[ids] += values
@@ -169,14 +172,18 @@ def dataset_of(checkpoint: Checkpoint, manifest: Manifest, position: float = CEN
     missing = [name for name in _TASK_SETTINGS if task.get(name) is None]
     if missing:
         raise UserError(f"{checkpoint.path}: its settings lack {', '.join(f'task.{name}' for name in missing)}")
+    expected = input_settings(task, checkpoint.encoder_settings)
     return AudioDataset(
         manifest,
         target_length=task["target_length"],
-        mean=task["mean"],
-        std=task["std"],
-        features=LogMel.from_settings(task),
+        mean=expected["mean"],
+        std=expected["std"],
+        features=LogMel.from_settings(expected),
         crop_position=position,
     )
+
+
+_Batch = tuple[dict[str, Any], list[tuple[int, AudioError]]]
 
 
 class _Attempts(torch.utils.data.Dataset):
@@ -196,23 +203,21 @@ class _Attempts(torch.utils.data.Dataset):
         except AudioError as error:
             return clip, error
 
-
-_Batch = tuple[dict[str, Any], list[tuple[int, AudioError]]]
-
-
-def _collate(items: Sequence[Any]) -> _Batch:
-    failures = [item for item in items if isinstance(item, tuple)]
-    return AudioDataset.collate([item for item in items if not isinstance(item, tuple)]), failures
+    def collate(self, items: Sequence[Any]) -> _Batch:
+        """A batch of those that could be decoded, and the others."""
+        failures = [item for item in items if isinstance(item, tuple)]
+        return self.dataset.collate([item for item in items if not isinstance(item, tuple)]), failures
 
 
 def _batches(dataset: AudioDataset, clips: np.ndarray, options: Options, device: torch.device) -> Iterator[_Batch]:
     """Batches in the order of the clips; those that could not be decoded are listed beside them."""
+    attempts = _Attempts(dataset, clips)
     return iter(
         torch.utils.data.DataLoader(
-            _Attempts(dataset, clips),
+            attempts,
             options.batch_size,
             num_workers=options.workers,
-            collate_fn=_collate,
+            collate_fn=attempts.collate,
             pin_memory=device.type == "cuda",
         )
     )

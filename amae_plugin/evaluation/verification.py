@@ -100,9 +100,10 @@ def verify(
     )
 
 
-def _features(model: Any, source: Tensor) -> Tensor:
+def _features(model: Any, source: Tensor, padding_mask: Tensor) -> Tensor:
     """(B, D) of spectrograms (B, T, F), by a classifier or the pretraining model of any system."""
     if isinstance(model, Classifier):
-        return model(source)["features"]
-    tokens, _ = model.extract_features(source)
-    return tokens[:, model.encoder.num_prefix_tokens :].mean(dim=1)
+        return model(source, padding_mask=padding_mask)["features"]
+    heeded = model.encoder.heeded(padding_mask)
+    tokens, _ = model.extract_features(source, heeded)
+    return model.encoder.mean_of_patches(tokens, None if heeded is None else model.patch_padding(heeded))

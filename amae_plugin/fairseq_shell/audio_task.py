@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
 from fairseq.criterions import FairseqCriterion
@@ -21,8 +21,9 @@ from amae_plugin.data.features import LogMel
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_shell.checkpoints import make_writing_atomic, remove_partial_files
-from amae_plugin.fairseq_shell.data import FairseqAudioDataset, Stopwatch
+from amae_plugin.fairseq_shell.data import FairseqAudioDataset, Stopwatch, watch
 from amae_plugin.fairseq_shell.hydra import user_path
+from amae_plugin.models.systems import input_settings
 
 WAVEFORM_AUGMENTATIONS: Dict[str, Augmentation] = {"roll": Roll(), "magnitude": Magnitude()}
 
@@ -32,12 +33,34 @@ class AudioTaskConfig(FairseqDataclass):
     """Data and features; the defaults are Audio-MAE's for AudioSet."""
 
     data: str = field(default=MISSING, metadata={"help": "folder of manifests: train.tsv, valid.tsv, ..."})
-    target_length: int = field(default=1024, metadata={"help": "frames of a spectrogram (10 ms each)"})
+    target_length: int = field(default=1024, metadata={"help": "frames of a spectrogram at most (10 ms each)"})
     num_mel_bins: int = field(default=128, metadata={"help": "mel bands"})
-    mean: float = field(default=-4.2677393, metadata={"help": "mean of the corpus's log-mel values (amae stats)"})
+    mean: float = field(
+        default=-4.2677393,
+        metadata={"help": "mean of the corpus's log-mel values (amae stats); MAE-AST finds its own"},
+    )
     std: float = field(default=4.5689974, metadata={"help": "their standard deviation"})
-    window_type: str = field(default="hanning", metadata={"help": "of the analysis: hanning, or povey as Kaldi has it"})
-    remove_mean: bool = field(default=True, metadata={"help": "subtract the mean of a clip's waveform first"})
+    window_type: Optional[str] = field(
+        default=None, metadata={"help": "of the analysis: hanning or povey; null: as the system has it (MAE-AST povey)"}
+    )
+    remove_mean: Optional[bool] = field(
+        default=None,
+        metadata={"help": "subtract the mean of a clip's waveform first; null: as the system has it (MAE-AST not)"},
+    )
+    batch_length: str = field(
+        default="fixed",
+        metadata={
+            "help": "frames of the clips of a batch: fixed (target_length; shorter clips are padded), longest (of its "
+            "longest clip; the others are padded) or shortest (of its shortest clip; the others are cropped)"
+        },
+    )
+    length_multiple: int = field(
+        default=16, metadata={"help": "longest, shortest: the length of a batch is a multiple of this, as patches ask"}
+    )
+    sample_rate: int = field(
+        default=16_000,
+        metadata={"help": "longest, shortest: rate in Hz at which the manifest counts samples, to tell lengths by"},
+    )
     augmentations: List[str] = field(
         default_factory=lambda: ["roll", "magnitude"],
         metadata={"help": "of the training waveforms, in order: roll, magnitude"},
@@ -48,6 +71,9 @@ class AudioTaskConfig(FairseqDataclass):
     max_bad_audio: int = field(default=100, metadata={"help": "clips that may be skipped, on each device"})
     clips_per_update: Optional[int] = field(
         default=None, metadata={"help": "global batch; recipes compute update_freq, lr and updates from it"}
+    )
+    frames_per_update: Optional[int] = field(
+        default=None, metadata={"help": "the same in frames, for batches by dataset.max_tokens"}
     )
     seed: int = II("common.seed")
     save_dir: str = II("checkpoint.save_dir")
@@ -67,12 +93,10 @@ class AudioTask(FairseqTask):
             raise UserError(
                 f"task.augmentations: no {', '.join(unknown)}; there are {', '.join(WAVEFORM_AUGMENTATIONS)}"
             )
-        try:
-            self.features = LogMel.from_settings(cfg)
-        except ValueError as error:
-            raise UserError(f"task.{error}") from None
         self.data = user_path(cfg.data)
         self.stopwatch = Stopwatch()
+        # Of the system whose input the clips become; fairseq builds the model before it loads data.
+        self.encoder_settings: Mapping[str, Any] = {"_name": "amae_audio_mae"}
 
     @classmethod
     def setup_task(cls, cfg: AudioTaskConfig, from_checkpoint: bool = False) -> "AudioTask":
@@ -108,19 +132,26 @@ class AudioTask(FairseqTask):
         """Make the data set of a split; the split ``train`` is shuffled, cropped at random and augmented."""
         train = split.startswith("train")
         cfg = self.cfg
-        dataset = AudioDataset(
-            manifest,
-            target_length=cfg.target_length,
-            mean=cfg.mean,
-            std=cfg.std,
-            features=self.features,
-            augmentations=augmentations,
-            train=train,
-            seed=cfg.seed,
-            on_bad_audio=cfg.on_bad_audio,
-            max_bad_audio=cfg.max_bad_audio,
-            **settings,
-        )
+        expected = input_settings(cfg, self.encoder_settings)
+        try:
+            dataset = AudioDataset(
+                manifest,
+                target_length=cfg.target_length,
+                mean=expected["mean"],
+                std=expected["std"],
+                features=LogMel.from_settings(expected),
+                augmentations=augmentations,
+                train=train,
+                seed=cfg.seed,
+                batch_length=cfg.batch_length,
+                length_multiple=cfg.length_multiple,
+                manifest_rate=cfg.sample_rate,
+                on_bad_audio=cfg.on_bad_audio,
+                max_bad_audio=cfg.max_bad_audio,
+                **settings,
+            )
+        except ValueError as error:
+            raise UserError(f"task: {error}") from None
         self.datasets[split] = FairseqAudioDataset(dataset, shuffle=train)
 
     def waveform_augmentations(self) -> Tuple[Augmentation, ...]:
@@ -128,18 +159,27 @@ class AudioTask(FairseqTask):
         return tuple(WAVEFORM_AUGMENTATIONS[name] for name in self.cfg.augmentations)
 
     def get_batch_iterator(
-        self, dataset: FairseqAudioDataset, *args: Any, **kwargs: Any
+        self, dataset: FairseqAudioDataset, max_tokens: Optional[int] = None, **kwargs: Any
     ) -> iterators.EpochBatchIterator:
         """fairseq's iterator over the order that the data set gives, with the time that training waits for it added up.
 
         fairseq would shuffle the batches once more. Without that, an update's clips are a run of the epoch's order,
         the same for every batch size, number of devices and number of accumulation steps that make up its global batch.
+        Batches of clips of one length must be shuffled, since they come in the order of the length.
+
+        Raises:
+            UserError: a clip is longer than a batch may be.
         """
-        iterator = super().get_batch_iterator(dataset, *args, **kwargs)
-        iterator.disable_shuffling = True
-        if dataset.shuffle:  # training, not validation
-            # fairseq builds its iterator deep inside that method, and may return one it built before.
-            self.stopwatch.attach(iterator)
+        longest = int(dataset.sizes.max(initial=0))
+        if max_tokens is not None and longest > max_tokens:
+            raise UserError(
+                f"dataset.max_tokens={max_tokens}: the longest clip has {longest} frames; allow as many, or crop clips "
+                "by task.target_length"
+            )
+        iterator = super().get_batch_iterator(dataset, max_tokens=max_tokens, **kwargs)
+        iterator.disable_shuffling = not dataset.by_length
+        # fairseq builds its iterator deep inside that method, and may return one it built before.
+        watch(iterator, self.stopwatch if dataset.shuffle else None)  # in training, not in validation
         return iterator
 
     def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: FairseqCriterion) -> None:

@@ -1,7 +1,7 @@
 """The objectives as fairseq knows them."""
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Tuple, Union
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_shell.models import plain_module
-from amae_plugin.models.audio_mae import patch_errors
+from amae_plugin.models.pretraining import summed_losses
 
 
 class SummedCriterion(FairseqCriterion):
@@ -26,10 +26,16 @@ class SummedCriterion(FairseqCriterion):
     """
 
     @staticmethod
-    def log_of(loss: Tensor, sample_size: Union[Tensor, int], sample: Dict[str, Any]) -> Dict[str, Any]:
-        """What is logged of a batch of the task; every value can be summed."""
+    def log_of(losses: Mapping[str, Tensor], sample_size: Union[Tensor, int], sample: Dict[str, Any]) -> Dict[str, Any]:
+        """What is logged of a batch of the task; every value can be summed.
+
+        Args:
+            losses: sums, under names that begin with ``loss``.
+            sample_size: the number of their summands.
+            sample: the batch.
+        """
         return {
-            "loss": loss.detach(),
+            **{name: loss.detach() for name, loss in losses.items()},
             "sample_size": sample_size,
             "nsentences": sample["nsentences"],
             "ntokens": sample["ntokens"],
@@ -37,10 +43,12 @@ class SummedCriterion(FairseqCriterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:
-        """Log the mean over all summands of all devices."""
-        loss = sum(log["loss"] for log in logging_outputs)
+        """Log the means over all summands of all devices."""
         sample_size = sum(log["sample_size"] for log in logging_outputs)
-        metrics.log_scalar("loss", loss / torch.as_tensor(sample_size).clamp(min=1), sample_size, round=6)
+        summands = torch.as_tensor(sample_size).clamp(min=1)
+        for name in dict.fromkeys(name for log in logging_outputs for name in log if name.startswith("loss")):
+            loss = sum(log.get(name, 0.0) for log in logging_outputs)
+            metrics.log_scalar(name, loss / summands, sample_size, round=6)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
@@ -57,7 +65,11 @@ class AmaeReconstructionConfig(FairseqDataclass):
 
 @register_criterion("amae_reconstruction", dataclass=AmaeReconstructionConfig)
 class AmaeReconstruction(SummedCriterion):
-    """Mean squared error of the hidden patches, summed over patches."""
+    """The objectives of a pretraining model, summed over hidden tokens and weighted as the model says.
+
+    Audio-MAE's is the reconstruction alone; MAE-AST and SSAST have a discriminative one beside it. Each is logged by
+    itself as well, as ``loss_reconstruction`` and ``loss_info_nce``, not weighted.
+    """
 
     def __init__(self, task: FairseqTask, score_padding: bool):
         super().__init__(task)
@@ -66,14 +78,16 @@ class AmaeReconstruction(SummedCriterion):
     def forward(
         self, model: nn.Module, sample: Dict[str, Any], reduce: bool = True
     ) -> Tuple[Tensor, Tensor, Dict[str, Any]]:
-        """Loss (summed over scored patches), their number, and what to log, for a batch of the task."""
+        """Loss (summed over scored tokens), their number, and what to log, for a batch of the task."""
         output = model(**sample["net_input"])
+        plain = plain_module(model)
         scored = output["mask"]
         if not self.score_padding:
-            scored = scored & ~plain_module(model).patch_padding(sample["padding_mask"])
-        loss = (patch_errors(output) * scored).sum()
+            scored = scored & ~plain.patch_padding(sample["net_input"]["padding_mask"])
+        sums = summed_losses(plain, output, scored)
+        losses = {"loss": sums.pop("loss"), **{f"loss_{name}": value for name, value in sums.items()}}
         sample_size = scored.sum()
-        return loss, sample_size, self.log_of(loss, sample_size, sample)
+        return losses["loss"], sample_size, self.log_of(losses, sample_size, sample)
 
 
 @dataclass
@@ -115,7 +129,7 @@ class AmaeClassification(SummedCriterion):
         if self.training and self.label_smoothing:
             smoothed = target * (1 - self.label_smoothing) + self.label_smoothing / target.shape[1]
         loss = self.clip_losses(logits.float(), smoothed).sum()
-        log = self.log_of(loss, len(target), sample)
+        log = self.log_of({"loss": loss}, len(target), sample)
         if not self.training:
             log["id"] = sample["id"].cpu().numpy()
             log["scores"] = logits.float().cpu().numpy()

@@ -83,13 +83,26 @@ def update_freq(clips_per_update: int, batch_size: int, devices: int) -> int:
     Raises:
         UserError: the global batch is not a multiple of what the devices compute at a time.
     """
-    at_a_time = int(batch_size) * int(devices)
-    if int(clips_per_update) % at_a_time:
+    return _steps("task.clips_per_update", clips_per_update, "dataset.batch_size", batch_size, devices)
+
+
+def update_freq_of_frames(frames_per_update: int, max_tokens: int, devices: int) -> int:
+    """``${amae.update_freq_of_frames:FRAMES_PER_UPDATE,MAX_TOKENS,DEVICES}``: the same for batches of so many frames.
+
+    Raises:
+        UserError: as :func:`update_freq`.
+    """
+    return _steps("task.frames_per_update", frames_per_update, "dataset.max_tokens", max_tokens, devices)
+
+
+def _steps(whole_name: str, whole: int, part_name: str, part: int, devices: int) -> int:
+    at_a_time = int(part) * int(devices)
+    if int(whole) % at_a_time:
         raise UserError(
-            f"task.clips_per_update={clips_per_update} is not a multiple of dataset.batch_size={batch_size} times "
-            f"{devices} devices; choose a batch size that divides it"
+            f"{whole_name}={whole} is not a multiple of {part_name}={part} times {devices} devices; choose one that "
+            "divides it"
         )
-    return int(clips_per_update) // at_a_time
+    return int(whole) // at_a_time
 
 
 def scaled_lr(base_lr: float, clips_per_update: int) -> float:
@@ -102,12 +115,19 @@ def devices(nodes: int, per_node: int) -> int:
     return int(nodes) * int(per_node)
 
 
+def positive(number: float) -> bool:
+    """``${amae.positive:NUMBER}``: whether it is above 0."""
+    return float(number) > 0
+
+
 for _name, _resolver in {
     "plugin_dir": plugin_dir,
     "updates": updates,
     "updates_of": updates_of,
     "update_freq": update_freq,
+    "update_freq_of_frames": update_freq_of_frames,
     "scaled_lr": scaled_lr,
     "devices": devices,
+    "positive": positive,
 }.items():
     OmegaConf.register_new_resolver(f"amae.{_name}", _resolver, replace=True)

@@ -138,11 +138,18 @@ def _watched_loop(lock: RunLock, requeues: int) -> Iterator[list[int]]:
         updates[:] = [update]
         if distributed_utils.get_global_rank() == 0:
             lock.check()
-        finished = update >= (cfg.optimization.max_update or float("inf"))
-        if not finished and in_job(os.environ) and _anywhere(signals.received() is not None):
-            checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
-            _requeue(requeues, update)
-        return original(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch)
+
+        def stop_if_told() -> None:
+            if in_job(os.environ) and _anywhere(signals.received() is not None):
+                checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
+                _requeue(requeues, update)
+
+        if update < (cfg.optimization.max_update or float("inf")):  # else it is about to end
+            stop_if_told()
+        losses, should_stop = original(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch)
+        if losses[0] is not None and not should_stop:  # validated, which takes time
+            stop_if_told()
+        return losses, should_stop
 
     fairseq_train.validate_and_save = validate_and_save
     try:

@@ -269,6 +269,35 @@ def visible_ids(mask: Tensor, count: int | None = None) -> Tensor:
     return torch.argsort(mask.to(torch.uint8), dim=1, stable=True)[:, :count]
 
 
+def gather_ids(mask: Tensor, padding: Tensor | None, count: int | None = None) -> tuple[Tensor, Tensor | None]:
+    """Positions (B, K) of the visible tokens of clips that may have different numbers of them.
+
+    K is the largest number, or ``count``. Clips with fewer fill their places with other tokens.
+
+    Args:
+        mask: (B, L), True = hidden.
+        padding: (B, L), True = beyond the clip's end, so neither hidden nor visible; None if nothing is.
+        count: K where no clip has more; else it is read from the masks, for which a GPU must wait.
+
+    Returns:
+        The positions, and (B, K) True where a place holds no visible token; None if every place holds one.
+    """
+    away = mask if padding is None else mask | padding
+    if count is None:
+        of_clips = (~away).sum(1)
+        count = max(1, int(of_clips.max()))
+        filled = bool((of_clips == count).all())
+    else:
+        filled = padding is None
+    ids = visible_ids(away, count)
+    return ids, None if filled else away.gather(1, ids)
+
+
+def attendable(padding_mask: Tensor | None) -> Tensor | None:
+    """The padding mask (B, N), except that a clip with nothing else attends to all: its attention stays defined."""
+    return None if padding_mask is None else padding_mask & ~padding_mask.all(dim=1, keepdim=True)
+
+
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
     """Tokens (B, L, D) at the positions ``ids`` (B, K): (B, K, D)."""
     return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))

@@ -69,16 +69,6 @@ def unpatchify(patches: Tensor, grid: Size2d, patch_size: Size2d) -> Tensor:
     return tiles.transpose(2, 3).reshape(batch, grid[0] * patch_size[0], grid[1] * patch_size[1])
 
 
-def patch_padding(padding_mask: Tensor, bands: int, patch_size: Size2d) -> Tensor:
-    """Padding of patches (B, L) from that of frames (B, T): True where all frames of a patch are beyond the clip's end.
-
-    Raises:
-        ValueError: the patch does not divide the spectrogram of T frames and that many bands.
-    """
-    rows, columns = grid_size(padding_mask.shape[1], bands, patch_size)
-    return padding_mask.reshape(-1, rows, patch_size[0]).all(-1).repeat_interleave(columns, dim=1)
-
-
 class PatchEmbed(nn.Module):
     """Linear embedding of patches; its weight has the shape of the convolution that published checkpoints store."""
 

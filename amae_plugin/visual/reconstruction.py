@@ -43,7 +43,7 @@ def plot_reconstructions(
     Args:
         original: (B, T, F) log-mel, normalised as ``(x - mean) / (2 std)``.
         mask: (B, L) bool, True = hidden; time-major patches, L together.
-        reconstructed: (B, T, F), normalised in the same way, as ``AudioMAE.reconstruct`` gives it.
+        reconstructed: (B, T, F), normalised in the same way, as a model's ``reconstruct`` gives it.
         patch_size: frames and bands of a patch.
         mean: of the normalisation.
         std: of the normalisation.

@@ -39,7 +39,7 @@ class Counting:
     def __init__(self):
         self.batches = []
 
-    def __call__(self, model, source):
+    def __call__(self, model, source, padding_mask):
         assert not model.training
         assert torch.is_inference_mode_enabled()
         self.batches.append(len(source))

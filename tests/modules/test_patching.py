@@ -8,7 +8,6 @@ from amae_plugin.modules.patching import (
     grid_size,
     overlapping_grid_size,
     overlapping_patches,
-    patch_padding,
     patchify,
     unpatchify,
 )
@@ -47,14 +46,6 @@ def test_patch_embed_is_the_convolution_whose_weight_it_stores(patch):
     spectrogram = torch.randn(2, 48, 32)
     expected = embed.proj(spectrogram[:, None]).flatten(2).transpose(1, 2)
     torch.testing.assert_close(embed(patchify(spectrogram, patch)), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_a_patch_is_padding_where_all_of_its_frames_are():
-    padding = torch.arange(12) >= torch.tensor([12, 8, 7, 0])[:, None]
-    rows = [[False, False, False], [False, False, True], [False, False, True], [True, True, True]]
-    assert patch_padding(padding, 32, (4, 16)).tolist() == [[row for row in clip for _ in range(2)] for clip in rows]
-    with pytest.raises(ValueError, match="12 frames x 32 bands"):
-        patch_padding(padding, 32, (5, 16))
 
 
 @given(

@@ -9,7 +9,7 @@ from amae_plugin.models.audio_mae.config import AudioMAEConfig
 from amae_plugin.models.encoder import Encoder
 from amae_plugin.modules.blocks import Block, xavier_linear
 from amae_plugin.modules.masking import take_tokens
-from amae_plugin.modules.patching import PatchEmbed, Size2d, grid_size, patchify
+from amae_plugin.modules.patching import PatchEmbed, Size2d, patchify
 from amae_plugin.modules.positions import GridPositions
 
 
@@ -17,12 +17,14 @@ class AudioMAEEncoder(Encoder):
     """Pre-norm ViT over visible patches and a CLS token (Huang et al. 2022, section 3.1)."""
 
     num_prefix_tokens = 1
+    masks_padding = False
 
     def __init__(self, config: AudioMAEConfig):
         super().__init__()
         self.embed_dim = config.embed_dim
-        self.patch_size: Size2d = tuple(config.patch_size)  # type: ignore[assignment]
-        grid = grid_size(config.input_length, config.num_mel_bins, self.patch_size)
+        self.num_mel_bins = config.num_mel_bins
+        self.patch_size = self.patch_stride = tuple(config.patch_size)  # type: ignore[assignment]
+        grid = self.grid(config.input_length, config.num_mel_bins)
         self.patch_embed = PatchEmbed(self.patch_size, config.embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
         self.positions = GridPositions(grid, config.embed_dim)
@@ -50,9 +52,9 @@ class AudioMAEEncoder(Encoder):
         x = torch.cat([(self.cls_token + positions[:, :1]).expand(len(x), -1, -1), x], dim=1)
         return self.run_blocks(x, self.with_prefix(padding_mask), branch_scales)
 
-    def patches(self, source: Tensor) -> tuple[Tensor, Size2d]:
+    def patches(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Size2d]:
         """See :meth:`Encoder.patches`; time-major."""
-        return patchify(source, self.patch_size), grid_size(source.shape[1], source.shape[2], self.patch_size)
+        return patchify(source, self.patch_size), self.grid(source.shape[1], source.shape[2])
 
     def reset_parameters(self) -> None:
         """Initialise as the published code does: Xavier-uniform matrices, a CLS token from N(0, 0.02)."""

@@ -11,33 +11,45 @@ from torch import Tensor, nn
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
 from amae_plugin.models.audio_mae.decoder import build_decoder
 from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
-from amae_plugin.modules.compute import compile_blocks, matrix_precision
+from amae_plugin.models.pretraining import PretrainingModel
+from amae_plugin.modules import losses
+from amae_plugin.modules.compute import matrix_precision
 from amae_plugin.modules.masking import build_masking, check_mask, noise_of, visible_ids
-from amae_plugin.modules.patching import patch_padding, unpatchify
+from amae_plugin.modules.patching import unpatchify
 
 
-class AudioMAE(nn.Module):
+class AudioMAE(PretrainingModel):
     """Masked autoencoder over log-mel spectrograms.
 
     Letters in shapes: B clips, T frames, F mel bands, L patches (time-major), P values in a patch, D encoder width.
     """
 
+    encoder: AudioMAEEncoder
+
     def __init__(self, config: AudioMAEConfig):
         super().__init__()
         self.config = config
+        self.loss_weights = {"reconstruction": 1.0}
         self.encoder = AudioMAEEncoder(config)
         self.decoder = build_decoder(config)
         self.masking = build_masking(
             config.masking, config.mask_ratio, config.mask_ratio_time, config.mask_ratio_frequency
         )
 
-    def forward(self, source: Tensor, mask: Tensor | None = None, seed: Tensor | None = None) -> dict[str, Any]:
+    def forward(
+        self,
+        source: Tensor,
+        mask: Tensor | None = None,
+        seed: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> dict[str, Any]:
         """Predict every patch from the visible ones.
 
         Args:
             source: (B, T, F) normalised log-mel; T and F are multiples of the patch.
             mask: (B, L) bool, True = hidden, the same number for every clip; sampled if None.
             seed: (B,) integers that the sampled masks depend on, clip by clip; PyTorch's generator if None.
+            padding_mask: (B, T), of no effect here: as published, padding is a part of the clip.
 
         Returns:
             ``prediction`` (B, L, P), ``target`` (B, L, P) as :meth:`targets` gives it, ``mask`` (B, L), ``latent``
@@ -58,6 +70,10 @@ class AudioMAE(nn.Module):
             latent = self.encoder(patches, grid, visible)
             prediction = self.decoder(latent, visible, grid)
         return {"prediction": prediction.float(), "target": self.targets(patches), "mask": mask, "latent": latent}
+
+    def token_losses(self, output: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See :meth:`PretrainingModel.token_losses`: the mean squared error of every patch."""
+        return {"reconstruction": losses.reconstruction(output["prediction"], output["target"], output["mask"])}
 
     def targets(self, patches: Tensor) -> Tensor:
         """What the model learns to predict from patches (B, L, P): these, or each normalised by its own statistics.
@@ -86,32 +102,12 @@ class AudioMAE(nn.Module):
             prediction = prediction * (var + 1e-6).sqrt() + mean
         return unpatchify(torch.where(mask[..., None], prediction, patches), grid, self.encoder.patch_size)
 
-    def extract_features(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Encode a whole spectrogram, nothing hidden.
+    @property
+    def normalizes_targets(self) -> bool:
+        """See :attr:`PretrainingModel.normalizes_targets`."""
+        return self.config.norm_pix_loss
 
-        Args:
-            source: (B, T, F) normalised log-mel.
-            padding_mask: (B, T) bool, True = beyond the clip's end; patches wholly there are not attended to.
-
-        Returns:
-            Features (B, 1 + L, D) after the final norm, CLS first, and their padding mask (B, 1 + L) if one was given.
-        """
-        patches, grid = self.encoder.patches(source)
-        if padding_mask is not None:
-            padding_mask = self.patch_padding(padding_mask)
-        with matrix_precision(source.device, self.config.bf16):
-            features = self.encoder(patches, grid, padding_mask=padding_mask)
-        return features.float(), self.encoder.with_prefix(padding_mask)
-
-    def patch_padding(self, padding_mask: Tensor) -> Tensor:
-        """Patches (B, L) all of whose frames are padding, from frames (B, T); True = padding."""
-        return patch_padding(padding_mask, self.config.num_mel_bins, self.encoder.patch_size)
-
-    def compile_blocks(self) -> None:
-        """See :func:`amae_plugin.modules.compute.compile_blocks`."""
-        compile_blocks((*self.encoder.blocks, *self.decoder.blocks))
-
-
-def patch_errors(output: Mapping[str, Tensor]) -> Tensor:
-    """Mean squared error of every patch (B, L), hidden or not, of an output of :class:`AudioMAE`."""
-    return (output["prediction"] - output["target"]).square().mean(dim=-1)
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """See :attr:`PretrainingModel.blocks`."""
+        return (*self.encoder.blocks, *self.decoder.blocks)

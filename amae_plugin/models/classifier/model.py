@@ -9,7 +9,15 @@ from amae_plugin.models.classifier.config import ClassifierConfig
 from amae_plugin.models.systems import system_of
 from amae_plugin.modules.blocks import drop_path_scales
 from amae_plugin.modules.compute import compile_blocks, matrix_precision
-from amae_plugin.modules.masking import Noise, TimeFrequencyMasking, check_mask, noise_of, visible_ids
+from amae_plugin.modules.masking import (
+    Noise,
+    TimeFrequencyMasking,
+    attendable,
+    check_mask,
+    gather_ids,
+    noise_of,
+    visible_ids,
+)
 from amae_plugin.modules.patching import Size2d
 
 POOLINGS = ("mean", "cls", "avgtok", "avgcls")
@@ -38,7 +46,9 @@ class Classifier(nn.Module):
         if config.num_classes < 1:
             raise ValueError(f"a classifier needs classes, not model.num_classes={config.num_classes}")
         self.config = config
-        self.encoder = system_of(config.encoder or {}).encoder(config.encoder or {})
+        # Without the blocks that MAE-AST's pretraining skips: drop_path is the classifier's stochastic depth.
+        settings = {**(config.encoder or {}), "layerdrop": 0.0}
+        self.encoder = system_of(settings).encoder(settings)
         if config.pooling in ("cls", "avgcls") and not self.encoder.num_prefix_tokens:
             raise ValueError(
                 f"model.pooling is {config.pooling}, but this encoder has no class token: choose mean or avgtok"
@@ -60,7 +70,13 @@ class Classifier(nn.Module):
         drop_path_scales(torch.zeros(1, 1, 2), config.drop_path)
         self.encoder.requires_grad_(not config.frozen)
 
-    def forward(self, source: Tensor, mask: Tensor | None = None, seed: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self,
+        source: Tensor,
+        mask: Tensor | None = None,
+        seed: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Classify clips.
 
         In training, time steps and bands are hidden and branches skipped at random, as configured; a frozen encoder
@@ -72,6 +88,8 @@ class Classifier(nn.Module):
             mask: (B, L) bool in the order of the encoder's tokens, True = hidden, the same number for every clip;
                 sampled in training, nothing hidden otherwise, if None.
             seed: (B,) integers that everything random depends on, clip by clip; PyTorch's generator if None.
+            padding_mask: (B, T) bool, True = beyond the clip's end. With an encoder that ``masks_padding``, tokens
+                wholly there are neither attended to nor pooled; to the others padding is a part of the clip.
 
         Returns:
             ``logits`` (B, C) and ``features`` (B, D), what the head sees; both float32.
@@ -80,9 +98,10 @@ class Classifier(nn.Module):
             ValueError: the patch does not divide the spectrogram, the mask is of another shape, or the clips have
                 different numbers of visible patches.
         """
-        patches, grid = self.encoder.patches(source)
+        padding_mask = self.encoder.heeded(padding_mask)
+        patches, grid = self.encoder.patches(source, padding_mask)
         noise = noise_of(source, seed)
-        visible = self._visible(patches, grid, mask, noise)
+        visible, unused = self._visible(patches, grid, mask, noise, padding_mask)
         scales = None
         if self.encoder.training and self.config.drop_path:
             depth = len(self.encoder.blocks)
@@ -91,24 +110,30 @@ class Classifier(nn.Module):
             matrix_precision(source.device, self.config.bf16),
             torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen),
         ):
-            tokens = self.encoder(patches, grid, visible, branch_scales=scales).float()
-        features = self.batch_norm(self.fc_norm(self._pool(tokens)))
+            tokens = self.encoder(patches, grid, visible, attendable(unused), scales).float()
+        features = self.batch_norm(self.fc_norm(self._pool(tokens, unused)))
         return {"logits": self.head(features), "features": features}
 
-    def _pool(self, tokens: Tensor) -> Tensor:
+    def _pool(self, tokens: Tensor, unused: Tensor | None) -> Tensor:
         if self.config.pooling == "cls":
             return tokens[:, 0]
-        prefix = self.encoder.num_prefix_tokens
-        return (tokens[:, :prefix] if self.config.pooling == "avgcls" else tokens[:, prefix:]).mean(1)
+        if self.config.pooling == "avgcls":
+            return tokens[:, : self.encoder.num_prefix_tokens].mean(1)
+        return self.encoder.mean_of_patches(tokens, unused)
 
-    def _visible(self, patches: Tensor, grid: Size2d, mask: Tensor | None, noise: Noise) -> Tensor | None:
+    def _visible(
+        self, patches: Tensor, grid: Size2d, mask: Tensor | None, noise: Noise, padding_mask: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Positions (B, K) of the tokens to encode, all if None, and (B, K) which of them to leave out, if any."""
+        padding = None if padding_mask is None else self.encoder.patch_padding(padding_mask)
         if mask is not None:
             check_mask(mask, patches)
-            return visible_ids(mask)
+            return (visible_ids(mask), None) if padding is None else gather_ids(mask & ~padding, padding)
         if not self.encoder.training or not (self.config.mask_ratio_time or self.config.mask_ratio_frequency):
-            return None
-        hidden = self.encoder.in_token_order(self.masking(noise, grid), grid)
-        return visible_ids(hidden, self.masking.num_visible(grid))
+            return None, padding
+        grid_padding = None if padding_mask is None else self.encoder.grid_padding(padding_mask)
+        hidden = self.encoder.in_token_order(self.masking(noise, grid, grid_padding), grid)
+        return gather_ids(hidden, padding, self.masking.num_visible(grid))
 
     def train(self, mode: bool = True) -> Classifier:
         """Training or evaluation mode; a frozen encoder stays in evaluation mode."""

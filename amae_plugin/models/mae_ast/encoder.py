@@ -12,7 +12,7 @@ from amae_plugin.models.mae_ast.config import MAEASTConfig
 from amae_plugin.models.mae_ast.input_norm import InputNorm
 from amae_plugin.modules.blocks import PostNormBlock, normal_linear
 from amae_plugin.modules.masking import take_tokens
-from amae_plugin.modules.patching import PatchEmbed, Size2d, grid_size, patchify
+from amae_plugin.modules.patching import PatchEmbed, Size2d, patchify
 from amae_plugin.modules.positions import SequencePositions
 
 
@@ -27,6 +27,7 @@ class MAEASTEncoder(Encoder):
     """
 
     num_prefix_tokens = 0
+    masks_padding = True
 
     def __init__(self, config: MAEASTConfig):
         super().__init__()
@@ -34,8 +35,9 @@ class MAEASTEncoder(Encoder):
             if not 0 <= getattr(config, name) < 1:
                 raise ValueError(f"model.{name} must be at least 0 and below 1, not {getattr(config, name)}")
         self.embed_dim = config.embed_dim
-        self.patch_size: Size2d = tuple(config.patch_size)  # type: ignore[assignment]
-        grid_size(self.patch_size[0], config.num_mel_bins, self.patch_size)
+        self.num_mel_bins = config.num_mel_bins
+        self.patch_size = self.patch_stride = tuple(config.patch_size)  # type: ignore[assignment]
+        self.grid(self.patch_size[0], config.num_mel_bins)
         self.feature_grad_mult = config.feature_grad_mult
         self.layerdrop = config.layerdrop
         self.input_norm = InputNorm()
@@ -80,7 +82,7 @@ class MAEASTEncoder(Encoder):
         patches = patchify(self.input_norm(source, padding_mask), self.patch_size)
         if patches.requires_grad and self.feature_grad_mult != 1.0:
             patches = _ScaledGradient.apply(patches, self.feature_grad_mult)
-        return patches, grid_size(source.shape[1], source.shape[2], self.patch_size)
+        return patches, self.grid(source.shape[1], source.shape[2])
 
     def _blocks_to_run(self) -> list[int]:
         """LayerDrop (Fan et al. 2020): in training, the whole batch skips each block with some probability."""

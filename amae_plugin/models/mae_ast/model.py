@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from amae_plugin.models.mae_ast.config import MAEASTConfig
 from amae_plugin.models.mae_ast.decoder import MAEASTDecoder
 from amae_plugin.models.mae_ast.encoder import MAEASTEncoder
+from amae_plugin.models.pretraining import PretrainingModel
 from amae_plugin.modules import losses
-from amae_plugin.modules.compute import compile_blocks, matrix_precision
-from amae_plugin.modules.masking import build_masking, check_mask, noise_of, visible_ids
-from amae_plugin.modules.patching import patch_padding, patchify, unpatchify
+from amae_plugin.modules.compute import matrix_precision
+from amae_plugin.modules.masking import attendable, build_masking, check_mask, gather_ids, noise_of
+from amae_plugin.modules.patching import patchify, unpatchify
 
 
-class MAEAST(nn.Module):
+class MAEAST(PretrainingModel):
     """Masked autoencoder over log-mel spectrograms with a generative and a discriminative objective.
 
     Letters in shapes: B clips, T frames, F mel bands, L tokens (time-major), P values in a token, D encoder width.
@@ -25,6 +26,8 @@ class MAEAST(nn.Module):
     Raises:
         ValueError: settings that make no model: of widths, probabilities, the masking, or both weights 0.
     """
+
+    encoder: MAEASTEncoder
 
     def __init__(self, config: MAEASTConfig):
         super().__init__()
@@ -73,28 +76,19 @@ class MAEAST(nn.Module):
         Raises:
             ValueError: the patch does not divide the spectrogram, or a mask is of another shape.
         """
-        # Attention without a mask is faster: it is worth a look whether anything is padded.
-        if padding_mask is not None and not padding_mask.any():
-            padding_mask = None
+        padding_mask = self.encoder.heeded(padding_mask)
         patches, grid = self.encoder.patches(source, padding_mask)
         padding = None if padding_mask is None else self.patch_padding(padding_mask)
         if mask is None:
             mask = self.masking(noise_of(source, seed), grid, padding)
-            kept = self.masking.num_visible(grid)
-            ragged = padding is not None
+            visible, unused = gather_ids(mask, padding, self.masking.num_visible(grid))
         else:
             check_mask(mask, patches)
             mask = mask if padding is None else mask & ~padding
-            visible_of_clips = (~mask if padding is None else ~(mask | padding)).sum(1)
-            kept = max(1, int(visible_of_clips.max()))
-            ragged = bool((visible_of_clips != kept).any())
-        away = mask if padding is None else mask | padding
-        visible = visible_ids(away, kept)
-        # Clips with fewer visible tokens than others fill their places with other tokens, which nothing attends to.
-        unused = away.gather(1, visible) if ragged else None
+            visible, unused = gather_ids(mask, padding)
         with matrix_precision(source.device, self.config.bf16):
-            latent = self.encoder(patches, grid, visible, _attendable(unused))
-            x = self.decoder(latent, visible, patches.shape[1], unused, _attendable(padding))
+            latent = self.encoder(patches, grid, visible, attendable(unused))
+            x = self.decoder(latent, visible, patches.shape[1], unused, attendable(padding))
             output = {"target": patches, "mask": mask}
             if self.reconstruction_head is not None:
                 output["prediction"] = self.reconstruction_head(x).float()
@@ -128,31 +122,7 @@ class MAEAST(nn.Module):
         prediction = self.encoder.input_norm.inverse(prediction)
         return unpatchify(torch.where(mask[..., None], prediction, patchify(source, patch_size)), grid, patch_size)
 
-    def extract_features(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Encode a whole spectrogram, nothing hidden.
-
-        Args:
-            source: (B, T, F) log-mel, not normalised.
-            padding_mask: (B, T) bool, True = beyond the clip's end; tokens wholly there are not attended to.
-
-        Returns:
-            Features (B, L, D) after the last block, and their padding mask (B, L) if one was given.
-        """
-        patches, grid = self.encoder.patches(source, padding_mask)
-        padding = None if padding_mask is None else self.patch_padding(padding_mask)
-        with matrix_precision(source.device, self.config.bf16):
-            features = self.encoder(patches, grid, padding_mask=_attendable(padding))
-        return features.float(), padding
-
-    def patch_padding(self, padding_mask: Tensor) -> Tensor:
-        """Tokens (B, L) all of whose frames are padding, from frames (B, T); True = padding."""
-        return patch_padding(padding_mask, self.config.num_mel_bins, self.encoder.patch_size)
-
-    def compile_blocks(self) -> None:
-        """See :func:`amae_plugin.modules.compute.compile_blocks`."""
-        compile_blocks((*self.encoder.blocks, *self.decoder.blocks))
-
-
-def _attendable(padding_mask: Tensor | None) -> Tensor | None:
-    """The padding mask (B, N), except that a clip with nothing else attends to all: its attention stays defined."""
-    return None if padding_mask is None else padding_mask & ~padding_mask.all(dim=1, keepdim=True)
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """See :attr:`PretrainingModel.blocks`."""
+        return (*self.encoder.blocks, *self.decoder.blocks)

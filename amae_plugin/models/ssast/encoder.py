@@ -9,14 +9,7 @@ from amae_plugin.models.encoder import Encoder
 from amae_plugin.models.ssast.config import SSASTConfig
 from amae_plugin.modules.blocks import Block
 from amae_plugin.modules.masking import take_tokens
-from amae_plugin.modules.patching import (
-    PatchEmbed,
-    Size2d,
-    grid_size,
-    overlapping_grid_size,
-    overlapping_patches,
-    patchify,
-)
+from amae_plugin.modules.patching import PatchEmbed, Size2d, overlapping_patches, patchify
 from amae_plugin.modules.positions import LearnedPositions
 
 
@@ -28,12 +21,14 @@ class SSASTEncoder(Encoder):
     """
 
     num_prefix_tokens = 2
+    masks_padding = False
 
     def __init__(self, config: SSASTConfig):
         super().__init__()
         self.embed_dim = config.embed_dim
-        self.patch_size: Size2d = tuple(config.patch_size)  # type: ignore[assignment]
-        self.patch_stride: Size2d = tuple(config.patch_stride or config.patch_size)  # type: ignore[assignment]
+        self.num_mel_bins = config.num_mel_bins
+        self.patch_size = tuple(config.patch_size)  # type: ignore[assignment]
+        self.patch_stride = tuple(config.patch_stride or config.patch_size)  # type: ignore[assignment]
         grid = self.grid(config.input_length, config.num_mel_bins)
         self.patch_embed = PatchEmbed(self.patch_size[::-1], config.embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
@@ -85,7 +80,7 @@ class SSASTEncoder(Encoder):
         x = torch.cat([prefix.expand(len(tokens), -1, -1), tokens + positions], dim=1)
         return self.run_blocks(x, self.with_prefix(padding_mask), branch_scales)
 
-    def patches(self, source: Tensor) -> tuple[Tensor, Size2d]:
+    def patches(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Size2d]:
         """See :meth:`Encoder.patches`; frequency-major, overlapping if the stride is smaller than the patch.
 
         Overlapping patches leave aside the frames and bands at the end that no whole patch covers.
@@ -96,19 +91,13 @@ class SSASTEncoder(Encoder):
             return patchify(bands_first, self.patch_size[::-1]), grid
         return overlapping_patches(bands_first, self.patch_size[::-1], self.patch_stride[::-1]), grid
 
-    def grid(self, frames: int, bands: int) -> Size2d:
-        """Patches in time and in frequency.
-
-        Raises:
-            ValueError: the patch does not divide the spectrogram, or, if patches overlap, exceeds it.
-        """
-        if self.patch_stride == self.patch_size:
-            return grid_size(frames, bands, self.patch_size)
-        return overlapping_grid_size(frames, bands, self.patch_size, self.patch_stride)
-
     def in_token_order(self, mask: Tensor, grid: Size2d) -> Tensor:
         """See :meth:`Encoder.in_token_order`."""
         return mask.unflatten(1, grid).transpose(1, 2).flatten(1)
+
+    def in_grid_order(self, mask: Tensor, grid: Size2d) -> Tensor:
+        """See :meth:`Encoder.in_grid_order`."""
+        return mask.unflatten(1, grid[::-1]).transpose(1, 2).flatten(1)
 
     def reset_parameters(self) -> None:
         """Initialise as DeiT: matrices and class tokens from N(0, 0.02), cut at two units, biases 0."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from amae_plugin.errors import UserError
+from amae_plugin.interop.files import read_weights
 from amae_plugin.models.ssast.config import SSASTConfig
 from amae_plugin.models.ssast.encoder import SSASTEncoder
 from amae_plugin.models.ssast.model import SSAST
@@ -67,6 +70,21 @@ def rename(name: str) -> str:
     return name
 
 
+def load_imagenet_file(encoder: nn.Module, path: Path) -> None:
+    """Give an encoder the weights of a file: ``.safetensors``, or of ``torch.save``, where they may be under ``model``.
+
+    Raises:
+        UserError: the encoder is of another system, or the file cannot be read or does not fit it.
+    """
+    if not isinstance(encoder, SSASTEncoder):
+        raise UserError(f"model.imagenet={path}: only an amae_ssast encoder can start from ImageNet's weights")
+    state = read_weights(path)
+    try:
+        load_imagenet(encoder, state.get("model", state))
+    except (AttributeError, KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"model.imagenet={path}: no ViT or DeiT of model.encoder's sizes: {error}") from None
+
+
 def load_imagenet(encoder: SSASTEncoder, state_dict: Mapping[str, Tensor]) -> None:
     """Give an encoder the weights of an image model, as AST does (Gong et al. 2021, section 2.2).
 
@@ -84,6 +102,8 @@ def load_imagenet(encoder: SSASTEncoder, state_dict: Mapping[str, Tensor]) -> No
         RuntimeError: a tensor is missing, has no place or is of another size (PyTorch's own message names them).
     """
     state = {name: tensor for name, tensor in state_dict.items() if not _IMAGENET_HEADS.match(name)}
+    if isinstance(encoder.norm, nn.Identity):  # in a classifier that has its norm after the pooling
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("norm.")}
     table = state.pop("pos_embed")
     prefix = 2 if "dist_token" in state else 1
     side = math.isqrt(max(0, table.shape[1] - prefix))

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from amae_plugin.models.pretraining import PretrainingModel
 from amae_plugin.models.ssast.config import SSASTConfig
 from amae_plugin.models.ssast.encoder import SSASTEncoder
 from amae_plugin.modules import losses
-from amae_plugin.modules.compute import compile_blocks, matrix_precision
+from amae_plugin.modules.compute import matrix_precision
 from amae_plugin.modules.masking import build_masking, check_mask, noise_of
 from amae_plugin.modules.patching import unpatchify
 
 
-class SSAST(nn.Module):
+class SSAST(PretrainingModel):
     """Masked spectrogram modelling with a discriminative and a generative objective.
 
     Hidden patches are replaced by a learned embedding and stay in the sequence. Both heads read the same encoding, so
@@ -29,12 +30,12 @@ class SSAST(nn.Module):
         ValueError: patches overlap, which would show hidden values, or a size or the masking is impossible.
     """
 
-    loss_weights: ClassVar[dict[str, float]] = {"reconstruction": 10.0, "info_nce": 1.0}
-    """The joint objective: the sum of the mean losses with the paper's weights."""
+    encoder: SSASTEncoder
 
     def __init__(self, config: SSASTConfig):
         super().__init__()
         self.config = config
+        self.loss_weights = {"reconstruction": 10.0, "info_nce": 1.0}  # of the paper
         self.encoder = SSASTEncoder(config)
         if self.encoder.patch_stride != self.encoder.patch_size:
             raise ValueError(
@@ -48,13 +49,20 @@ class SSAST(nn.Module):
         self.classification_head = _head(config.embed_dim, values)
         self.masking = build_masking(config.masking, config.mask_ratio, config.mask_ratio, config.mask_ratio)
 
-    def forward(self, source: Tensor, mask: Tensor | None = None, seed: Tensor | None = None) -> dict[str, Any]:
+    def forward(
+        self,
+        source: Tensor,
+        mask: Tensor | None = None,
+        seed: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> dict[str, Any]:
         """Predict every patch, for both objectives.
 
         Args:
             source: (B, T, F) normalised log-mel; T and F are multiples of the patch.
             mask: (B, L) bool in frequency-major order, True = hidden; sampled if None.
             seed: (B,) integers that the sampled masks depend on, clip by clip; PyTorch's generator if None.
+            padding_mask: (B, T), of no effect here: as published, padding is a part of the clip.
 
         Returns:
             ``prediction`` (B, L, P) of the reconstruction head, ``classification`` (B, L, P) of the discriminative
@@ -106,33 +114,6 @@ class SSAST(nn.Module):
         patches, grid = self.encoder.patches(source)
         drawn = torch.where(mask[..., None], prediction, patches)
         return unpatchify(drawn, grid[::-1], self.encoder.patch_size[::-1]).transpose(1, 2)
-
-    def extract_features(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Encode a whole spectrogram, nothing hidden.
-
-        Args:
-            source: (B, T, F) normalised log-mel.
-            padding_mask: (B, T) bool, True = beyond the clip's end; patches wholly there are not attended to.
-
-        Returns:
-            Features (B, 2 + L, D) after the final norm, class and distillation token first, and their padding mask
-            (B, 2 + L) if one was given.
-        """
-        patches, grid = self.encoder.patches(source)
-        if padding_mask is not None:
-            padding_mask = self.patch_padding(padding_mask)
-        with matrix_precision(source.device, self.config.bf16):
-            features = self.encoder(patches, grid, padding_mask=padding_mask)
-        return features.float(), self.encoder.with_prefix(padding_mask)
-
-    def patch_padding(self, padding_mask: Tensor) -> Tensor:
-        """Patches (B, L) all of whose frames are padding, from frames (B, T); True = padding."""
-        columns, rows = self.encoder.grid(padding_mask.shape[1], self.config.num_mel_bins)
-        return padding_mask.view(-1, columns, self.encoder.patch_size[0]).all(-1).repeat(1, rows)
-
-    def compile_blocks(self) -> None:
-        """See :func:`amae_plugin.modules.compute.compile_blocks`."""
-        compile_blocks(self.encoder.blocks)
 
 
 def found_patches(output: Mapping[str, Tensor]) -> Tensor:

@@ -240,3 +240,38 @@ def test_compiled_blocks_compute_the_same() -> None:
     expected = model(source, seed=seed)["logits"]
     model.compile_blocks()
     torch.testing.assert_close(model(source, seed=seed)["logits"], expected)
+
+
+MAE_AST_ENCODER = {
+    "_name": "amae_mae_ast",
+    "embed_dim": 32,
+    "depth": 3,
+    "num_heads": 2,
+    **dict.fromkeys(("dropout", "attention_dropout", "dropout_input", "layerdrop"), 0.0),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_padding_has_no_influence_where_the_encoder_masks_it(training: bool) -> None:
+    model = build(encoder=MAE_AST_ENCODER, drop_path=0.0).train(training)
+    model.encoder.input_norm.eval()  # in training its statistics are those of the whole batch
+    source, padding = spectrograms(3), torch.arange(128) >= torch.tensor([128, 70, 16])[:, None]
+    changed = source + 5 * padding[..., None]
+    seed = torch.arange(3)
+    logits = model(source, seed=seed, padding_mask=padding)["logits"]
+    torch.testing.assert_close(model(changed, seed=seed, padding_mask=padding)["logits"], logits)
+    assert not torch.allclose(model(changed, seed=seed)["logits"], logits, atol=1e-3)
+
+
+def test_a_clip_alone_has_the_logits_that_it_has_in_a_batch_with_padding() -> None:
+    model = build(encoder=MAE_AST_ENCODER).eval()
+    source, padding = spectrograms(2), torch.arange(128) >= torch.tensor([128, 64])[:, None]
+    torch.testing.assert_close(
+        model(source, padding_mask=padding)["logits"][1:], model(source[1:, :64])["logits"], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_padding_is_a_part_of_the_clip_to_other_encoders() -> None:
+    model, source = build().eval(), spectrograms()
+    padding = torch.arange(128) >= torch.tensor([128, 70, 16, 1])[:, None]
+    assert torch.equal(model(source, padding_mask=padding)["logits"], model(source)["logits"])
