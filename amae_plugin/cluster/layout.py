@@ -47,7 +47,12 @@ class Layout:
 
     @classmethod
     def from_slurm(
-        cls, environment: Mapping[str, str], world_size: int, gpus: int | None, port: int | None = None
+        cls,
+        environment: Mapping[str, str],
+        world_size: int,
+        gpus: int | None,
+        wanted_nodes: int | None = None,
+        port: int | None = None,
     ) -> Layout:
         """Derive the layout from what SLURM says of the step, and check that it is what the recipe wants.
 
@@ -57,6 +62,7 @@ class Layout:
             environment: of the process.
             world_size: that the recipe wants, ``distributed_training.distributed_world_size``.
             gpus: how many this task sees; None to train on CPUs.
+            wanted_nodes: over how many nodes the recipe wants it spread, ``hydra.launcher.nodes``; None if it does not say.
             port: for rank 0; derived from the job if None.
 
         Raises:
@@ -77,6 +83,8 @@ class Layout:
         step = f"the step of job {job} has {tasks} tasks on {nodes} nodes"
         if tasks % nodes or not re.fullmatch(r"\d+(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "1")):
             raise UserError(f"{step}, not as many on each node; ask for --ntasks-per-node")
+        if wanted_nodes not in (None, nodes):
+            raise UserError(f"hydra.launcher.nodes={wanted_nodes}, but {step}; run_config and --nodes must fit")
         if world_size < 1 or world_size % nodes:
             raise UserError(f"{wanted}, but {step}, over which such a number cannot be spread evenly")
         tasks_per_node, per_node = tasks // nodes, world_size // nodes

@@ -51,8 +51,8 @@ def call_main(cfg: DictConfig, main: Main, **kwargs: Any) -> None:
     Raises:
         UserError: the job is not what the recipe needs.
     """
-    requeues = int(HydraConfig.get().launcher.get("requeues", 0)) if HydraConfig.initialized() else 0
-    main = functools.partial(train, main=main, requeues=requeues)
+    launcher = HydraConfig.get().launcher  # also of a batch script's run, which chose it by its run_config
+    main = functools.partial(train, main=main, requeues=launcher.get("requeues", 0))
     settings = cfg.distributed_training
     if not in_job(os.environ) or settings.distributed_init_method is not None:
         _fairseq_call_main(cfg, main, **kwargs)
@@ -61,6 +61,7 @@ def call_main(cfg: DictConfig, main: Main, **kwargs: Any) -> None:
         os.environ,
         settings.distributed_world_size,
         None if cfg.common.cpu else torch.cuda.device_count(),
+        launcher.get("nodes"),
         settings.distributed_port if settings.distributed_port > 0 else None,
     )
     logger.info(f"{layout}")
@@ -170,6 +171,7 @@ def _anywhere(here: bool) -> bool:
 
 def _requeue(limit: int, update: int) -> NoReturn:
     """End this process, once rank 0 has put the job back into the queue."""
+    received = signals.received()
     refused: list[str | None] = [None]
     if distributed_utils.get_global_rank() == 0:
         try:
@@ -178,7 +180,6 @@ def _requeue(limit: int, update: int) -> NoReturn:
             refused = [str(error)]
     if distributed.is_initialized():
         distributed.broadcast_object_list(refused, src=0)
-    received = signals.received()
     reason = f"stopped after update {update}, at {received.name if received else 'a signal to another process'}"
     if refused[0] is not None:
         raise UserError(

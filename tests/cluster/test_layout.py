@@ -84,6 +84,11 @@ def test_job_that_does_not_fit_is_refused(
         Layout.from_slurm(environment, world_size, gpus)
 
 
+def test_other_nodes_than_the_recipe_says_are_refused() -> None:
+    with pytest.raises(UserError, match=r"hydra\.launcher\.nodes=2, but the step of job 1234 has 1 tasks on 1 nodes"):
+        Layout.from_slurm(step(), 4, None, wanted_nodes=2)
+
+
 def test_batch_script_of_one_task_spawns_on_its_node() -> None:
     layout = Layout.from_slurm({"SLURM_JOB_ID": "1", "SLURM_NNODES": "1"}, 8, 8)
     assert (layout.processes, layout.rank, layout.init_method()) == (8, 0, "tcp://localhost:12001")

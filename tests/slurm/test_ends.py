@@ -89,20 +89,23 @@ def test_signal_and_preemption_requeue_and_lose_nothing(
     # As before a time-out, but to one process of the two: both must stop after the same update.
     _, rank_1 = slurm.trainers(job)
     os.kill(rank_1, signal.SIGUSR2)
-    wait_for(lambda: slurm.job(job)["Restarts"] == "1", lambda: read(log))
-    first = losses(read(log))
-    assert 4 <= max(first) < 40
-    assert f"stopped after update {max(first)}, at " in read(log)
+    told = "at a signal to another process; a checkpoint was written, and the job is requeued"
+    wait_for(lambda: told in read(log), lambda: read(log))
+    stopped = max(losses(read(log)))
+    assert 4 <= stopped < 40
+    assert f"stopped after update {stopped}, {told}" in read(log)
 
-    wait_for_update(max(first) + 3, log)
+    wait_for_update(stopped + 3, log)
+    assert slurm.job(job)["Restarts"] == "1"
     urgent = slurm.command(
         *("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"),
         *("--wrap", "sleep 1"),
     ).stdout.strip()
-    wait_for(lambda: slurm.job(job)["Restarts"] == "2", lambda: read(log))
-    assert "at SIGTERM; a checkpoint was written, and the job is requeued" in read(log)
-    assert slurm.job(urgent)["JobState"] != "CANCELLED"
-    assert slurm.wait_for_end(job, log)["JobState"] == "COMPLETED", read(log)
+    told = "at SIGTERM; a checkpoint was written, and the job is requeued"
+    wait_for(lambda: told in read(log), lambda: read(log))
+    state = slurm.wait_for_end(job, log)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "2"), read(log)
+    assert slurm.job(urgent)["JobState"] == "COMPLETED"
     assert_as_alone(read(log), pretraining_alone)
     # Not one update was made twice.
     assert all(len(values) == 1 for values in losses(read(log)).values())
@@ -132,18 +135,21 @@ def test_lost_node_requeues_from_the_last_checkpoint(
 def test_job_that_is_not_what_the_recipe_needs_ends_before_training(slurm: Slurm, labelled: Path) -> None:
     one = ["--nodes=1", "--ntasks-per-node=1"]
     data = [f"task.data={labelled}", f"hydra.run.dir={slurm.folder / 'run'}"]
-    gpus, gpus_log = slurm.sbatch("task_per_gpu.sbatch", "gpus", one, "run_config=slurm_1x4", *data)
-    nodes, nodes_log = slurm.sbatch("task_per_gpu.sbatch", "nodes", one, *on_cpus(3, 1), "dataset.batch_size=8", *data)
+    gpus, gpus_log = slurm.sbatch(
+        "task_per_gpu.sbatch", "gpus", one, "run_config=slurm_1x4", "dataset.batch_size=2", *data
+    )
+    nodes, nodes_log = slurm.sbatch("task_per_gpu.sbatch", "nodes", one, *on_cpus(2, 2), *data)
     assert slurm.wait_for_end(gpus, gpus_log)["JobState"] == "FAILED"
     assert "sees 0; ask for --gpus-per-node=4, or train on CPUs with run_config=slurm_cpu" in read(gpus_log)
     assert slurm.wait_for_end(nodes, nodes_log)["JobState"] == "FAILED"
+    assert "hydra.launcher.nodes=2, but the step of job" in read(nodes_log)
     assert not (slurm.folder / "run" / "checkpoints").exists()
 
 
 def test_full_disk_says_so_and_leaves_the_checkpoint_before(slurm: Slurm, labelled: Path) -> None:
     # A disk of its own, in a name space of its own, that takes the first checkpoint and half of the next.
     script = (
-        "set -e; mount -t tmpfs -o size=2800k tmpfs disk; "
+        "set -e; mount -t tmpfs -o size=4800k tmpfs disk; "
         'set +e; "$@"; echo "exit code $?"; cp -r disk/checkpoints kept; df disk'
     )
     (slurm.folder / "disk").mkdir()
