@@ -27,7 +27,7 @@ class AmaeSlurmLauncher(Launcher):
     def __init__(self, wait: bool, poll_s: float, **resources: Any) -> None:
         self.wait = wait
         self.poll_s = poll_s
-        self.resources = resources
+        self.resources = OmegaConf.to_container(OmegaConf.create(resources), resolve=True)
         self.config: DictConfig | None = None
         self.hydra_context: HydraContext | None = None
 
@@ -49,7 +49,9 @@ class AmaeSlurmLauncher(Launcher):
 
         assert self.config is not None and self.hydra_context is not None
         known = {field.name for field in fields(Resources)}
-        resources = Resources(**{name: value for name, value in self.resources.items() if name in known})
+        if unknown := self.resources.keys() - known:
+            raise UserError(f"hydra.launcher: no {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
+        resources = Resources(**self.resources)
         sweep_dir = Path(self.config.hydra.sweep.dir).absolute()
         folder = sweep_dir / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,7 @@ class AmaeSlurmLauncher(Launcher):
             with open_dict(config.hydra.job):
                 config.hydra.job.id = config.hydra.job.num = index
             run_dir = (sweep_dir / str(config.hydra.sweep.subdir)).resolve()
-            jobs.append(TrainingJob((*own, *overrides, f"hydra.run.dir={run_dir}"), run_dir))
+            jobs.append(TrainingJob((*own, *overrides, f"hydra.run.dir={run_dir}")))
             logger.info(f"#{index}: {' '.join(filter_overrides(overrides))}")
             task_config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
             returns.append(
@@ -83,7 +85,7 @@ class AmaeSlurmLauncher(Launcher):
                     task_name=config.hydra.job.name,
                 )
             )
-        if len({job.folder for job in jobs}) < len(jobs):
+        if len({job_return.working_dir for job_return in returns}) < len(jobs):
             raise UserError("several runs of the sweep would write to one folder; give them hydra.sweep.subdir")
         submitted = resources.submit(jobs, folder, snapshot)
         logger.info(f"submitted {', '.join(job.id for job in submitted)}; logs: {folder}")

@@ -62,7 +62,7 @@ class Layout:
             environment: of the process.
             world_size: that the recipe wants, ``distributed_training.distributed_world_size``.
             gpus: how many this task sees; None to train on CPUs.
-            wanted_nodes: over how many nodes the recipe wants it spread, ``hydra.launcher.nodes``; None if it does not say.
+            wanted_nodes: that the recipe wants, ``hydra.launcher.nodes``; None if it does not say.
             port: for rank 0; derived from the job if None.
 
         Raises:

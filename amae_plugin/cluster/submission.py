@@ -245,7 +245,7 @@ def find_jobs(folder: Path) -> list[SubmittedJob]:
 
 
 def wait(jobs: Sequence[SubmittedJob], poll_s: float) -> list[Any]:
-    """Wait until all jobs have ended, through all requeueings; what they returned.
+    """Wait until all jobs have ended, through all requeueings; what they returned. Interrupted, the jobs go on.
 
     Raises:
         JobFailed: some did not; with the errors of all of them.

@@ -6,6 +6,7 @@ run starts on, so no ``common.user_dir`` has to be typed; and the resolvers belo
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,13 @@ from amae_plugin.errors import UserError
 
 
 class RegisterPlugin(Callback):
-    """Registers the plugin by being imported, keeps the runs of a sweep apart, and returns their results."""
+    """Registers the plugin by being imported, keeps the runs of a sweep apart, and returns their results.
+
+    Attributes:
+        result: of the latest run in this process; None if it was not validated.
+    """
+
+    result: float | None = None
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Forget what fairseq keeps in its modules of the run before in the same process; start processes our way."""
@@ -37,10 +44,13 @@ class RegisterPlugin(Callback):
 
         ``fairseq-hydra-train`` returns nothing, so a sweeper could not choose.
         """
-        if job_return.status == JobStatus.COMPLETED:
-            from amae_plugin.evaluation.sweep import read_result
+        from amae_plugin.evaluation.sweep import read_result
 
-            job_return.return_value = read_result(job_return.cfg.checkpoint.save_dir).best
+        RegisterPlugin.result = None
+        if job_return.status == JobStatus.COMPLETED:
+            with contextlib.suppress(UserError):  # not validated
+                RegisterPlugin.result = read_result(job_return.cfg.checkpoint.save_dir).best
+            job_return.return_value = RegisterPlugin.result
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the results of a sweep's runs, their mean and standard deviation."""

@@ -5,23 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from amae_plugin.cluster import signals
-from amae_plugin.evaluation.sweep import read_result
+from amae_plugin.fairseq_shell.hydra import RegisterPlugin
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """``fairseq-hydra-train`` with some arguments, in this process; its result is the run's best validation result.
+    """``fairseq-hydra-train`` with some arguments, in this process; its result is what Hydra gets of the run.
 
     Attributes:
         arguments: of the command, without ``-m``.
-        folder: that the run writes to.
     """
 
     arguments: tuple[str, ...]
-    folder: Path
 
     def __call__(self) -> float | None:
         """Run the command; an error is raised as it is."""
@@ -32,9 +29,4 @@ class TrainingJob:
         from fairseq_cli.hydra_train import cli_main
 
         cli_main()
-        return result_of(self.folder)
-
-
-def result_of(folder: Path) -> float | None:
-    """The best validation result of a run; None if it was not validated."""
-    return read_result(folder / "checkpoints").best
+        return RegisterPlugin.result

@@ -132,6 +132,20 @@ def test_lost_node_requeues_from_the_last_checkpoint(
     assert_as_alone(read(log), pretraining_alone)
 
 
+def test_job_that_is_cancelled(slurm: Slurm, labelled: Path) -> None:
+    done = slurm.command(
+        *("amae", "slurm", "submit", *RECIPE, *PRETRAINING, *on_cpus(1, 1), f"task.data={labelled}"),
+        *("hydra.run.dir=run", "+hydra.launcher.sbatch.begin=now+1hour"),
+    )
+    assert done.returncode == 0, done.stdout
+    done = slurm.command("amae", "slurm", "status", "run")
+    assert done.returncode == 0 and "PENDING" in done.stdout, done.stdout
+    done = slurm.command("amae", "slurm", "cancel", "run")
+    assert done.returncode == 0 and "cancelled" in done.stdout, done.stdout
+    done = slurm.command("amae", "slurm", "status", "run")
+    assert done.returncode == 1 and "CANCELLED" in done.stdout, done.stdout
+
+
 def test_job_that_is_not_what_the_recipe_needs_ends_before_training(slurm: Slurm, labelled: Path) -> None:
     one = ["--nodes=1", "--ntasks-per-node=1"]
     data = [f"task.data={labelled}", f"hydra.run.dir={slurm.folder / 'run'}"]
