@@ -36,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     submit.set_defaults(run=_submit)
     for name, function, text in (
-        ("status", _status, "the jobs of a run or a sweep, and the error of those that failed"),
+        ("status", _status, "the jobs of a run or a sweep, with the results or errors of those that ended"),
         ("logs", _logs, "what rank 0 of the latest job printed"),
         ("cancel", _cancel, "cancel the jobs of a run or a sweep that have not ended"),
     ):
@@ -62,13 +62,14 @@ def _status(args: argparse.Namespace) -> int:
     known = states(job.id for job in jobs)
     for job in jobs:
         state = known[job.id]
-        print(f"{job.id}  {state}")
-        if state.failed:
+        if state.going:
+            print(f"{job.id}  {state}")
+            continue
+        try:
+            print(f"{job.id}  {state}  result {job.result(state.name)}")
+        except JobFailed as error:
             failed = True
-            try:
-                job.result(state.name)
-            except JobFailed as error:
-                print(error)
+            print(f"{job.id}  {state}\n{error}")
     return int(failed)
 
 

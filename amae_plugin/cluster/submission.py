@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from amae_plugin.errors import UserError
 
 FOLDER = "slurm"
 """Within the folder of a run or a sweep: snapshots, and a subfolder a job with submitit's files and the logs."""
-UNREACHABLE = "UNREACHABLE"
+_UNREACHABLE = "UNREACHABLE"
 _GOING = {
-    UNREACHABLE,
+    _UNREACHABLE,
     "PENDING",
     "CONFIGURING",
     "RUNNING",
@@ -36,26 +37,29 @@ _LOG_LINES = 40
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job asks for: the settings of ``config/hydra/launcher/slurm.yaml``, which explains them."""
+    """What a job asks for: the settings of ``config/hydra/launcher/slurm.yaml``, which explains them.
+
+    ``requeues`` is not SLURM's: the job looks at it itself.
+    """
 
     name: str
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    timeout_min: int = 1440
-    nodes: int = 1
-    devices_per_node: int = 1
-    tasks_per_node: int = 1
-    gpus_per_node: int | None = None
-    cpus_per_device: int = 1
-    mem_gb: float | None = None
-    requeues: int = 0
-    signal_delay_s: int = 120
-    array_parallelism: int = 256
-    setup: Sequence[str] = ()
-    srun_args: Sequence[str] = ()
-    sbatch: Mapping[str, Any] = field(default_factory=dict)
+    partition: str | None
+    account: str | None
+    qos: str | None
+    constraint: str | None
+    timeout_min: int
+    nodes: int
+    devices_per_node: int
+    tasks_per_node: int
+    gpus_per_node: int | None
+    cpus_per_device: int
+    mem_gb: float | None
+    requeues: int
+    signal_delay_s: int
+    array_parallelism: int
+    setup: Sequence[str]
+    srun_args: Sequence[str]
+    sbatch: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         if self.tasks_per_node not in (1, self.devices_per_node):
@@ -80,7 +84,10 @@ class Resources:
             stderr_to_stdout=True,
             slurm_signal_delay_s=self.signal_delay_s,
             slurm_array_parallelism=self.array_parallelism,
-            slurm_setup=[f"export PYTHONPATH={snapshot.code}${{PYTHONPATH:+:$PYTHONPATH}}", *self.setup],
+            slurm_setup=[
+                f"export PYTHONPATH={shlex.quote(str(snapshot.code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+                *self.setup,
+            ],
             # One dead rank ends all. srun does not take over the job's --cpus-per-task.
             slurm_srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}", *self.srun_args],
             slurm_additional_parameters={"requeue": True, **self.sbatch},
@@ -128,13 +135,8 @@ class SubmittedJob:
         return sorted(int(path.name.removeprefix(f"{self.id}_").split("_")[0]) for path in logs)
 
     def paths(self, task: int) -> JobPaths:
-        """Of a task's log and result."""
+        """Of a task's log and result; the first task's log also holds what srun says."""
         return JobPaths(self.folder / "%j", job_id=self.id, task_id=task)
-
-    @property
-    def logs(self) -> list[Path]:
-        """Logs of the tasks in the order of their numbers; the first also holds what srun says."""
-        return [self.paths(task).stdout for task in self._tasks]
 
     def _outcomes(self) -> list[tuple[float, int, str, Any]]:
         """Of each task that has left one, in the order of time: when, task, ``success`` or ``error``, value."""
@@ -193,11 +195,6 @@ class JobState:
         """Whether the job waits or runs."""
         return self.name in _GOING
 
-    @property
-    def failed(self) -> bool:
-        """Whether it has ended otherwise than well."""
-        return not self.going and self.name not in ("COMPLETED", "UNKNOWN")
-
     def __str__(self) -> str:
         restarts = f"started again {self.restarts} times" if self.restarts not in ("", "0") else ""
         return "  ".join(part for part in (self.name, self.nodes, self.reason, restarts) if part)
@@ -219,7 +216,7 @@ def states(jobs: Iterable[str]) -> dict[str, JobState]:
             except OSError as error:
                 raise UserError(f"no SLURM here: {error}") from None
             if command[0] == "squeue" and done.returncode and "Invalid job id" not in done.stderr:
-                unknown = JobState(UNREACHABLE, done.stderr.strip())
+                unknown = JobState(_UNREACHABLE, done.stderr.strip())
             for line in done.stdout.splitlines():
                 job, name, *rest = (part.strip() for part in line.split("|"))
                 if command[0] == "sacct":

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,8 +31,9 @@ def test_snapshot_holds_the_package_and_the_recipes_as_they_were(tmp_path: Path)
 
 
 def test_layout_that_is_neither_is_refused() -> None:
+    settings: dict[str, Any] = {field.name: None for field in fields(Resources)}
     with pytest.raises(UserError, match=r"tasks_per_node=4: must be 1 .* or hydra\.launcher\.devices_per_node=8"):
-        Resources("run", devices_per_node=8, tasks_per_node=4)
+        Resources(**{**settings, "devices_per_node": 8, "tasks_per_node": 4})
 
 
 @pytest.mark.parametrize("action", ["status", "logs", "cancel"])
