@@ -5,13 +5,27 @@ process, before or after, the shell registers its tasks, models, criterions and 
 names that begin with ``amae_``; nothing else of fairseq is touched.
 """
 
+from __future__ import annotations
+
+import os
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import wrapt
 
 from amae_plugin.errors import UserError
 
+if TYPE_CHECKING:
+    from amae_plugin.inference.model import AudioModel
+
 __version__ = "0.1.0"
+
+
+def load_model(path: str | os.PathLike[str], device: str = "auto", batch_size: int = 16) -> AudioModel:
+    """Load a checkpoint for use on audio; see :func:`amae_plugin.inference.model.load_model`."""
+    from amae_plugin.inference.model import load_model
+
+    return load_model(path, device, batch_size)
 
 
 @wrapt.when_imported("fairseq")

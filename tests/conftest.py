@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,25 @@ def write_checkpoint() -> Callable[..., Path]:
     Its input is 64 frames (10,480 samples at 16 kHz) of 64 bands. The weights depend on nothing but the settings.
     """
 
-    def write(path: Path, classes: Sequence[str] | None, *, multi_label: bool = False, loss: str = "bce") -> Path:
+    def write(
+        path: Path,
+        classes: Sequence[str] | None,
+        *,
+        multi_label: bool = False,
+        loss: str = "bce",
+        encoder: Mapping[str, Any] = ENCODER,
+        pooling: str = "mean",
+    ) -> Path:
         torch.manual_seed(0)
         task = {"target_length": 64, "num_mel_bins": 64, "mean": -6.0, "std": 4.0}
         if classes is None:
-            settings: dict[str, Any] = ENCODER
-            model = SYSTEMS["amae_audio_mae"].model(settings)
+            settings: dict[str, Any] = dict(encoder)
+            model: nn.Module = SYSTEMS[encoder["_name"]].model(settings)
             sections: dict[str, Any] = {"task": {**task, "_name": "amae_pretraining"}, "criterion": {}}
             task_state: dict[str, Any] = {}
         else:
-            settings = {"_name": "amae_classifier", "encoder": ENCODER, "num_classes": len(classes)}
+            settings = {"_name": "amae_classifier", "encoder": dict(encoder), "num_classes": len(classes)}
+            settings["pooling"] = pooling
             model = Classifier(ClassifierConfig.from_settings(settings))
             nn.init.normal_(model.head.weight, std=0.3)  # the published initialisation predicts nearly nothing
             sections = {

@@ -7,6 +7,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from amae_plugin.benchmark.systems import Settings, system_of
+from amae_plugin.benchmark.systems import system_of
 from amae_plugin.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -37,7 +38,7 @@ class StepSpec:
     """What is measured.
 
     Attributes:
-        settings: of the model, which its ``_name`` tells.
+        settings: a recipe's model section, its interpolations resolved, with ``input_length`` and ``num_mel_bins``.
         precision: ``"fp32"`` or ``"bf16"`` (weights and optimizer stay in fp32).
         batch: clips a step.
         threads: of the CPU.
@@ -45,7 +46,7 @@ class StepSpec:
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     """
 
-    settings: Settings
+    settings: Mapping[str, Any]
     precision: str
     batch: int
     threads: int
@@ -127,7 +128,7 @@ def count_flops(spec: StepSpec) -> int:
 
     Counted as the model runs, uncompiled: compiled code may compute some of them again to save memory, which is no
     use to anybody. What does not depend on the batch (relative-position biases) is counted once, and blocks that
-    LayerDrop would skip count in full.
+    MAE-AST would skip at random are counted all.
     """
     one, two = (_count_flops(spec, batch) for batch in (1, 2))
     return one + (spec.batch - 1) * (two - one)

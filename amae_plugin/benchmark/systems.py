@@ -1,4 +1,4 @@
-"""The systems that can be measured, by the ``_name`` of a recipe's model section: how to build, feed and train one."""
+"""What can be measured, by the ``_name`` of a recipe's model section: how to build, feed and train it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from amae_plugin.benchmark.textbook import TextbookMAE
 from amae_plugin.errors import UserError
 from amae_plugin.models import systems as models
 from amae_plugin.models.audio_mae import AudioMAEConfig
-from amae_plugin.models.pretraining import summed_losses
+from amae_plugin.models.pretraining import PretrainingModel, summed_losses
 from amae_plugin.modules.masking import ClipNoise
-
-Settings = Mapping[str, Any]
-"""A recipe's model section, its interpolations resolved, with ``input_length`` and ``num_mel_bins``."""
+from amae_plugin.modules.patching import grid_size
 
 TEXTBOOK = "textbook"
-TWO_PASSES = "two_pass_ssast"
+TWO_PASS_SSAST = "two-pass SSAST"
+"""SSAST as its published code trains it: each objective has a mask and a forward pass of its own."""
+
+_Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,21 +29,21 @@ class System:
     """What the benchmark must know about a model.
 
     Attributes:
-        build: the model from its settings.
+        build: the model from the settings of a recipe's model section.
         inputs: what one training step of a batch of that size takes, on the CPU, random.
         loss: the training loss of those inputs.
         mask: makes the masks of those inputs and nothing else; None if the model cannot do that apart.
         fused_optimizer: AdamW in its fused form, as the trainer has it.
     """
 
-    build: Callable[[Settings], nn.Module]
-    inputs: Callable[[Settings, int], tuple[Tensor, ...]]
+    build: Callable[[_Settings], nn.Module]
+    inputs: Callable[[_Settings, int], tuple[Tensor, ...]]
     loss: Callable[..., Tensor]
     mask: Callable[..., object] | None = None
     fused_optimizer: bool = True
 
 
-def system_of(settings: Settings) -> System:
+def system_of(settings: _Settings) -> System:
     """The system that a model section names.
 
     Raises:
@@ -54,47 +55,40 @@ def system_of(settings: Settings) -> System:
     return SYSTEMS[name]
 
 
-def _clips(settings: Settings, batch: int) -> tuple[Tensor, Tensor]:
+def _inputs(settings: _Settings, batch: int) -> tuple[Tensor, Tensor]:
+    """Spectrograms (B, T, F) and seeds (B,)."""
     return torch.randn(batch, settings["input_length"], settings["num_mel_bins"]), torch.arange(batch)
 
 
-def _patches(settings: Settings, batch: int) -> tuple[Tensor]:
-    frames, bands = settings["patch_size"]
-    tokens = settings["input_length"] // frames * (settings["num_mel_bins"] // bands)
-    return (torch.randn(batch, tokens, frames * bands),)
-
-
-def _loss(model: Any, source: Tensor, seed: Tensor) -> Tensor:
+def _loss(model: PretrainingModel, source: Tensor, seed: Tensor) -> Tensor:
     output = model(source, seed=seed)
     return summed_losses(model, output, output["mask"])["loss"] / output["mask"].sum()
 
 
-def _loss_in_passes(model: Any, source: Tensor, seed: Tensor) -> Tensor:
-    """Each objective in a forward pass of its own, under masks of its own."""
-    losses = []
-    for index, (name, weight) in enumerate(model.loss_weights.items()):
-        output = model(source, seed=seed + index * len(seed))
-        losses.append(weight * model.token_losses(output)[name].sum() / output["mask"].sum())
-    return torch.stack(losses).sum()
+def _loss_in_two_passes(model: PretrainingModel, source: Tensor, seed: Tensor) -> Tensor:
+    means = []
+    for number, (name, weight) in enumerate(model.loss_weights.items()):
+        output = model(source, seed=seed + number * len(seed))
+        means.append(weight * model.token_losses(output)[name].sum() / output["mask"].sum())
+    return torch.stack(means).sum()
 
 
-def _masks(model: Any, source: Tensor, seed: Tensor) -> Tensor:
-    grid = model.encoder.grid(*source.shape[1:])
-    return model.encoder.in_token_order(model.masking(ClipNoise(seed), grid), grid)
+def _mask(model: PretrainingModel, source: Tensor, seed: Tensor) -> Tensor:
+    return model.masking(ClipNoise(seed), model.encoder.grid(source.shape[1], source.shape[2]))
+
+
+def _textbook_inputs(settings: _Settings, batch: int) -> tuple[Tensor]:
+    patch_size = tuple(settings["patch_size"])
+    rows, columns = grid_size(settings["input_length"], settings["num_mel_bins"], patch_size)
+    return (torch.randn(batch, rows * columns, patch_size[0] * patch_size[1]),)
 
 
 SYSTEMS: dict[str, System] = {
-    **{
-        name: System(build=system.model, inputs=_clips, loss=_loss, mask=_masks)
-        for name, system in models.SYSTEMS.items()
-    },
-    # As SSAST's published code trains: it computes the two objectives one after the other, then one backward pass.
-    TWO_PASSES: System(
-        build=models.SYSTEMS["amae_ssast"].model, inputs=_clips, loss=_loss_in_passes, mask=_masks
-    ),
+    **{name: System(system.model, _inputs, _loss, _mask) for name, system in models.SYSTEMS.items()},
+    TWO_PASS_SSAST: System(models.SYSTEMS["amae_ssast"].model, _inputs, _loss_in_two_passes, _mask),
     TEXTBOOK: System(
         build=lambda settings: TextbookMAE(AudioMAEConfig.from_settings(settings)),
-        inputs=_patches,
+        inputs=_textbook_inputs,
         loss=lambda model, patches: model(patches),
         fused_optimizer=False,
     ),

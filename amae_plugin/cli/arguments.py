@@ -1,8 +1,10 @@
-"""Types of command-line arguments."""
+"""Command-line arguments: their types, and those that several commands have."""
 
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 
 
 def positive(text: str) -> int:
@@ -19,3 +21,16 @@ def natural(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"must be 0 or more, not {number}")
     return number
+
+
+def add_clips(parser: argparse.ArgumentParser) -> None:
+    """Add what the commands have that put audio files through a model: the two, and how it is done."""
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of a model of this plugin")
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="PATH", help="audio files, or folders that are searched for them"
+    )
+    parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="windows at a time (%(default)s)")
+    parser.add_argument(
+        "--workers", type=natural, default=os.cpu_count(), metavar="N", help="processes that decode (%(default)s)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")

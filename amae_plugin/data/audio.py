@@ -28,8 +28,9 @@ from amae_plugin.errors import UserError
 _PREROLL_SECONDS = 0.2
 _MP3_PREROLL_FRAMES = 10 * 1152  # libsndfile leaves this to its caller, for this format only
 _LOUDEST = 1e10  # full scale is 1; beyond this the power spectrum would overflow float32
-# libsndfile's error code for a file whose format it does not know.
+# libsndfile's error codes for a file whose format it does not know, and for a header that states no rate.
 _UNRECOGNISED = 1
+_INCOMPLETE = 24
 
 
 class AudioError(UserError):
@@ -98,13 +99,22 @@ def load_clip(clip: Clip, sample_rate: int = 16_000, crop: Crop | None = None) -
         raise AudioError(name, error.strerror or str(error)) from None
     except MemoryError:
         raise AudioError(name, "its header promises more samples than memory can hold") from None
+    waveform = resample(to_mono(samples, name), rate, sample_rate)
+    return waveform if crop is None else waveform[: crop.samples]
+
+
+def to_mono(samples: np.ndarray, name: str) -> Tensor:
+    """The mean over the channels of (frames, channels) float32, as (frames,).
+
+    Raises:
+        AudioError: there are no samples, or some that are not finite; of the clip of that name.
+    """
     if not len(samples):
         raise AudioError(name, "holds no samples")
     waveform = torch.from_numpy(samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0])
     if not float(waveform.abs().max()) < _LOUDEST:  # also false for NaN
         raise AudioError(name, "holds samples that are not finite, or beyond any meaningful loudness")
-    waveform = resample(waveform, rate, sample_rate)
-    return waveform if crop is None else waveform[: crop.samples]
+    return waveform
 
 
 def read_header(path: str | os.PathLike[str]) -> AudioHeader:
@@ -151,11 +161,12 @@ def _raw(path: str | os.PathLike[str]) -> BinaryIO:
 
 def _member(clip: Clip) -> BinaryIO:
     with _raw(clip.path) as archive:
+        # Before anything is read: reading makes room for as many bytes as are asked for.
+        beyond = clip.start + clip.length - os.fstat(archive.fileno()).st_size
+        if beyond > 0:
+            raise AudioError(str(clip), f"the archive ends {beyond} bytes before the entry does")
         archive.seek(clip.start)
-        content = archive.read(clip.length)
-    if len(content) < clip.length:
-        raise AudioError(str(clip), f"the archive ends {clip.length - len(content)} bytes before the entry does")
-    return io.BytesIO(content)
+        return io.BytesIO(archive.read(clip.length))
 
 
 # Given how many frames there are and their rate, the first frame to decode and how many.
@@ -197,6 +208,8 @@ def _open_sound(file: BinaryIO, name: str) -> soundfile.SoundFile | None:
             return soundfile.SoundFile(file)
         return soundfile.SoundFile(file.fileno(), closefd=False)  # faster than through Python's read()
     except soundfile.LibsndfileError as error:
+        if error.code == _INCOMPLETE:
+            raise AudioError(name, "its header states a sample rate of 0") from None
         if error.code != _UNRECOGNISED:
             raise AudioError(name, error.error_string) from None
     file.seek(0)

@@ -7,30 +7,30 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from amae_plugin.checkpoints import Checkpoint
-from amae_plugin.cli.stats import measure
 from amae_plugin.corpora import speech_commands
 from amae_plugin.corpora.spoken_words import WORDS
-from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.manifest import Manifest
-from amae_plugin.demo.training import COMMAND, Training, complete, read_losses, write_json
 from amae_plugin.demo.words import SPEAKERS, Speaker, make_words
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.classification import evaluate
 from amae_plugin.evaluation.report import write
 from amae_plugin.evaluation.scoring import Options, dataset_of
+from amae_plugin.models.pretraining import PretrainingModel
+from amae_plugin.runs.statistics import statistics_of
+from amae_plugin.runs.training import COMMAND, Training, complete, read_losses, write_json
 from amae_plugin.visual import draw_clips, plot_comparison, plot_loss
 
 PRETRAINING = "pretrain_audio_mae_tiny"
@@ -127,17 +127,9 @@ def write_manifests(demo: Demo) -> None:
 
 
 def measure_statistics(demo: Demo) -> tuple[float, float]:
-    """Mean and standard deviation of the training clips' log-mel values, as ``amae stats`` computes them."""
-    path = demo.manifests / "stats.json"
-    train_manifest = demo.manifests / "train.tsv"
-    if not _is_newer([path], train_manifest):
-        manifest = Manifest.read(train_manifest)
-        frames = int(OmegaConf.load(demo.config_dir / f"{PRETRAINING}.yaml").task.target_length)
-        # mean 0 and std 1/2 leave the features as they are.
-        dataset = AudioDataset(manifest, target_length=frames, mean=0.0, std=0.5)
-        write_json(path, measure(dataset, np.arange(len(manifest)).tolist(), workers=os.cpu_count() or 1))
-    figures = json.loads(path.read_text())
-    return figures["mean"], figures["std"]
+    """Mean and standard deviation of the training clips' log-mel values."""
+    frames = int(OmegaConf.load(demo.config_dir / f"{PRETRAINING}.yaml").task.target_length)
+    return statistics_of(demo.manifests / "train.tsv", frames, demo.manifests / "stats.json")
 
 
 def draw(demo: Demo, pretraining: Training) -> None:
@@ -152,7 +144,7 @@ def draw(demo: Demo, pretraining: Training) -> None:
     full = np.flatnonzero(dataset.manifest.sizes == dataset.manifest.sizes.max())
     clips = full[np.linspace(0, len(full) - 1, 2 * _CLIPS_DRAWN + 1).round().astype(int)[1::2]].tolist()
     names = [_clip_name(dataset.manifest.name(clip)) for clip in clips]
-    _save(draw_clips(checkpoint.model(), dataset, clips, names), reconstruction)
+    _save(draw_clips(cast(PretrainingModel, checkpoint.model()), dataset, clips, names), reconstruction)
 
 
 def compare(demo: Demo, mean: float, std: float) -> dict[str, dict[str, float]]:

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from amae_plugin.corpora.spoken_words import WORDS
 from amae_plugin.demo.espeak import Espeak
 from amae_plugin.errors import UserError
+from amae_plugin.runs.training import available_cpus
 
 SAMPLE_RATE = 16000
 CLIP_SAMPLES = 16000
@@ -305,8 +306,3 @@ def _write_wav(path: Path, samples: np.ndarray) -> None:
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE)
         file.writeframes(np.round(samples * 32767).astype("<i2").tobytes())
-
-
-def available_cpus() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Union
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from amae_plugin.checkpoints import Checkpoint
@@ -23,10 +22,6 @@ from amae_plugin.metrics.classification import MultiLabelMetrics, SingleLabelMet
 DISPLAY_NAMES = "class_labels_indices.csv"
 """AudioSet's table of classes, beside the manifests, whose names are shown in place of the mids."""
 _SHOWN = 5
-_PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
-    "cross_entropy": lambda logits: logits.softmax(dim=1),
-    "bce": torch.sigmoid,
-}
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ def evaluate(
     multi = bool((checkpoint.config.get("task") or {}).get("multi_label"))
     manifest = Manifest.read(data / f"{split}.tsv")
     labels = Labels.read(data / f"{split}.lbl", data / LABELS_NAME, len(manifest), multi=multi)
-    probabilities = _PROBABILITIES[_loss_of(checkpoint)]
+    probabilities = checkpoint.probabilities
 
     def function(model: nn.Module, source: Tensor, padding_mask: Tensor) -> Tensor:
         # In float64, confident scores stay apart for longer before they are rounded to 1.
@@ -128,17 +123,10 @@ def evaluate(
 
 def _classes_of(checkpoint: Checkpoint, data: Path) -> tuple[str, ...]:
     """The classes of the checkpoint, which must be those of the data."""
-    if not checkpoint.is_classifier:
-        raise UserError(
-            f"{checkpoint.path}: a pretraining checkpoint, which knows no classes; fine-tune it first "
-            f"(model.pretrained={checkpoint.path}), or compare its features with --trials"
-        )
-    known = checkpoint.task_state.get("classes")
-    if not known:
-        raise UserError(f"{checkpoint.path}: does not hold the names of its classes (task_state, classes)")
+    known = checkpoint.classes
     path = data / LABELS_NAME
     found = read_names(path)
-    if tuple(known) == found:
+    if known == found:
         return found
     parts = [
         f"{word} {_first(names)}"
@@ -159,16 +147,6 @@ def _classes_of(checkpoint: Checkpoint, data: Path) -> tuple[str, ...]:
 def _first(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{', '.join(names[:_SHOWN])}{more}"
-
-
-def _loss_of(checkpoint: Checkpoint) -> str:
-    loss = (checkpoint.config.get("criterion") or {}).get("loss")
-    if loss not in _PROBABILITIES:
-        raise UserError(
-            f"{checkpoint.path}: its setting criterion.loss is {loss}, and what makes probabilities of its scores is "
-            f"known for {' and '.join(_PROBABILITIES)}"
-        )
-    return loss
 
 
 def _display_names(data: Path, classes: Sequence[str]) -> tuple[str, ...]:

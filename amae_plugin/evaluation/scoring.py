@@ -18,10 +18,10 @@ from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.features import LogMel
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
+from amae_plugin.modules.compute import choose_device
 
 DEVICES = ("auto", "cpu", "cuda")
 CENTRE = 0.5
-_TASK_SETTINGS = ("target_length", "num_mel_bins", "mean", "std")
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,7 @@ class Options:
         Raises:
             UserError: it is a GPU and there is none.
         """
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device cuda: PyTorch finds no GPU; use --device cpu")
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        return choose_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -167,16 +163,13 @@ def dataset_of(checkpoint: Checkpoint, manifest: Manifest, position: float = CEN
     Raises:
         UserError: a setting of the checkpoint is missing.
     """
-    task = checkpoint.config.get("task") or {}
-    missing = [name for name in _TASK_SETTINGS if task.get(name) is None]
-    if missing:
-        raise UserError(f"{checkpoint.path}: its settings lack {', '.join(f'task.{name}' for name in missing)}")
+    settings = checkpoint.input_settings
     return AudioDataset(
         manifest,
-        target_length=task["target_length"],
-        mean=task["mean"],
-        std=task["std"],
-        features=LogMel.from_settings(task),
+        target_length=settings["target_length"],
+        mean=settings["mean"],
+        std=settings["std"],
+        features=LogMel.from_settings(settings),
         crop_position=position,
     )
 

@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
 from fairseq.criterions import FairseqCriterion
@@ -20,9 +20,10 @@ from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.features import LogMel
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_shell.checkpoints import make_copies_atomic, remove_partial_files
-from amae_plugin.fairseq_shell.data import FairseqAudioDataset, Stopwatch
+from amae_plugin.fairseq_shell.checkpoints import make_writing_atomic, remove_partial_files
+from amae_plugin.fairseq_shell.data import FairseqAudioDataset, Stopwatch, watch
 from amae_plugin.fairseq_shell.hydra import user_path
+from amae_plugin.models.systems import input_settings
 
 WAVEFORM_AUGMENTATIONS: Dict[str, Augmentation] = {"roll": Roll(), "magnitude": Magnitude()}
 
@@ -32,12 +33,21 @@ class AudioTaskConfig(FairseqDataclass):
     """Data and features; the defaults are Audio-MAE's for AudioSet."""
 
     data: str = field(default=MISSING, metadata={"help": "folder of manifests: train.tsv, valid.tsv, ..."})
+    recipe: Optional[str] = field(default=None, metadata={"help": "name of the recipe, which checkpoints keep"})
     target_length: int = field(default=1024, metadata={"help": "frames of a spectrogram at most (10 ms each)"})
     num_mel_bins: int = field(default=128, metadata={"help": "mel bands"})
-    mean: float = field(default=-4.2677393, metadata={"help": "mean of the corpus's log-mel values (amae stats)"})
+    mean: float = field(
+        default=-4.2677393,
+        metadata={"help": "mean of the corpus's log-mel values (amae stats); MAE-AST finds its own"},
+    )
     std: float = field(default=4.5689974, metadata={"help": "their standard deviation"})
-    window_type: str = field(default="hanning", metadata={"help": "of the analysis: hanning, or povey as Kaldi has it"})
-    remove_mean: bool = field(default=True, metadata={"help": "subtract the mean of a clip's waveform first"})
+    window_type: Optional[str] = field(
+        default=None, metadata={"help": "of the analysis: hanning or povey; null: as the system has it (MAE-AST povey)"}
+    )
+    remove_mean: Optional[bool] = field(
+        default=None,
+        metadata={"help": "subtract the mean of a clip's waveform first; null: as the system has it (MAE-AST not)"},
+    )
     batch_length: str = field(
         default="fixed",
         metadata={
@@ -63,6 +73,9 @@ class AudioTaskConfig(FairseqDataclass):
     clips_per_update: Optional[int] = field(
         default=None, metadata={"help": "global batch; recipes compute update_freq, lr and updates from it"}
     )
+    frames_per_update: Optional[int] = field(
+        default=None, metadata={"help": "the same in frames, for batches by dataset.max_tokens"}
+    )
     seed: int = II("common.seed")
     save_dir: str = II("checkpoint.save_dir")
     # Read by fairseq: batches are drawn anew in each epoch, and workers start anew, since they must see the epoch.
@@ -81,12 +94,10 @@ class AudioTask(FairseqTask):
             raise UserError(
                 f"task.augmentations: no {', '.join(unknown)}; there are {', '.join(WAVEFORM_AUGMENTATIONS)}"
             )
-        try:
-            self.features = LogMel.from_settings(cfg)
-        except ValueError as error:
-            raise UserError(f"task.{error}") from None
         self.data = user_path(cfg.data)
         self.stopwatch = Stopwatch()
+        # Of the system whose input the clips become; fairseq builds the model before it loads data.
+        self.encoder_settings: Mapping[str, Any] = {"_name": "amae_audio_mae"}
 
     @classmethod
     def setup_task(cls, cfg: AudioTaskConfig, from_checkpoint: bool = False) -> "AudioTask":
@@ -99,7 +110,7 @@ class AudioTask(FairseqTask):
         if not from_checkpoint:
             if not task.data.is_dir():
                 raise UserError(f"task.data={cfg.data}: there is no folder {task.data}; amae manifest makes one")
-            make_copies_atomic()
+            make_writing_atomic()
             if distributed_utils.get_global_rank() == 0:
                 remove_partial_files(cfg.save_dir)
         return task
@@ -122,13 +133,14 @@ class AudioTask(FairseqTask):
         """Make the data set of a split; the split ``train`` is shuffled, cropped at random and augmented."""
         train = split.startswith("train")
         cfg = self.cfg
+        expected = input_settings(cfg, self.encoder_settings)
         try:
             dataset = AudioDataset(
                 manifest,
                 target_length=cfg.target_length,
-                mean=cfg.mean,
-                std=cfg.std,
-                features=self.features,
+                mean=expected["mean"],
+                std=expected["std"],
+                features=LogMel.from_settings(expected),
                 augmentations=augmentations,
                 train=train,
                 seed=cfg.seed,
@@ -167,9 +179,8 @@ class AudioTask(FairseqTask):
             )
         iterator = super().get_batch_iterator(dataset, max_tokens=max_tokens, **kwargs)
         iterator.disable_shuffling = not dataset.by_length
-        if dataset.shuffle:  # training, not validation
-            # fairseq builds its iterator deep inside that method, and may return one it built before.
-            self.stopwatch.attach(iterator)
+        # fairseq builds its iterator deep inside that method, and may return one it built before.
+        watch(iterator, self.stopwatch if dataset.shuffle else None)  # in training, not in validation
         return iterator
 
     def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: FairseqCriterion) -> None:

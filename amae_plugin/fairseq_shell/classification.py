@@ -20,6 +20,8 @@ from amae_plugin.fairseq_shell.audio_task import AudioTask, AudioTaskConfig
 from amae_plugin.fairseq_shell.hydra import user_path
 from amae_plugin.fairseq_shell.meters import log_split
 from amae_plugin.metrics.classification import multi_label, single_label
+from amae_plugin.models.ssast.interop import load_imagenet_file
+from amae_plugin.models.systems import system_of
 
 logger = logging.getLogger(__name__)
 
@@ -123,29 +125,43 @@ class AmaeClassificationTask(AudioTask):
         return Sampling(pool, weights[pool], cfg.balanced_samples, cfg.seed)
 
     def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> nn.Module:
-        """Build the classifier, with the encoder of ``model.pretrained`` unless a checkpoint is being read.
+        """Build the classifier, with the weights of ``model.pretrained`` or ``model.imagenet``.
 
-        The sizes of that encoder and the number of classes go into ``cfg``, so that checkpoints hold them.
+        A checkpoint that is only being read brings weights and settings itself. Otherwise the encoder's settings are
+        those of the pretrained one, with what ``model.encoder`` says of them, and go into ``cfg`` with the number of
+        classes, so that checkpoints hold them.
         """
         pretrained = None
         with open_dict(cfg):
             cfg.num_classes = len(self.state.classes)
-            if cfg.get("pretrained") and not from_checkpoint:
-                pretrained = self._read_pretrained(cfg.pretrained)
-                cfg.encoder = OmegaConf.create(dict(pretrained.encoder_settings))
-            elif cfg.get("encoder"):
-                sizes = {"input_length": self.cfg.target_length, "num_mel_bins": self.cfg.num_mel_bins}
-                cfg.encoder = OmegaConf.merge(sizes, cfg.encoder)
+            if not from_checkpoint:
+                pretrained = self._read_pretrained(cfg.pretrained) if cfg.get("pretrained") else None
+                cfg.encoder = self._encoder_settings(cfg, pretrained)
+        self.encoder_settings = cfg.encoder
+        model = super().build_model(cfg, from_checkpoint)
+        if pretrained is not None:
+            pretrained.load_encoder(model)
+            logger.info(f"encoder: {pretrained.path}, {pretrained.encoder_settings['_name']}")
+        elif cfg.get("imagenet") and not from_checkpoint:
+            load_imagenet_file(model.encoder, user_path(cfg.imagenet))
+            logger.info(f"encoder: {cfg.imagenet}")
+        return model
+
+    def _encoder_settings(self, cfg: DictConfig, pretrained: Optional[Checkpoint]) -> DictConfig:
+        input_sizes = {"input_length": self.cfg.target_length, "num_mel_bins": self.cfg.num_mel_bins}
+        if pretrained is not None:
+            if cfg.get("imagenet"):
+                raise UserError("model.pretrained and model.imagenet exclude each other: set one of them to null")
+            settings = dict(pretrained.encoder_settings)
+            if system_of(settings).fits_positions:
+                settings.update(input_sizes)
+            return OmegaConf.merge(settings, cfg.get("encoder") or {})
         if not cfg.get("encoder"):
             raise UserError(
                 "model.pretrained is null, so model.encoder must say what to train from scratch: "
                 "+model@model.encoder=amae_audio_mae, or another file of config/model"
             )
-        model = super().build_model(cfg, from_checkpoint)
-        if pretrained is not None:
-            pretrained.load_encoder(model)
-            logger.info(f"encoder: {pretrained.path}, {pretrained.encoder_settings['_name']}")
-        return model
+        return OmegaConf.merge(input_sizes, cfg.encoder)
 
     @staticmethod
     def _read_pretrained(path: str) -> Checkpoint:

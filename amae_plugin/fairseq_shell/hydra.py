@@ -6,11 +6,13 @@ run starts on, so no ``common.user_dir`` has to be typed; and the resolvers belo
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import hydra.utils
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,17 +22,40 @@ from amae_plugin.errors import UserError
 
 
 class RegisterPlugin(Callback):
-    """Registers the plugin by being imported, and keeps the runs of a sweep apart."""
+    """Registers the plugin by being imported, keeps the runs of a sweep apart, and returns their results.
+
+    Attributes:
+        result: of the latest run in this process; None if it was not validated.
+    """
+
+    result: float | None = None
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Forget what fairseq keeps in its modules of the run before in the same process."""
+        """Forget what fairseq keeps in its modules of the run before in the same process; start processes our way."""
         # Imported here: with a launcher of its own, a sweep's process starts no run and needs no fairseq.
+        from amae_plugin.fairseq_shell import launch
         from amae_plugin.fairseq_shell.isolation import forget_earlier_run
 
         forget_earlier_run()
+        launch.install()
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Return the best validation result, ``checkpoint.best_checkpoint_metric``: what a sweeper optimises.
+
+        ``fairseq-hydra-train`` returns nothing, so a sweeper could not choose.
+        """
+        from amae_plugin.evaluation.sweep import read_result
+
+        RegisterPlugin.result = None
+        if job_return.status == JobStatus.COMPLETED:
+            with contextlib.suppress(UserError):  # not validated
+                RegisterPlugin.result = read_result(job_return.cfg.checkpoint.save_dir).best
+            job_return.return_value = RegisterPlugin.result
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the results of a sweep's runs, their mean and standard deviation."""
+        if not config.hydra.launcher.get("wait", True):
+            return  # the runs have only been submitted
         from amae_plugin.evaluation.sweep import summarize
 
         try:
@@ -68,13 +93,26 @@ def update_freq(clips_per_update: int, batch_size: int, devices: int) -> int:
     Raises:
         UserError: the global batch is not a multiple of what the devices compute at a time.
     """
-    at_a_time = int(batch_size) * int(devices)
-    if int(clips_per_update) % at_a_time:
+    return _steps("task.clips_per_update", clips_per_update, "dataset.batch_size", batch_size, devices)
+
+
+def update_freq_of_frames(frames_per_update: int, max_tokens: int, devices: int) -> int:
+    """``${amae.update_freq_of_frames:FRAMES_PER_UPDATE,MAX_TOKENS,DEVICES}``: the same for batches of so many frames.
+
+    Raises:
+        UserError: as :func:`update_freq`.
+    """
+    return _steps("task.frames_per_update", frames_per_update, "dataset.max_tokens", max_tokens, devices)
+
+
+def _steps(whole_name: str, whole: int, part_name: str, part: int, devices: int) -> int:
+    at_a_time = int(part) * int(devices)
+    if int(whole) % at_a_time:
         raise UserError(
-            f"task.clips_per_update={clips_per_update} is not a multiple of dataset.batch_size={batch_size} times "
-            f"{devices} devices; choose a batch size that divides it"
+            f"{whole_name}={whole} is not a multiple of {part_name}={part} times {devices} devices; choose one that "
+            "divides it"
         )
-    return int(clips_per_update) // at_a_time
+    return int(whole) // at_a_time
 
 
 def scaled_lr(base_lr: float, clips_per_update: int) -> float:
@@ -82,11 +120,24 @@ def scaled_lr(base_lr: float, clips_per_update: int) -> float:
     return float(base_lr) * int(clips_per_update) / 256
 
 
+def devices(nodes: int, per_node: int) -> int:
+    """``${amae.devices:NODES,PER_NODE}``: processes that train together."""
+    return int(nodes) * int(per_node)
+
+
+def positive(number: float) -> bool:
+    """``${amae.positive:NUMBER}``: whether it is above 0."""
+    return float(number) > 0
+
+
 for _name, _resolver in {
     "plugin_dir": plugin_dir,
     "updates": updates,
     "updates_of": updates_of,
     "update_freq": update_freq,
+    "update_freq_of_frames": update_freq_of_frames,
     "scaled_lr": scaled_lr,
+    "devices": devices,
+    "positive": positive,
 }.items():
     OmegaConf.register_new_resolver(f"amae.{_name}", _resolver, replace=True)

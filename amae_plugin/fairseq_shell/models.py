@@ -1,8 +1,8 @@
 """The models as fairseq knows them."""
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
-from dataclasses import dataclass, field
-from typing import Any, Optional, cast
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Any, Optional, Type, cast
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
@@ -13,11 +13,11 @@ from torch import nn
 from amae_plugin.checkpoints import CLASSIFIER
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_shell.optim import set_overrides
-from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
-from amae_plugin.models.mae_ast import MAEAST, MAEASTConfig
 from amae_plugin.models.pretraining import PretrainingModel
-from amae_plugin.models.ssast import SSAST, SSASTConfig
+from amae_plugin.models.settings import FromSettings
+from amae_plugin.models.system import System
+from amae_plugin.models.systems import SYSTEMS
 
 
 @dataclass
@@ -27,34 +27,14 @@ class _Compiled(FairseqDataclass):
     )
 
 
-@dataclass
-class AmaeAudioMAEConfig(AudioMAEConfig, _Compiled):
-    """:class:`AudioMAEConfig` with what the trainer adds: input sizes from the task, and compilation."""
-
-    _name: str = "amae_audio_mae"
-    input_length: int = II("task.target_length")
-    num_mel_bins: int = II("task.num_mel_bins")
-
-
-@dataclass
-class AmaeMAEASTConfig(MAEASTConfig, _Compiled):
-    """:class:`MAEASTConfig` with what the trainer adds: the bands from the task, and compilation."""
-
-    _name: str = "amae_mae_ast"
-    num_mel_bins: int = II("task.num_mel_bins")
-
-
-@dataclass
-class AmaeSSASTConfig(SSASTConfig, _Compiled):
-    """:class:`SSASTConfig` with what the trainer adds: input sizes from the task, and compilation."""
-
-    _name: str = "amae_ssast"
-    input_length: int = II("task.target_length")
-    num_mel_bins: int = II("task.num_mel_bins")
+# What a model takes from the task, where its config has a field of that name.
+_OF_THE_TASK = {"input_length": II("task.target_length"), "num_mel_bins": II("task.num_mel_bins")}
 
 
 class _Pretraining(PretrainingModel, BaseFairseqModel):
     """A pretraining model with fairseq's model interface; its state dict is the plain model's."""
+
+    config_class: Type[FromSettings]
 
     @classmethod
     def build_model(cls, cfg: Any, task: FairseqTask) -> "_Pretraining":
@@ -64,7 +44,7 @@ class _Pretraining(PretrainingModel, BaseFairseqModel):
             UserError: the settings make no model.
         """
         try:
-            model = cls(cls.plain_config.from_settings(cfg))
+            model = cls(cls.config_class.from_settings(cfg))
         except ValueError as error:
             raise UserError(f"model: {error}") from None
         set_overrides(model)
@@ -73,25 +53,24 @@ class _Pretraining(PretrainingModel, BaseFairseqModel):
         return model
 
 
-@register_model("amae_audio_mae", dataclass=AmaeAudioMAEConfig)
-class AmaeAudioMAE(AudioMAE, _Pretraining):
-    """Audio-MAE in fairseq."""
+def _register(name: str, system: System) -> None:
+    """Register a system's pretraining model, with its config and what the trainer adds to it as options."""
+    known = {option.name for option in fields(system.config)}
+    given = {"_name": name, **{option: value for option, value in _OF_THE_TASK.items() if option in known}}
+    config = make_dataclass(
+        f"{system.config.__name__}OfRecipe",
+        [(option, str if option == "_name" else int, value) for option, value in given.items()],
+        bases=(system.config, _Compiled),
+    )
+    plain = cast(type, system.model_class)
+    model = type(
+        f"Amae{plain.__name__}", (plain, _Pretraining), {"config_class": system.config, "__doc__": plain.__doc__}
+    )
+    register_model(name, dataclass=config)(model)
 
-    plain_config = AudioMAEConfig
 
-
-@register_model("amae_mae_ast", dataclass=AmaeMAEASTConfig)
-class AmaeMAEAST(MAEAST, _Pretraining):
-    """MAE-AST in fairseq."""
-
-    plain_config = MAEASTConfig
-
-
-@register_model("amae_ssast", dataclass=AmaeSSASTConfig)
-class AmaeSSAST(SSAST, _Pretraining):
-    """SSAST in fairseq."""
-
-    plain_config = SSASTConfig
+for _name, _system in SYSTEMS.items():
+    _register(_name, _system)
 
 
 @dataclass
@@ -102,6 +81,10 @@ class AmaeClassifierConfig(ClassifierConfig, _Compiled):
     pretrained: Optional[str] = field(
         default=None,
         metadata={"help": "checkpoint of this plugin whose encoder is taken; null trains model.encoder from scratch"},
+    )
+    imagenet: Optional[str] = field(
+        default=None,
+        metadata={"help": "file of timm's weights of a ViT or DeiT, from which an amae_ssast encoder starts"},
     )
     layer_decay: float = field(
         default=0.75, metadata={"help": "learning rate of a layer over that of the one above it"}

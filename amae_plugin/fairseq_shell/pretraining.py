@@ -9,13 +9,14 @@ import torch
 from fairseq.distributed import utils as distributed_utils
 from fairseq.optim import FairseqOptimizer
 from fairseq.tasks import register_task
-from omegaconf import II
+from omegaconf import II, DictConfig
 from tensorboardX import SummaryWriter
 from torch import nn
 
 from amae_plugin.data.augment import Augmentations
 from amae_plugin.fairseq_shell.audio_task import AudioTask, AudioTaskConfig
 from amae_plugin.fairseq_shell.models import plain_module
+from amae_plugin.models.pretraining import PretrainingModel
 
 
 @dataclass
@@ -39,6 +40,11 @@ class AmaePretraining(AudioTask):
         super().__init__(cfg)
         self._writer: Optional[SummaryWriter] = None
 
+    def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> nn.Module:
+        """Build the model, and note what input it expects."""
+        self.encoder_settings = cfg
+        return super().build_model(cfg, from_checkpoint)
+
     def load_dataset(self, split: str, combine: bool = False, **kwargs: Any) -> None:
         """Load ``<split>.tsv``."""
         self.wrap(self.read_manifest(split), split, Augmentations(waveform=self.waveform_augmentations()))
@@ -50,7 +56,7 @@ class AmaePretraining(AudioTask):
         if interval and (update_num + 1) % interval == 0 and distributed_utils.get_global_rank() == 0:
             self.draw_pictures(plain_module(model), update_num + 1)
 
-    def draw_pictures(self, model: nn.Module, update: int) -> None:
+    def draw_pictures(self, model: PretrainingModel, update: int) -> None:
         """Write a picture of fixed validation clips, reconstructed, to TensorBoard."""
         if not self.cfg.tensorboard_logdir:
             return

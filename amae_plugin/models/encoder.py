@@ -137,3 +137,7 @@ class Encoder(nn.Module, ABC):
     def in_token_order(self, mask: Tensor, grid: Size2d) -> Tensor:
         """A mask (B, L) over a time-major grid as one over this encoder's tokens, which may be in another order."""
         return mask
+
+    def in_grid_order(self, mask: Tensor, grid: Size2d) -> Tensor:
+        """The inverse of :meth:`in_token_order`."""
+        return mask

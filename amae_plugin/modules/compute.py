@@ -8,6 +8,25 @@ import torch
 import torch._functorch.config
 from torch import nn
 
+from amae_plugin.errors import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; of ``"auto"``, a GPU if there is one.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device {name}: must be auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {name}: PyTorch finds no such GPU; use cpu")
+    return device
+
 
 def matrix_precision(device: torch.device, bf16: bool) -> torch.autocast:
     """Context in which matrix products run in bfloat16 if wanted; everything else stays in float32."""

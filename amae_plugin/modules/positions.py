@@ -59,6 +59,10 @@ class LearnedPositions(nn.Module):
         """Table (1, N + L, D) for the grid (rows, columns), the tokens in front first."""
         return self._table(self.pos_embed, self.grid, grid)
 
+    def fit(self, table: Tensor, grid: tuple[int, int]) -> Tensor:
+        """A table (1, N + rows x columns, D) of another grid (rows, columns), for this one."""
+        return self._table(table, grid, self.grid)
+
     def _table(self, table: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
         if source == target:
             return table
@@ -71,7 +75,7 @@ class LearnedPositions(nn.Module):
         if table is not None and shape is not None:
             rows, columns = shape.tolist()
             if table.dim() == 3 and table.shape[1] == self.num_prefix_tokens + rows * columns:
-                state_dict[f"{prefix}pos_embed"] = self._table(table, (rows, columns), self.grid)
+                state_dict[f"{prefix}pos_embed"] = self.fit(table, (rows, columns))
                 state_dict[f"{prefix}grid_shape"] = self.grid_shape
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -116,9 +120,14 @@ class GridPositions(nn.Module):
                 self._other_grids[key] = self._table(grid)
         return self._other_grids[key]
 
-    def _table(self, grid: Size2d) -> Tensor:
+    @property
+    def is_sincos(self) -> bool:
+        """Whether the table is the sine-cosine one, to the precision of checkpoints stored in half precision."""
         own = _with_cls(sincos_2d(self.grid, self.dim)).to(self.pos_embed)
-        if torch.allclose(self.pos_embed, own, atol=5e-3):  # checkpoints may have been stored in half precision
+        return torch.allclose(self.pos_embed, own, atol=5e-3)
+
+    def _table(self, grid: Size2d) -> Tensor:
+        if self.is_sincos:
             return _with_cls(sincos_2d(grid, self.dim)).to(self.pos_embed)
         table = self.pos_embed[0, 1:].T.reshape(1, self.dim, *self.grid)
         resized = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import nn
 
 from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.models.audio_mae import AudioMAE
-from amae_plugin.visual.reconstruction import plot_reconstructions
+from amae_plugin.models.pretraining import PretrainingModel
+from amae_plugin.visual.reconstruction import NORMALIZED_TARGETS, plot_reconstructions
 
 
 def draw_clips(
-    model: nn.Module,
+    model: PretrainingModel,
     dataset: AudioDataset,
     clips: Sequence[int],
     names: Sequence[str] | None = None,
@@ -28,11 +27,11 @@ def draw_clips(
     as it does in validation and is left in the mode it was in.
 
     Args:
-        model: an `AudioMAE`, also inside fairseq's subclass, on any device.
+        model: of any system, also inside fairseq's subclass, on any device.
         dataset: whose clips are meant to be those of validation: not augmented, not cropped at random.
         clips: their indices.
         names: what is written above them; their file names if None.
-        title: of the figure; if None, of a model with normalised targets, what such pictures do not show.
+        title: of the figure; if None, of a model with normalised targets, what it predicts.
 
     Raises:
         ValueError: none of the clips could be decoded.
@@ -42,24 +41,25 @@ def draw_clips(
         raise ValueError(f"{dataset.manifest.path}: none of the clips {list(clips)} can be decoded")
     by_clip = dict(zip(clips, names if names is not None else (_file_name(dataset, index) for index in clips)))
     batch: dict[str, Any] = dataset.collate([item for _, item in decoded])
-    autoencoder = cast(AudioMAE, model)
-    if title is None and autoencoder.config.norm_pix_loss:
-        title = "Predicted: the pattern in each hidden patch. Its mean and variance are the original's."
+    if title is None and model.normalizes_targets:
+        title = NORMALIZED_TARGETS
     device = next(model.parameters()).device
     source = batch["source"].to(device)
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            output = autoencoder(source, seed=batch["seed"].to(device))
-            reconstructed = autoencoder.reconstruct(source, output["prediction"], output["mask"])
+            padding_mask = batch["padding_mask"].to(device)
+            output = model(source, seed=batch["seed"].to(device), padding_mask=padding_mask)
+            reconstructed = model.reconstruct(source, output["prediction"], output["mask"], padding_mask)
     finally:
         model.train(was_training)
+    encoder = model.encoder
     return plot_reconstructions(
         source,
-        output["mask"],
+        encoder.in_grid_order(output["mask"], encoder.grid(source.shape[1], source.shape[2])),
         reconstructed,
-        patch_size=autoencoder.encoder.patch_size,
+        patch_size=encoder.patch_size,
         mean=dataset.mean,
         std=dataset.std,
         lengths=batch["lengths"],

@@ -450,3 +450,80 @@ def test_the_number_of_workers_does_not_matter_to_drawn_and_mixed_clips(good):
     assert sum(len(batch["id"]) for batch in here) == 8
     assert 0 < sum(int((batch["target"].max(dim=1).values < 1).sum()) for batch in here) < 8
     assert_same_items(here, load(dataset, workers=2))
+
+
+LENGTHS = [58, 18, 48, 28, 38, 8]  # frames of the clips of `short`
+
+
+def by_length(manifest, batch_length, train=False, **settings):
+    return AudioDataset(manifest, **{**SETTINGS, "batch_length": batch_length, "train": train, **settings})
+
+
+def test_items_of_batches_by_length_are_not_padded(good, short):
+    dataset = by_length(short, "longest")
+    assert [dataset[index]["source"].shape for index in range(6)] == [(length, 128) for length in LENGTHS]
+    assert by_length(good, "longest")[3]["source"].shape == (64, 128)  # a longer clip is cropped as ever
+
+
+def test_a_batch_of_the_longest_clip_is_padded_as_a_fixed_one_is(short):
+    fixed, dataset = by_length(short, "fixed"), by_length(short, "longest")
+    batch = dataset.collate([dataset[1], dataset[3]])  # 18 and 28 frames: 32 is the next multiple of 16
+    assert batch["source"].shape == (2, 32, 128)
+    assert batch["lengths"].tolist() == [18, 28]
+    expected = fixed.collate([fixed[1], fixed[3]])
+    torch.testing.assert_close(batch["source"], expected["source"][:, :32])
+    assert torch.equal(batch["padding_mask"], expected["padding_mask"][:, :32])
+    assert batch["padding_mask"].sum(1).tolist() == [14, 4]
+
+
+def test_a_batch_of_the_shortest_clip_is_cropped(short):
+    dataset = by_length(short, "shortest")
+    batch = dataset.collate([dataset[0], dataset[2]])  # 58 and 48 frames
+    assert batch["source"].shape == (2, 48, 128)
+    assert not batch["padding_mask"].any()
+    assert torch.equal(batch["source"][0], dataset[0]["source"][5:53])  # its centre
+    cropping = by_length(short, "shortest", train=True)
+    starts = set()
+    for epoch in range(8):
+        cropping.set_epoch(epoch)
+        item = cropping[0]
+        cropped = cropping.collate([item, cropping[2]])["source"][0]
+        assert torch.equal(cropped, cropping.collate([cropping[0], cropping[2]])["source"][0])
+        (start,) = [at for at in range(11) if torch.equal(item["source"][at : at + 48], cropped)]
+        starts.add(start)
+    assert len(starts) > 3
+
+
+def test_a_batch_is_at_least_one_patch_long(short):
+    dataset = by_length(short, "shortest")
+    batch = dataset.collate([dataset[5], dataset[0]])  # 8 and 58 frames
+    assert batch["source"].shape == (2, 16, 128)
+    assert batch["lengths"].tolist() == [8, 16]
+
+
+def test_frames_are_told_from_the_manifest(good, short):
+    assert by_length(short, "longest").frames.tolist() == LENGTHS
+    assert by_length(short, "fixed").frames.tolist() == [64] * 6
+    assert by_length(good, "longest").frames.tolist() == [64, 28, 64, 64, 1, 64]
+    twice = by_length(short, "longest", manifest_rate=32_000)
+    assert twice.frames.tolist() == [28, 8, 23, 13, 18, 3]
+    drawn = training(short, batch_length="longest", sampling=Sampling(np.array([1, 4]), np.ones(2), 5, 1))
+    for epoch in (1, 2):
+        drawn.set_epoch(epoch)
+        assert drawn.frames.tolist() == [len(drawn[index]["source"]) for index in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_length": "long"}, "batch_length is 'long', must be one of fixed, longest, shortest"),
+        (
+            {"batch_length": "longest", "length_multiple": 48},
+            "target_length=64 is not a multiple of length_multiple=48",
+        ),
+        ({"batch_length": "shortest", "length_multiple": 0}, "length_multiple=0"),
+    ],
+)
+def test_batch_lengths_that_make_no_sense(short, settings, message):
+    with pytest.raises(ValueError, match=message):
+        AudioDataset(short, **{**SETTINGS, **settings})

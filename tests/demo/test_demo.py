@@ -20,9 +20,9 @@ import pytest
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.demo.run import Demo, main, run
-from amae_plugin.demo.training import read_losses
 from amae_plugin.demo.words import SPEAKERS
 from amae_plugin.errors import UserError
+from amae_plugin.runs.training import read_losses
 
 CONFIG_DIR = Path(__file__).parents[2] / "config"
 HELD_OUT = [speaker for speaker in SPEAKERS if speaker.split == "valid"][:2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -25,15 +26,12 @@ SHORT = [
     "dataset.validate_interval_updates=0",
 ]
 # Of each tiny recipe, a smaller network and no pictures.
+SMALLER = [*SHORT, "model.embed_dim=48", "model.depth=2", "task.picture_interval=0"]
+SMALLER_DECODER = ["model.decoder_embed_dim=32", "model.decoder_depth=2"]
 MICRO = {
-    "pretrain_audio_mae_tiny": [
-        *SHORT,
-        "model.embed_dim=48",
-        "model.depth=2",
-        "model.decoder_embed_dim=32",
-        "model.decoder_depth=2",
-        "task.picture_interval=0",
-    ],
+    "pretrain_audio_mae_tiny": [*SMALLER, *SMALLER_DECODER],
+    "pretrain_mae_ast_tiny": [*SMALLER, *SMALLER_DECODER],
+    "pretrain_ssast_tiny": SMALLER,
     "finetune_audio_mae_tiny": SHORT,
 }
 # For training from scratch.
@@ -58,8 +56,8 @@ class Run:
         return {int(entry["num_updates"]): entry["loss"] for entry in self.logged("train_inner")}
 
 
-def command(recipe: str, folder: Path, overrides: Sequence[str]) -> list[str]:
-    """The command line of a run that writes into a folder."""
+def command(recipe: str, folder: Path, overrides: Sequence[str], smaller: Sequence[str] | None = None) -> list[str]:
+    """The command line of a run that writes into a folder, ``smaller`` than the recipe as `MICRO` says if None."""
     return [
         str(BIN / "fairseq-hydra-train"),
         "--config-dir",
@@ -67,7 +65,7 @@ def command(recipe: str, folder: Path, overrides: Sequence[str]) -> list[str]:
         "--config-name",
         recipe,
         f"hydra.run.dir={folder}",
-        *MICRO[recipe],
+        *(MICRO[recipe] if smaller is None else smaller),
         *overrides,
     ]
 
@@ -77,10 +75,16 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def train(folder: Path, *overrides: str, recipe: str = "pretrain_audio_mae_tiny", cwd: Path | None = None) -> Run:
+def train(
+    folder: Path,
+    *overrides: str,
+    recipe: str = "pretrain_audio_mae_tiny",
+    smaller: Sequence[str] | None = None,
+    cwd: Path | None = None,
+) -> Run:
     """Train and wait for the end."""
     done = subprocess.run(
-        command(recipe, folder, overrides),
+        command(recipe, folder, overrides, smaller),
         cwd=cwd,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -90,6 +94,39 @@ def train(folder: Path, *overrides: str, recipe: str = "pretrain_audio_mae_tiny"
         check=False,
     )
     return Run(folder, done.stdout, done.returncode)
+
+
+IN_TURN = """
+import json, sys, traceback
+import fairseq_cli.hydra_train as cli
+from hydra.core.global_hydra import GlobalHydra
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = arguments
+    code = 0
+    try:
+        cli.cli_main()
+    except SystemExit as error:
+        code = error.code
+    GlobalHydra.instance().clear()
+    print(f"EXIT CODE {code}", flush=True)
+"""
+
+
+def train_in_turn(folder: Path, runs: Sequence[Sequence[str]], recipe: str) -> list[Run]:
+    """Train with each of these overrides as the command would, but in one process: what it imports takes long."""
+    commands = [command(recipe, folder / str(index), overrides) for index, overrides in enumerate(runs)]
+    done = subprocess.run(
+        [str(BIN / "python"), "-c", IN_TURN, json.dumps(commands)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    parts = re.split(r"^EXIT CODE (\d+)\n", done.stdout, flags=re.M)
+    assert len(parts) == 2 * len(runs) + 1, done.stdout
+    return [Run(folder / str(i), parts[2 * i], int(parts[2 * i + 1])) for i in range(len(runs))]
 
 
 def train_on_two_ranks(folder: Path, *overrides: str, recipe: str = "pretrain_audio_mae_tiny") -> Run:
@@ -169,10 +206,26 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return manifests
 
 
-@pytest.fixture(scope="session")
-def checkpoint(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pretrain(recipe: str, labelled: Path, folder: Path) -> Path:
     """A checkpoint of a short pretraining on the clips of `labelled`."""
-    folder = tmp_path_factory.mktemp("pretraining")
-    run = train(folder, f"task.data={labelled}", "optimization.max_update=5")
+    run = train(folder, f"task.data={labelled}", "optimization.max_update=5", recipe=recipe)
     assert run.returncode == 0, run.output
     return folder / "checkpoints" / "checkpoint_last.pt"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a short pretraining of Audio-MAE on the clips of `labelled`."""
+    return pretrain("pretrain_audio_mae_tiny", labelled, tmp_path_factory.mktemp("audio_mae"))
+
+
+@pytest.fixture(scope="session")
+def mae_ast_checkpoint(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of MAE-AST."""
+    return pretrain("pretrain_mae_ast_tiny", labelled, tmp_path_factory.mktemp("mae_ast"))
+
+
+@pytest.fixture(scope="session")
+def ssast_checkpoint(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of SSAST."""
+    return pretrain("pretrain_ssast_tiny", labelled, tmp_path_factory.mktemp("ssast"))

@@ -8,9 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BIN, CONFIG_DIR, ENCODER, Run, amae, environment, train, train_on_two_ranks, write_classes
+from conftest import (
+    BIN,
+    CONFIG_DIR,
+    ENCODER,
+    Run,
+    amae,
+    environment,
+    train,
+    train_in_turn,
+    train_on_two_ranks,
+    write_classes,
+)
 
+from amae_plugin import load_model
 from amae_plugin.checkpoints import Checkpoint
+from amae_plugin.data.manifest import Manifest
+from amae_plugin.inference.inspection import describe
 
 RECIPE = "finetune_audio_mae_tiny"
 SCRATCH = [*ENCODER, "model.layer_decay=1.0"]
@@ -52,7 +66,19 @@ def test_from_manifest_to_number(labelled: Path, checkpoint: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "r.json").read_text())["accuracy"] == pytest.approx(best)
     with (run.folder / "evaluation" / "valid" / "predictions.csv").open() as file:
-        assert len(list(csv.reader(file))) == 1 + 12
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+
+    # Inspecting it tells the same; and its predictions for the files themselves are those of the evaluation.
+    facts = describe(Checkpoint.read(path))
+    assert facts["best"] == facts["last"] == pytest.approx(best)
+    assert facts["updates"] in {int(v["valid_num_updates"]) for v in validations if float(v["valid_accuracy"]) == best}
+    assert 0 < facts["train_loss"] < sum(losses[:5]) / 5
+    assert (facts["metric"], facts["classes"], facts["max_update"]) == ("accuracy", ["high", "low", "noise"], 200)
+    manifest = Manifest.read(labelled / "valid.tsv")
+    for index, predictions in enumerate(load_model(path).predict([manifest[index].path for index in range(12)])):
+        for label, probability in predictions:
+            assert probability == pytest.approx(float(rows[index][f"p({label})"]), abs=1e-5)
 
 
 def test_checkpoint_holds_all_that_is_needed(labelled: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -233,34 +259,42 @@ def test_folds_in_one_command(tmp_path: Path) -> None:
         assert f"std      {spread:.4f}" in output
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["model.pretrained=nowhere.pt"], "model.pretrained=nowhere.pt: there is no such checkpoint"),
-        (["model.pretrained=null"], "model.encoder must say what to train from scratch"),
-        ([*ENCODER, "criterion.loss=mse"], "criterion.loss=mse: must be one of cross_entropy, bce"),
-        ([*ENCODER, "task.mixup=2"], "task.mixup=2"),
-        ([*ENCODER, "task.multi_label=true"], "best_checkpoint_metric=accuracy: with task.multi_label=true it must be"),
-        ([*ENCODER, "task.label_fraction=0"], "task.label_fraction=0"),
-        ([*ENCODER, "model.layer_decay=0"], "model.layer_decay=0"),
-        ([*ENCODER, "dataset.train_subset=nothing"], "nothing.tsv"),
-    ],
-)
-def test_wrong_settings_say_what_to_mend(labelled: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
-    run = finetune(tmp_path, f"task.data={labelled}", *overrides)
-    assert run.returncode != 0
-    assert message in run.output
+WRONG_SETTINGS = [
+    (["model.pretrained=nowhere.pt"], "model.pretrained=nowhere.pt: there is no such checkpoint"),
+    (["model.pretrained=null"], "model.encoder must say what to train from scratch"),
+    (
+        ["model.imagenet=a.pth", "model.pretrained={checkpoint}"],
+        "model.pretrained and model.imagenet exclude each other",
+    ),
+    (["model.imagenet=a.pth", *ENCODER], "only an amae_ssast encoder can start from ImageNet's weights"),
+    ([*ENCODER, "criterion.loss=mse"], "criterion.loss=mse: must be one of cross_entropy, bce"),
+    ([*ENCODER, "task.mixup=2"], "task.mixup=2"),
+    ([*ENCODER, "task.multi_label=true"], "best_checkpoint_metric=accuracy: with task.multi_label=true it must be"),
+    ([*ENCODER, "task.label_fraction=0"], "task.label_fraction=0"),
+    ([*ENCODER, "model.layer_decay=0"], "model.layer_decay=0"),
+    ([*ENCODER, "dataset.train_subset=nothing"], "nothing.tsv"),
+    ([*ENCODER, "task.data={unknown}"], "train.lbl, line 5: 'meduim' is not among the 3 classes"),
+    ([*ENCODER, "task.data={short}"], "train.lbl has 35 lines, but the manifest beside it has 36 clips"),
+]
 
 
-def test_wrong_labels_are_named_with_their_line(labelled: Path, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(labelled, data)
-    lines = (data / "train.lbl").read_text().splitlines()
-    (data / "train.lbl").write_text("\n".join([*lines[:4], "meduim", *lines[5:]]) + "\n")
-    run = finetune(tmp_path / "unknown", f"task.data={data}", *SCRATCH)
-    assert run.returncode != 0
-    assert "train.lbl, line 5: 'meduim' is not among the 3 classes" in run.output
-    (data / "train.lbl").write_text("\n".join(lines[:-1]) + "\n")
-    run = finetune(tmp_path / "short", f"task.data={data}", *SCRATCH)
-    assert run.returncode != 0
-    assert "train.lbl has 35 lines, but the manifest beside it has 36 clips" in run.output
+@pytest.fixture(scope="module")
+def refused(labelled: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    """What became of each of the wrong settings."""
+    folder = tmp_path_factory.mktemp("refused")
+    paths = {"checkpoint": checkpoint, "unknown": folder / "unknown", "short": folder / "short"}
+    lines = (labelled / "train.lbl").read_text().splitlines()
+    for name, changed in (("unknown", [*lines[:4], "meduim", *lines[5:]]), ("short", lines[:-1])):
+        shutil.copytree(labelled, paths[name])
+        (paths[name] / "train.lbl").write_text("\n".join(changed) + "\n")
+    runs = [[f"task.data={labelled}", *overrides] for overrides, _ in WRONG_SETTINGS]
+    for overrides in runs:
+        for name, path in paths.items():
+            overrides[:] = [override.replace(f"{{{name}}}", str(path)) for override in overrides]
+    return train_in_turn(folder, runs, "finetune_audio_mae_tiny")
+
+
+@pytest.mark.parametrize("index", range(len(WRONG_SETTINGS)), ids=[message for _, message in WRONG_SETTINGS])
+def test_wrong_settings_say_what_to_mend(index: int, refused: list[Run]) -> None:
+    assert refused[index].returncode != 0
+    assert WRONG_SETTINGS[index][1] in refused[index].output

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BIN, Run, command, environment, train, train_on_two_ranks
+from conftest import BIN, Run, command, environment, train, train_in_turn, train_on_two_ranks
 from tensorboardX.proto import event_pb2
 
 
@@ -179,15 +179,22 @@ def test_choices_of_the_recipe_train(corpus: Path, tmp_path: Path, override: str
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["task.data=nowhere"], "task.data=nowhere: there is no folder"),
-        (["task.augmentations=[shuffle]"], "task.augmentations: no shuffle"),
-        (["dataset.batch_size=3"], "task.clips_per_update=8 is not a multiple of dataset.batch_size=3"),
-    ],
-)
-def test_wrong_settings_say_what_to_mend(corpus: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
-    run = train(tmp_path, f"task.data={corpus}", *overrides)
-    assert run.returncode != 0
-    assert message in run.output
+WRONG_SETTINGS = [
+    (["task.data=nowhere"], "task.data=nowhere: there is no folder"),
+    (["task.augmentations=[shuffle]"], "task.augmentations: no shuffle"),
+    (["dataset.batch_size=3"], "task.clips_per_update=8 is not a multiple of dataset.batch_size=3"),
+    (["model.masking=sieve"], "no masking strategy is called 'sieve'"),
+]
+
+
+@pytest.fixture(scope="module")
+def refused(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    """What became of each of the wrong settings."""
+    runs = [[f"task.data={corpus}", *overrides] for overrides, _ in WRONG_SETTINGS]
+    return train_in_turn(tmp_path_factory.mktemp("refused"), runs, "pretrain_audio_mae_tiny")
+
+
+@pytest.mark.parametrize("index", range(len(WRONG_SETTINGS)), ids=[message for _, message in WRONG_SETTINGS])
+def test_wrong_settings_say_what_to_mend(index: int, refused: list[Run]) -> None:
+    assert refused[index].returncode != 0
+    assert WRONG_SETTINGS[index][1] in refused[index].output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,39 +10,63 @@ from pathlib import Path
 import pytest
 from conftest import BIN, CONFIG_DIR, environment
 
+RECIPES = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
+# As fairseq-hydra-train, except that the model is built and not trained; one process for all, as imports take longest.
+SCRIPT = """
+import sys, traceback
+import fairseq_cli.hydra_train as cli
+from hydra.core.global_hydra import GlobalHydra
+def build(cfg, **kwargs):
+    from fairseq import optim, tasks, utils
+    from fairseq.dataclass.initialize import add_defaults
+    utils.import_user_module(cfg.common)
+    add_defaults(cfg)
+    task = tasks.setup_task(cfg.task)
+    model = task.build_model(cfg.model)
+    task.build_criterion(cfg.criterion)
+    optimizer = optim.build_optimizer(cfg.optimizer, list(model.parameters()))
+    optim.lr_scheduler.build_lr_scheduler(cfg.lr_scheduler, optimizer)
+    print("BUILT", recipe, sum(p.numel() for p in model.parameters()), flush=True)
+cli.pre_main = build
+for recipe in sys.argv[1:]:
+    overrides = ["task.data=data", f"hydra.run.dir=runs/{recipe}"]
+    sys.argv = ["", "--config-dir", CONFIG_DIR, "--config-name", recipe, *overrides]
+    try:
+        cli.cli_main()
+    except SystemExit:
+        traceback.print_exc()
+    GlobalHydra.instance().clear()
+"""
 
-@pytest.mark.parametrize("recipe", sorted(path.stem for path in CONFIG_DIR.glob("*.yaml")))
-def test_every_recipe_builds_with_only_the_data_path_filled_in(
-    recipe: str, labelled: Path, checkpoint: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "outputs" / "pretrain_audio_mae_base" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "outputs" / "pretrain_audio_mae_tiny").symlink_to(tmp_path / "outputs" / "pretrain_audio_mae_base")
-    shutil.copy(checkpoint, tmp_path / "outputs" / "pretrain_audio_mae_base" / "checkpoints" / "checkpoint_last.pt")
-    shutil.copytree(labelled, tmp_path / "data")
-    shutil.copytree(labelled, tmp_path / "data" / "fold1")
-    script = (
-        "import sys\n"
-        "from fairseq.dataclass.initialize import hydra_init\n"
-        "import fairseq_cli.hydra_train as cli\n"
-        "def build(cfg, **kwargs):\n"
-        "    from fairseq import tasks, utils\n"
-        "    from fairseq.dataclass.initialize import add_defaults\n"
-        "    utils.import_user_module(cfg.common)\n"
-        "    add_defaults(cfg)\n"
-        "    task = tasks.setup_task(cfg.task)\n"
-        "    model = task.build_model(cfg.model)\n"
-        "    task.build_criterion(cfg.criterion)\n"
-        "    print('parameters', sum(p.numel() for p in model.parameters()), 'lr', cfg.optimization.lr)\n"
-        "cli.pre_main = build\n"
-        "cli.cli_main()\n"
-    )
-    arguments = ["--config-dir", str(CONFIG_DIR), "--config-name", recipe, "task.data=data"]
+
+@pytest.fixture(scope="session")
+def built(
+    labelled: Path, checkpoint: Path, ssast_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, int], str]:
+    """Parameters of the model of every recipe that could be built, and everything that was printed."""
+    folder = tmp_path_factory.mktemp("recipes")
+    # What the recipes of fine-tuning start from unless they are told otherwise.
+    for path in CONFIG_DIR.glob("*.yaml"):
+        named = re.search(r"pretrained: (outputs/\S+)", path.read_text())
+        if named:
+            target = folder / named[1]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ssast_checkpoint if "ssast" in named[1] else checkpoint, target)
+    shutil.copytree(labelled, folder / "data")
+    shutil.copytree(labelled, folder / "data" / "fold1")
     done = subprocess.run(
-        [str(BIN / "python"), "-c", script, *arguments, f"hydra.run.dir={tmp_path}"],
-        capture_output=True,
+        [str(BIN / "python"), "-c", f"CONFIG_DIR = {str(CONFIG_DIR)!r}\n{SCRIPT}", *RECIPES],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         env=environment(),
-        cwd=tmp_path,
+        cwd=folder,
         check=False,
     )
-    assert "parameters" in done.stdout, done.stdout + done.stderr
+    return {name: int(count) for name, count in re.findall(r"^BUILT (\S+) (\d+)$", done.stdout, re.M)}, done.stdout
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_builds_with_only_the_data_path_filled_in(recipe: str, built: tuple[dict[str, int], str]) -> None:
+    parameters, output = built
+    assert recipe in parameters, output

@@ -164,7 +164,7 @@ def test_a_missing_setting_is_named(tmp_path, manifest, write_checkpoint):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_an_error_only_if_asked_for():
     assert Options(device="auto").torch_device() == torch.device("cpu")
-    with pytest.raises(UserError, match="--device cuda"):
+    with pytest.raises(UserError, match="device cuda: PyTorch finds no such GPU"):
         Options(device="cuda").torch_device()
 
 

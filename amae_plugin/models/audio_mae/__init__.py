@@ -1,6 +1,10 @@
 """Audio-MAE: config, encoder, decoders, model, and the published checkpoints' names."""
 
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
+from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
 from amae_plugin.models.audio_mae.model import AudioMAE
+from amae_plugin.models.system import System
 
 __all__ = ["AudioMAE", "AudioMAEConfig"]
+
+SYSTEM = System(AudioMAEConfig, AudioMAE, AudioMAEEncoder)

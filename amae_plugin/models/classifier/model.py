@@ -46,7 +46,9 @@ class Classifier(nn.Module):
         if config.num_classes < 1:
             raise ValueError(f"a classifier needs classes, not model.num_classes={config.num_classes}")
         self.config = config
-        self.encoder = system_of(config.encoder or {}).encoder(config.encoder or {})
+        # Without the blocks that MAE-AST's pretraining skips: drop_path is the classifier's stochastic depth.
+        settings = {**(config.encoder or {}), "layerdrop": 0.0}
+        self.encoder = system_of(settings).encoder(settings)
         if config.pooling in ("cls", "avgcls") and not self.encoder.num_prefix_tokens:
             raise ValueError(
                 f"model.pooling is {config.pooling}, but this encoder has no class token: choose mean or avgtok"

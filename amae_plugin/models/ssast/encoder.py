@@ -95,6 +95,10 @@ class SSASTEncoder(Encoder):
         """See :meth:`Encoder.in_token_order`."""
         return mask.unflatten(1, grid).transpose(1, 2).flatten(1)
 
+    def in_grid_order(self, mask: Tensor, grid: Size2d) -> Tensor:
+        """See :meth:`Encoder.in_grid_order`."""
+        return mask.unflatten(1, grid[::-1]).transpose(1, 2).flatten(1)
+
     def reset_parameters(self) -> None:
         """Initialise as DeiT: matrices and class tokens from N(0, 0.02), cut at two units, biases 0."""
         for layer in self.blocks.modules():

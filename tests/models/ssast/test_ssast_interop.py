@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from amae_plugin.errors import UserError
 from amae_plugin.models.ssast import SSAST, SSASTConfig
 from amae_plugin.models.ssast.encoder import SSASTEncoder
-from amae_plugin.models.ssast.interop import from_official, load_imagenet, rename
+from amae_plugin.models.ssast.interop import from_official, load_imagenet, load_imagenet_file, rename
 from amae_plugin.modules.positions import resize_grid
 
 SIZES = {"embed_dim": 64, "depth": 2, "num_heads": 1}
@@ -49,7 +53,7 @@ def test_the_imagenet_heads_that_published_checkpoints_carry_are_left_out() -> N
 
 def test_an_unknown_or_missing_tensor_is_an_error_that_names_it() -> None:
     state, _ = published()
-    with pytest.raises(RuntimeError, match=r"mlp_head\.1\.weight"):
+    with pytest.raises(RuntimeError, match=r"head\.weight"):
         from_official({**state, "mlp_head.1.weight": torch.zeros(7, 64)})
     for name in ("module.v.blocks.1.attn.proj.bias", "module.cpredlayer.2.bias", "module.mask_embed"):
         with pytest.raises(RuntimeError, match=rename(name).replace(".", r"\.")):
@@ -117,3 +121,34 @@ def test_image_models_that_do_not_fit_are_refused() -> None:
         load_imagenet(encoder(64, 64, patch_size=(2, 64)), state)
     with pytest.raises(ValueError, match="16 positions are not those of a square image"):
         load_imagenet(encoder(64, 64), {**state, "pos_embed": torch.zeros(1, 16, 64)})
+
+
+def test_a_file_of_imagenet_weights(tmp_path: Path) -> None:
+    image_model = timm.create_model("deit_tiny_distilled_patch16_224", depth=1)
+    save_file(image_model.state_dict(), tmp_path / "a.safetensors")
+    torch.save({"model": image_model.state_dict()}, tmp_path / "a.pth")
+    encoders = [SSASTEncoder(SSASTConfig(embed_dim=192, depth=1, num_heads=3)) for _ in range(2)]
+    for encoder, name in zip(encoders, ("a.safetensors", "a.pth")):
+        load_imagenet_file(encoder, tmp_path / name)
+    one, other = (encoder.state_dict() for encoder in encoders)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert torch.equal(one["blocks.0.attn.qkv.weight"], image_model.state_dict()["blocks.0.attn.qkv.weight"])
+
+
+def test_files_of_imagenet_weights_that_cannot_be_used(tmp_path: Path) -> None:
+    encoder = SSASTEncoder(SSASTConfig(embed_dim=192, depth=1, num_heads=3))
+    (tmp_path / "broken.safetensors").write_bytes(b"broken")
+    (tmp_path / "broken.pth").write_bytes(b"broken")
+    torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    torch.save(timm.create_model("deit_small_patch16_224", depth=1).state_dict(), tmp_path / "wide.pth")
+    for name, message in (
+        ("nowhere.pth", "cannot read"),
+        ("broken.safetensors", "not a checkpoint"),
+        ("broken.pth", "not a checkpoint"),
+        ("other.pth", "no ViT or DeiT"),
+        ("wide.pth", "no ViT or DeiT of model.encoder's sizes"),
+    ):
+        with pytest.raises(UserError, match=f"{name}: .*{message}"):
+            load_imagenet_file(encoder, tmp_path / name)
+    with pytest.raises(UserError, match="only an amae_ssast encoder"):
+        load_imagenet_file(torch.nn.Linear(1, 1), tmp_path / "other.pth")

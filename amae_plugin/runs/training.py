@@ -15,7 +15,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from amae_plugin.demo.words import available_cpus
 from amae_plugin.errors import UserError
 
 COMMAND = "fairseq-hydra-train"
@@ -151,3 +150,8 @@ def _logged(lines: Iterable[str]) -> Iterable[tuple[str, dict[str, Any]]]:
         match = _LOG_LINE.search(line.rstrip())
         if match:
             yield match[1], json.loads(match[2])
+
+
+def available_cpus() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,24 @@
+"""``amae inspect``: what a checkpoint is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from amae_plugin.checkpoints import Checkpoint
+from amae_plugin.inference.inspection import describe, summary
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``inspect``."""
+    parser = subparsers.add_parser("inspect", help="what a checkpoint is: model, input, training, measures")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of a model of this plugin")
+    parser.add_argument("--json", action="store_true", help="everything, for programs")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    facts = describe(Checkpoint.read(args.checkpoint))
+    print(json.dumps(facts, indent=1) if args.json else summary(facts))
+    return 0

@@ -1,0 +1,216 @@
+"""Audio as people have it, as waveforms that a model can be shown, or else one sentence that says why not.
+
+Every command that takes audio files takes them through here, so that all of them refuse the same things.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, Union
+
+import numpy as np
+import torch.utils.data
+from torch import Tensor
+from tqdm import tqdm
+
+from amae_plugin.corpora.folder import AUDIO_EXTENSIONS, find_audio
+from amae_plugin.data.audio import AudioError, load_clip, resample, to_mono
+from amae_plugin.data.features import LogMel
+from amae_plugin.data.manifest import Clip
+from amae_plugin.errors import UserError
+
+Audio = Union[str, os.PathLike, np.ndarray, Tensor]
+"""A clip: the path of a file, or samples (samples,) or (channels, samples)."""
+
+Result = TypeVar("Result")
+
+
+def load_waveform(
+    audio: Audio, sample_rate: float | None = None, features: LogMel | None = None, name: str = "the array"
+) -> Tensor:
+    """A clip as the mono waveform that a front end takes.
+
+    Args:
+        audio: the path of a file, or samples (samples,) or (channels, samples): floating-point ones with a full scale
+            of [-1, 1], or integers, which are divided by their type's full scale.
+        sample_rate: of samples, in Hz; a file states its own.
+        features: the front end; 16 kHz and windows of 25 ms if None.
+        name: what messages call samples.
+
+    Returns:
+        (samples,) float32 on the CPU at the front end's rate, at least one analysis window long.
+
+    Raises:
+        AudioError: a file that is missing or not audio, a sample rate of 0, no samples, samples that are not finite,
+            silence (all samples are equal), or a clip that is shorter than one analysis window.
+        UserError: samples without a sample rate or of another shape or type, or a file with a sample rate.
+    """
+    features = features or LogMel()
+    if isinstance(audio, (str, os.PathLike)):
+        name = os.fspath(audio)
+        if sample_rate is not None:
+            raise UserError(f"{name}: sample_rate={sample_rate} is for arrays; a file states its own")
+        waveform = load_clip(Clip(name), features.sample_rate)
+    else:
+        samples = _as_frames(audio, name)
+        if sample_rate is None:
+            raise UserError(f"{name}: samples need their sample rate, such as sample_rate=16000")
+        if not (math.isfinite(sample_rate) and sample_rate >= 1):
+            raise AudioError(name, f"its sample rate is given as {sample_rate:g} Hz")
+        waveform = resample(to_mono(samples, name), round(sample_rate), features.sample_rate)
+    if len(waveform) < features.window_samples:
+        lasts = 1000 * len(waveform) / features.sample_rate
+        raise AudioError(
+            name, f"lasts {lasts:.3g} ms, which is less than one analysis window, {features.window_ms:g} ms"
+        )
+    if bool((waveform == waveform[0]).all()):
+        raise AudioError(name, "is silent: all its samples are equal")
+    return waveform
+
+
+def _as_frames(audio: Any, name: str) -> np.ndarray:
+    """Samples (samples,) or (channels, samples) as (samples, channels) float32."""
+    samples = audio.detach().cpu().numpy() if isinstance(audio, Tensor) else np.asarray(audio)
+    if samples.ndim == 1:
+        samples = samples[None]
+    if samples.ndim != 2 or (samples.shape[0] > samples.shape[1] and samples.size):
+        raise UserError(f"{name}: its shape is {samples.shape}, must be (samples,) or (channels, samples)")
+    if samples.dtype.kind == "i":
+        samples = samples / -float(np.iinfo(samples.dtype).min)
+    elif samples.dtype.kind != "f":
+        raise UserError(f"{name}: its samples are {samples.dtype}, must be floating-point numbers or signed integers")
+    return np.ascontiguousarray(samples.T, dtype=np.float32)
+
+
+class ClipFiles:
+    """Audio files to be worked through, some of which may turn out to be unusable.
+
+    Iterating gives the path and the waveform of each file that can be used; the others, and the reasons, gather in
+    ``skipped``. At the end, :meth:`conclude` lists them.
+
+    Args:
+        paths: of files and of folders, which are searched for audio as ``amae manifest folder`` does.
+        features: the front end, see :func:`load_waveform`.
+        workers: processes that decode; 0: this one does.
+        progress: what the progress bar, on standard error, says is being done; none if None.
+
+    Attributes:
+        names: of all the files, by path, in the order given and each once; those of a folder sorted. A name is the path
+            within the folder that was searched, or the file's own name.
+        skipped: what could not be used, and the reason, as far as the iteration has come.
+
+    Raises:
+        UserError: a folder holds no audio.
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        features: LogMel | None = None,
+        workers: int = 0,
+        progress: str | None = None,
+    ):
+        self.skipped: dict[str, str] = {}
+        self.names: dict[Path, str] = {}
+        self._features = features or LogMel()
+        self._workers = workers
+        self._progress = progress
+        for path in map(Path, paths):
+            for found, name in self._search(path) if path.is_dir() else [(path, path.name)]:
+                self.names.setdefault(found, name)
+
+    def _search(self, folder: Path) -> list[tuple[Path, str]]:
+        found = find_audio(folder)
+        if not found.names and not found.problems:
+            raise UserError(f"{folder}: no audio; looked for the extensions {' '.join(AUDIO_EXTENSIONS)}")
+        self.skipped.update({str(folder / name): reason for name, reason in found.problems.items()})
+        return [(folder / name, name) for name in found.names]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[tuple[Path, Tensor]]:
+        with self._bar() as bar:
+            for path, waveform in self._usable(bar):
+                yield path, waveform
+                bar.update()
+
+    def map(self, function: Callable[[Iterator[Tensor]], Iterator[Result]]) -> Iterator[tuple[Path, Result]]:
+        """The path of each file that can be used, and its result.
+
+        Args:
+            function: from an iterator over waveforms to one over their results, in the same order; it may be ahead with
+                the waveforms, for batches of several.
+        """
+        taken: deque[Path] = deque()
+        with self._bar() as bar:
+
+            def waveforms() -> Iterator[Tensor]:
+                for path, waveform in self._usable(bar):
+                    taken.append(path)
+                    yield waveform
+
+            for result in function(waveforms()):
+                yield taken.popleft(), result
+                bar.update()
+
+    def _bar(self) -> tqdm:
+        return tqdm(total=len(self), desc=self._progress, unit="clip", disable=self._progress is None)
+
+    def _usable(self, bar: tqdm) -> Iterator[tuple[Path, Tensor]]:
+        paths = list(self.names)
+        loader = torch.utils.data.DataLoader(
+            _Waveforms(paths, self._features),
+            batch_size=None,
+            num_workers=max(0, min(self._workers, len(paths) - 1)),
+            collate_fn=_unchanged,
+        )
+        for path, waveform in zip(paths, loader):
+            if isinstance(waveform, Tensor):
+                yield path, waveform
+            else:
+                self.skipped[str(path)] = waveform.reason or str(waveform)
+                bar.update()
+
+    def conclude(self) -> int:
+        """List what was skipped on standard error.
+
+        Returns:
+            The exit code of a command: 0, or 1 if anything was skipped.
+
+        Raises:
+            UserError: nothing at all could be used.
+        """
+        if not self.skipped:
+            return 0
+        lines = [f"{name}: {reason}" for name, reason in self.skipped.items()]
+        if self.skipped.keys() >= set(map(str, self.names)):
+            raise UserError(f"cannot use {lines[0]}" if len(lines) == 1 else "\n  ".join(["cannot use any of", *lines]))
+        print("\n  ".join([f"left out, as they cannot be used: {len(lines):,}", *lines]), file=sys.stderr)
+        return 1
+
+
+class _Waveforms(torch.utils.data.Dataset):
+    """Waveforms of files, or the error: returned, since a worker's exceptions arrive with tracebacks."""
+
+    def __init__(self, paths: list[Path], features: LogMel):
+        self.paths = paths
+        self.features = features
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor | AudioError:
+        try:
+            return load_waveform(self.paths[index], features=self.features)
+        except AudioError as error:
+            return error
+
+
+def _unchanged(item: Any) -> Any:
+    return item

@@ -1,0 +1,100 @@
+"""Files of weights, read as tensors and plain values: nothing that a file names is run."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import pickle
+import re
+import warnings
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from amae_plugin.errors import UserError
+
+# Beside tensors and plain values, published checkpoints hold the arguments of their run. A Namespace is a bag of
+# attributes: to make one runs nothing, and PyTorch's reader fills it without looking at what is in it. omegaconf's
+# containers are not here: theirs is a reader of its own, and values in them are computed when they are looked at.
+_HARMLESS: list[Any] = [argparse.Namespace]
+_GLOBAL = re.compile(r"GLOBAL (\S+) (?:was not|whose)")
+_SAFETENSORS = ".safetensors"
+
+
+class UnsafeFileError(UserError):
+    """A file that holds objects which only code could make, code that the file chooses."""
+
+
+def read_weights(path: str | os.PathLike[str], *, trust: bool = False) -> Any:
+    """Read what ``torch.save`` or safetensors wrote, on the CPU.
+
+    Args:
+        path: of the file; one that ends in ``.safetensors`` is read as that.
+        trust: unpickle whatever is in the file, which runs whatever code it asks for.
+
+    Raises:
+        UnsafeFileError: the file holds more than tensors and plain values; names what.
+        UserError: the file is missing, damaged or something else.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb"):
+            pass
+        if path.suffix == _SAFETENSORS:
+            return load_file(path)
+        is_zip = zipfile.is_zipfile(path)
+        if is_zip:
+            _refuse_escapes(path)
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of formats and protocols: what matters of them is said below
+            try:
+                # Mapped: of a file that is mostly the optimizer's state, only what is used is read.
+                return torch.load(path, map_location="cpu", weights_only=not trust, mmap=is_zip)
+            except pickle.UnpicklingError as error:
+                what = _unsafe(path, error, is_zip)
+                if what is None:
+                    raise
+                raise UnsafeFileError(
+                    f"{path}: {what}; nothing of it was loaded, since that could run code that the file chooses"
+                ) from None
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the checkpoint ({error.strerror or error})") from None
+    except ImportError as error:
+        raise UserError(f"{path}: holds objects of a package that is not installed here ({error})") from None
+    except Exception as error:  # a damaged or foreign file can make a reader raise anything
+        raise UserError(f"{path}: not a checkpoint, or a damaged one ({_reason(error)})") from None
+
+
+def _refuse_escapes(path: Path) -> None:
+    """Refuse an archive with a member that lies, by its name, outside of it; PyTorch writes no such names."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise UserError(f"{path}: not a checkpoint: its member '{name}' leads out of the archive")
+
+
+def _unsafe(path: Path, error: Exception, is_zip: bool) -> str | None:
+    """What a file holds that is not safe; None if it is no such file."""
+    names = _GLOBAL.findall(str(error))
+    with contextlib.suppress(Exception):  # of an older format, or written in a way that this list does not know
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    if names:
+        return f"holds more than tensors and plain values: {', '.join(names)}"
+    return f"is pickled in a way that PyTorch's safe reader does not know ({_reason(error)})" if is_zip else None
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of an error that is about the file; PyTorch puts one about its own history before it."""
+    paragraphs = [part.strip() for part in str(error).split("\n\n") if part.strip()]
+    if len(paragraphs) > 1 and isinstance(error, pickle.UnpicklingError):
+        del paragraphs[0]
+    sentence = re.split(r"\.\s", paragraphs[0])[0] if paragraphs else ""
+    if isinstance(error, (RuntimeError, pickle.UnpicklingError)):
+        return sentence
+    return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__

@@ -1,0 +1,68 @@
+"""The interface of the HEAR benchmark: ``hear-validator amae_plugin.interop.hear -m checkpoint.pt``.
+
+HEAR (Turian et al. 2022, neuralaudio.ai/hear) imports a module by name and calls the three functions below.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from amae_plugin.inference.model import load_model as load_audio_model
+
+
+class HearModel(nn.Module):
+    """A checkpoint's model with the attributes that HEAR reads.
+
+    Attributes:
+        model: the model.
+        sample_rate: of the audio that it takes, in Hz.
+        scene_embedding_size: of a clip.
+        timestamp_embedding_size: of a time step.
+    """
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.model = load_audio_model(path, device="cpu")  # HEAR moves it
+        self.sample_rate = self.model.sample_rate
+        self.scene_embedding_size = self.model.embed_dim
+        self.timestamp_embedding_size = self.model.embed_dim
+
+
+def load_model(model_file_path: str) -> HearModel:
+    """Load a checkpoint of this plugin, of a pretraining model or a classifier.
+
+    Raises:
+        UserError: the file is no checkpoint of this plugin.
+    """
+    return HearModel(model_file_path)
+
+
+def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
+    """Embeddings of clips, see :meth:`~amae_plugin.inference.model.AudioModel.embed`.
+
+    Args:
+        audio: (clips, samples) at the model's rate, on any device.
+        model: of :func:`load_model`.
+
+    Returns:
+        (clips, scene_embedding_size) float32 on the device of the audio.
+    """
+    return torch.stack([embedding.clip for embedding in model.model.embeddings(audio)]).to(audio.device)
+
+
+def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
+    """Embeddings of the time steps of clips, see :meth:`~amae_plugin.inference.model.AudioModel.embed_timestamps`.
+
+    Args:
+        audio: (clips, samples) at the model's rate, on any device.
+        model: of :func:`load_model`.
+
+    Returns:
+        Embeddings (clips, steps, timestamp_embedding_size), and timestamps (clips, steps), the centres of the steps in
+        milliseconds; both float32 on the device of the audio.
+    """
+    embeddings = list(model.model.embeddings(audio))
+    steps = torch.stack([embedding.steps for embedding in embeddings])
+    timestamps = torch.stack([embedding.timestamps for embedding in embeddings]) * 1000
+    return steps.to(audio.device), timestamps.to(audio.device, torch.float32)

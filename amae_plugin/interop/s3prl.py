@@ -1,0 +1,65 @@
+"""An upstream for s3prl, and so for SUPERB: an expert with all hidden states.
+
+s3prl finds upstreams by name in ``s3prl.hub``::
+
+    import s3prl.hub
+    from amae_plugin.interop.s3prl import amae_local
+
+    s3prl.hub.amae_local = amae_local
+    upstream = s3prl.nn.S3PRLUpstream("amae_local", path_or_url="checkpoint.pt")
+
+s3prl is not needed here. (Its release 0.4.18 cannot be imported beside torchaudio 2.11, which lacks functions that two
+other upstreams of s3prl import; with stand-ins for them, all of the above was tried.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from amae_plugin.inference.model import load_model
+
+
+class UpstreamExpert(nn.Module):
+    """The encoder of a checkpoint of this plugin.
+
+    A clip's hidden states are those of its own windows and do not depend on the other clips of the batch. Gradients
+    flow if they are enabled, but dropout and LayerDrop stay off, so the number of hidden states is always the same.
+
+    Args:
+        ckpt: path of the checkpoint.
+        kwargs: what s3prl passes to every upstream, unused.
+
+    Raises:
+        UserError: the file is no checkpoint of this plugin.
+    """
+
+    def __init__(self, ckpt: str, **kwargs: Any):
+        super().__init__()
+        self.model = load_model(ckpt, device="cpu")  # s3prl moves it
+
+    def get_downsample_rates(self, key: str) -> int:
+        """Samples at 16 kHz from one time step to the next, of every hidden state."""
+        return self.model.step_samples
+
+    def forward(self, wavs: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+        """Hidden states of clips.
+
+        Args:
+            wavs: (samples,) each, at 16 kHz.
+
+        Returns:
+            ``hidden_states``: one tensor (clips, steps of the longest, D) for the input of each transformer block and
+            one for the encoder's output; see :meth:`~amae_plugin.inference.model.AudioModel.extract_features`. After a
+            clip's own steps they are 0.
+        """
+        of_clips = [states.transpose(0, 1) for states in self.model.hidden_states(wavs)]
+        return {"hidden_states": list(pad_sequence(of_clips, batch_first=True).unbind(dim=2))}
+
+
+def amae_local(ckpt: str, **kwargs: Any) -> UpstreamExpert:
+    """s3prl's entry of :class:`UpstreamExpert`."""
+    return UpstreamExpert(ckpt, **kwargs)

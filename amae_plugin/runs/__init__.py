@@ -1,0 +1,1 @@
+"""Runs of ``fairseq-hydra-train`` one after the other, and what is made of them."""
