@@ -103,6 +103,18 @@ def test_flops_of_windows_count_their_biases_once_a_batch(config_dir):
     assert count_flops(spec(settings, 5)) == 5 * (once - biases) + biases
 
 
+def test_flops_of_mae_ast_count_its_attention_and_every_block():
+    settings = {"_name": "amae_mae_ast", "input_length": 64, "num_mel_bins": 32, "patch_size": [8, 8]}
+    settings.update(embed_dim=24, depth=4, num_heads=3, layerdrop=0.9, attention_dropout=0.5)
+    settings.update(decoder_embed_dim=24, decoder_depth=1, decoder_num_heads=3)
+    visible, tokens, values = 8, 32, 64
+    with_input_gradient = 4 * block_flops(visible, 24, visible) + block_flops(tokens, 24, tokens)
+    heads = 2 * (2 * tokens * 24 * values)
+    scores = 2 * tokens * tokens * values  # of InfoNCE: the targets need no gradient
+    embedding = 2 * visible * values * 24
+    assert count_flops(spec(settings, 2)) == 2 * (3 * (with_input_gradient + heads) + 2 * (scores + embedding))
+
+
 def test_flops_of_the_textbook_model(config_dir):
     settings = {**model_settings("tiny_recipe", config_dir), "_name": TEXTBOOK}
     visible, tokens, values = 8, 32, 64
