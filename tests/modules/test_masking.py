@@ -107,6 +107,45 @@ def test_masks_of_known_seeds_never_change():
     assert visible_ids(mask).tolist() == [[2, 4, 5, 6], [1, 2, 4, 7], [2, 3, 6, 7]]
 
 
+@pytest.mark.parametrize(
+    ("strategy", "hidden"),
+    [
+        (ChunkMasking(0.4), [11, 13, 14, 15, 16, 17, 18, 19]),
+        (SpanMasking(0.4, 3), [0, 1, 2, 3, 14, 15, 16, 17]),
+        (TimeMasking(0.5), [8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]),
+        (FrequencyMasking(0.5), [2, 3, 6, 7, 10, 11, 14, 15, 18, 19]),
+        (TimeFrequencyMasking(0.5, 0.3), [0, 1, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]),
+        (RandomBatchedMasking(0.3), [2, 4, 5, 6, 10, 17]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_no_strategys_masks_of_a_known_seed_ever_change(strategy, hidden):
+    assert strategy(clip_noise([5]), (5, 4))[0].nonzero().flatten().tolist() == hidden
+
+
+def test_the_global_seed_decides_where_clips_have_none():
+    noise = GlobalNoise(3, torch.device("cpu"))
+    torch.manual_seed(4)
+    mask = RandomMasking(0.5)(noise, (8, 4))
+    assert not torch.equal(RandomMasking(0.5)(noise, (8, 4)), mask)
+    torch.manual_seed(4)
+    assert torch.equal(RandomMasking(0.5)(noise, (8, 4)), mask)
+
+
+@pytest.mark.parametrize(
+    "strategy", [*BY_CLIP, RandomBatchedMasking(0.75)], ids=lambda strategy: type(strategy).__name__
+)
+def test_masks_are_made_where_the_noise_is_without_looking_at_it(strategy):
+    # A tensor of the meta device has no values: to read one, or to mix it with one of the CPU, is an error.
+    noise = GlobalNoise(2, torch.device("meta"))
+    padding = torch.empty(2, 128, dtype=torch.bool, device="meta")
+    for padding_mask in (None, padding):
+        mask = strategy(noise, (16, 8), padding_mask)
+        assert mask.device.type == "meta"
+        assert mask.shape == (2, 128)
+    assert visible_ids(mask, strategy.num_visible((16, 8))).shape == (2, strategy.num_visible((16, 8)))
+
+
 @pytest.mark.parametrize("strategy", BY_CLIP, ids=lambda strategy: type(strategy).__name__)
 def test_neighbouring_seeds_have_unrelated_masks(strategy):
     mask = strategy(clip_noise(range(2000)), (64, 8)).float()
@@ -128,6 +167,34 @@ def test_every_token_is_hidden_equally_often(noise):
     deviation = mask.sum(0).double() - 5000 * ratio
     statistic = (deviation.square() / (5000 * variance_per_clip)).sum().item() * (tokens - 1) / tokens
     assert 9.0 < statistic < 65.2  # 0.01% and 99.98% points of chi-square with 31 degrees of freedom
+
+
+@pytest.mark.parametrize("strategy", [TimeMasking(0.75), FrequencyMasking(0.75)], ids=["time", "frequency"])
+def test_every_time_step_and_every_band_is_hidden_equally_often(strategy):
+    clips, lines = 5000, 16
+    mask = strategy(ClipNoise(torch.arange(clips)), (lines, lines)).view(clips, lines, lines)
+    lines_hidden = mask.any(2) if isinstance(strategy, TimeMasking) else mask.any(1)
+    deviation = lines_hidden.sum(0).double() - 0.75 * clips
+    statistic = (deviation.square() / (clips * 0.75 * 0.25)).sum().item() * (lines - 1) / lines
+    assert 2.5 < statistic < 44.3  # 0.01% and 99.99% points of chi-square with 15 degrees of freedom
+
+
+def test_a_shared_mask_hides_every_token_equally_often():
+    masks = [RandomBatchedMasking(0.75)(clip_noise([seed, 0]), (8, 4))[1] for seed in range(2000)]
+    deviation = torch.stack(masks).sum(0).double() - 0.75 * 2000
+    assert 9.0 < (deviation.square() / (2000 * 0.75 * 0.25)).sum().item() * 31 / 32 < 65.2  # as above
+
+
+def test_the_sides_of_chunks_are_equally_frequent():
+    # With one square's worth of tokens to hide at most, the first chunk is all there is, uncut if it is inside.
+    mask = ChunkMasking(1 - (1600 - 9) / 1600)(ClipNoise(torch.arange(3000)), (40, 40)).view(-1, 40, 40)
+    rows, columns = mask.any(2).sum(1), mask.any(1).sum(1)
+    assert (mask.sum((1, 2)) == 9).all()
+    # Nine tokens from the end of a square of 3, 4 or 5: 3 rows of 3; 3 rows, 4 wide; 2 rows, 5 wide.
+    inside = ~mask[:, 0].any(1) & ~mask[:, :, 0].any(1) & ~mask[:, -1].any(1) & ~mask[:, :, -1].any(1)
+    counts = torch.tensor([((rows == r) & (columns == c) & inside).sum() for r, c in ((3, 3), (3, 4), (2, 5))])
+    assert counts.sum() == inside.sum()
+    assert chi_square(counts.double(), inside.sum() / 3) < 18.4  # 99.99% point of 2 degrees of freedom
 
 
 def test_every_pair_of_tokens_is_visible_together_equally_often():
