@@ -13,6 +13,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["amae_plugin", "amae_plugin.*"]),
+    package_data={"amae_plugin.visual": ["page.css", "page.js"]},
     python_requires=">=3.9",
     install_requires=[
         "torch",

@@ -87,7 +87,7 @@ def measure_step(spec: StepSpec) -> dict[str, float | int | None]:
     if spec.settings.get("compile"):
         model.compile_blocks()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=system.fused_optimizer or None)
-    inputs = tuple(tensor.to(device) for tensor in system.inputs(model, spec.batch))
+    inputs = tuple(tensor.to(device) for tensor in system.inputs(spec.settings, spec.batch))
 
     def step() -> None:
         system.loss(model, *inputs).backward()
@@ -147,7 +147,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 def _count_flops(spec: StepSpec, batch: int) -> int:
     system = system_of(spec.settings)
     model = system.build({**spec.settings, "bf16": False}).train()
-    inputs = system.inputs(model, batch)
+    inputs = system.inputs(spec.settings, batch)
     # The counter does not know the CPU's fused attention; as matrix products it is the same arithmetic.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         system.loss(model, *inputs).backward()

@@ -1,4 +1,4 @@
-"""The systems that can be measured, by the ``_name`` of a recipe's model section: how to build, feed and train one."""
+"""What can be measured, by the ``_name`` of a recipe's model section: how to build, feed and train it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from torch import Tensor, nn
 from amae_plugin.benchmark.textbook import TextbookMAE
 from amae_plugin.errors import UserError
 from amae_plugin.models import systems as models
-from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
-from amae_plugin.models.pretraining import summed_losses
+from amae_plugin.models.audio_mae import AudioMAEConfig
+from amae_plugin.models.pretraining import PretrainingModel, summed_losses
 from amae_plugin.modules.masking import ClipNoise
+from amae_plugin.modules.patching import grid_size
 
 TEXTBOOK = "textbook"
+TWO_PASS_SSAST = "two-pass SSAST"
+"""SSAST as its published code trains it: each objective has a mask and a forward pass of its own."""
+
+_Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,14 +36,14 @@ class System:
         fused_optimizer: AdamW in its fused form, as the trainer has it.
     """
 
-    build: Callable[[Mapping[str, Any]], nn.Module]
-    inputs: Callable[[Any, int], tuple[Tensor, ...]]
+    build: Callable[[_Settings], nn.Module]
+    inputs: Callable[[_Settings, int], tuple[Tensor, ...]]
     loss: Callable[..., Tensor]
     mask: Callable[..., object] | None = None
     fused_optimizer: bool = True
 
 
-def system_of(settings: Mapping[str, Any]) -> System:
+def system_of(settings: _Settings) -> System:
     """The system that a model section names.
 
     Raises:
@@ -50,30 +55,40 @@ def system_of(settings: Mapping[str, Any]) -> System:
     return SYSTEMS[name]
 
 
-def _audio_mae_inputs(model: AudioMAE, batch: int) -> tuple[Tensor, Tensor]:
-    source = torch.randn(batch, model.config.input_length, model.config.num_mel_bins)
-    return source, torch.arange(batch)
+def _inputs(settings: _Settings, batch: int) -> tuple[Tensor, Tensor]:
+    """Spectrograms (B, T, F) and seeds (B,)."""
+    return torch.randn(batch, settings["input_length"], settings["num_mel_bins"]), torch.arange(batch)
 
 
-def _audio_mae_loss(model: AudioMAE, source: Tensor, seed: Tensor) -> Tensor:
+def _loss(model: PretrainingModel, source: Tensor, seed: Tensor) -> Tensor:
     output = model(source, seed=seed)
     return summed_losses(model, output, output["mask"])["loss"] / output["mask"].sum()
 
 
-def _audio_mae_mask(model: AudioMAE, source: Tensor, seed: Tensor) -> Tensor:
-    return model.masking(ClipNoise(seed), model.encoder.positions.grid)
+def _loss_in_two_passes(model: PretrainingModel, source: Tensor, seed: Tensor) -> Tensor:
+    means = []
+    for number, (name, weight) in enumerate(model.loss_weights.items()):
+        output = model(source, seed=seed + number * len(seed))
+        means.append(weight * model.token_losses(output)[name].sum() / output["mask"].sum())
+    return torch.stack(means).sum()
+
+
+def _mask(model: PretrainingModel, source: Tensor, seed: Tensor) -> Tensor:
+    return model.masking(ClipNoise(seed), model.encoder.grid(source.shape[1], source.shape[2]))
+
+
+def _textbook_inputs(settings: _Settings, batch: int) -> tuple[Tensor]:
+    patch_size = tuple(settings["patch_size"])
+    rows, columns = grid_size(settings["input_length"], settings["num_mel_bins"], patch_size)
+    return (torch.randn(batch, rows * columns, patch_size[0] * patch_size[1]),)
 
 
 SYSTEMS: dict[str, System] = {
-    "amae_audio_mae": System(
-        build=models.SYSTEMS["amae_audio_mae"].model,
-        inputs=_audio_mae_inputs,
-        loss=_audio_mae_loss,
-        mask=_audio_mae_mask,
-    ),
+    **{name: System(system.model, _inputs, _loss, _mask) for name, system in models.SYSTEMS.items()},
+    TWO_PASS_SSAST: System(models.SYSTEMS["amae_ssast"].model, _inputs, _loss_in_two_passes, _mask),
     TEXTBOOK: System(
         build=lambda settings: TextbookMAE(AudioMAEConfig.from_settings(settings)),
-        inputs=lambda model, batch: (torch.randn(batch, model.num_patches, model.patch_values),),
+        inputs=_textbook_inputs,
         loss=lambda model, patches: model(patches),
         fused_optimizer=False,
     ),

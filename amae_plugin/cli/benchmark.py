@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,19 @@ import torch
 
 from amae_plugin.benchmark.data_path import measure_loader, measure_stages
 from amae_plugin.benchmark.step import PRECISIONS, StepSpec, alone, count_flops, measure_step
-from amae_plugin.benchmark.systems import TEXTBOOK, system_of
+from amae_plugin.benchmark.systems import TEXTBOOK, TWO_PASS_SSAST, system_of
 from amae_plugin.cli.arguments import natural, positive
 from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 
+# Files of config/model, which a recipe takes for its own.
+_COMPARED = ("amae_audio_mae", "amae_mae_ast", "amae_ssast")
+
 _DESCRIPTION = """
 Without --data: one optimizer step (forward, loss, backward, AdamW) of a recipe's model on random input, each precision
-in a process of its own. With --data: clips per second of the data path.
+in a process of its own. With --compare: the same of all systems at the recipe's input, against the textbook form and
+each other. With --data: clips per second of the data path.
 """
 
 
@@ -48,6 +52,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--reference", action="store_true", help="also a plain PyTorch model of the same sizes in fp32, as a yardstick"
     )
     step.add_argument(
+        "--compare",
+        action="store_true",
+        help=f"all systems: {', '.join(_COMPARED)}, {TWO_PASS_SSAST}, and the yardstick",
+    )
+    step.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. model.decoder=hybrid"
     )
 
@@ -60,7 +69,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _run(args: argparse.Namespace) -> int:
-    figures = _measure_training(args) if args.data is None else _measure_data(args)
+    if args.compare and args.data is not None:
+        raise UserError("--compare measures training steps and --data the data path: give one of them")
+    measure = _measure_data if args.data is not None else _compare if args.compare else _measure_training
+    figures = measure(args)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
@@ -70,24 +82,15 @@ def _measure_training(args: argparse.Namespace) -> dict[str, Any]:
     settings = model_settings(args.recipe, args.config_dir, args.set)
     system_of(settings)
     device = _device(args.device)
-
-    def spec(precision: str, settings: dict[str, Any] = settings) -> StepSpec:
-        return StepSpec(settings, precision, args.batch, args.threads, args.steps, args.device)
-
-    reference = None
-    if args.reference:
-        reference = alone(measure_step, spec("fp32", {**settings, "_name": TEXTBOOK, "compile": False}))
-    precisions: dict[str, dict[str, Any]] = {p: alone(measure_step, spec(p)) for p in dict.fromkeys(args.precision)}
+    reference = _measure_textbook(args, settings) if args.reference else None
+    precisions: dict[str, dict[str, Any]] = {
+        p: alone(measure_step, _spec(args, settings, p)) for p in dict.fromkeys(args.precision)
+    }
     print("counting the arithmetic of a step", file=sys.stderr)
-    flops = count_flops(spec("fp32"))
+    flops = count_flops(_spec(args, settings, "fp32"))
     for figures in precisions.values():
         figures["flops_share"] = flops / figures["seconds"] / figures["matrix_flops_per_second"]
-        if figures["mask_seconds"] is not None:
-            figures["mask_share"] = figures["mask_seconds"] / figures["seconds"]
-        if reference is not None:
-            figures["time_ratio"] = figures["seconds"] / reference["seconds"]
-            figures["cpu_time_ratio"] = figures["cpu_seconds"] / reference["cpu_seconds"]
-            figures["memory_ratio"] = figures["peak_bytes"] / reference["peak_bytes"]
+        _add_shares(figures, reference)
     result = {
         "recipe": args.recipe,
         "settings": settings,
@@ -101,6 +104,86 @@ def _measure_training(args: argparse.Namespace) -> dict[str, Any]:
     }
     _print_training(result)
     return result
+
+
+def _compare(args: argparse.Namespace) -> dict[str, Any]:
+    settings = {name: model_settings(args.recipe, args.config_dir, [*args.set, f"model={name}"]) for name in _COMPARED}
+    settings[TWO_PASS_SSAST] = {**settings["amae_ssast"], "_name": TWO_PASS_SSAST}
+    device = _device(args.device)
+    reference = _measure_textbook(args, settings["amae_audio_mae"])
+    systems: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in settings}
+    ratios: dict[str, dict[str, dict[str, float]]] = {}
+    for precision in dict.fromkeys(args.precision):
+        for name, chosen in settings.items():
+            systems[name][precision] = alone(measure_step, _spec(args, chosen, precision))
+            _add_shares(systems[name][precision], reference)
+        mae_ast = systems["amae_mae_ast"][precision]
+        ratios[precision] = {
+            name: {
+                "times_faster": systems[name][precision]["seconds"] / mae_ast["seconds"],
+                "memory_share": mae_ast["peak_bytes"] / systems[name][precision]["peak_bytes"],
+            }
+            for name in ("amae_ssast", TWO_PASS_SSAST)
+        }
+    result = {
+        "recipe": args.recipe,
+        "settings": settings,
+        "device": device,
+        "batch": args.batch,
+        "threads": args.threads,
+        "steps": args.steps,
+        "reference": reference,
+        "systems": systems,
+        "mae_ast_against": ratios,
+    }
+    print(comparison_table(result))
+    return result
+
+
+def comparison_table(result: Mapping[str, Any]) -> str:
+    """The figures of ``--compare`` as a table of Markdown, and how MAE-AST stands to SSAST in words."""
+    rows = [
+        ["", "seconds a step", "clips/s", "peak memory", "time / textbook", "memory / textbook", "masks"],
+        ["---"] * 7,
+    ]
+
+    def add(name: str, figures: Mapping[str, Any]) -> None:
+        measured = [f"{figures['seconds']:.4g}", f"{figures['clips_per_second']:.3g}"]
+        measured += [f"{figures['peak_bytes'] / 2**30:.3g} GiB"]
+        shares = [f"{figures[key]:.2f}" if key in figures else "1" for key in ("time_ratio", "memory_ratio")]
+        rows.append([name, *measured, *shares, f"{figures['mask_share']:.2%}" if "mask_share" in figures else ""])
+
+    add("textbook fp32", result["reference"])
+    for name, precisions in result["systems"].items():
+        for precision, figures in precisions.items():
+            add(f"{name} {precision}", figures)
+    lines = [f"{result['device']}, batch {result['batch']}, {result['threads']} CPU threads", ""]
+    lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
+    for precision, against in result["mae_ast_against"].items():
+        for name, ratio in against.items():
+            lines.append(
+                f"{precision}: amae_mae_ast takes 1/{ratio['times_faster']:.2f} of the time of {name} and "
+                f"{ratio['memory_share']:.2f} of its memory"
+            )
+    return "\n".join(lines)
+
+
+def _spec(args: argparse.Namespace, settings: dict[str, Any], precision: str) -> StepSpec:
+    return StepSpec(settings, precision, args.batch, args.threads, args.steps, args.device)
+
+
+def _measure_textbook(args: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
+    return alone(measure_step, _spec(args, {**settings, "_name": TEXTBOOK, "compile": False}, "fp32"))
+
+
+def _add_shares(figures: dict[str, Any], reference: Mapping[str, Any] | None) -> None:
+    """Add what the figures are of the step's time and of the textbook's figures."""
+    if figures["mask_seconds"] is not None:
+        figures["mask_share"] = figures["mask_seconds"] / figures["seconds"]
+    if reference is not None:
+        figures["time_ratio"] = figures["seconds"] / reference["seconds"]
+        figures["cpu_time_ratio"] = figures["cpu_seconds"] / reference["cpu_seconds"]
+        figures["memory_ratio"] = figures["peak_bytes"] / reference["peak_bytes"]
 
 
 def _print_training(result: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ SUBCOMMANDS = (
     "inspect",
     "manifest",
     "predict",
+    "reconstruct",
     "results",
     "stats",
     "weights",
@@ -27,12 +28,15 @@ SUBCOMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code (0 done, 1 some inputs failed, 2 the input cannot be used)."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    # Together the subcommands import everything there is, which takes seconds.
+    needed = [name for name in SUBCOMMANDS if given[:1] == [name]] or SUBCOMMANDS
     parser = argparse.ArgumentParser(prog="amae", description="Tools around the amae_plugin fairseq plugin.")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     try:
-        for name in SUBCOMMANDS:
+        for name in needed:
             importlib.import_module(f"amae_plugin.cli.{name}").add_parser(subparsers)
-        args = parser.parse_args(argv)
+        args = parser.parse_args(given)
         return args.run(args)
     except UserError as error:
         print(f"amae: {error}", file=sys.stderr)

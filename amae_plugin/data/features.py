@@ -14,10 +14,17 @@ from torch import Tensor
 from amae_plugin.data._torchaudio import kaldi
 
 _EPSILON = torch.finfo(torch.float32).eps  # Kaldi's floor under the logarithm
-_PREEMPHASIS = 0.97
+PREEMPHASIS = 0.97
+"""How much of the sample before is subtracted from each (Kaldi's default)."""
 
 LOW_HZ = 20.0
 """Where the lowest mel band begins (Kaldi's default)."""
+
+FLOOR = math.log(_EPSILON)
+"""The log-mel value of digital silence."""
+
+DB_PER_NEPER = 10 / math.log(10)
+"""Decibels in a unit of log-mel values, which are natural logarithms of a power."""
 
 WINDOWS: dict[str, Callable[[int], Tensor]] = {
     "hanning": functools.partial(torch.hann_window, periodic=False),
@@ -70,6 +77,21 @@ class LogMel:
         """Samples from one frame to the next."""
         return int(self.sample_rate * self.shift_ms / 1000)
 
+    @property
+    def fft_size(self) -> int:
+        """Samples of the Fourier transform: those of a window and zeros, to a power of two."""
+        return 1 << math.ceil(math.log2(self.window_samples))
+
+    @property
+    def window(self) -> Tensor:
+        """The analysis window: (window_samples,)."""
+        return _window(self.window_type, self.window_samples)
+
+    @property
+    def mel_filters(self) -> Tensor:
+        """Weights of the power spectrum's bins in the bands: (fft_size // 2 + 1, num_mel_bins)."""
+        return _mel_filters(self.num_mel_bins, self.fft_size, self.sample_rate)
+
     def samples_for(self, frames: int) -> int:
         """The shortest waveform that gives this many frames."""
         return self.window_samples + (frames - 1) * self.shift_samples
@@ -88,15 +110,14 @@ class LogMel:
         frames = waveform.unfold(0, size, self.shift_samples)
         frames = frames - frames.mean(dim=1, keepdim=True)
         emphasised = frames.clone()
-        emphasised[:, 1:].sub_(frames[:, :-1], alpha=_PREEMPHASIS)
-        emphasised[:, 0].mul_(1 - _PREEMPHASIS)  # Kaldi takes the sample before a frame to be its first
-        emphasised.mul_(_window(self.window_type, size))
-        fft_size = 1 << math.ceil(math.log2(size))
-        spectrum = torch.fft.rfft(emphasised, n=fft_size)
+        emphasised[:, 1:].sub_(frames[:, :-1], alpha=PREEMPHASIS)
+        emphasised[:, 0].mul_(1 - PREEMPHASIS)  # Kaldi takes the sample before a frame to be its first
+        emphasised.mul_(self.window)
+        spectrum = torch.fft.rfft(emphasised, n=self.fft_size)
         power = spectrum.real.square().add_(spectrum.imag.square())
         # The product of a single row depends in its last bit on the number of threads as well; that of two does not.
         rows = power if len(power) > 1 else power.expand(2, -1)
-        mel = rows @ _mel_filters(self.num_mel_bins, fft_size, self.sample_rate)
+        mel = rows @ self.mel_filters
         return mel[: len(power)].clamp_(min=_EPSILON).log_()
 
 

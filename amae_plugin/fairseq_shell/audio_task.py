@@ -33,6 +33,7 @@ class AudioTaskConfig(FairseqDataclass):
     """Data and features; the defaults are Audio-MAE's for AudioSet."""
 
     data: str = field(default=MISSING, metadata={"help": "folder of manifests: train.tsv, valid.tsv, ..."})
+    recipe: Optional[str] = field(default=None, metadata={"help": "name of the recipe, which checkpoints keep"})
     target_length: int = field(default=1024, metadata={"help": "frames of a spectrogram at most (10 ms each)"})
     num_mel_bins: int = field(default=128, metadata={"help": "mel bands"})
     mean: float = field(

@@ -39,6 +39,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     extra = checkpoint.extra_state
     return {
         "path": str(checkpoint.path.absolute()),
+        "recipe": task.get("recipe"),
         "model": checkpoint.model_settings["_name"],
         "encoder": checkpoint.encoder_settings["_name"],
         "settings": _plain(checkpoint.model_settings),
@@ -87,6 +88,7 @@ def summary(facts: Mapping[str, Any]) -> str:
     classifier = facts["model"] != facts["encoder"]
     lines = [
         ("checkpoint", facts["path"]),
+        ("recipe", facts["recipe"]),
         ("model", f"{facts['model']} on {facts['encoder']}" if classifier else facts["model"]),
         ("encoder", ", ".join(f"{name} {facts[name]}" for name in ("embed_dim", "depth", "num_heads"))),
         ("pretraining", ", ".join(f"{name} {settings[name]}" for name in _PRETRAINING if name in settings)),

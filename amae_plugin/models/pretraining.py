@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from amae_plugin.models.encoder import Encoder
 from amae_plugin.modules.compute import compile_blocks, matrix_precision
-from amae_plugin.modules.masking import attendable
+from amae_plugin.modules.masking import Masking, attendable
 
 
 class PretrainingModel(nn.Module, ABC):
@@ -25,11 +25,13 @@ class PretrainingModel(nn.Module, ABC):
         encoder: what a classifier takes over.
         loss_weights: of the objectives that :meth:`token_losses` gives, by name; the loss is the sum of their means
             over hidden tokens, so weighted.
+        masking: what samples the masks.
     """
 
     config: Any
     encoder: Encoder
     loss_weights: Mapping[str, float]
+    masking: Masking
 
     @abstractmethod
     def forward(
@@ -61,18 +63,23 @@ class PretrainingModel(nn.Module, ABC):
         """Losses (B, L) of an output of :meth:`forward`, unweighted and 0 where nothing is hidden, by objective."""
 
     @abstractmethod
-    def reconstruct(self, source: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+    def reconstruct(
+        self, source: Tensor, prediction: Tensor, mask: Tensor, padding_mask: Tensor | None = None
+    ) -> Tensor:
         """Spectrogram (B, T, F) with the visible tokens of ``source`` and the predicted hidden ones.
+
+        Of the hidden ones, nothing of ``source`` is used.
 
         Args:
             source: (B, T, F), what :meth:`forward` got.
             prediction: (B, L, P) of :meth:`forward` in evaluation mode.
             mask: (B, L) bool, True = hidden.
+            padding_mask: (B, T) bool, True = beyond the clip's end; says nothing about the clip.
         """
 
     @property
     def normalizes_targets(self) -> bool:
-        """Whether each patch is predicted without its own mean and variance, which pictures then take from the clip."""
+        """Whether each patch is predicted without its own mean and variance, which :meth:`reconstruct` guesses."""
         return False
 
     @property

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.models.pretraining import PretrainingModel
-from amae_plugin.visual.reconstruction import plot_reconstructions
+from amae_plugin.visual.reconstruction import NORMALIZED_TARGETS, plot_reconstructions
 
 
 def draw_clips(
@@ -31,7 +31,7 @@ def draw_clips(
         dataset: whose clips are meant to be those of validation: not augmented, not cropped at random.
         clips: their indices.
         names: what is written above them; their file names if None.
-        title: of the figure; if None, of a model with normalised targets, what such pictures do not show.
+        title: of the figure; if None, of a model with normalised targets, what it predicts.
 
     Raises:
         ValueError: none of the clips could be decoded.
@@ -42,15 +42,16 @@ def draw_clips(
     by_clip = dict(zip(clips, names if names is not None else (_file_name(dataset, index) for index in clips)))
     batch: dict[str, Any] = dataset.collate([item for _, item in decoded])
     if title is None and model.normalizes_targets:
-        title = "Predicted: the pattern in each hidden patch. Its mean and variance are the original's."
+        title = NORMALIZED_TARGETS
     device = next(model.parameters()).device
     source = batch["source"].to(device)
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            output = model(source, seed=batch["seed"].to(device), padding_mask=batch["padding_mask"].to(device))
-            reconstructed = model.reconstruct(source, output["prediction"], output["mask"])
+            padding_mask = batch["padding_mask"].to(device)
+            output = model(source, seed=batch["seed"].to(device), padding_mask=padding_mask)
+            reconstructed = model.reconstruct(source, output["prediction"], output["mask"], padding_mask)
     finally:
         model.train(was_training)
     encoder = model.encoder

@@ -6,7 +6,7 @@ import soundfile
 import torch
 
 from amae_plugin.benchmark.step import StepSpec, count_flops
-from amae_plugin.benchmark.systems import TEXTBOOK
+from amae_plugin.benchmark.systems import SYSTEMS, TEXTBOOK, TWO_PASS_SSAST
 from amae_plugin.cli.benchmark import model_settings
 from amae_plugin.cli.main import main
 
@@ -177,3 +177,45 @@ def test_a_manifest_of_nothing_readable_is_a_message(tmp_path, capsys):
     (tmp_path / "train.tsv").write_text(".\n")
     assert main(["benchmark", "--data", str(tmp_path / "train.tsv")]) == 2
     assert "holds no clips" in capsys.readouterr().err
+
+
+def test_all_systems_are_compared(config_dir, tmp_path, capsys):
+    for name, extra in {
+        "amae_audio_mae": MODEL,
+        "amae_mae_ast": MODEL.replace("decoder: global\n", "") + "masking: random\n",
+        "amae_ssast": "_name: amae_ssast\npatch_size: [8, 8]\nembed_dim: 24\ndepth: 1\nnum_heads: 3\nmasking: random\n",
+    }.items():
+        (config_dir / "model" / f"{name}.yaml").write_text(extra.replace("_name: amae_audio_mae", f"_name: {name}"))
+    path = tmp_path / "figures.json"
+    recipe = ["--recipe", "tiny_recipe", "--config-dir", str(config_dir), "--precision", "fp32"]
+    assert main(["benchmark", "--compare", *recipe, "--batch", "2", "--steps", "1", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text())
+    assert list(figures["systems"]) == ["amae_audio_mae", "amae_mae_ast", "amae_ssast", TWO_PASS_SSAST]
+    seconds = {name: system["fp32"]["seconds"] for name, system in figures["systems"].items()}
+    for name in ("amae_ssast", TWO_PASS_SSAST):
+        ratio = figures["mae_ast_against"]["fp32"][name]
+        assert ratio["times_faster"] == pytest.approx(seconds[name] / seconds["amae_mae_ast"])
+        assert 0.2 < ratio["memory_share"] < 5
+    reference = figures["reference"]["seconds"]
+    assert figures["systems"]["amae_ssast"]["fp32"]["time_ratio"] == pytest.approx(seconds["amae_ssast"] / reference)
+    assert all(0 < system["fp32"]["mask_share"] < 1 for system in figures["systems"].values())
+    output = capsys.readouterr().out
+    assert "| textbook fp32 |" in output
+    assert "| two-pass SSAST fp32 |" in output
+    assert f"fp32: amae_mae_ast takes 1/{seconds['amae_ssast'] / seconds['amae_mae_ast']:.2f} of the time" in output
+
+
+def test_two_passes_are_the_objectives_of_one(config_dir):
+    settings = {"_name": "amae_ssast", "input_length": 64, "num_mel_bins": 32, "patch_size": [8, 8], "embed_dim": 24}
+    settings.update(depth=1, num_heads=3, masking="random")
+    one, two = SYSTEMS["amae_ssast"], SYSTEMS[TWO_PASS_SSAST]
+    torch.manual_seed(0)
+    model = one.build(settings)
+    source, _ = one.inputs(settings, 2)
+    # With the same masks in both passes, which seeds a whole batch apart do not give, the losses are equal.
+    mask = model.masking(lambda count: torch.linspace(0, 1, count).expand(2, -1), (8, 4))
+    model.masking = lambda noise, grid: mask
+    seed = torch.arange(2)
+    torch.testing.assert_close(two.loss(model, source, seed), one.loss(model, source, seed))
+    # Twice the encoder; each objective is still differentiated once.
+    assert count_flops(spec({**settings, "_name": TWO_PASS_SSAST}, 2)) > 1.7 * count_flops(spec(settings, 2))

@@ -14,8 +14,11 @@ from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
 from amae_plugin.models.pretraining import PretrainingModel
 from amae_plugin.modules import losses
 from amae_plugin.modules.compute import matrix_precision
+from amae_plugin.modules.interpolation import interpolate
 from amae_plugin.modules.masking import build_masking, check_mask, noise_of, visible_ids
 from amae_plugin.modules.patching import unpatchify
+
+_USUAL_STD = 0.5  # of normalised spectrograms
 
 
 class AudioMAE(PretrainingModel):
@@ -86,20 +89,25 @@ class AudioMAE(PretrainingModel):
         var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         return (patches - mean) * (var + 1e-6).rsqrt()
 
-    def reconstruct(self, source: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
-        """Spectrogram (B, T, F) with the visible patches of ``source`` and the predicted hidden ones.
+    def reconstruct(
+        self, source: Tensor, prediction: Tensor, mask: Tensor, padding_mask: Tensor | None = None
+    ) -> Tensor:
+        """See :meth:`PretrainingModel.reconstruct`.
 
-        Predictions of normalised targets are brought back by each source patch's own mean and variance.
-
-        Args:
-            source: (B, T, F) normalised log-mel.
-            prediction: (B, L, P) of :meth:`forward`.
-            mask: (B, L) bool, True = hidden.
+        Predictions of normalised targets lack the level and the spread of a patch. These are interpolated from the
+        visible patches, so that nothing of a hidden one is used.
         """
         patches, grid = self.encoder.patches(source)
         if self.config.norm_pix_loss:
+            known = ~mask
+            if padding_mask is not None:
+                frames = padding_mask.unflatten(1, (grid[0], -1))
+                known = known & ~frames.any(dim=-1).repeat_interleave(grid[1], dim=1)
             var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-            prediction = prediction * (var + 1e-6).sqrt() + mean
+            # Relative to what is usual, which the logarithm of 1 stands for where no patch is known.
+            statistics = torch.cat([mean, ((var + 1e-6).sqrt() / _USUAL_STD).log()], dim=-1)
+            mean, log_std = interpolate(statistics, known, grid, self.encoder.patch_size[0]).split(1, dim=-1)
+            prediction = prediction * (log_std.exp() * _USUAL_STD) + mean
         return unpatchify(torch.where(mask[..., None], prediction, patches), grid, self.encoder.patch_size)
 
     @property

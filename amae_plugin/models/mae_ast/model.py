@@ -109,14 +109,10 @@ class MAEAST(PretrainingModel):
             by_name["info_nce"] = losses.info_nce(output["classification"], target, mask)
         return by_name
 
-    def reconstruct(self, source: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
-        """Spectrogram (B, T, F) with the visible tokens of ``source`` and the predicted hidden ones.
-
-        Args:
-            source: (B, T, F) log-mel, not normalised.
-            prediction: (B, L, P) of :meth:`forward` in evaluation mode.
-            mask: (B, L) bool, True = hidden.
-        """
+    def reconstruct(
+        self, source: Tensor, prediction: Tensor, mask: Tensor, padding_mask: Tensor | None = None
+    ) -> Tensor:
+        """See :meth:`PretrainingModel.reconstruct`."""
         patch_size = self.encoder.patch_size
         grid = (source.shape[1] // patch_size[0], source.shape[2] // patch_size[1])
         prediction = self.encoder.input_norm.inverse(prediction)

@@ -103,14 +103,10 @@ class SSAST(PretrainingModel):
             "info_nce": losses.info_nce(target, output["classification"], mask),
         }
 
-    def reconstruct(self, source: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
-        """Spectrogram (B, T, F) with the visible patches of ``source`` and the predicted hidden ones.
-
-        Args:
-            source: (B, T, F) normalised log-mel.
-            prediction: (B, L, P) of :meth:`forward`.
-            mask: (B, L) bool, True = hidden.
-        """
+    def reconstruct(
+        self, source: Tensor, prediction: Tensor, mask: Tensor, padding_mask: Tensor | None = None
+    ) -> Tensor:
+        """See :meth:`PretrainingModel.reconstruct`."""
         patches, grid = self.encoder.patches(source)
         drawn = torch.where(mask[..., None], prediction, patches)
         return unpatchify(drawn, grid[::-1], self.encoder.patch_size[::-1]).transpose(1, 2)

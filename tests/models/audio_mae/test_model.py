@@ -217,15 +217,50 @@ def test_targets_are_normalised_by_each_patchs_own_statistics():
     assert torch.equal(tiny(norm_pix_loss=False)(source)["target"], patches)
 
 
-@pytest.mark.parametrize("norm_pix_loss", [False, True])
-def test_a_perfect_prediction_reconstructs_the_source(norm_pix_loss):
-    model = tiny(norm_pix_loss=norm_pix_loss)
+def test_a_perfect_prediction_reconstructs_the_source():
+    model = tiny(norm_pix_loss=False)
     source = 3 + 5 * noise(2, 64, 32)
     output = model(source)
-    assert_close(model.reconstruct(source, output["target"], output["mask"]), source)
-    visible_only = model.reconstruct(source, torch.full_like(output["target"], 9.0), output["mask"])
-    kept = ~output["mask"]
-    assert torch.equal(patchify(visible_only, (8, 8))[kept], patchify(source, (8, 8))[kept])
+    assert torch.equal(model.reconstruct(source, output["target"], output["mask"]), source)
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+def test_a_reconstruction_keeps_what_is_visible_and_uses_nothing_of_what_is_hidden(norm_pix_loss):
+    model = tiny(norm_pix_loss=norm_pix_loss)
+    source = 3 + 5 * noise(2, 64, 32)
+    prediction, mask = noise(2, 32, 64), torch.rand(2, 32) < 0.7
+    patches = patchify(source, (8, 8))
+    changed = unpatchify(torch.where(mask[..., None], 100.0 + 7 * patches, patches), (8, 4), (8, 8))
+    one, other = (patchify(model.reconstruct(x, prediction, mask), (8, 8)) for x in (source, changed))
+    assert torch.equal(one[~mask], patches[~mask])
+    assert torch.equal(one[mask], other[mask])
+
+
+def test_level_and_spread_of_normalised_targets_are_interpolated_from_visible_patches():
+    model = tiny()
+    levels = torch.linspace(-1, 1, 8)[:, None].expand(8, 4).reshape(1, 32, 1)
+    patches = patchify(noise(1, 64, 32), (8, 8))
+    patches = levels + 0.2 * (patches - patches.mean(-1, keepdim=True)) / patches.std(-1, keepdim=True)
+    source = unpatchify(patches, (8, 4), (8, 8))
+    mask = torch.arange(32)[None] % 3 != 0
+    target = model(source, mask)["target"]
+    found = patchify(model.reconstruct(source, target, mask), (8, 8))
+    assert (found.mean(-1, keepdim=True) - levels).abs().max() < 0.25
+    assert (found.std(-1) - 0.2).abs().max() < 0.01
+
+
+def test_padding_says_nothing_about_the_level_of_patches():
+    model = tiny()
+    source = noise(1, 64, 32)
+    source[:, 20:] = 50.0
+    mask = torch.zeros(1, 32, dtype=torch.bool)
+    mask[0, 7] = True
+    padding_mask = torch.arange(64)[None] >= 20
+    prediction = torch.zeros(1, 32, 64)
+    assert model.reconstruct(source, prediction, mask)[0, 8:16, 24:].mean() > 2
+    assert model.reconstruct(source, prediction, mask, padding_mask)[0, 8:16, 24:].abs().max() < 0.5
+    everything = torch.ones(1, 64, dtype=torch.bool)
+    assert not model.reconstruct(source, prediction, mask, everything)[0, 8:16, 24:].any()
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

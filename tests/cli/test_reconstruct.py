@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from amae_plugin.cli.main import main
+
+CLIPS = [((), 0.4, 16_000), ((), 1.7, 44_100)]  # the model's input is 0.64 s
+
+
+@pytest.fixture(scope="module")
+def checkpoint(write_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("model") / "model.pt", None)
+
+
+@pytest.fixture
+def clips(write_split: Callable[..., Path], tmp_path: Path) -> Path:
+    return write_split(tmp_path / "clips", CLIPS)
+
+
+def test_a_page_and_a_picture_and_three_sounds_a_clip(
+    checkpoint: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["reconstruct", str(checkpoint), str(clips), "--out", str(out), "--workers", "0"]) == 0
+    written = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    names = ("masked.wav", "original.wav", "picture.png", "reconstructed.wav")
+    assert written == [f"{index}.flac/{name}" for index in (0, 1) for name in names] + ["index.html"]
+    for index, (_, seconds, _) in enumerate(CLIPS):
+        sounds = []
+        for name in ("original", "masked", "reconstructed"):
+            path = out / f"{index}.flac" / f"{name}.wav"
+            header = soundfile.info(path)
+            assert (header.format, header.subtype, header.samplerate, header.channels) == ("WAV", "PCM_16", 16_000, 1)
+            assert header.frames == round(seconds * 16_000)
+            sounds.append(soundfile.read(path)[0])
+        assert max(np.abs(sound).max() for sound in sounds) == pytest.approx(0.9, abs=1e-3)
+        assert all(np.abs(one - other).max() > 0.01 for one, other in zip(sounds, [*sounds[1:], sounds[0]]))
+    printed = capsys.readouterr().out
+    assert "error of the hidden part: " in printed and f"{out / 'index.html'}: 2 clips, " in printed
+
+
+def test_masks_are_chosen_by_name_and_said_on_the_page(checkpoint: Path, clips: Path, tmp_path: Path) -> None:
+    pages = []
+    for options in (["--strategy", "time", "--mask-ratio", "0.25"], ["--seed", "7"], ["--seed", "7"], ["--seed", "8"]):
+        arguments = ["reconstruct", str(checkpoint), str(clips / "0.flac"), "--out", str(tmp_path / "out"), *options]
+        assert main(arguments) == 0
+        pages.append((tmp_path / "out" / "index.html").read_text())
+    assert "time, 25%, seed 1" in pages[0] and "random, 80%, seed 7" in pages[1]
+    assert pages[1] == pages[2]
+    assert pages[1] != pages[3].replace("seed 8", "seed 7")
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_the_page_says_where_the_level_comes_from(
+    normalized: bool, write_checkpoint: Callable[..., Path], clips: Path, tmp_path: Path
+) -> None:
+    sizes = {"embed_dim": 32, "depth": 1, "num_heads": 2, "decoder_embed_dim": 16, "decoder_depth": 1}
+    encoder = {"_name": "amae_audio_mae", "input_length": 64, "num_mel_bins": 64, "decoder_num_heads": 2, **sizes}
+    checkpoint = write_checkpoint(tmp_path / "model.pt", None, encoder={**encoder, "norm_pix_loss": normalized})
+    assert main(["reconstruct", str(checkpoint), str(clips / "0.flac"), "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert ("level and spread come from visible ones" in page) == normalized
+
+
+def test_a_folder_with_a_bad_file(
+    checkpoint: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (clips / "bad.wav").write_text("not audio")
+    soundfile.write(clips / "silent.wav", np.zeros(16_000), 16_000)
+    assert main(["reconstruct", str(checkpoint), str(clips), "--out", str(tmp_path / "out")]) == 1
+    errors = capsys.readouterr().err
+    assert "left out, as they cannot be used: 2" in errors
+    assert f"{clips / 'silent.wav'}: is silent" in errors and f"{clips / 'bad.wav'}: " in errors
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("<article") == 3 and "silent.wav" not in page  # two clips, and both together
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{classifier}", "{clip}"], "a classifier has no decoder to reconstruct with"),
+        (["{clip}", "{clip}"], "not a checkpoint"),
+        (["{checkpoint}", "nowhere.wav"], "cannot use nowhere.wav: No such file"),
+        (["{checkpoint}", "{checkpoint}"], "model.pt: not a format"),
+        (["{checkpoint}", "{clip}", "--mask-ratio", "1.5"], "--mask-ratio 1.5: the hidden share must be above 0"),
+        (["{checkpoint}", "{clip}", "--strategy", "all"], "--strategy all: no masking strategy is called 'all'"),
+        (["{checkpoint}", "{clip}", "--out", "{checkpoint}"], "model.pt: cannot write there (File exists)"),
+        (["{checkpoint}", "{clip}", "--out", "{folder}"], "lies in --out"),
+    ],
+)
+def test_what_cannot_be_done(
+    arguments: list[str],
+    message: str,
+    checkpoint: Path,
+    clips: Path,
+    write_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = {"checkpoint": checkpoint, "clip": clips / "0.flac", "folder": clips}
+    names["classifier"] = write_checkpoint(tmp_path / "classifier.pt", ["a", "b"])
+    arguments = [argument.format(**names) for argument in arguments]
+    if "--out" not in arguments:
+        arguments += ["--out", str(tmp_path / "out")]
+    assert main(["reconstruct", *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and "Traceback" not in errors
+    assert not (tmp_path / "out" / "index.html").exists()
