@@ -12,7 +12,9 @@ setup(
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=find_packages(include=["amae_plugin", "amae_plugin.*"]),
+    # Hydra looks for its plugins in the namespace hydra_plugins.
+    packages=[*find_packages(include=["amae_plugin", "amae_plugin.*"]), "hydra_plugins"],
+    package_dir={"hydra_plugins": "slurm/hydra_plugins"},
     package_data={"amae_plugin.visual": ["page.css", "page.js"]},
     python_requires=">=3.9",
     install_requires=[

@@ -21,6 +21,7 @@ SUBCOMMANDS = (
     "predict",
     "reconstruct",
     "results",
+    "slurm",
     "stats",
     "weights",
 )
