@@ -92,12 +92,8 @@ def _measure_training(args: argparse.Namespace) -> dict[str, Any]:
         figures["flops_share"] = flops / figures["seconds"] / figures["matrix_flops_per_second"]
         _add_shares(figures, reference)
     result = {
-        "recipe": args.recipe,
+        **_circumstances(args, device),
         "settings": settings,
-        "device": device,
-        "batch": args.batch,
-        "threads": args.threads,
-        "steps": args.steps,
         "flops": flops,
         "precisions": precisions,
         "reference": reference,
@@ -126,12 +122,8 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
             for name in ("amae_ssast", TWO_PASS_SSAST)
         }
     result = {
-        "recipe": args.recipe,
+        **_circumstances(args, device),
         "settings": settings,
-        "device": device,
-        "batch": args.batch,
-        "threads": args.threads,
-        "steps": args.steps,
         "reference": reference,
         "systems": systems,
         "mae_ast_against": ratios,
@@ -166,6 +158,16 @@ def comparison_table(result: Mapping[str, Any]) -> str:
                 f"{ratio['memory_share']:.2f} of its memory"
             )
     return "\n".join(lines)
+
+
+def _circumstances(args: argparse.Namespace, device: str) -> dict[str, Any]:
+    return {
+        "recipe": args.recipe,
+        "device": device,
+        "batch": args.batch,
+        "threads": args.threads,
+        "steps": args.steps,
+    }
 
 
 def _spec(args: argparse.Namespace, settings: dict[str, Any], precision: str) -> StepSpec:
