@@ -127,7 +127,8 @@ def count_flops(spec: StepSpec) -> int:
     """Floating-point operations of the matrix products of one step, a multiply-add counted as two.
 
     Counted as the model runs, uncompiled: compiled code may compute some of them again to save memory, which is no
-    use to anybody. What does not depend on the batch (relative-position biases) is counted once.
+    use to anybody. What does not depend on the batch (relative-position biases) is counted once; blocks that LayerDrop
+    would skip at random are counted.
     """
     one, two = (_count_flops(spec, batch) for batch in (1, 2))
     return one + (spec.batch - 1) * (two - one)
@@ -146,7 +147,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def _count_flops(spec: StepSpec, batch: int) -> int:
     system = system_of(spec.settings)
-    model = system.build({**spec.settings, "bf16": False}).train()
+    model = system.build({**spec.settings, "bf16": False, "layerdrop": 0.0}).train()
     inputs = system.inputs(spec.settings, batch)
     # The counter does not know the CPU's fused attention; as matrix products it is the same arithmetic.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

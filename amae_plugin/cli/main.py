@@ -16,6 +16,7 @@ SUBCOMMANDS = (
     "evaluate",
     "inspect",
     "manifest",
+    "plan",
     "predict",
     "reconstruct",
     "results",
