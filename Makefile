@@ -1,4 +1,4 @@
-# make setup | demo | test | lint
+# make setup | demo | test | test-slurm | lint
 #
 # Everything is installed into .venv, once, and again when setup.py or constraints.txt changes.
 # Another Python: make setup PYTHON=python3.12
@@ -13,7 +13,7 @@ INSTALLED := .venv/.installed
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 BRIEFLY = | { grep --line-buffered -vE '^ |already satisfied|^Looking in|^Obtaining' || true; }
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test test-slurm lint
 
 setup: $(INSTALLED)
 
@@ -33,6 +33,10 @@ demo: setup
 test: lint
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# On a cluster of its own, which needs Debian's slurm-wlm and munge.
+test-slurm: setup
+	$(BIN)/python -m pytest tests/slurm
 
 lint: setup
 	$(BIN)/ruff check

@@ -2,6 +2,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+EXPORT = ["onnx", "onnxruntime", "onnxscript", "timm"]
 README = Path(__file__).parent / "README.md"
 
 setup(
@@ -11,7 +12,9 @@ setup(
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=find_packages(include=["amae_plugin", "amae_plugin.*"]),
+    # Hydra looks for its plugins in the namespace hydra_plugins.
+    packages=[*find_packages(include=["amae_plugin", "amae_plugin.*"]), "hydra_plugins"],
+    package_dir={"hydra_plugins": "slurm/hydra_plugins"},
     package_data={"amae_plugin.visual": ["page.css", "page.js"]},
     python_requires=">=3.9",
     install_requires=[
@@ -37,7 +40,8 @@ setup(
     extras_require={
         "video": ["av"],
         "demo": ["espeakng-loader"],
-        "dev": ["av", "hypothesis", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "timm"],
+        "export": EXPORT,
+        "dev": ["av", "hypothesis", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", *EXPORT],
     },
     entry_points={"console_scripts": ["amae=amae_plugin.cli.main:main"]},
 )

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from amae_plugin.errors import UserError
+from amae_plugin.interop.files import read_weights
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
+from amae_plugin.models.pretraining import PretrainingModel
 from amae_plugin.models.systems import SYSTEMS, input_settings, system_of
 
 CLASSIFIER = "amae_classifier"
@@ -23,6 +25,7 @@ NO_CLASSES = (
     "its features (amae embed, amae evaluate --trials)"
 )
 """What is said when a pretraining model is asked for classes."""
+Model = Union[Classifier, PretrainingModel]
 _ENCODER = "encoder."
 _PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "cross_entropy": lambda logits: logits.softmax(dim=1),
@@ -32,22 +35,23 @@ _PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that fairseq wrote in a run of this plugin.
+    """A checkpoint that fairseq wrote in a run of this plugin, or that was made of a published one.
 
     Attributes:
         path: of the file.
         config: the run's settings, section by section; ``model`` and ``task`` among them.
         state: the model's weights.
         task_state: what the task keeps with them; ``classes`` of a classifier.
-        extra_state: the trainer's: ``val_loss``, ``best``, the position in the data.
+        extra_state: the trainer's: ``val_loss``, ``best``, the position in the data; and ``conversion``: of which
+            published checkpoint it was made.
         updates: of the optimizer that made the weights; None if the file does not say how many.
     """
 
     path: Path
     config: Mapping[str, Any]
     state: Mapping[str, Tensor]
-    task_state: Mapping[str, Any]
-    extra_state: Mapping[str, Any]
+    task_state: Mapping[str, Any] = field(default_factory=dict)
+    extra_state: Mapping[str, Any] = field(default_factory=dict)
     updates: int | None = None
 
     @classmethod
@@ -58,16 +62,7 @@ class Checkpoint:
             UserError: the file is missing, damaged, holds other objects, or is not a checkpoint of this plugin.
         """
         path = Path(path)
-        try:
-            # Mapped: of a file that is mostly the optimizer's state, only what is used is read.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except OSError as error:
-            raise UserError(f"{path}: cannot read the checkpoint ({error.strerror or error})") from None
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{path}: not a checkpoint, or one that holds more than tensors and values: {reason}"
-            ) from None
+        content = read_weights(path)
         config = content.get("cfg") if isinstance(content, dict) else None
         if not isinstance(config, Mapping) or "model" not in content:
             raise UserError(f"{path}: not a checkpoint of a fairseq run, which has the entries cfg and model")
@@ -86,6 +81,42 @@ class Checkpoint:
             content.get("extra_state") or {},
             history[-1].get("num_updates"),
         )
+
+    def write(self) -> None:
+        """Write the checkpoint to its path as fairseq would, whole or not at all.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        # fairseq looks at the last entry of the history, also where no optimizer is to be resumed.
+        history: dict[str, Any] = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}}
+        if self.updates is not None:
+            history["num_updates"] = self.updates
+        content = {
+            "args": None,
+            "cfg": dict(self.config),
+            "model": dict(self.state),
+            "criterion": None,
+            "optimizer_history": [history],
+            "task_state": dict(self.task_state),
+            "extra_state": dict(self.extra_state),
+            "last_optimizer_state": None,
+        }
+        partial = self.path.with_name(f"{self.path.name}.tmp")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(content, partial)
+            partial.replace(self.path)
+        except (OSError, RuntimeError) as error:  # PyTorch raises the latter where a file cannot be opened
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise UserError(f"{self.path}: cannot write the checkpoint ({reason})") from None
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """Weights that no training has touched: what a published checkpoint that was converted did not hold."""
+        return tuple(self.extra_state.get("conversion", {}).get("initialised", ()))
 
     @property
     def model_settings(self) -> Mapping[str, Any]:
@@ -150,14 +181,14 @@ class Checkpoint:
         """The weights of the encoder, under its own names."""
         return {name[len(_ENCODER) :]: value for name, value in self.state.items() if name.startswith(_ENCODER)}
 
-    def model(self) -> nn.Module:
+    def model(self) -> Model:
         """The model, in evaluation mode, on the CPU.
 
         Raises:
             UserError: the weights do not fit the settings.
         """
         if self.is_classifier:
-            model: nn.Module = Classifier(ClassifierConfig.from_settings(self.model_settings))
+            model: Model = Classifier(ClassifierConfig.from_settings(self.model_settings))
         else:
             model = SYSTEMS[self.model_settings["_name"]].model(self.model_settings)
         try:

@@ -127,8 +127,8 @@ def count_flops(spec: StepSpec) -> int:
     """Floating-point operations of the matrix products of one step, a multiply-add counted as two.
 
     Counted as the model runs, uncompiled: compiled code may compute some of them again to save memory, which is no
-    use to anybody. What does not depend on the batch (relative-position biases) is counted once; blocks that LayerDrop
-    would skip at random are counted.
+    use to anybody. What does not depend on the batch (relative-position biases) is counted once, and blocks that
+    MAE-AST would skip at random are counted all.
     """
     one, two = (_count_flops(spec, batch) for batch in (1, 2))
     return one + (spec.batch - 1) * (two - one)

@@ -12,14 +12,17 @@ from amae_plugin.errors import UserError
 SUBCOMMANDS = (
     "benchmark",
     "compare",
+    "convert",
     "embed",
     "evaluate",
+    "export",
     "inspect",
     "manifest",
     "plan",
     "predict",
     "reconstruct",
     "results",
+    "slurm",
     "stats",
     "weights",
 )

@@ -161,15 +161,16 @@ def _read(args: argparse.Namespace) -> _Recipe:
         def value(key: str) -> Any:
             return OmegaConf.select(config, key)
 
-        frames = settings["input_length"]
-        if value("task.batch_length") not in (None, "fixed"):
-            frames = _whole_patches(args.clip_seconds, frames, value("task.length_multiple"))
         in_frames = value("task.frames_per_update") is not None
         update_key = "task.frames_per_update" if in_frames else "task.clips_per_update"
         batch_key = "dataset.max_tokens" if in_frames else "dataset.batch_size"
-        for key in (update_key, batch_key):
+        cropped = value("task.batch_length") not in (None, "fixed")
+        for key in (update_key, batch_key, *(["task.length_multiple"] if cropped else [])):
             if not isinstance(value(key), int) or value(key) < 1:
                 raise UserError(f"{args.recipe}: {key} must be a whole number from 1 on, not {value(key)}")
+        frames = settings["input_length"]
+        if cropped:
+            frames = _whole_patches(args.clip_seconds, frames, value("task.length_multiple"))
         per_update = value(update_key)
         # What a recipe computes from its manifest is computed from --clips here.
         from_manifest = OmegaConf.is_interpolation(config.optimization, "max_update")
@@ -224,7 +225,7 @@ def _print_workload(args: argparse.Namespace, recipe: _Recipe, workload: Workloa
     _line("gradients", _bytes(workload.gradient_bytes), "4 bytes (fp32) a parameter, exchanged once an update")
     state = "16 bytes a parameter: weights, gradients, Adam's two moments; no activations"
     _line("state", _bytes(workload.state_bytes), state)
-    if not recipe.settings["bf16"]:
+    if not recipe.settings.get("bf16"):
         _line("precision", "bfloat16", "--set model.bf16=true; the recipe as it is computes in fp32")
     _line("clip", _bytes(clip_bytes), "--clip-bytes" if args.clip_bytes else size)
 
@@ -235,7 +236,7 @@ def _print_estimate(args: argparse.Namespace, recipe: _Recipe, estimate: Estimat
     print(f"\n{cluster.nodes} x {cluster.gpus_per_node} {gpu.title}")
     at_a_time = f"{recipe.batch_key}={batch}"
     if batch != recipe.limit:
-        at_a_time = f"needs {at_a_time}, since the recipe's {recipe.limit} is no part of that"
+        at_a_time = f"needs {at_a_time}, since the recipe's {recipe.limit} does not divide that"
     _line(
         "share of a GPU", f"{recipe.per_update // gpus:,} {recipe.unit}", f"{recipe.per_update:,} / {gpus}; {at_a_time}"
     )

@@ -161,11 +161,12 @@ def _raw(path: str | os.PathLike[str]) -> BinaryIO:
 
 def _member(clip: Clip) -> BinaryIO:
     with _raw(clip.path) as archive:
+        # Before anything is read: reading makes room for as many bytes as are asked for.
+        beyond = clip.start + clip.length - os.fstat(archive.fileno()).st_size
+        if beyond > 0:
+            raise AudioError(str(clip), f"the archive ends {beyond} bytes before the entry does")
         archive.seek(clip.start)
-        content = archive.read(clip.length)
-    if len(content) < clip.length:
-        raise AudioError(str(clip), f"the archive ends {clip.length - len(content)} bytes before the entry does")
-    return io.BytesIO(content)
+        return io.BytesIO(archive.read(clip.length))
 
 
 # Given how many frames there are and their rate, the first frame to decode and how many.

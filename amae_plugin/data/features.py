@@ -26,10 +26,11 @@ FLOOR = math.log(_EPSILON)
 DB_PER_NEPER = 10 / math.log(10)
 """Decibels in a unit of log-mel values, which are natural logarithms of a power."""
 
-_WINDOWS: dict[str, Callable[[int], Tensor]] = {
+WINDOWS: dict[str, Callable[[int], Tensor]] = {
     "hanning": functools.partial(torch.hann_window, periodic=False),
     "povey": lambda size: torch.hann_window(size, periodic=False).pow(0.85),
 }
+"""Analysis windows, by name: a function of their length in samples."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class LogMel:
     remove_mean: bool = True
 
     def __post_init__(self) -> None:
-        if self.window_type not in _WINDOWS:
-            raise ValueError(f"window_type is '{self.window_type}', must be one of {', '.join(sorted(_WINDOWS))}")
+        if self.window_type not in WINDOWS:
+            raise ValueError(f"window_type is '{self.window_type}', must be one of {', '.join(sorted(WINDOWS))}")
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> LogMel:
@@ -153,7 +154,7 @@ def normalize(features: Tensor, mean: float, std: float) -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _window(window_type: str, size: int) -> Tensor:
-    return _WINDOWS[window_type](size)
+    return WINDOWS[window_type](size)
 
 
 @functools.lru_cache(maxsize=8)

@@ -121,12 +121,11 @@ class Manifest:
 
     def __getitem__(self, index: int) -> Clip:
         """The clip of line ``index + 2``."""
-        name = self.name(index)
-        head, *numbers = name.rsplit(":", 2)
-        if len(numbers) == 2 and all(number.isascii() and number.isdigit() for number in numbers):
-            kind = "zip" if head.lower().endswith(".zip") else "segment"
-            return Clip(os.path.join(self.root, head), kind, int(numbers[0]), int(numbers[1]))  # noqa: PTH118 - hot
-        return Clip(os.path.join(self.root, name))  # noqa: PTH118 - called for every clip, and Path is slow
+        head, numbers = _split(self.name(index))
+        path = os.path.join(self.root, head)  # noqa: PTH118 - called for every clip, and Path is slow
+        if not numbers:
+            return Clip(path)
+        return Clip(path, "zip" if head.lower().endswith(".zip") else "segment", *numbers)
 
     def __reduce__(self) -> tuple[object, tuple[Path]]:
         return Manifest.read, (self.path,)
@@ -138,18 +137,40 @@ class Manifest:
         return self._text[self._starts[index] : self._ends[index]].decode("utf-8", "surrogateescape")
 
     def _refuse_escapes(self) -> None:
+        """Refuse paths that lead elsewhere than they seem to: out of the root, or cut off at a NUL.
+
+        An absolute path may lie anywhere, as it says where it leads, but not turn back on its way.
+        """
+        nul = self._text.find(b"\0")
+        if nul >= 0:
+            number = int(np.searchsorted(self._starts, nul, side="right")) + 1
+            raise UserError(f"{self.path}, line {number}: holds a NUL character, which no path has")
         # Names with ".." are rare: only the lines that hold one are looked at.
         found = self._text.find(b"../")
         while found >= 0:
             index = int(np.searchsorted(self._starts, found, side="right")) - 1
             if index >= 0:
-                if posixpath.normpath(self.name(index)).startswith("../"):
+                name, head = self.name(index), _split(self.name(index))[0]
+                if posixpath.isabs(head):
                     raise UserError(
-                        f"{self.path}, line {index + 2}: '{self.name(index)}' leads out of the root {self.root}; "
+                        f"{self.path}, line {index + 2}: '{name}' is absolute and turns back with '..'; write the path "
+                        "that it leads to"
+                    )
+                if posixpath.normpath(head).split("/", 1)[0] == "..":
+                    raise UserError(
+                        f"{self.path}, line {index + 2}: '{name}' leads out of the root {self.root}; "
                         "write an absolute path or choose a higher root"
                     )
                 found = int(self._ends[index])
             found = self._text.find(b"../", found + 1)
+
+
+def _split(name: str) -> tuple[str, tuple[int, ...]]:
+    """The path of an entry, and its two numbers, or none."""
+    head, *numbers = name.rsplit(":", 2)
+    if len(numbers) == 2 and all(number.isascii() and number.isdigit() for number in numbers):
+        return head, (int(numbers[0]), int(numbers[1]))
+    return name, ()
 
 
 def write_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str], rows: Iterable[tuple[str, int]]) -> None:

@@ -29,6 +29,20 @@ class RunResult:
     best: float
 
 
+def read_result(checkpoints: str | os.PathLike[str]) -> RunResult:
+    """The result of the run that writes its checkpoints to a folder.
+
+    Raises:
+        UserError: there is no last checkpoint, or the run was not validated when it was written.
+    """
+    checkpoint = Checkpoint.read(Path(checkpoints) / "checkpoint_last.pt")
+    last, best = (checkpoint.extra_state.get(key) for key in ("val_loss", "best"))
+    if last is None or best is None:
+        raise UserError(f"{checkpoint.path}: the run was not validated when this was written")
+    metric = checkpoint.config["checkpoint"]["best_checkpoint_metric"]
+    return RunResult(Path(checkpoints).parent.name, metric, float(last), float(best))
+
+
 def read_results(folder: str | os.PathLike[str]) -> list[RunResult]:
     """The runs in the subfolders of a sweep's folder, in the order of their names.
 
@@ -40,14 +54,7 @@ def read_results(folder: str | os.PathLike[str]) -> list[RunResult]:
     runs = sorted(path.parent for path in folder.glob("*/checkpoints"))
     if not runs:
         raise UserError(f"{folder}: no runs there, which would be its subfolders with checkpoints/ in them")
-    results = []
-    for run in runs:
-        checkpoint = Checkpoint.read(run / "checkpoints" / "checkpoint_last.pt")
-        last, best = (checkpoint.extra_state.get(key) for key in ("val_loss", "best"))
-        if last is None or best is None:
-            raise UserError(f"{checkpoint.path}: the run was not validated when this was written")
-        metric = checkpoint.config["checkpoint"]["best_checkpoint_metric"]
-        results.append(RunResult(run.name, metric, float(last), float(best)))
+    results = [read_result(run / "checkpoints") for run in runs]
     metrics = sorted({result.metric for result in results})
     if len(metrics) > 1:
         raise UserError(f"{folder}: its runs were validated by different measures: {', '.join(metrics)}")

@@ -20,8 +20,8 @@ from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.features import LogMel
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_shell.checkpoints import make_copies_atomic, remove_partial_files
-from amae_plugin.fairseq_shell.data import FairseqAudioDataset, Stopwatch
+from amae_plugin.fairseq_shell.checkpoints import make_writing_atomic, remove_partial_files
+from amae_plugin.fairseq_shell.data import FairseqAudioDataset, Stopwatch, watch
 from amae_plugin.fairseq_shell.hydra import user_path
 from amae_plugin.models.systems import input_settings
 
@@ -110,7 +110,7 @@ class AudioTask(FairseqTask):
         if not from_checkpoint:
             if not task.data.is_dir():
                 raise UserError(f"task.data={cfg.data}: there is no folder {task.data}; amae manifest makes one")
-            make_copies_atomic()
+            make_writing_atomic()
             if distributed_utils.get_global_rank() == 0:
                 remove_partial_files(cfg.save_dir)
         return task
@@ -179,9 +179,8 @@ class AudioTask(FairseqTask):
             )
         iterator = super().get_batch_iterator(dataset, max_tokens=max_tokens, **kwargs)
         iterator.disable_shuffling = not dataset.by_length
-        if dataset.shuffle:  # training, not validation
-            # fairseq builds its iterator deep inside that method, and may return one it built before.
-            self.stopwatch.attach(iterator)
+        # fairseq builds its iterator deep inside that method, and may return one it built before.
+        watch(iterator, self.stopwatch if dataset.shuffle else None)  # in training, not in validation
         return iterator
 
     def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: FairseqCriterion) -> None:

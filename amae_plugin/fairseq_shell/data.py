@@ -10,6 +10,7 @@ import numpy as np
 from fairseq.data import FairseqDataset
 from fairseq.data.iterators import CountingIterator, EpochBatchIterator
 
+from amae_plugin.cluster import signals
 from amae_plugin.data.dataset import AudioDataset
 
 
@@ -90,29 +91,44 @@ class Stopwatch:
         seconds, self.seconds = self.seconds, 0.0
         return seconds
 
-    def attach(self, iterator: EpochBatchIterator) -> None:
-        """Time the batches of all coming epochs of an iterator; attaching to it again changes nothing."""
-        make = iterator._get_iterator_for_epoch
-        if not isinstance(make, _Timed):
-            iterator._get_iterator_for_epoch = _Timed(self, make)
+
+def watch(iterator: EpochBatchIterator, stopwatch: Stopwatch | None) -> None:
+    """Have all coming epochs of an iterator outlive its workers, timed if there is a stopwatch; once is enough."""
+    make = iterator._get_iterator_for_epoch
+    if not isinstance(make, _Watched):
+        iterator._get_iterator_for_epoch = _Watched(make, stopwatch)
 
 
-class _Timed:
-    """An iterator's ``_get_iterator_for_epoch`` that returns the same batches, timed."""
+class _Watched:
+    """An iterator's ``_get_iterator_for_epoch`` that returns the same batches, watched."""
 
-    def __init__(self, stopwatch: Stopwatch, make: Callable[..., CountingIterator | None]):
-        self.stopwatch = stopwatch
+    def __init__(self, make: Callable[..., CountingIterator | None], stopwatch: Stopwatch | None):
         self.make = make
+        self.stopwatch = stopwatch
 
     def __call__(self, *args: Any, **kwargs: Any) -> CountingIterator | None:
         batches = self.make(*args, **kwargs)
         if batches is None:
             return None
-        return CountingIterator(self._watch(batches), start=batches.n, total=batches.total)
 
-    def _watch(self, batches: CountingIterator) -> Iterator[Any]:
-        while batches.has_next():
+        def rest(position: int) -> CountingIterator | None:
+            return self.make(*args, **{**kwargs, "offset": position})
+
+        return CountingIterator(self._watch(batches, rest), start=batches.n, total=batches.total)
+
+    def _watch(self, batches: CountingIterator | None, rest: Callable[[int], CountingIterator | None]) -> Iterator[Any]:
+        restarted = False
+        while batches is not None and batches.has_next():
             start = time.perf_counter()
-            batch = next(batches)
-            self.stopwatch.seconds += time.perf_counter() - start
+            try:
+                batch = next(batches)
+            except RuntimeError:
+                # SLURM sends the SIGTERM before a preemption to all processes of a job, and the workers end at it,
+                # though this process has an update to finish: others start where they stopped.
+                if restarted or signals.received() is None:
+                    raise
+                restarted, batches = True, rest(batches.n)
+                continue
+            if self.stopwatch is not None:
+                self.stopwatch.seconds += time.perf_counter() - start
             yield batch

@@ -6,11 +6,13 @@ run starts on, so no ``common.user_dir`` has to be typed; and the resolvers belo
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import hydra.utils
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,17 +22,40 @@ from amae_plugin.errors import UserError
 
 
 class RegisterPlugin(Callback):
-    """Registers the plugin by being imported, and keeps the runs of a sweep apart."""
+    """Registers the plugin by being imported, keeps the runs of a sweep apart, and returns their results.
+
+    Attributes:
+        result: of the latest run in this process; None if it was not validated.
+    """
+
+    result: float | None = None
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Forget what fairseq keeps in its modules of the run before in the same process."""
+        """Forget what fairseq keeps in its modules of the run before in the same process; start processes our way."""
         # Imported here: with a launcher of its own, a sweep's process starts no run and needs no fairseq.
+        from amae_plugin.fairseq_shell import launch
         from amae_plugin.fairseq_shell.isolation import forget_earlier_run
 
         forget_earlier_run()
+        launch.install()
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Return the best validation result, ``checkpoint.best_checkpoint_metric``: what a sweeper optimises.
+
+        ``fairseq-hydra-train`` returns nothing, so a sweeper could not choose.
+        """
+        from amae_plugin.evaluation.sweep import read_result
+
+        RegisterPlugin.result = None
+        if job_return.status == JobStatus.COMPLETED:
+            with contextlib.suppress(UserError):  # not validated
+                RegisterPlugin.result = read_result(job_return.cfg.checkpoint.save_dir).best
+            job_return.return_value = RegisterPlugin.result
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the results of a sweep's runs, their mean and standard deviation."""
+        if not config.hydra.launcher.get("wait", True):
+            return  # the runs have only been submitted
         from amae_plugin.evaluation.sweep import summarize
 
         try:
@@ -95,6 +120,11 @@ def scaled_lr(base_lr: float, clips_per_update: int) -> float:
     return float(base_lr) * int(clips_per_update) / 256
 
 
+def devices(nodes: int, per_node: int) -> int:
+    """``${amae.devices:NODES,PER_NODE}``: processes that train together."""
+    return int(nodes) * int(per_node)
+
+
 def positive(number: float) -> bool:
     """``${amae.positive:NUMBER}``: whether it is above 0."""
     return float(number) > 0
@@ -107,6 +137,7 @@ for _name, _resolver in {
     "update_freq": update_freq,
     "update_freq_of_frames": update_freq_of_frames,
     "scaled_lr": scaled_lr,
+    "devices": devices,
     "positive": positive,
 }.items():
     OmegaConf.register_new_resolver(f"amae.{_name}", _resolver, replace=True)

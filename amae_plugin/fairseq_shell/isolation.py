@@ -21,6 +21,11 @@ def forget_earlier_run() -> None:
             if hasattr(function, name):
                 delattr(function, name)
     metrics.reset()
+    close_tensorboard()
+
+
+def close_tensorboard() -> None:
+    """Write out and close the TensorBoard files; fairseq leaves them to the interpreter's exit."""
     for writer in progress_bar._tensorboard_writers.values():
         writer.close()
     progress_bar._tensorboard_writers.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from amae_plugin.checkpoints import Checkpoint
@@ -13,7 +13,7 @@ from amae_plugin.models.encoder import Encoder
 from amae_plugin.models.mae_ast.encoder import MAEASTEncoder
 from amae_plugin.modules.positions import GridPositions, LearnedPositions
 
-_SHOWN_CLASSES = 10
+_SHOWN = 10  # names
 # Of a pretraining model's settings, those that a summary shows.
 _PRETRAINING = ("masking", "mask_ratio", "decoder", "decoder_embed_dim", "decoder_depth", "norm_pix_loss")
 
@@ -78,6 +78,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "loss": _setting(checkpoint, "criterion", "loss"),
         "multi_label": task.get("multi_label"),
         "classes": list(checkpoint.task_state.get("classes") or []) or None,
+        "conversion": _plain(extra.get("conversion")),
     }
 
 
@@ -109,6 +110,7 @@ def summary(facts: Mapping[str, Any]) -> str:
         ("data", facts["data"]),
         ("written to", facts["save_dir"]),
         ("classes", _classes(facts)),
+        ("made of", _conversion(facts["conversion"])),
     ]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:{width}}  {text}" for name, text in lines if text)
@@ -148,9 +150,24 @@ def _measures(facts: Mapping[str, Any]) -> str:
 
 def _classes(facts: Mapping[str, Any]) -> str:
     names = facts["classes"] or []
-    more = f" and {len(names) - _SHOWN_CLASSES:,} more" if len(names) > _SHOWN_CLASSES else ""
     several = ", several a clip" if facts["multi_label"] else ""
-    return f"{len(names):,}{several}: {', '.join(names[:_SHOWN_CLASSES])}{more}" if names else ""
+    return f"{len(names):,}{several}: {_shown(names)}" if names else ""
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
+
+
+def _conversion(conversion: Mapping[str, Any] | None) -> str:
+    if not conversion:
+        return ""
+    parts: dict[str, list[str]] = {}
+    for name in conversion["initialised"]:
+        parts.setdefault(name if name.startswith("encoder.") else name.split(".")[0], []).append(name)
+    lacking = [names[0] if len(names) == 1 else f"{part} ({len(names)} tensors)" for part, names in parts.items()]
+    more = f", which lacks {_shown(lacking)}: untrained here" if lacking else ""
+    return f"{conversion['source']} ({conversion['kind']}){more}"
 
 
 def _statistics(encoder: Encoder, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,13 @@ import contextlib
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from amae_plugin.errors import UserError
 
@@ -43,11 +45,12 @@ def read_weights(path: str | os.PathLike[str], *, trust: bool = False) -> Any:
         with path.open("rb"):
             pass
         if path.suffix == _SAFETENSORS:
-            return _read_safetensors(path)
+            return load_file(path)
         is_zip = zipfile.is_zipfile(path)
         if is_zip:
             _refuse_escapes(path)
-        with torch.serialization.safe_globals(_HARMLESS):
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of formats and protocols: what matters of them is said below
             try:
                 # Mapped: of a file that is mostly the optimizer's state, only what is used is read.
                 return torch.load(path, map_location="cpu", weights_only=not trust, mmap=is_zip)
@@ -66,14 +69,6 @@ def read_weights(path: str | os.PathLike[str], *, trust: bool = False) -> Any:
         raise UserError(f"{path}: holds objects of a package that is not installed here ({error})") from None
     except Exception as error:  # a damaged or foreign file can make a reader raise anything
         raise UserError(f"{path}: not a checkpoint, or a damaged one ({_reason(error)})") from None
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError:
-        raise UserError(f"{path}: to read it, pip install 'amae-plugin[export]'") from None
-    return load_file(path)
 
 
 def _refuse_escapes(path: Path) -> None:

@@ -59,6 +59,10 @@ class LearnedPositions(nn.Module):
         """Table (1, N + L, D) for the grid (rows, columns), the tokens in front first."""
         return self._table(self.pos_embed, self.grid, grid)
 
+    def fit(self, table: Tensor, grid: tuple[int, int]) -> Tensor:
+        """A table (1, N + rows x columns, D) of another grid (rows, columns), for this one."""
+        return self._table(table, grid, self.grid)
+
     def _table(self, table: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
         if source == target:
             return table
@@ -71,7 +75,7 @@ class LearnedPositions(nn.Module):
         if table is not None and shape is not None:
             rows, columns = shape.tolist()
             if table.dim() == 3 and table.shape[1] == self.num_prefix_tokens + rows * columns:
-                state_dict[f"{prefix}pos_embed"] = self._table(table, (rows, columns), self.grid)
+                state_dict[f"{prefix}pos_embed"] = self.fit(table, (rows, columns))
                 state_dict[f"{prefix}grid_shape"] = self.grid_shape
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

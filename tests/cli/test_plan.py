@@ -66,7 +66,7 @@ def test_the_estimate_of_a_recipe(config_dir: Path, capsys: pytest.CaptureFixtur
     assert lines["updates"].startswith("126 | 3 epochs")  # 3 x 42, the last of which is not full
     assert (
         lines["share of a GPU"]
-        == "6 clips | 24 / 4; needs dataset.batch_size=6, since the recipe's 8 is no part of that"
+        == "6 clips | 24 / 4; needs dataset.batch_size=6, since the recipe's 8 does not divide that"
     )
     assert lines["speed of all"].startswith("2,000 clips/s")
     assert lines["computation"].startswith("12 ms")
@@ -108,6 +108,7 @@ def test_batches_of_frames_are_counted_in_clips_of_whole_patches(
         (["--recipe", "endless"], "neither optimization.max_epoch nor optimization.max_update is a number"),
         (["--recipe", "small", "--gpus-per-node", "5"], "task.clips_per_update=24 is not a multiple of 5 GPUs"),
         (["--recipe", "small", "--set", "dataset.batch_size=null"], "dataset.batch_size must be a whole number"),
+        (["--recipe", "frames", "--set", "~task.length_multiple"], "task.length_multiple must be a whole number"),
         (["--recipe", "small", "--utilisation", "1.5"], "--utilisation 1.5: a share of the GPU's peak is at most 1"),
     ],
 )

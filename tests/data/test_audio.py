@@ -136,6 +136,8 @@ def test_stored_zip_entries_are_read_where_they_lie(tmp_path, name):
     assert torch.equal(load_clip(clip), load_clip(Clip(str(tmp_path / name))))
     with pytest.raises(AudioError, match="ends 1 bytes before"):
         load_clip(Clip(clip.path, "zip", offset, len((tmp_path / "all.zip").read_bytes()) - offset + 1))
+    with pytest.raises(AudioError, match="the archive ends"):  # and no room was made for the bytes
+        load_clip(Clip(clip.path, "zip", 10**30, 10**15))
 
 
 def test_a_container_in_a_zip(tmp_path):

@@ -1,4 +1,4 @@
-"""The published MAE-AST's parameter names and this package's."""
+"""The published MAE-AST's parameter and setting names and this package's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amae_plugin.models import official
 from amae_plugin.models.mae_ast.config import MAEASTConfig
 from amae_plugin.models.mae_ast.model import MAEAST
 from amae_plugin.modules.patching import Size2d
@@ -31,37 +32,61 @@ RENAMES = (
 UNUSED = r"^(layer_norm\.|encoder_mask_emb$|(enc|dec)_sine_pos_embed\.)"
 _QUERY = r"\.self_attn\.q_proj\."
 
+# Official setting -> field of MAEASTConfig: of the run's sections model and criterion.
+MODEL_SETTINGS = {
+    "dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+    "dropout_input": "dropout_input",
+    "encoder_layerdrop": "layerdrop",
+    "feature_grad_mult": "feature_grad_mult",
+    "random_mask_prob": "mask_ratio",
+    "mask_length": "mask_length",
+}
+CRITERION_SETTINGS = {"reconstruction_weight": "reconstruction_weight", "classification_weight": "info_nce_weight"}
+# task.mask_type -> MAEASTConfig.masking.
+MASKINGS = {
+    "random_mask": "random",
+    "random_mask_batched": "random_batched",
+    "chunk_mask": "chunk",
+    "retain_spans": "span",
+}
+# Official settings that the published models share, and without which the model would be another function.
+REQUIRED = {
+    "model": {
+        "layer_norm_first": False,
+        "activation_fn": "gelu",
+        "enc_sine_pos": True,
+        "dec_sine_pos": True,
+        "enc_conv_pos": False,
+        "dec_conv_pos": False,
+    },
+    "task": {"feature_type": "fbank", "deltas": False, "normalize": False, "sample_rate": 16_000},
+}
+
 
 def from_official(
-    state_dict: Mapping[str, Tensor], patch_size: Size2d, num_heads: int | None = None, **config: Any
+    state_dict: Mapping[str, Tensor],
+    patch_size: Size2d,
+    num_heads: int | None = None,
+    decoder_num_heads: int | None = None,
+    **config: Any,
 ) -> MAEAST:
     """A :class:`MAEAST` with the weights and sizes of a published state dict.
 
     Args:
         state_dict: pretraining weights under the official names.
         patch_size: frames and bands of a token, which a state dict does not tell: (16, 16) or (2, 128).
-        num_heads: of encoder and decoder; a state dict does not tell; 64 wide a head if None, as in published models.
+        num_heads: see :func:`sizes`.
+        decoder_num_heads: see :func:`sizes`.
         config: further fields of :class:`MAEASTConfig`, for instance ``dropout``; a head whose weight is 0 is left out.
 
     Raises:
+        KeyError: a tensor that tells a size is missing.
+        ValueError: the sizes are not to be told.
         RuntimeError: a tensor is missing or has no place (PyTorch's own message names them).
     """
-    width = len(state_dict["encoder.layer_norm.weight"])
-    decoder_width = len(state_dict["decoder.layer_norm.weight"])
-    sizes = {
-        "patch_size": patch_size,
-        "embed_dim": width,
-        "depth": _count_blocks(state_dict, "encoder"),
-        "num_heads": num_heads or width // 64,
-        "mlp_ratio": len(state_dict["encoder.layers.0.fc1.bias"]) / width,
-        "decoder_embed_dim": decoder_width,
-        "decoder_depth": _count_blocks(state_dict, "decoder"),
-        "decoder_num_heads": num_heads or decoder_width // 64,
-        "decoder_mlp_ratio": len(state_dict["decoder.layers.0.fc1.bias"]) / decoder_width,
-        "reconstruction_weight": 10.0 * ("final_proj_reconstruction.weight" in state_dict),
-        "info_nce_weight": 1.0 * ("final_proj_classification.weight" in state_dict),
-    }
-    model = MAEAST(MAEASTConfig(**{**sizes, **config}))
+    config = {**sizes(state_dict, patch_size, num_heads, decoder_num_heads), **config}
+    model = MAEAST(MAEASTConfig(**config))
     unwanted = tuple(
         f"{head}_head."
         for head, module in (
@@ -73,6 +98,41 @@ def from_official(
     state = convert(state_dict, patch_size)
     model.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith(unwanted)})
     return model
+
+
+def sizes(
+    state_dict: Mapping[str, Tensor],
+    patch_size: Size2d,
+    num_heads: int | None = None,
+    decoder_num_heads: int | None = None,
+) -> dict[str, Any]:
+    """Fields of :class:`MAEASTConfig` that describe an official state dict.
+
+    Args:
+        state_dict: pretraining weights under the official names.
+        patch_size: frames and bands of a token, which a state dict does not tell.
+        num_heads: nor this; 64 wide a head if None, as in every published model.
+        decoder_num_heads: as many as ``num_heads`` if None, as the published code has it.
+
+    Raises:
+        KeyError: a tensor that tells a size is missing.
+        ValueError: the heads are not to be told.
+    """
+    width = len(state_dict["encoder.layer_norm.weight"])
+    decoder_width = len(state_dict["decoder.layer_norm.weight"])
+    return {
+        "patch_size": patch_size,
+        "embed_dim": width,
+        "depth": official.count_blocks(state_dict, "encoder.layers."),
+        "num_heads": official.heads_of(width, num_heads),
+        "mlp_ratio": official.mlp_ratio(len(state_dict["encoder.layers.0.fc1.bias"]), width),
+        "decoder_embed_dim": decoder_width,
+        "decoder_depth": official.count_blocks(state_dict, "decoder.layers."),
+        "decoder_num_heads": official.heads_of(decoder_width, decoder_num_heads or num_heads),
+        "decoder_mlp_ratio": official.mlp_ratio(len(state_dict["decoder.layers.0.fc1.bias"]), decoder_width),
+        "reconstruction_weight": 10.0 * ("final_proj_reconstruction.weight" in state_dict),
+        "info_nce_weight": 1.0 * ("final_proj_classification.weight" in state_dict),
+    }
 
 
 def convert(state_dict: Mapping[str, Tensor], patch_size: Size2d) -> dict[str, Tensor]:
@@ -107,8 +167,3 @@ def rename(name: str) -> str:
     for pattern, ours in RENAMES:
         name = re.sub(pattern, ours, name)
     return name
-
-
-def _count_blocks(state_dict: Mapping[str, Tensor], part: str) -> int:
-    prefix = f"{part}.layers."
-    return len({name[len(prefix) :].split(".")[0] for name in state_dict if name.startswith(prefix)})

@@ -44,7 +44,7 @@ def published(decoder="shifted", seed=0):
 @pytest.mark.parametrize("decoder", ["shifted", "hybrid", "global"])
 def test_a_published_state_dict_gives_its_model(decoder):
     state, expected = published(decoder)
-    model = from_official(state).eval()
+    model = from_official(state, decoder_num_heads=16).eval()
     assert model.config == expected.config
     source, seed = torch.randn(2, 128, 128), torch.tensor([1, 2])
     assert torch.equal(model(source, seed=seed)["prediction"], expected(source, seed=seed)["prediction"])

@@ -1,0 +1,92 @@
+"""What each of several devices hears of an epoch, and that it hears it also when its workers are ended."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from amae_plugin.cluster import signals
+from amae_plugin.fairseq_shell.classification import AmaeClassificationTask, AmaeClassificationTaskConfig
+
+CLASSES = ["rare", "common"]
+
+
+@pytest.fixture(scope="module")
+def folder(write_split: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    clips = [(["rare" if index % 8 == 0 else "common"], 0.3, 16000) for index in range(32)]
+    return write_split(tmp_path_factory.mktemp("clips"), clips, CLASSES, split="train")
+
+
+def task(folder: Path, **settings: object) -> AmaeClassificationTask:
+    values = {"data": str(folder), "target_length": 32, "seed": 1, "save_dir": "", "best_checkpoint_metric": "accuracy"}
+    config = OmegaConf.merge(OmegaConf.structured(AmaeClassificationTaskConfig), {**values, **settings})
+    made = AmaeClassificationTask(config)
+    made.load_dataset("train")
+    return made
+
+
+def epoch(
+    made: AmaeClassificationTask, number: int, shard: int = 0, shards: int = 1, workers: int = 0
+) -> Iterator[list]:
+    """Places in the epoch and clips of each batch of a device."""
+    iterator = made.get_batch_iterator(
+        made.dataset("train"),
+        max_sentences=2,
+        epoch=number,
+        num_shards=shards,
+        shard_id=shard,
+        num_workers=workers,
+        disable_iterator_cache=True,
+    )
+    for batch in iterator.next_epoch_itr():
+        yield batch["id"].tolist() if batch else []
+
+
+@pytest.mark.parametrize("balanced", [None, 24])
+def test_devices_share_an_epoch_without_overlap(folder: Path, balanced: int | None) -> None:
+    made = task(folder, balanced_samples=balanced)
+    alone = list(epoch(made, 3))
+    shared = [list(epoch(made, 3, shard, shards=4)) for shard in range(4)]
+    # In turns, batch by batch: what the devices hear together is what one hears, in the same order.
+    together = [batch for turn in zip(*shared) for batch in turn]
+    assert together == alone
+    assert sum(map(len, together)) == (balanced or 32)
+    if balanced is None:
+        assert sorted(clip for batch in together for clip in batch) == list(range(32))
+
+
+@pytest.fixture
+def watching() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    signals.watch()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    signals._received = None
+
+
+def test_epoch_goes_on_when_a_signal_to_all_processes_ends_the_workers(folder: Path, watching: None) -> None:
+    made = task(folder)
+    whole = list(epoch(made, 2))
+    batches = epoch(made, 2, workers=2)
+    heard = [next(batches) for _ in range(3)]
+    for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+    assert [*heard, *batches] == whole
+    assert signals.received() == signal.SIGTERM
+
+
+def test_worker_that_dies_for_another_reason_is_an_error(folder: Path) -> None:
+    batches = epoch(task(folder), 2, workers=2)
+    next(batches)
+    for process in multiprocessing.active_children():
+        process.kill()
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        list(batches)

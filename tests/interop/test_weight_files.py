@@ -1,0 +1,128 @@
+"""Files of weights are read without running what they name."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+
+from amae_plugin.errors import UserError
+from amae_plugin.interop.files import UnsafeFileError, read_weights
+
+STATE = {"a": torch.arange(3.0)}
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, (str(self.path),)
+
+
+def save(path: Path, *, legacy: bool = False, protocol: int = 2, **more: Any) -> Path:
+    torch.save({"model": STATE, **more}, path, _use_new_zipfile_serialization=not legacy, pickle_protocol=protocol)
+    return path
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_tensors_plain_values_and_the_arguments_of_a_script_are_read(tmp_path: Path, legacy: bool) -> None:
+    args = argparse.Namespace(lr=0.1, betas=[0.9, 0.95])
+    content = read_weights(save(tmp_path / "x.pth", legacy=legacy, args=args, epoch=3))
+    assert torch.equal(content["model"]["a"], STATE["a"])
+    assert content["args"] == args and content["epoch"] == 3
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "x.safetensors")
+    assert torch.equal(read_weights(tmp_path / "x.safetensors")["a"], STATE["a"])
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_would_run_code_is_named_and_nothing_is_run(tmp_path: Path, legacy: bool) -> None:
+    path = save(tmp_path / "x.pth", legacy=legacy, more=Trap(tmp_path / "made"))
+    with pytest.raises(UnsafeFileError, match=r"x\.pth: holds more than tensors and plain values: \w+\.mkdir;"):
+        read_weights(path)
+    assert not (tmp_path / "made").exists()
+    read_weights(path, trust=True)
+    assert (tmp_path / "made").is_dir()
+
+
+def test_containers_with_a_reader_of_their_own_are_not_harmless(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.pt", cfg=OmegaConf.create({"a": "${oc.env:HOME}"}))
+    with pytest.raises(UnsafeFileError, match=r"omegaconf\.dictconfig\.DictConfig"):
+        read_weights(path)
+    assert "a" in read_weights(path, trust=True)["cfg"]
+
+
+def test_a_pickle_that_the_safe_reader_does_not_know_is_not_called_damaged(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.pt", protocol=4, more=Trap(tmp_path / "made"))
+    with pytest.raises(UnsafeFileError, match="pickled in a way that PyTorch's safe reader does not know"):
+        read_weights(path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_namespace_with_a_trap_inside_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsafeFileError, match="mkdir"):
+        read_weights(save(tmp_path / "x.pt", args=argparse.Namespace(x=Trap(tmp_path / "made"))))
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("member", ["../../evil.txt", "/evil.txt", "x/../../evil.txt"])
+def test_an_archive_with_a_member_outside_of_it_is_refused(tmp_path: Path, member: str) -> None:
+    path = save(tmp_path / "x.pt")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(member, "evil")
+    with pytest.raises(UserError, match=rf"x\.pt: not a checkpoint: its member '{member}' leads out of the archive"):
+        read_weights(path, trust=True)
+
+
+def test_files_that_are_something_else(tmp_path: Path) -> None:
+    whole = save(tmp_path / "whole.pt").read_bytes()
+    contents = {
+        "empty.pt": b"",
+        "text.pt": b"hello " * 100,
+        "torn.pt": whole[: len(whole) // 2],
+        "object.pt": pickle.dumps({"a": 1}, protocol=2),
+        "x.safetensors": b"hello " * 100,
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=rf"{name}: not a checkpoint, or a damaged one \("):
+            read_weights(tmp_path / name)
+    torch.jit.script(torch.nn.Linear(1, 1)).save(str(tmp_path / "script.pt"))
+    with pytest.raises(UserError, match="TorchScript"):
+        read_weights(tmp_path / "script.pt")
+    for name in ("none.pt", "."):
+        with pytest.raises(UserError, match="cannot read the checkpoint"):
+            read_weights(tmp_path / name)
+
+
+@settings(max_examples=60, deadline=None)
+@given(position=st.integers(0, 10_000), value=st.integers(0, 255), legacy=st.booleans())
+def test_a_damaged_byte_is_read_or_refused_but_never_runs_anything(
+    tmp_path_factory: pytest.TempPathFactory, position: int, value: int, legacy: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("damaged")
+    path = save(folder / "x.pt", legacy=legacy, args=argparse.Namespace(a=1))
+    content = bytearray(path.read_bytes())
+    content[position % len(content)] = value
+    path.write_bytes(content)
+    try:
+        read_weights(path)
+    except UserError as error:
+        assert str(path) in str(error)
+    assert list(folder.iterdir()) == [path]

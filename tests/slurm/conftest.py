@@ -1,0 +1,190 @@
+"""Training on a real SLURM: see ``local_cluster.py``. The runs are those of ``tests/end_to_end``."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from local_cluster import Cluster, cluster
+
+ROOT = Path(__file__).parents[2]
+
+
+def _load(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+end_to_end = _load("end_to_end", ROOT / "tests" / "end_to_end" / "conftest.py")
+labelled = end_to_end.labelled  # a fixture
+BIN: Path = end_to_end.BIN
+Run = end_to_end.Run
+
+# 36 clips, 8 an update: 5 updates an epoch, the last of them smaller. No dropout, which differs between processes.
+PRETRAINING = [
+    *end_to_end.MICRO["pretrain_audio_mae_tiny"],
+    "model.decoder=global",
+    "optimization.max_update=40",
+    "checkpoint.save_interval_updates=3",
+    "dataset.validate_interval_updates=0",
+]
+FINE_TUNING = [
+    *end_to_end.MICRO["finetune_audio_mae_tiny"],
+    *end_to_end.ENCODER,
+    "optimization.max_update=20",
+    "dataset.validate_interval_updates=5",
+    "task.balanced_samples=32",
+]
+
+
+class Slurm:
+    """The cluster as a user sees it: commands, and what they print."""
+
+    def __init__(self, cluster: Cluster, folder: Path):
+        self.cluster = cluster
+        self.folder = folder
+        self.environment = {
+            **cluster.environment,
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{BIN}:{cluster.environment['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        }
+
+    def command(self, *command: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+        """Run a command; standard output and error are in ``stdout``."""
+        return subprocess.run(
+            command,
+            env=self.environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def sbatch(self, template: str, name: str, options: list[str], *arguments: str) -> tuple[str, Path]:
+        """Submit one of ``slurm/*.sbatch``; the job and its log."""
+        log = self.folder / f"{name}.log"
+        recipe = ["--config-dir", str(ROOT / "config"), "--config-name", "pretrain_audio_mae_tiny"]
+        small = ["--gpus-per-node=0", "--cpus-per-task=1", f"--output={log}", f"--job-name={name}"]
+        done = self.command(
+            "sbatch", "--parsable", *small, *options, str(ROOT / "slurm" / template), *recipe, *PRETRAINING, *arguments
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout.strip(), log
+
+    def job(self, job: str) -> dict[str, str]:
+        """What ``scontrol show job`` says: JobState, ExitCode, Restarts, ..."""
+        shown = self.command("scontrol", "--oneliner", "show", "job", job).stdout
+        return dict(part.split("=", 1) for part in shown.split() if "=" in part)
+
+    def wait_for_end(self, job: str, log: Path, seconds: float = 600) -> dict[str, str]:
+        """Wait until a job has ended for good."""
+        wait_for(
+            lambda: self.job(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"),
+            lambda: f"{self.job(job)}\n{read(log)}",
+            seconds,
+        )
+        return self.job(job)
+
+    def trainers(self, job: str) -> list[int]:
+        """Numbers of the processes that train, without their data loaders' workers; in the order of their start."""
+        running = self.processes(job)
+        commands = {pid: (Path("/proc") / str(pid) / "cmdline").read_text() for pid in running}
+        spawned = {pid for pid in running if "spawn_main" in commands[pid]}
+        parent = {
+            pid: int((Path("/proc") / str(pid) / "stat").read_text().split(")")[-1].split()[1]) for pid in running
+        }
+        return sorted(pid for pid in spawned or running if parent[pid] not in (spawned or running))
+
+    def processes(self, job: str) -> dict[int, str]:
+        """All processes of a job's tasks: number to ``SLURM_PROCID``."""
+        found = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                variables = dict(
+                    entry.split("=", 1)
+                    for entry in (process / "environ").read_text(errors="replace").split("\0")
+                    if "=" in entry
+                )
+            except OSError:
+                continue
+            if (
+                variables.get("SLURM_CONF") == self.environment["SLURM_CONF"]
+                and variables.get("SLURM_JOB_ID") == job
+                and "SLURM_PROCID" in variables
+                and "SLURM_STEP_ID" in variables
+            ):
+                found[int(process.name)] = variables["SLURM_PROCID"]
+        return found
+
+
+def read(path: Path) -> str:
+    """A log, empty before it exists."""
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def wait_for(ready: Callable[[], bool], explain: Callable[[], str], seconds: float = 600) -> None:
+    """Wait for something to happen; fail with an explanation if it does not."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, explain()
+        time.sleep(0.1)
+
+
+def wait_for_update(update: int, log: Path) -> None:
+    """Wait until a log has the training loss of an update."""
+    wait_for(lambda: f'"num_updates": "{update}"' in read(log), lambda: read(log))
+
+
+def losses(log: str) -> dict[int, list[float]]:
+    """Training losses by update; several of an update that was made again."""
+    found: dict[int, list[float]] = {}
+    for entry in Run(Path(), log, 0).logged("train_inner"):
+        found.setdefault(int(entry["num_updates"]), []).append(float(entry["loss"]))
+    return found
+
+
+@pytest.fixture(scope="session")
+def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("cluster") / "slurm") as running:
+        yield running
+
+
+@pytest.fixture
+def slurm(running_cluster: Cluster, tmp_path: Path) -> Slurm:
+    return Slurm(running_cluster, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def pretraining_alone(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """Losses of one process, by update."""
+    folder = tmp_path_factory.mktemp("alone")
+    run = end_to_end.train(folder, *PRETRAINING, f"task.data={labelled}")
+    assert run.returncode == 0, run.output
+    alone = {update: float(loss) for update, loss in run.losses().items()}
+    assert len(alone) == 40
+    return alone
+
+
+def on_cpus(nodes: int, processes: int) -> list[str]:
+    """Overrides for a run on so many nodes of so many processes, which make up the global batch."""
+    return [
+        "run_config=slurm_cpu",
+        f"hydra.launcher.nodes={nodes}",
+        f"hydra.launcher.devices_per_node={processes}",
+        "hydra.launcher.cpus_per_device=1",
+        "hydra.launcher.poll_s=0.5",
+        f"dataset.batch_size={8 // (nodes * processes)}",
+    ]

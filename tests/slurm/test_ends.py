@@ -1,0 +1,177 @@
+"""How jobs end: nothing fails silently, nothing hangs, nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PRETRAINING, ROOT, Slurm, losses, on_cpus, read, wait_for, wait_for_update
+
+RECIPE = ["--config-dir", str(ROOT / "config"), "--config-name", "pretrain_audio_mae_tiny"]
+AT_ONCE = 60
+"""Seconds that a job may live on after one of its processes."""
+
+
+def assert_as_alone(log: str, alone: dict[int, float]) -> None:
+    """All updates were made, and each time with the loss of a run that nothing happened to."""
+    trained = losses(log)
+    assert sorted(trained) == sorted(alone)
+    for update, values in trained.items():
+        assert values == pytest.approx([alone[update]] * len(values), rel=1e-5)
+
+
+def test_error_of_any_rank_ends_the_job_and_reaches_the_user(slurm: Slurm, labelled: Path) -> None:
+    lines = (labelled / "train.tsv").read_text().splitlines()
+    broken = slurm.folder / "broken.wav"
+    broken.write_bytes(b"RIFF" + b"\0" * 100)
+    clips = [f"{lines[0]}/{line}" for line in lines[1:]]
+    (slurm.folder / "train.tsv").write_text("\n".join(["/", *clips, f"{broken}\t16000"]) + "\n")
+    shutil.copy(labelled / "valid.tsv", slurm.folder)
+    done = slurm.command(
+        *("fairseq-hydra-train", "-m", *RECIPE, *PRETRAINING, *on_cpus(2, 1)),
+        *(f"task.data={slurm.folder}", "hydra.sweep.dir=sweep"),
+    )
+    assert done.returncode != 0
+    assert "Traceback (most recent call last)" in done.stdout
+    assert str(broken) in done.stdout, done.stdout
+    job = slurm.folder / "sweep" / "slurm"
+    (number,) = (path.name for path in job.iterdir() if path.name.isdigit())
+    state = slurm.job(number)
+    assert state["JobState"] == "FAILED" and state["ExitCode"] != "0:0"
+    done = slurm.command("amae", "slurm", "status", "sweep")
+    assert done.returncode == 1 and str(broken) in done.stdout
+
+
+def test_killed_rank_and_a_second_run_in_its_folder(
+    slurm: Slurm, labelled: Path, pretraining_alone: dict[int, float]
+) -> None:
+    run = [*on_cpus(2, 1), f"task.data={labelled}", f"hydra.run.dir={slurm.folder / 'run'}"]
+    two_tasks = ["--nodes=2", "--ntasks-per-node=1"]
+    job, log = slurm.sbatch("task_per_gpu.sbatch", "first", two_tasks, *run)
+    wait_for_update(1, log)
+    held = slurm.processes(job)
+    for pid in held:
+        os.kill(pid, signal.SIGSTOP)
+    # While it trains, slowly, the same once more.
+    alone = [*run, "hydra.launcher.nodes=1", "dataset.batch_size=8"]
+    second, second_log = slurm.sbatch("task_per_gpu.sbatch", "second", ["--nodes=1", "--ntasks-per-node=1"], *alone)
+    assert slurm.wait_for_end(second, second_log)["JobState"] == "FAILED"
+    assert f"{slurm.folder / 'run' / 'checkpoints'} is in use by job {job}, start 0" in read(second_log)
+    assert slurm.job(job)["JobState"] == "RUNNING"
+
+    # It goes on, and one of its processes dies.
+    for pid in held:
+        os.kill(pid, signal.SIGCONT)
+    wait_for_update(7, log)
+    victim = min(pid for pid, rank in slurm.processes(job).items() if rank == "1")
+    os.kill(victim, signal.SIGKILL)
+    state = slurm.wait_for_end(job, log, AT_ONCE)
+    assert state["JobState"] == "FAILED" and state["ExitCode"] != "0:0"
+    assert max(losses(read(log))) < 40
+
+    again, log_again = slurm.sbatch("task_per_gpu.sbatch", "again", two_tasks, *run)
+    assert slurm.wait_for_end(again, log_again)["JobState"] == "COMPLETED", read(log_again)
+    # From the last checkpoint: three updates apart, and at the end of each epoch of five.
+    assert 4 <= min(losses(read(log_again))) <= max(losses(read(log))) + 1
+    assert_as_alone(read(log) + read(log_again), pretraining_alone)
+
+
+def test_signal_and_preemption_requeue_and_lose_nothing(
+    slurm: Slurm, labelled: Path, pretraining_alone: dict[int, float]
+) -> None:
+    run = [*on_cpus(1, 2), f"task.data={labelled}", f"hydra.run.dir={slurm.folder / 'run'}"]
+    job, log = slurm.sbatch("task_per_node.sbatch", "job", ["--nodes=1", "--ntasks-per-node=1", "--exclusive"], *run)
+    wait_for_update(4, log)
+    # As before a time-out, but to one process of the two: both must stop after the same update.
+    _, rank_1 = slurm.trainers(job)
+    os.kill(rank_1, signal.SIGUSR2)
+    told = "at a signal to another process; a checkpoint was written, and the job is requeued"
+    wait_for(lambda: told in read(log), lambda: read(log))
+    stopped = max(losses(read(log)))
+    assert 4 <= stopped < 40
+    assert f"stopped after update {stopped}, {told}" in read(log)
+
+    wait_for_update(stopped + 3, log)
+    assert slurm.job(job)["Restarts"] == "1"
+    urgent = slurm.command(
+        *("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"),
+        *("--wrap", "sleep 1"),
+    ).stdout.strip()
+    told = "at SIGTERM; a checkpoint was written, and the job is requeued"
+    wait_for(lambda: told in read(log), lambda: read(log))
+    state = slurm.wait_for_end(job, log)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "2"), read(log)
+    assert slurm.job(urgent)["JobState"] == "COMPLETED"
+    assert_as_alone(read(log), pretraining_alone)
+    # Not one update was made twice.
+    assert all(len(values) == 1 for values in losses(read(log)).values())
+
+
+def test_lost_node_requeues_from_the_last_checkpoint(
+    slurm: Slurm, labelled: Path, pretraining_alone: dict[int, float]
+) -> None:
+    run = [*on_cpus(2, 1), f"task.data={labelled}", f"hydra.run.dir={slurm.folder / 'run'}"]
+    job, log = slurm.sbatch("task_per_gpu.sbatch", "job", ["--nodes=2", "--ntasks-per-node=1"], *run)
+    wait_for_update(7, log)
+    daemon = slurm.cluster.daemons["n2"]
+    rank_1 = [pid for pid, rank in slurm.processes(job).items() if rank == "1"]
+    daemon.kill()
+    for pid in rank_1:
+        os.kill(pid, signal.SIGSTOP)  # the node hangs: its tasks end neither well nor badly
+    daemon.wait()
+    wait_for(lambda: slurm.cluster.node_states()["n2"].startswith("down"), lambda: str(slurm.cluster.node_states()))
+    for pid in rank_1:
+        os.kill(pid, signal.SIGKILL)
+    slurm.cluster.start_node("n2")
+    assert slurm.wait_for_end(job, log)["JobState"] == "COMPLETED", read(log)
+    assert slurm.job(job)["Restarts"] == "1"
+    assert_as_alone(read(log), pretraining_alone)
+
+
+def test_job_that_is_cancelled(slurm: Slurm, labelled: Path) -> None:
+    done = slurm.command(
+        *("amae", "slurm", "submit", *RECIPE, *PRETRAINING, *on_cpus(1, 1), f"task.data={labelled}"),
+        *("hydra.run.dir=run", "+hydra.launcher.sbatch.begin=now+1hour"),
+    )
+    assert done.returncode == 0, done.stdout
+    done = slurm.command("amae", "slurm", "status", "run")
+    assert done.returncode == 0 and "PENDING" in done.stdout, done.stdout
+    done = slurm.command("amae", "slurm", "cancel", "run")
+    assert done.returncode == 0 and "cancelled" in done.stdout, done.stdout
+    done = slurm.command("amae", "slurm", "status", "run")
+    assert done.returncode == 1 and "CANCELLED" in done.stdout, done.stdout
+
+
+def test_job_that_is_not_what_the_recipe_needs_ends_before_training(slurm: Slurm, labelled: Path) -> None:
+    one = ["--nodes=1", "--ntasks-per-node=1"]
+    data = [f"task.data={labelled}", f"hydra.run.dir={slurm.folder / 'run'}"]
+    gpus, gpus_log = slurm.sbatch(
+        "task_per_gpu.sbatch", "gpus", one, "run_config=slurm_1x4", "dataset.batch_size=2", *data
+    )
+    nodes, nodes_log = slurm.sbatch("task_per_gpu.sbatch", "nodes", one, *on_cpus(2, 2), *data)
+    assert slurm.wait_for_end(gpus, gpus_log)["JobState"] == "FAILED"
+    assert "sees 0; ask for --gpus-per-node=4, or train on CPUs with run_config=slurm_cpu" in read(gpus_log)
+    assert slurm.wait_for_end(nodes, nodes_log)["JobState"] == "FAILED"
+    assert "hydra.launcher.nodes=2, but the step of job" in read(nodes_log)
+    assert not (slurm.folder / "run" / "checkpoints").exists()
+
+
+def test_full_disk_says_so_and_leaves_the_checkpoint_before(slurm: Slurm, labelled: Path) -> None:
+    # A disk of its own, in a name space of its own, that takes the first checkpoint and half of the next.
+    script = (
+        "set -e; mount -t tmpfs -o size=4800k tmpfs disk; "
+        'set +e; "$@"; echo "exit code $?"; cp -r disk/checkpoints kept; df disk'
+    )
+    (slurm.folder / "disk").mkdir()
+    done = slurm.command(
+        *("unshare", "--map-root-user", "--mount", "bash", "-c", script, "bash", "fairseq-hydra-train", *RECIPE),
+        *(*PRETRAINING, f"task.data={labelled}", "hydra.run.dir=run", "checkpoint.save_dir=disk/checkpoints"),
+    )
+    assert "exit code 1" in done.stdout, done.stdout
+    assert "no space left to write the checkpoint (No space left on device); the one before is whole" in done.stdout
+    checkpoint = torch.load(slurm.folder / "kept" / "checkpoint_last.pt", weights_only=False)
+    assert checkpoint["optimizer_history"][-1]["num_updates"] >= 3
