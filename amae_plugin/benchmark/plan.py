@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 _FP32_BYTES = 4
 _COPIES_OF_WEIGHTS = 4  # weights, gradients, and Adam's two moments
-_SECONDS_PER_HOUR = 3600
 
 
 @dataclass(frozen=True)
@@ -153,11 +152,10 @@ class Estimate:
         return max(self.nvlink_seconds, self.network_seconds)
 
     @property
-    def hours(self) -> tuple[float, float]:
+    def seconds(self) -> tuple[float, float]:
         """Of the run: with the exchange hidden behind the computation as far as it can be, and with none of it."""
         compute, exchange = self.compute_seconds, self.exchange_seconds
-        of_all = self.workload.updates / _SECONDS_PER_HOUR
-        return of_all * max(compute, exchange), of_all * (compute + exchange)
+        return self.workload.updates * max(compute, exchange), self.workload.updates * (compute + exchange)
 
     @property
     def cores_per_gpu(self) -> float:

@@ -77,10 +77,13 @@ def _run(args: argparse.Namespace) -> int:
     recipe = _read(args)
     # All that can be wrong is found before the arithmetic is counted, which takes seconds.
     fits = {nodes: recipe.batch_of_gpu(nodes * args.gpus_per_node) for nodes in args.nodes}
+    try:
+        with torch.device("meta"):
+            model = system_of(recipe.settings).model(recipe.settings)
+    except ValueError as error:
+        raise UserError(f"{args.recipe}: model: {error}") from None
     print("counting the arithmetic of a step", file=sys.stderr)
     spec = StepSpec(recipe.settings, "fp32", recipe.batch, threads=1, steps=0, device="cpu")
-    with torch.device("meta"):
-        model = system_of(recipe.settings).model(recipe.settings)
     workload = Workload(
         flops_per_clip=count_flops(spec) / recipe.batch,
         parameters=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
@@ -173,7 +176,8 @@ def _read(args: argparse.Namespace) -> _Recipe:
             frames = _whole_patches(args.clip_seconds, frames, value("task.length_multiple"))
         per_update = value(update_key)
         # What a recipe computes from its manifest is computed from --clips here.
-        from_manifest = OmegaConf.is_interpolation(config.optimization, "max_update")
+        written = OmegaConf.to_container(config.optimization, resolve=False)
+        from_manifest = str(written.get("max_update")).startswith("${amae.updates:")
         max_update = None if from_manifest else value("optimization.max_update")
         max_epoch = value("optimization.max_epoch")
     clips_per_update = per_update / frames if in_frames else per_update
@@ -261,13 +265,12 @@ def _print_estimate(args: argparse.Namespace, recipe: _Recipe, estimate: Estimat
         said = "--network" if args.network else "the maker's InfiniBand"
         rate = f"{_bytes(cluster.network_bytes_per_second)}/s"
         _line("network", _ms(estimate.network_seconds), f"between nodes, {ring} / {rate}, {said}, one way")
-    least, most = (f"{hours:,.3g}" for hours in estimate.hours)
     hours = f"{work.updates:,} updates"
     if gpus > 1:
         ratio = estimate.exchange_seconds / estimate.compute_seconds
         _line("exchange", f"{ratio:.1%}", "of the computation's time, by the slowest link")
         hours += ", with all or none of the exchange hidden"
-    _line("training", f"{least} h" if least == most else f"{least} to {most} h", f"{hours}; validation comes on top")
+    _line("training", _duration(*estimate.seconds), f"{hours}; validation comes on top")
     decoding = f"{_number(estimate.clips_per_second_per_gpu)} clips/s / {args.decode_rate:g} of a core"
     if args.decode_rate == _DECODE_RATE:
         decoding += " (README.md: measured on clips of ten seconds)"
@@ -284,6 +287,13 @@ def _line(name: str, value: str, how: str) -> None:
 
 def _number(number: float) -> str:
     return f"{number:,.0f}" if number >= 1000 else f"{number:.4g}"
+
+
+def _duration(least: float, most: float) -> str:
+    """A range of seconds, in the largest unit of which it is one at least."""
+    unit, name = next(((unit, name) for unit, name in ((3600, "h"), (60, "min")) if most >= unit), (1, "s"))
+    ends = dict.fromkeys(f"{seconds / unit:,.3g}" for seconds in (least, most))
+    return f"{' to '.join(ends)} {name}"
 
 
 def _ms(seconds: float) -> str:

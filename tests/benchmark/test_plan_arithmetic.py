@@ -37,7 +37,7 @@ def test_one_gpu_exchanges_nothing() -> None:
     assert one.utilisation == 0.5
     assert one.compute_seconds == 0.16
     assert one.exchange_seconds == 0
-    assert one.hours == (1.6, 1.6)  # 36,000 x 0.16 / 3600
+    assert one.seconds == (5760, 5760)  # 36,000 x 0.16
     assert one.cores_per_gpu == 10
     assert one.storage_bytes_per_second == 200e6
 
@@ -48,7 +48,7 @@ def test_a_node_exchanges_over_nvlink_alone() -> None:
     assert node.compute_seconds == 0.04
     assert node.nvlink_seconds == pytest.approx(0.015)  # 2 x 3/4 x 1 GB / 100 GB/s
     assert node.network_seconds == 0
-    assert node.hours == pytest.approx((0.4, 0.55))
+    assert node.seconds == pytest.approx((1440, 1980))  # 36,000 x 0.04, and x 0.055
     assert node.storage_bytes_per_second == 800e6
 
 
@@ -58,7 +58,7 @@ def test_nodes_are_as_fast_as_the_network_between_them() -> None:
     assert nodes.nvlink_seconds == pytest.approx(0.0175)  # 2 x 7/8 x 1 GB / 100 GB/s
     assert nodes.network_seconds == pytest.approx(0.35)  # 2 x 7/8 x 1 GB / 5 GB/s
     assert nodes.exchange_seconds == nodes.network_seconds
-    assert nodes.hours == pytest.approx((3.5, 3.7))  # the exchange takes longer than what could hide it
+    assert nodes.seconds == pytest.approx((12_600, 13_320))  # the exchange takes longer than what could hide it
     assert estimate(2, 1).nvlink_seconds == 0
 
 

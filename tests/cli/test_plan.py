@@ -42,6 +42,7 @@ def config_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "small.yaml").write_text(RECIPE)
     (folder / "frames.yaml").write_text(FRAMES)
     (folder / "endless.yaml").write_text(RECIPE.replace("max_epoch: 3", "max_epoch: 0"))
+    (folder / "epochs.yaml").write_text(re.sub(", max_update.*}", "}", RECIPE))
     (folder / "classifier.yaml").write_text(RECIPE.replace("amae_audio_mae", "amae_classifier"))
     return folder
 
@@ -100,15 +101,25 @@ def test_batches_of_frames_are_counted_in_clips_of_whole_patches(
     assert plan(capsys, *recipe, "--clip-seconds", 60)["update"].endswith(" / 256 frames a clip")
 
 
+def test_a_recipe_that_names_epochs_alone(config_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = ("--recipe", "epochs", "--config-dir", config_dir, "--clips", 240)
+    lines = plan(capsys, *recipe, "--nodes", 3, "--gpus-per-node", 1, "--train-rate", 1, "--network", 1e6)
+    assert lines["updates"].startswith("30 | 3 epochs")
+    assert lines["training"].startswith("4 min | ")  # 30 updates of 8 clips on each GPU, a second a clip
+    # fairseq stops at whichever comes first.
+    assert plan(capsys, *recipe, "--set", "+optimization.max_update=20")["updates"].startswith("20 | ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--recipe", "none"], "there are: classifier, endless, frames, small"),
+        (["--recipe", "none"], "there are: classifier, endless, epochs, frames, small"),
         (["--recipe", "classifier"], "amae_classifier is no pretraining system"),
         (["--recipe", "endless"], "neither optimization.max_epoch nor optimization.max_update is a number"),
         (["--recipe", "small", "--gpus-per-node", "5"], "task.clips_per_update=24 is not a multiple of 5 GPUs"),
         (["--recipe", "small", "--set", "dataset.batch_size=null"], "dataset.batch_size must be a whole number"),
         (["--recipe", "frames", "--set", "~task.length_multiple"], "task.length_multiple must be a whole number"),
+        (["--recipe", "small", "--set", "model.mask_ratio=2"], "small: model: a mask ratio"),
         (["--recipe", "small", "--utilisation", "1.5"], "--utilisation 1.5: a share of the GPU's peak is at most 1"),
     ],
 )
