@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from amae_plugin.benchmark.data_path import measure_loader, measure_stages
 from amae_plugin.benchmark.step import PRECISIONS, StepSpec, alone, count_flops, measure_step
 from amae_plugin.benchmark.systems import TEXTBOOK, TWO_PASS_SSAST, system_of
 from amae_plugin.cli.arguments import natural, positive
+from amae_plugin.cli.recipes import model_settings
 from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
@@ -92,12 +93,8 @@ def _measure_training(args: argparse.Namespace) -> dict[str, Any]:
         figures["flops_share"] = flops / figures["seconds"] / figures["matrix_flops_per_second"]
         _add_shares(figures, reference)
     result = {
-        "recipe": args.recipe,
+        **_circumstances(args, device),
         "settings": settings,
-        "device": device,
-        "batch": args.batch,
-        "threads": args.threads,
-        "steps": args.steps,
         "flops": flops,
         "precisions": precisions,
         "reference": reference,
@@ -126,12 +123,8 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
             for name in ("amae_ssast", TWO_PASS_SSAST)
         }
     result = {
-        "recipe": args.recipe,
+        **_circumstances(args, device),
         "settings": settings,
-        "device": device,
-        "batch": args.batch,
-        "threads": args.threads,
-        "steps": args.steps,
         "reference": reference,
         "systems": systems,
         "mae_ast_against": ratios,
@@ -166,6 +159,16 @@ def comparison_table(result: Mapping[str, Any]) -> str:
                 f"{ratio['memory_share']:.2f} of its memory"
             )
     return "\n".join(lines)
+
+
+def _circumstances(args: argparse.Namespace, device: str) -> dict[str, Any]:
+    return {
+        "recipe": args.recipe,
+        "device": device,
+        "batch": args.batch,
+        "threads": args.threads,
+        "steps": args.steps,
+    }
 
 
 def _spec(args: argparse.Namespace, settings: dict[str, Any], precision: str) -> StepSpec:
@@ -206,36 +209,6 @@ def _print_training(result: dict[str, Any]) -> None:
         if "time_ratio" in row:
             parts.append(f"{row['time_ratio']:.2f} of the textbook's time, {row['memory_ratio']:.2f} of its memory")
         print(f"{name}: {', '.join(parts)}")
-
-
-def model_settings(recipe: str, config_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The model section of a recipe with its interpolations resolved, and with the sizes that the task gives it.
-
-    Raises:
-        UserError: there is no such recipe, or it or an override cannot be read.
-    """
-    # Hydra puts a recipe's files together; only this command and the trainer need it.
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError  # type: ignore[import-untyped]
-
-    path = Path(recipe)
-    if path.suffix != ".yaml":
-        path = config_dir / f"{recipe}.yaml"
-    if not path.is_file():
-        there_are = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
-        raise UserError(f"no recipe {path}; in {path.parent} there are: {there_are} (--config-dir says where they are)")
-    try:
-        with initialize_config_dir(str(path.parent.absolute()), version_base="1.2"):
-            config = compose(path.stem, overrides=list(overrides))
-        settings = OmegaConf.to_container(config.model, resolve=True)
-        assert isinstance(settings, dict)
-        sizes = {"input_length": config.task.target_length, "num_mel_bins": config.task.num_mel_bins}
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"{path}: {error}") from None
-    return {**sizes, **{str(name): value for name, value in settings.items()}}
 
 
 def _measure_data(args: argparse.Namespace) -> dict[str, Any]:

@@ -18,6 +18,7 @@ SUBCOMMANDS = (
     "export",
     "inspect",
     "manifest",
+    "plan",
     "predict",
     "reconstruct",
     "results",

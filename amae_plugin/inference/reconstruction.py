@@ -95,6 +95,13 @@ class Reconstructor:
                 f"{checkpoint.path}: a classifier has no decoder to reconstruct with; give the checkpoint of a "
                 "pretraining run"
             )
+        if checkpoint.untrained:
+            first, *others = checkpoint.untrained
+            more = f" and {len(others):,} more tensors" if others else ""
+            raise UserError(
+                f"{checkpoint.path}: would draw noise, since the file that it was converted from lacks {first}{more}, "
+                "which no training has touched; pretrain it first (checkpoint.finetune_from_model)"
+            )
         model = checkpoint.model()
         assert isinstance(model, PretrainingModel)
         if "reconstruction" not in model.loss_weights:

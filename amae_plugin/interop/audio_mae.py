@@ -26,6 +26,7 @@ class AudioMAEPretrained(_AudioMAENames):
 
     name = "audio_mae"
     title = "Audio-MAE, pretrained"
+    takes = (*Kind.takes, "decoder_num_heads")
 
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
         """See :meth:`Kind.recognises`."""
@@ -38,6 +39,8 @@ class AudioMAEPretrained(_AudioMAENames):
         has_decoder = any(name.startswith(interop.DECODER) for name in file.state)
         if has_decoder:
             sizes.update(interop.decoder_sizes(file.state, options.decoder_num_heads))
+        elif options.decoder_num_heads:
+            sizes["decoder_num_heads"] = options.decoder_num_heads
         sizes.update(_objective(file.settings.get("args", {})))
         return Reading(
             model={"_name": _NAME, **sizes},
@@ -52,6 +55,7 @@ class AudioMAEFineTuned(_AudioMAENames):
 
     name = "audio_mae_finetuned"
     title = "Audio-MAE, fine-tuned"
+    takes = (*Kind.takes, "pooling", "classes")
 
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
         """See :meth:`Kind.recognises`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -89,6 +89,7 @@ def convert(
         UserError: the kind is not recognised; sizes or options do not fit; tensors are missing or have no place.
     """
     chosen = KINDS[kind] if kind else recognise(source)
+    official = _by_own_name(source, chosen)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
@@ -96,7 +97,7 @@ def convert(
             model = _build(reading.model)
     except KeyError as error:
         raise UserError(f"{source.path}: no {chosen.name}: it has no tensor {error.args[0]}") from None
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, IndexError, TypeError) as error:  # the last two of too few dimensions
         raise UserError(f"{source.path}, as {chosen.name}: {error}") from None
     encoder = reading.model.get("encoder", reading.model)
     if system_of(encoder).normalizes_input and not {"mean", "std"}.isdisjoint(front_end):
@@ -107,7 +108,6 @@ def convert(
             f"{options.target_length} cannot be"
         )
     missing, surplus = _load(model, reading)
-    official = {chosen.rename(name): name for name in source.state}
     surplus = [official.get(name, name) for name in surplus]
     unexpected = [name for name in missing if not name.startswith(reading.fresh)]
     if (unexpected or surplus) and not partial:
@@ -132,7 +132,7 @@ def convert(
         without_effect=reading.without_effect,
         surplus=surplus,
         missing=unexpected,
-        notes=reading.notes,
+        notes=(*reading.notes, *_idle_options(chosen, options)),
     )
 
 
@@ -150,6 +150,30 @@ def recognise(source: PublishedFile) -> Kind:
         f"{source.path}: its tensors ({shown}, ...) are those of no kind that is known; there are: {', '.join(KINDS)} "
         "(--kind)"
     )
+
+
+def _by_own_name(source: PublishedFile, kind: Kind) -> dict[str, str]:
+    """Official names by this package's.
+
+    Raises:
+        UserError: two tensors have one name here, so one of them would be lost.
+    """
+    official: dict[str, str] = {}
+    for name in source.state:
+        other = official.setdefault(kind.rename(name), name)
+        if other != name:
+            raise UserError(f"{source.path}, as {kind.name}: {other} and {name} are the same weight; which one counts?")
+    return official
+
+
+def _idle_options(kind: Kind, options: Options) -> list[str]:
+    names = [field.name for field in fields(options) if getattr(options, field.name) is not None]
+    flags = {"classes": "--labels"}
+    return [
+        f"{flags.get(name, '--' + name.replace('_', '-'))} means nothing to {kind.name}"
+        for name in names
+        if name not in kind.takes
+    ]
 
 
 def _build(settings: Mapping[str, Any]) -> Model:

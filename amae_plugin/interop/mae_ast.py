@@ -23,6 +23,7 @@ class MAEASTPretrained(Kind):
 
     name = "mae_ast"
     title = "MAE-AST, pretrained"
+    takes = (*Kind.takes, "decoder_num_heads", "patch_size")
 
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
         """See :meth:`Kind.recognises`."""
@@ -34,12 +35,12 @@ class MAEASTPretrained(Kind):
         _check_function(settings)
         model = settings.get("model", {})
         patch_size = options.patch_size or _patch_size(file.state, model)
-        heads = options.num_heads or model.get("encoder_attention_heads")
+        heads = options.num_heads or _whole(model, "encoder_attention_heads")
         config = {
             **interop.sizes(file.state, patch_size, heads, options.decoder_num_heads),
             **_config(settings),
             "num_mel_bins": options.num_mel_bins
-            or settings.get("task", {}).get("feature_dim")
+            or _whole(settings.get("task", {}), "feature_dim")
             or MAEASTConfig.num_mel_bins,
         }
         unused = {name: "no output depends on it" for name in file.state if re.search(interop.UNUSED, name)}
@@ -60,13 +61,19 @@ class MAEASTPretrained(Kind):
 
 
 def _patch_size(state: Mapping[str, Tensor], model: Mapping[str, Any]) -> Size2d:
-    if model.get("ast_kernel_size_time") and model.get("ast_kernel_size_chan"):
-        return int(model["ast_kernel_size_time"]), int(model["ast_kernel_size_chan"])
+    frames, bands = _whole(model, "ast_kernel_size_time"), _whole(model, "ast_kernel_size_chan")
+    if frames and bands:
+        return frames, bands
     values = state["post_extract_proj.weight"].shape[1]
     raise ValueError(
         f"a token has {values} values, and without its cfg the file does not tell their shape: give --patch-size 16 16 "
         "for patches, --patch-size 2 128 for frames"
     )
+
+
+def _whole(settings: Mapping[str, Any], name: str) -> int | None:
+    value = settings.get(name)
+    return value if isinstance(value, int) else None
 
 
 def _check_function(settings: Settings) -> None:

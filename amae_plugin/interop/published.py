@@ -98,10 +98,12 @@ class Kind(ABC):
     Attributes:
         name: for ``--kind``.
         title: in words.
+        takes: fields of :class:`Options` that can matter to it.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    takes: ClassVar[tuple[str, ...]] = ("num_heads", "num_mel_bins", "target_length")
 
     @abstractmethod
     def recognises(self, state: Mapping[str, Tensor]) -> bool:

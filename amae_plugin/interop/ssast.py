@@ -26,6 +26,7 @@ class SSASTPretrained(_SSASTNames):
 
     name = "ssast"
     title = "SSAST, pretrained"
+    takes = ("num_heads", "target_length")
 
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
         """See :meth:`Kind.recognises`."""
@@ -47,6 +48,7 @@ class ASTFineTuned(_SSASTNames):
 
     name = "ast"
     title = "AST, or SSAST fine-tuned"
+    takes = (*Kind.takes, "patch_stride", "pooling", "classes")
 
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
         """See :meth:`Kind.recognises`."""

@@ -64,7 +64,8 @@ class Timm(Format):
     def __init__(self, checkpoint: Checkpoint, model: Model):
         super().__init__(checkpoint, model)
         pooling = model.config.pooling if isinstance(model, Classifier) else None
-        vit = _AS_TIMM[type(model.encoder)](model.encoder, self.input_size, pooling)
+        as_timm = _AS_TIMM.get(type(model.encoder), _unknown)
+        vit = as_timm(model.encoder, self.input_size, pooling)
         self.vit = _with_head(vit, model) if isinstance(model, Classifier) else vit
 
     def write(self, folder: Path) -> None:
@@ -169,6 +170,10 @@ def _ssast(encoder: Encoder, input_size: Size2d, pooling: str | None) -> _Vit:
         arguments["reg_tokens"] = 1
         state["reg_token"] = state.pop("dist_token")
     return _Vit(architecture, arguments, state, bands_first=True, stride=stride if overlap else None)
+
+
+def _unknown(encoder: Encoder, input_size: Size2d, pooling: str | None) -> _Vit:
+    raise UserError(f"what timm calls the weights of {type(encoder).__name__} is not known; export it as ONNX")
 
 
 def _mae_ast(encoder: Encoder, input_size: Size2d, pooling: str | None) -> _Vit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,12 @@ def test_models_that_cannot_reconstruct(write_checkpoint: Callable[..., Path], t
     blind = Checkpoint.read(write_checkpoint(tmp_path / "blind.pt", None, encoder=settings))
     with pytest.raises(UserError, match=r"blind\.pt: the model was trained without reconstruction"):
         Reconstructor(blind)
+    whole = Checkpoint.read(write_checkpoint(tmp_path / "encoder.pt", None))
+    lacking = {"conversion": {"initialised": [name for name in whole.state if name.startswith("decoder.")]}}
+    with pytest.raises(
+        UserError, match=r"encoder\.pt: would draw noise, .* lacks decoder\.mask_token and \d+ more tensors"
+    ):
+        Reconstructor(replace(whole, extra_state=lacking))
 
 
 def test_a_model_that_diverged(audio_mae: Checkpoint) -> None:

@@ -440,6 +440,46 @@ def test_a_part_of_an_attention_cannot_be_initialised(golden: Callable) -> None:
         convert(file, Path("y"), Options(), partial=True)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    archive=st.sampled_from(["audio_mae_classifier", "audio_mae_global", "mae_ast_patch", "ssast_frame"]),
+    index=st.integers(0, 500),
+    shape=st.lists(st.integers(0, 6), max_size=4),
+)
+def test_a_tensor_of_another_shape_is_an_error_in_words(
+    golden: Callable, archive: str, index: int, shape: list[int]
+) -> None:
+    state = golden(archive).state
+    name = list(state)[index % len(state)]
+    changed = {**state, name: torch.zeros(shape)}
+    options = Options(num_heads=4, patch_size=(16, 16))
+    try:
+        convert(PublishedFile(Path("x.pth"), changed), Path("y"), options)
+    except UserError as error:
+        assert str(error).startswith("x.pth")
+    else:
+        assert list(state[name].shape) == shape or name.startswith(("layer_norm.", "encoder_mask_emb"))
+
+
+def test_two_names_of_one_weight_are_an_error(golden: Callable) -> None:
+    state = {**golden("audio_mae_classifier").state, "encoder.cls_token": torch.zeros(1, 1, 48)}
+    with pytest.raises(UserError, match=r"cls_token and encoder\.cls_token are the same weight"):
+        convert(PublishedFile(Path("x.pth"), state), Path("y"), Options(num_heads=4))
+
+
+def test_options_that_mean_nothing_are_said_and_wrong_ones_refused(golden: Callable) -> None:
+    file = PublishedFile(Path("x.pth"), golden("audio_mae_classifier").state)
+    conversion = convert(file, Path("y"), Options(num_heads=4, decoder_num_heads=4, patch_size=(16, 16)))
+    assert conversion.notes == (
+        "--decoder-num-heads means nothing to audio_mae_finetuned",
+        "--patch-size means nothing to audio_mae_finetuned",
+    )
+    file = PublishedFile(Path("x.pth"), golden("audio_mae_shifted").state)
+    assert convert(file, Path("y"), Options(num_heads=4, decoder_num_heads=16)).notes == ()
+    with pytest.raises(UserError, match="the weights of its decoder have 16 heads, not 4"):
+        convert(file, Path("y"), Options(num_heads=4, decoder_num_heads=4))
+
+
 @pytest.mark.parametrize("width", [48, 512])
 def test_heads_are_64_wide_unless_said(width: int) -> None:
     model = AudioMAE(

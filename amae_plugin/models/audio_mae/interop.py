@@ -125,13 +125,16 @@ def decoder_sizes(state_dict: Mapping[str, Tensor], num_heads: int | None = None
 
     Raises:
         KeyError: a tensor that tells a size is missing.
-        ValueError: the heads are not to be told.
+        ValueError: the heads are not to be told, or are others than the weights tell.
     """
     width = state_dict["decoder_embed.weight"].shape[0]
     depth = official.count_blocks(state_dict, "decoder_blocks.")
     local_blocks = sum(f"decoder_blocks.{i}.attn.tau" in state_dict for i in range(depth))
     if local_blocks:
-        num_heads = len(state_dict["decoder_blocks.0.attn.tau"])
+        heads = len(state_dict["decoder_blocks.0.attn.tau"])
+        if num_heads not in (None, heads):
+            raise ValueError(f"the weights of its decoder have {heads} heads, not {num_heads}")
+        num_heads = heads
     elif num_heads is None and width == _DECODER_WIDTH:
         num_heads = _DECODER_HEADS
     return {

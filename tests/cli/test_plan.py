@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from amae_plugin.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "slurm" / "planning.md"
+RECIPE = """
+task: {_name: amae_pretraining, data: "???", target_length: 64, num_mel_bins: 32, clips_per_update: 24}
+dataset: {batch_size: 8}
+optimization: {max_epoch: 3, max_update: "${amae.updates:${task.data},train,24,3}"}
+model:
+  _name: amae_audio_mae
+  patch_size: [8, 8]
+  embed_dim: 24
+  depth: 1
+  num_heads: 3
+  decoder: global
+  decoder_embed_dim: 16
+  decoder_depth: 1
+  decoder_num_heads: 2
+  mask_ratio: 0.75
+  bf16: true
+"""
+FRAMES = """
+task: {_name: amae_pretraining, target_length: 256, num_mel_bins: 32, batch_length: shortest, length_multiple: 16,
+  frames_per_update: 960}
+dataset: {max_tokens: 960}
+optimization: {max_update: 1000}
+model: {_name: amae_mae_ast, patch_size: [8, 8], embed_dim: 24, depth: 1, num_heads: 3, decoder_embed_dim: 24,
+  decoder_depth: 1, decoder_num_heads: 3, bf16: false}
+"""
+
+
+@pytest.fixture(scope="module")
+def config_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("config")
+    (folder / "small.yaml").write_text(RECIPE)
+    (folder / "frames.yaml").write_text(FRAMES)
+    (folder / "endless.yaml").write_text(RECIPE.replace("max_epoch: 3", "max_epoch: 0"))
+    (folder / "epochs.yaml").write_text(re.sub(", max_update.*}", "}", RECIPE))
+    (folder / "classifier.yaml").write_text(RECIPE.replace("amae_audio_mae", "amae_classifier"))
+    return folder
+
+
+def plan(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, str]:
+    """The last estimate: what each line says, spaces aside, by the line's name."""
+    assert main(["plan", *map(str, arguments)]) == 0
+    found = re.findall(r"^  (\S.*?)  +(\S.*)$", capsys.readouterr().out, flags=re.MULTILINE)
+    return {name: re.sub("  +", " | ", rest) for name, rest in found}
+
+
+def test_the_estimate_of_a_recipe(config_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = plan(
+        capsys,
+        *("--recipe", "small", "--config-dir", config_dir, "--nodes", 2, "--gpus-per-node", 2, "--gpu", "a100-sxm"),
+        *("--clips", 1000, "--train-rate", 500, "--decode-rate", 50, "--clip-bytes", 3000, "--network", 80),
+    )
+    # By hand, as tests/cli/test_benchmark.py does: 24 and 16 wide, 9 visible and 33 tokens with CLS, 64 values.
+    forward = 2 * 9 * 12 * 24**2 + 4 * 9 * 9 * 24 + 2 * 9 * 24 * 16 + 2 * 33 * 12 * 16**2 + 4 * 33 * 33 * 16
+    flops = 3 * (forward + 2 * 32 * 16 * 64) + 2 * (2 * 8 * 64 * 24)
+    assert lines["step"].startswith(f"{flops / 1e9:.4g} GFLOP/clip | ")
+    assert lines["updates"].startswith("126 | 3 epochs")  # 3 x 42, the last of which is not full
+    assert (
+        lines["share of a GPU"]
+        == "6 clips | 24 / 4; needs dataset.batch_size=6, since the recipe's 8 does not divide that"
+    )
+    assert lines["speed of all"].startswith("2,000 clips/s")
+    assert lines["computation"].startswith("12 ms")
+    gradients = 4 * 1e6 * float(lines["parameters"].split()[0])
+    assert float(lines["NVLink"].split()[0]) == pytest.approx(1e3 * 1.5 * gradients / 300e9, rel=1e-3)
+    assert float(lines["network"].split()[0]) == pytest.approx(1e3 * 1.5 * gradients / 10e9, rel=1e-3)
+    assert lines["decoding"].startswith("10 cores/GPU")
+    assert lines["reading"].startswith("6 MB/s")
+    assert "precision" not in lines
+
+
+def test_an_assumed_utilisation_says_so_and_a_given_one_too(
+    config_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = ("--recipe", config_dir / "small.yaml")
+    assert "40.0% (assumed) of the maker's 989 TFLOP/s" in plan(capsys, *recipe)["speed of a GPU"]
+    given = plan(capsys, *recipe, "--utilisation", 0.25, "--gpu", "b200")["speed of a GPU"]
+    assert "25.0% (--utilisation) of the maker's 2,250 TFLOP/s" in given
+
+
+def test_batches_of_frames_are_counted_in_clips_of_whole_patches(
+    config_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = ("--recipe", "frames", "--config-dir", config_dir, "--gpus-per-node", 1, "--clips", 8000)
+    lines = plan(capsys, *recipe, "--clip-seconds", 1)
+    # A second is 98 frames, 96 in whole patches: ten clips an update.
+    assert lines["update"] == "10 clips | task.frames_per_update=960 / 96 frames a clip"
+    assert lines["updates"] == "1,000 | optimization.max_update, 1.25 epochs of 8,000 clips"
+    assert lines["precision"].startswith("bfloat16")
+    assert "exchange" not in lines
+    assert plan(capsys, *recipe, "--clip-seconds", 60)["update"].endswith(" / 256 frames a clip")
+
+
+def test_a_recipe_that_names_epochs_alone(config_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = ("--recipe", "epochs", "--config-dir", config_dir, "--clips", 240)
+    lines = plan(capsys, *recipe, "--nodes", 3, "--gpus-per-node", 1, "--train-rate", 1, "--network", 1e6)
+    assert lines["updates"].startswith("30 | 3 epochs")
+    assert lines["training"].startswith("4 min | ")  # 30 updates of 8 clips on each GPU, a second a clip
+    # fairseq stops at whichever comes first.
+    assert plan(capsys, *recipe, "--set", "+optimization.max_update=20")["updates"].startswith("20 | ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "none"], "there are: classifier, endless, epochs, frames, small"),
+        (["--recipe", "classifier"], "amae_classifier is no pretraining system"),
+        (["--recipe", "endless"], "neither optimization.max_epoch nor optimization.max_update is a number"),
+        (["--recipe", "small", "--gpus-per-node", "5"], "task.clips_per_update=24 is not a multiple of 5 GPUs"),
+        (["--recipe", "small", "--set", "dataset.batch_size=null"], "dataset.batch_size must be a whole number"),
+        (["--recipe", "frames", "--set", "~task.length_multiple"], "task.length_multiple must be a whole number"),
+        (["--recipe", "small", "--set", "model.mask_ratio=2"], "small: model: a mask ratio"),
+        (["--recipe", "small", "--utilisation", "1.5"], "--utilisation 1.5: a share of the GPU's peak is at most 1"),
+    ],
+)
+def test_what_cannot_be_planned_is_a_message(
+    config_dir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["plan", "--config-dir", str(config_dir), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_page_shows_what_its_command_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    [(command, shown)] = re.findall(r"```bash\namae (plan .*)\n```\n\n```text\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert main(command.split()) == 0
+    assert capsys.readouterr().out == shown
