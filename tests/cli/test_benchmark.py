@@ -127,22 +127,6 @@ def test_flops_of_the_textbook_model(config_dir):
     assert count_flops(spec(settings, 2)) == 2 * (3 * with_input_gradient + 2 * (2 * visible * values * 24))
 
 
-def test_flops_of_mae_ast_count_the_blocks_that_layerdrop_may_skip(config_dir):
-    settings = {
-        **model_settings("tiny_recipe", config_dir),
-        **{"_name": "amae_mae_ast", "depth": 3, "layerdrop": 0.9, "decoder_depth": 2},
-    }
-    visible, tokens, values = 8, 32, 64
-    with_input_gradient = (
-        3 * block_flops(visible, 24, visible)
-        + 2 * visible * 24 * 16
-        + 2 * block_flops(tokens, 16, tokens)
-        + 2 * (2 * tokens * 16 * values)
-    )
-    once = 2 * visible * values * 24 + 2 * tokens * tokens * values  # embedding, and InfoNCE: one side has gradients
-    assert count_flops(spec(settings, 3)) == 3 * (3 * with_input_gradient + 2 * once)
-
-
 def test_flops_of_ssast_whose_encoder_sees_mask_tokens(config_dir):
     settings = {**model_settings("tiny_recipe", config_dir), "_name": "amae_ssast", "masking": "cluster"}
     tokens, values = 32, 64
