@@ -165,18 +165,20 @@ def test_clip_that_cannot_be_decoded_stops_training_or_is_counted(corpus: Path, 
 
 def test_padding_can_be_left_out_of_the_loss(corpus: Path, tmp_path: Path) -> None:
     overrides = [f"task.data={corpus}", "optimization.max_update=4", "task.augmentations=[]"]
-    scored = train(tmp_path / "scored", *overrides, "task.score_padding=true")
-    left_out = train(tmp_path / "left_out", *overrides, "task.score_padding=false")
+    runs = [[*overrides, f"task.score_padding={choice}"] for choice in ("true", "false")]
+    scored, left_out = train_in_turn(tmp_path, runs, "pretrain_audio_mae_tiny")
     assert scored.returncode == left_out.returncode == 0, scored.output + left_out.output
     assert scored.losses() != left_out.losses()
 
 
-@pytest.mark.parametrize("override", ["model.bf16=true", "model.decoder=global", "model.masking=time_frequency"])
-def test_choices_of_the_recipe_train(corpus: Path, tmp_path: Path, override: str) -> None:
-    run = train(tmp_path, f"task.data={corpus}", "optimization.max_update=20", override)
-    assert run.returncode == 0, run.output
-    losses = [float(loss) for loss in run.losses().values()]
-    assert sum(losses[-5:]) < sum(losses[:5])
+def test_choices_of_the_recipe_train(corpus: Path, tmp_path: Path) -> None:
+    choices = ["model.bf16=true", "model.decoder=global", "model.masking=time_frequency"]
+    common = [f"task.data={corpus}", "optimization.max_update=20"]
+    for run in train_in_turn(tmp_path, [[*common, choice] for choice in choices], "pretrain_audio_mae_tiny"):
+        assert run.returncode == 0, run.output
+        losses = [float(loss) for loss in run.losses().values()]
+        assert len(losses) == 20
+        assert sum(losses[-5:]) < sum(losses[:5])
 
 
 WRONG_SETTINGS = [
