@@ -122,9 +122,10 @@ class _Watched:
             start = time.perf_counter()
             try:
                 batch = next(batches)
-            except RuntimeError:
+            except (RuntimeError, EOFError, OSError):
                 # SLURM sends the SIGTERM before a preemption to all processes of a job, and the workers end at it,
-                # though this process has an update to finish: others start where they stopped.
+                # some of them while they hand over a batch, though this process has an update to finish: others start
+                # where they stopped.
                 if restarted or signals.received() is None:
                     raise
                 restarted, batches = True, rest(batches.n)

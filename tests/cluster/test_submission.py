@@ -25,7 +25,8 @@ def test_snapshot_holds_the_package_and_the_recipes_as_they_were(tmp_path: Path)
     assert (second.config / "recipe.yaml").read_text() == "changed since"
     package = Path(amae_plugin.__file__).parent
     copied = first.code / "amae_plugin"
-    sources = sorted(path.relative_to(package) for path in package.rglob("*.py"))
+    files = (path for path in package.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+    sources = sorted(path.relative_to(package) for path in files)
     assert sorted(path.relative_to(copied) for path in copied.rglob("*") if path.is_file()) == sources
     assert all((copied / path).read_bytes() == (package / path).read_bytes() for path in sources)
 
