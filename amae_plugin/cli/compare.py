@@ -10,8 +10,8 @@ from amae_plugin.runs.comparison import CONTESTANTS, Comparison, compare, markdo
 
 _DESCRIPTION = """
 Pretrains every system with its small recipe for the same wall-clock time on one manifest, fine-tunes each on one
-labelled manifest, and writes comparison.json, comparison.md and comparison.png. How many updates fit the time is found
-by a short trial of each. Run again, it goes on where it was.
+labelled manifest, and writes comparison.json, comparison.md and comparison.png. The learning rate of pretraining
+follows the clock, so that each system makes as many updates as fit. Run again, it goes on where it was.
 """
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -20,8 +19,10 @@ from amae_plugin.runs.training import Training, complete, read_losses, write_jso
 from amae_plugin.visual import plot_comparison
 
 FINE_TUNING = "finetune_audio_mae_tiny"
-_TRIAL_UPDATES, _TRIAL_WARM_UP = 80, 20
-_LOGGED = re.compile(r"^\[([-0-9]+ [:0-9]+,[0-9]+)\]\[train_inner\]\[INFO\].*\"num_updates\": \"(\d+)\"")
+_MAX_UPDATE = 10_000_000
+"""More than fit any time."""
+_WARM_UP = 0.05
+"""Share of the time of pretraining in which the learning rate rises."""
 _DONE = re.compile(r"done training in ([0-9.]+) seconds")
 
 
@@ -172,8 +173,9 @@ def _result(comparison: Comparison, name: str) -> Result:
     if contestant.recipe is not None:
         pretraining = _pretraining(comparison, name, contestant.recipe, folder)
         complete([pretraining])
-        updates, seconds = pretraining.updates, _seconds(pretraining.log)
-        loss = read_losses(pretraining.log)["validation"][-1][1]
+        done, loss = read_losses(pretraining.log)["validation"][-1]
+        updates = int(done)
+        seconds = _seconds(pretraining.log)
         clips = updates * _setting(comparison, contestant.recipe, "task.clips_per_update", comparison.overrides)
     accuracy, times = {}, {}
     for fraction in comparison.fractions:
@@ -198,40 +200,20 @@ def _result(comparison: Comparison, name: str) -> Result:
 
 
 def _pretraining(comparison: Comparison, name: str, recipe: str, folder: Path) -> Training:
-    """The pretraining of as many updates as fit the time, found by a short trial."""
-    arguments = _arguments(comparison, recipe, comparison.pretraining, comparison.overrides)
-    trial = Training(
-        f"{name}: speed",
-        [
-            *arguments,
-            f"hydra.run.dir={folder / 'trial'}",
-            f"optimization.max_update={_TRIAL_UPDATES}",
-            f"common.log_interval={_TRIAL_WARM_UP}",
-            "lr_scheduler.warmup_updates=10",
-            "task.picture_interval=0",
-            "checkpoint.no_save=true",
-            "dataset.disable_validation=true",
-        ],
-        _TRIAL_UPDATES,
-        folder / "trial",
-    )
-    complete([trial])
-    updates = max(20, round(comparison.minutes * 60 / _seconds_per_update(trial.log)))
-    return Training(
-        f"{name}: pretraining",
-        [
-            *arguments,
-            f"hydra.run.dir={folder / 'pretraining'}",
-            f"optimization.max_update={updates}",
-            f"lr_scheduler.warmup_updates={min(100, updates // 10)}",
-            # Time is for training; the end is validated all the same.
-            "task.picture_interval=0",
-            "checkpoint.save_interval_updates=0",
-            "dataset.validate_interval_updates=0",
-        ],
-        updates,
-        folder / "pretraining",
-    )
+    """The pretraining of as many updates as fit the time."""
+    arguments = [
+        *_arguments(comparison, recipe, comparison.pretraining, comparison.overrides),
+        f"hydra.run.dir={folder / 'pretraining'}",
+        "lr_scheduler._name=amae_cosine_by_time",
+        f"optimization.stop_time_hours={comparison.minutes / 60}",
+        f"optimization.max_update={_MAX_UPDATE}",
+        f"lr_scheduler.warmup_updates={round(_WARM_UP * _MAX_UPDATE)}",
+        # Time is for training; the end is validated all the same.
+        "task.picture_interval=0",
+        "checkpoint.save_interval_updates=0",
+        "dataset.validate_interval_updates=0",
+    ]
+    return Training(f"{name}: pretraining", arguments, round(comparison.minutes * 60), folder / "pretraining", "s")
 
 
 def _fine_tuning(
@@ -283,13 +265,6 @@ def _chance(comparison: Comparison) -> float:
     """Accuracy of always naming the most frequent class of the training clips."""
     labels = (comparison.fine_tuning / "train.lbl").read_text().splitlines()
     return max(labels.count(label) for label in set(labels)) / len(Manifest.read(comparison.fine_tuning / "train.tsv"))
-
-
-def _seconds_per_update(log: Path) -> float:
-    """Of the last run in a log, after its warm-up."""
-    matches = [match for match in map(_LOGGED.search, log.read_text().splitlines()) if match]
-    times = {int(match[2]): datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S,%f") for match in matches}
-    return (times[max(times)] - times[_TRIAL_WARM_UP]).total_seconds() / (max(times) - _TRIAL_WARM_UP)
 
 
 def _seconds(log: Path) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -21,6 +21,8 @@ COMMAND = "fairseq-hydra-train"
 _LOG_LINE = re.compile(r"\[(train_inner|valid)\]\[INFO\] - (\{.*\})$")
 _LINES_ON_FAILURE = 30
 _SETTINGS = "settings.json"
+_PROGRESS = {"update": "num_updates", "s": "wall"}
+"""What fairseq logs of a run's progress, by unit."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,16 @@ class Training:
     Attributes:
         description: of the progress bar.
         arguments: of the command; the run must log in JSON, as this package's recipes do.
-        updates: at which the run ends.
+        end: of the run, in updates or, with ``unit``, in seconds.
         folder: of the run; ``output.log`` in it gets everything that the command prints.
+        unit: of ``end``.
     """
 
     description: str
     arguments: Sequence[str]
-    updates: int
+    end: int
     folder: Path
+    unit: Literal["update", "s"] = "update"
 
     @property
     def log(self) -> Path:
@@ -101,7 +105,7 @@ def _run(training: Training, threads: int, position: int) -> None:
     with (
         # Line by line: whatever ends this, the log is whole.
         training.log.open("a", encoding="utf-8", buffering=1) as file,
-        tqdm(total=training.updates, desc=training.description, unit="update", position=position) as progress,
+        tqdm(total=training.end, desc=training.description, unit=training.unit, position=position) as progress,
         subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
         ) as process,
@@ -113,13 +117,13 @@ def _run(training: Training, threads: int, position: int) -> None:
                 lines = [*lines[1 - _LINES_ON_FAILURE :], line]
                 for kind, figures in _logged([line]):
                     if kind == "train_inner":
-                        done = int(figures["num_updates"])
+                        done = int(figures[_PROGRESS[training.unit]])
                         if not progress.n:
                             progress.initial = progress.n = done  # what a resumed run did before takes no time now
                         progress.update(done - progress.n)
                         progress.set_postfix_str(f"loss {float(figures['loss']):.3f}")
             if process.wait() == 0:
-                progress.update(training.updates - progress.n)  # the last few may be fewer than are logged at a time
+                progress.update(training.end - progress.n)  # the last few may be fewer than are logged at a time
         except BaseException:
             process.terminate()  # leaving the block waits for it
             raise

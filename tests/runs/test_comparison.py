@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> 
         "--out",
         str(tmp_path),
         "--minutes",
-        "0.03",
+        "0.2",
     ]
     command += ["--updates", "20", "--fractions", "1", "--systems", "MAE-AST", "AST", "--set", *SMALLER]
     command += ["--set-fine-tuning", "dataset.batch_size=4", "task.clips_per_update=4"]
@@ -50,8 +51,12 @@ def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> 
     assert done.returncode == 0, done.stdout + done.stderr
     pretrained, scratch = json.loads((tmp_path / "comparison.json").read_text())["systems"]
     assert (pretrained["system"], scratch["system"]) == ("MAE-AST", "AST")
-    # As many updates as the trial promised to fit the time.
-    assert pretrained["pretraining_updates"] >= 20
+    # As many updates as fit the time, and the learning rate came to its end with it.
+    log = (tmp_path / "mae-ast" / "pretraining" / "output.log").read_text()
+    at_the_end = {name: float(value) for name, value in re.findall(r'"train_(lr|wall|num_updates)": "([^"]+)"', log)}
+    assert at_the_end["num_updates"] == pretrained["pretraining_updates"] > 1
+    assert 12 <= at_the_end["wall"] < 40
+    assert at_the_end["lr"] < 5e-5, "a tenth of the recipe's"
     assert pretrained["pretraining_clips"] == 4 * pretrained["pretraining_updates"]
     rate = pretrained["pretraining_clips"] / pretrained["pretraining_seconds"]
     assert pretrained["pretraining_clips_per_second"] == pytest.approx(rate)

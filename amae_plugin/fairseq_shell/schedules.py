@@ -1,0 +1,71 @@
+"""A learning rate that follows the clock."""
+
+# No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
+import time
+from dataclasses import dataclass
+from typing import Any, Dict
+
+import torch.distributed as dist
+from fairseq.logging import metrics
+from fairseq.optim import FairseqOptimizer
+from fairseq.optim.lr_scheduler import register_lr_scheduler
+from fairseq.optim.lr_scheduler.cosine_lr_scheduler import CosineLRSchedule, CosineLRScheduleConfig
+from omegaconf import II
+
+from amae_plugin.errors import UserError
+
+
+@dataclass
+class CosineByTimeConfig(CosineLRScheduleConfig):
+    """Settings of :class:`CosineByTime`: those of fairseq's ``cosine``, and the time."""
+
+    stop_time_hours: float = II("optimization.stop_time_hours")
+
+
+@register_lr_scheduler("amae_cosine_by_time", dataclass=CosineByTimeConfig)
+class CosineByTime(CosineLRSchedule):
+    """fairseq's cosine schedule for a run that ends with ``optimization.stop_time_hours``, however fast the machine is.
+
+    The schedule's ``max_update`` updates are spread over the time: warm-up is the share ``warmup_updates / max_update``
+    of it. What ends the run is fairseq; so ``optimization.max_update`` must be more than fit the time. A run that goes
+    on counts the time before. Where there are several processes, the first one's clock counts.
+
+    Raises:
+        UserError: there is no time limit, or ``max_update`` is not above ``warmup_updates``.
+    """
+
+    def __init__(self, cfg: CosineByTimeConfig, optimizer: FairseqOptimizer):
+        if cfg.stop_time_hours <= 0:
+            raise UserError("lr_scheduler amae_cosine_by_time: optimization.stop_time_hours must be above 0")
+        if cfg.max_update <= cfg.warmup_updates:
+            raise UserError(
+                f"lr_scheduler amae_cosine_by_time: optimization.max_update, {cfg.max_update}, must be above "
+                f"lr_scheduler.warmup_updates, {cfg.warmup_updates}"
+            )
+        super().__init__(cfg, optimizer)
+        self._before = 0.0
+        # fairseq makes it for the first update; its clock for the limit has run since the trainer was made.
+        of_trainer = metrics.get_meter("default", "wall")
+        self._start = time.monotonic() - (of_trainer.elapsed_time if of_trainer is not None else 0.0)
+
+    def step_update(self, num_updates: int) -> float:
+        """Set the learning rate of this moment; the number of updates has no part in it."""
+        seconds = [self._seconds()]
+        if dist.is_initialized():
+            dist.broadcast_object_list(seconds, src=0)
+        share = seconds[0] / (3600 * self.cfg.stop_time_hours)
+        # At max_update, fairseq would begin its next period.
+        return super().step_update(min(share * self.cfg.max_update, self.cfg.max_update - 1))
+
+    def state_dict(self) -> Dict[str, Any]:
+        """The time so far, in seconds, beside what fairseq keeps; only the first process is asked for it."""
+        return {**super().state_dict(), "seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        """Go on from that time; a checkpoint of another schedule has none, and the time begins."""
+        super().load_state_dict(state_dict)
+        self._before = state_dict.get("seconds", 0.0)
+        self._start = time.monotonic()
+
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._start

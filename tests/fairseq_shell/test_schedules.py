@@ -1,0 +1,98 @@
+"""The learning rate that follows the clock."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import pytest
+import torch
+from fairseq.logging import metrics
+from omegaconf import OmegaConf
+from torch import nn
+
+from amae_plugin.errors import UserError
+from amae_plugin.fairseq_shell.optim import AmaeAdamW
+from amae_plugin.fairseq_shell.schedules import CosineByTime, CosineByTimeConfig
+
+HOUR = 3600.0
+
+
+def schedule(**settings: Any) -> CosineByTime:
+    chosen = {"lr": [0.01], "stop_time_hours": 1.0, "max_update": 1000, "warmup_updates": 100, "warmup_init_lr": 0.0}
+    cfg = OmegaConf.create({**OmegaConf.to_container(OmegaConf.structured(CosineByTimeConfig)), **chosen, **settings})
+    optimizer = OmegaConf.create({"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "lr": [0.01]})
+    return CosineByTime(cfg, AmaeAdamW(optimizer, [nn.Parameter(torch.zeros(1))]))
+
+
+@pytest.fixture(autouse=True)
+def no_trainer() -> None:
+    metrics.reset()
+
+
+def learning_rate(after: float, **settings: Any) -> float:
+    """After so many seconds."""
+    made = schedule(**settings)
+    made.load_state_dict({"best": None, "seconds": after})
+    lr = made.step_update(7)
+    assert made.optimizer.get_lr() == lr
+    return lr
+
+
+@pytest.mark.parametrize(
+    ("after", "lr"),
+    [
+        (0.0, 0.0),
+        (0.05 * HOUR, 0.005),
+        (0.1 * HOUR, 0.01),
+        (0.325 * HOUR, 0.005 * (1 + math.cos(math.pi / 4))),
+        (0.55 * HOUR, 0.005),
+        (HOUR, 0.0),
+        (2 * HOUR, 0.0),
+    ],
+)
+def test_the_learning_rate_is_that_of_the_time(after: float, lr: float) -> None:
+    assert learning_rate(after) == pytest.approx(lr, abs=1e-6)
+
+
+def test_time_passes() -> None:
+    # One second in all, half of it warm-up.
+    made = schedule(stop_time_hours=1 / HOUR, warmup_updates=500)
+    first = made.step_update(0)
+    while made.step_update(0) == first:
+        pass
+    assert first < made.step_update(0) < 0.01
+
+
+def test_the_time_begins_with_the_trainer() -> None:
+    metrics.log_start_time("wall")
+    time.sleep(0.3)
+    assert schedule(stop_time_hours=0.5 / HOUR, warmup_updates=999).step_update(0) > 0.005
+
+
+def test_a_run_that_goes_on_counts_the_time_before() -> None:
+    before = schedule()
+    before.load_state_dict({"best": None, "seconds": 0.55 * HOUR})
+    after = schedule()
+    after.load_state_dict(before.state_dict())
+    assert after.step_update(0) == pytest.approx(0.005, abs=1e-6)
+
+
+def test_a_checkpoint_of_another_schedule_begins_the_time() -> None:
+    made = schedule()
+    made.load_state_dict({"best": 0.3})
+    assert made.step_update(1000) < 1e-4
+    assert made.best == 0.3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stop_time_hours": 0.0}, "stop_time_hours must be above 0"),
+        ({"max_update": 100}, "max_update, 100, must be above lr_scheduler.warmup_updates, 100"),
+    ],
+)
+def test_settings_that_make_no_schedule(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        schedule(**settings)
