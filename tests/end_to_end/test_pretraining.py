@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -140,6 +141,22 @@ def test_global_batch_does_not_depend_on_how_it_is_cut(corpus: Path, tmp_path: P
     expected = {update: float(loss) for update, loss in at_once.losses().items()}
     for run in (accumulated, on_two):
         assert {update: float(loss) for update, loss in run.losses().items()} == pytest.approx(expected, rel=1e-5)
+
+
+def test_two_ranks_share_one_clock(corpus: Path, tmp_path: Path) -> None:
+    seconds = 20
+    schedule = [
+        "lr_scheduler._name=amae_cosine_by_time",
+        f"optimization.stop_time_hours={seconds / 3600}",
+        "optimization.max_update=1000000",
+        "lr_scheduler.warmup_updates=100000",
+    ]
+    run = train_on_two_ranks(tmp_path, f"task.data={corpus}", *schedule, "dataset.batch_size=4")
+    assert run.returncode == 0, run.output
+    assert "Stopping training due to cumulative_training_time" in run.output
+    rates = [float(rate) for rate in re.findall(r'"lr": "([^"]+)"', run.output)]
+    assert max(rates) > 4e-4
+    assert rates[-1] < 1e-4
 
 
 def test_clip_that_cannot_be_decoded_stops_training_or_is_counted(corpus: Path, tmp_path: Path) -> None:
