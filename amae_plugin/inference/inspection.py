@@ -73,6 +73,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "save_dir": _setting(checkpoint, "checkpoint", "save_dir"),
         "clips_per_update": task.get("clips_per_update"),
         "max_update": _setting(checkpoint, "optimization", "max_update"),
+        "stop_time_hours": _setting(checkpoint, "optimization", "stop_time_hours"),
         "optimizer": _setting(checkpoint, "optimizer", "_name"),
         "lr": _plain(_setting(checkpoint, "optimization", "lr")),
         "loss": _setting(checkpoint, "criterion", "loss"),
@@ -127,9 +128,12 @@ def _grid(grid: list[int] | None, before: str) -> str:
 
 
 def _training(facts: Mapping[str, Any]) -> str:
-    updates, planned, lr = facts["updates"], facts["max_update"], facts["lr"]
+    updates, hours, lr = facts["updates"], facts["stop_time_hours"], facts["lr"]
+    planned = f" of {facts['max_update']:,}" if facts["max_update"] else ""
+    if hours:
+        planned += f" or as many as fit {hours:.3g} hours"
     parts = [
-        None if updates is None else f"{updates:,} updates" + (f" of {planned:,}" if planned else ""),
+        None if updates is None else f"{updates:,} updates{planned}",
         None if facts["epoch"] is None else f"epoch {facts['epoch']:,}",
         None if facts["clips_per_update"] is None else f"{facts['clips_per_update']:,} clips an update",
         facts["optimizer"],

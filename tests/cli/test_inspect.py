@@ -77,6 +77,10 @@ def test_what_the_trainer_stored(tmp_path, capsys, write_checkpoint):
     assert lines["training"] == "1,234 updates of 2,000, epoch 3, 32 clips an update, amae_adamw, lr 0.001, bce"
     assert lines["measures"] == "accuracy 0.5000, best accuracy 0.7500, training loss 1.5000"
     assert (lines["data"], lines["written to"]) == ("/data", "/runs/1")
+    content["cfg"]["optimization"]["stop_time_hours"] = 0.5
+    torch.save(content, path)
+    _, lines = inspect(path, capsys)
+    assert lines["training"].startswith("1,234 updates of 2,000 or as many as fit 0.5 hours, epoch 3")
 
 
 @pytest.mark.parametrize(
