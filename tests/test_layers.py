@@ -77,6 +77,7 @@ print(new)
             "arch:amae_ssast",
             "criterion:amae_classification",
             "criterion:amae_reconstruction",
+            "lr_scheduler:amae_cosine_by_time",
             "model:amae_audio_mae",
             "model:amae_classifier",
             "model:amae_mae_ast",
