@@ -1,3 +1,3 @@
-"""The thin layer between the method and fairseq: importing it registers tasks, models, criterions and schedules."""
+"""The thin layer between the method and fairseq: importing it registers all that a recipe can name."""
 
 from amae_plugin.fairseq_shell import classification, criterions, models, optim, pretraining, schedules  # noqa: F401
