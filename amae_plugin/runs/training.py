@@ -23,6 +23,8 @@ _LINES_ON_FAILURE = 30
 _SETTINGS = "settings.json"
 _PROGRESS = {"update": "num_updates", "s": "wall"}
 """What fairseq logs of a run's progress, by unit."""
+_BARS = {"update": None, "s": "{l_bar}{bar}| {n_fmt}/{total_fmt} s{postfix}"}
+"""Progress bars by unit: of time no rate, which would be seconds in a second."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,13 @@ def _run(training: Training, threads: int, position: int) -> None:
     with (
         # Line by line: whatever ends this, the log is whole.
         training.log.open("a", encoding="utf-8", buffering=1) as file,
-        tqdm(total=training.end, desc=training.description, unit=training.unit, position=position) as progress,
+        tqdm(
+            total=training.end,
+            desc=training.description,
+            unit=training.unit,
+            bar_format=_BARS[training.unit],
+            position=position,
+        ) as progress,
         subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
         ) as process,
