@@ -31,7 +31,7 @@ def load_model(path: str | os.PathLike[str], device: str = "auto", batch_size: i
 @wrapt.when_imported("fairseq")
 def _register_shell(fairseq: ModuleType) -> None:
     try:
-        import amae_plugin.fairseq_shell  # noqa: F401
+        import amae_plugin.fairseq_plugin  # noqa: F401
     except UserError as error:
         # The installation is broken. fairseq and Hydra would report an error of their own and hide this one.
         raise SystemExit(f"amae_plugin: {error}") from None

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from amae_plugin.errors import UserError
-from amae_plugin.interop.files import read_weights
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
 from amae_plugin.models.pretraining import PretrainingModel
-from amae_plugin.models.systems import SYSTEMS, input_settings, system_of
+from amae_plugin.models.registry import SYSTEMS, input_settings, system_of
+from amae_plugin.weight_files import read_weights
 
 CLASSIFIER = "amae_classifier"
 """The registered name of the classifier."""
@@ -135,7 +135,7 @@ class Checkpoint:
 
     @property
     def input_settings(self) -> dict[str, Any]:
-        """What :func:`amae_plugin.models.systems.input_settings` gives, and ``target_length``, the frames of the input.
+        """The settings of :func:`.registry.input_settings`, and ``target_length``, the frames of the input.
 
         Raises:
             UserError: the task section lacks a setting that describes the input.

@@ -15,7 +15,7 @@ from torch import nn
 from amae_plugin.data.labels import write_labels, write_names
 from amae_plugin.data.manifest import write_manifest
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
-from amae_plugin.models.systems import SYSTEMS
+from amae_plugin.models.registry import SYSTEMS
 
 ENCODER = {
     "_name": "amae_audio_mae",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "amae_plugin"
-SHELL = {"fairseq_shell"}
+SHELL = {"fairseq_plugin"}
 METHOD = sorted(
     ".".join(("amae_plugin", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
     for path in PACKAGE.rglob("*.py")

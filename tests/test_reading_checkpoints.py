@@ -13,7 +13,7 @@ import torch
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.errors import UserError
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
-from amae_plugin.models.systems import SYSTEMS
+from amae_plugin.models.registry import SYSTEMS
 
 ENCODER = {
     "_name": "amae_audio_mae",

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from amae_plugin.data.audio import AudioError, Crop, load_clip
 from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.data.features import fit_length, normalize
+from amae_plugin.data.log_mel import fit_length, normalize
 from amae_plugin.errors import UserError
 
 

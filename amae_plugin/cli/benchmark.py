@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from amae_plugin.benchmark.candidates import TEXTBOOK, TWO_PASS_SSAST, system_of
 from amae_plugin.benchmark.data_path import measure_loader, measure_stages
 from amae_plugin.benchmark.step import PRECISIONS, StepSpec, alone, count_flops, measure_step
-from amae_plugin.benchmark.systems import TEXTBOOK, TWO_PASS_SSAST, system_of
 from amae_plugin.cli.arguments import natural, positive
-from amae_plugin.cli.recipes import model_settings
 from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
+from amae_plugin.recipes import model_settings
 
 # Files of config/model, which a recipe takes for its own.
 _COMPARED = ("amae_audio_mae", "amae_mae_ast", "amae_ssast")

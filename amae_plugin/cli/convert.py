@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from amae_plugin.cli.arguments import positive
-from amae_plugin.data.features import WINDOWS
 from amae_plugin.data.labels import read_names
+from amae_plugin.data.log_mel import WINDOWS
 from amae_plugin.errors import UserError
-from amae_plugin.inference.inspection import describe, summary
+from amae_plugin.inspection import describe, summary
 from amae_plugin.interop.convert import KINDS, Conversion, convert
-from amae_plugin.interop.files import UnsafeFileError
-from amae_plugin.interop.published import Options, PublishedFile
 from amae_plugin.models.classifier.model import POOLINGS
+from amae_plugin.models.published import Options, PublishedFile
+from amae_plugin.weight_files import UnsafeFileError
 
 _DESCRIPTION = """
 Reads published weights and writes a checkpoint that fairseq loads, that recipes fine-tune (model.pretrained=OUT) and

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from amae_plugin.checkpoints import Checkpoint
-from amae_plugin.inference.inspection import describe, summary
+from amae_plugin.inspection import describe, summary
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -14,10 +14,10 @@ import torch
 from amae_plugin.benchmark.plan import GPUS, Cluster, Estimate, Workload, batch_that_fits, clips_per_second
 from amae_plugin.benchmark.step import StepSpec, count_flops
 from amae_plugin.cli.arguments import above_zero, positive
-from amae_plugin.cli.recipes import model_section, open_recipe
-from amae_plugin.data.features import LogMel
+from amae_plugin.data.log_mel import LogMel
 from amae_plugin.errors import UserError
-from amae_plugin.models.systems import system_of
+from amae_plugin.models.registry import system_of
+from amae_plugin.recipes import model_section, open_recipe
 
 _DESCRIPTION = """
 Estimates time, communication, processors, storage and memory of a pretraining recipe on GPUs that are not here; every

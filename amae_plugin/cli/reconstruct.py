@@ -17,7 +17,7 @@ from torch import Tensor
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.arguments import add_clips
 from amae_plugin.cli.files import writing
-from amae_plugin.data.features import LogMel
+from amae_plugin.data.log_mel import LogMel
 from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import ClipFiles
 from amae_plugin.inference.reconstruction import Reconstructor, make_audible
@@ -57,7 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _run(args: argparse.Namespace) -> int:
     # They import matplotlib, which takes a second and which other commands do without.
     from amae_plugin.visual.page import ClipView, render
-    from amae_plugin.visual.reconstruction import NORMALIZED_TARGETS
+    from amae_plugin.visual.spectrograms import NORMALIZED_TARGETS
 
     reconstructor = Reconstructor(
         Checkpoint.read(args.checkpoint),
@@ -117,7 +117,7 @@ def _make_room(out: Path, clips: ClipFiles) -> dict[Path, str]:
 
 
 def _write_clip(folder: Path, view: ClipView, features: LogMel, note: str | None) -> None:
-    from amae_plugin.visual.reconstruction import COLUMNS, plot_reconstructions
+    from amae_plugin.visual.spectrograms import COLUMNS, plot_reconstructions
 
     shown = view.reconstruction
     figure = plot_reconstructions(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amae_plugin.data.features import centred
+from amae_plugin.data.log_mel import centred
 
 Augmentation = Callable[[Tensor, np.random.Generator], Tensor]
 """Takes (samples,) or (frames, bins) float32 and the clip's generator, returns the same; never changes its input."""

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from amae_plugin.data.audio import AudioError, Crop, load_clip
 from amae_plugin.data.augment import Augmentations, mix
-from amae_plugin.data.features import LogMel, fit_length, normalize
 from amae_plugin.data.labels import Labels
+from amae_plugin.data.log_mel import LogMel, fit_length, normalize
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.data.sampling import Sampling
 from amae_plugin.data.seeding import clip_seed

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from amae_plugin.data._torchaudio import torchaudio
-from amae_plugin.data.features import FLOOR, PREEMPHASIS, LogMel
+from amae_plugin.data.log_mel import FLOOR, PREEMPHASIS, LogMel
 
 _SHARING_STEPS = 10  # after which the bands of speech fit to 0.05 dB on average
 _GRIFFIN_LIM_STEPS = 60

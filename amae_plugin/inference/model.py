@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from amae_plugin.checkpoints import NO_CLASSES, Checkpoint
-from amae_plugin.data.features import LogMel, fit_length, normalize
+from amae_plugin.data.log_mel import LogMel, fit_length, normalize
 from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import Audio, load_waveform
 from amae_plugin.inference.windows import Windows

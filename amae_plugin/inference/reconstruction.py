@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from amae_plugin.checkpoints import Checkpoint
-from amae_plugin.data.features import FLOOR, LogMel, fit_length, normalize
 from amae_plugin.data.inversion import invert
+from amae_plugin.data.log_mel import FLOOR, LogMel, fit_length, normalize
 from amae_plugin.data.seeding import clip_seed
 from amae_plugin.errors import UserError
-from amae_plugin.metrics.reconstruction import BandErrors, join_visible
+from amae_plugin.metrics.band_errors import BandErrors, join_visible
 from amae_plugin.models.pretraining import PretrainingModel
 from amae_plugin.modules.masking import Masking, build_masking
 from amae_plugin.modules.patching import unpatchify

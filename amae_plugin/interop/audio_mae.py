@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from amae_plugin.interop.published import Kind, Options, PublishedFile, Reading, channels
 from amae_plugin.models.audio_mae import AudioMAEConfig, interop
 from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
+from amae_plugin.models.published import Kind, Options, PublishedFile, Reading, channels
 
 _NAME = "amae_audio_mae"
 _DECODER = "decoder."  # how this package's names of its parameters begin

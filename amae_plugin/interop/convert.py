@@ -15,10 +15,10 @@ from amae_plugin.checkpoints import CLASSIFIER, Checkpoint, Model
 from amae_plugin.errors import UserError
 from amae_plugin.interop.audio_mae import AudioMAEFineTuned, AudioMAEPretrained, ImageMAE
 from amae_plugin.interop.mae_ast import MAEASTPretrained
-from amae_plugin.interop.published import Kind, Options, PublishedFile, Reading
 from amae_plugin.interop.ssast import ASTFineTuned, ImageNetViT, SSASTPretrained
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
-from amae_plugin.models.systems import SYSTEMS, input_settings, system_of
+from amae_plugin.models.published import Kind, Options, PublishedFile, Reading
+from amae_plugin.models.registry import SYSTEMS, input_settings, system_of
 
 # In the order in which they are asked whether they recognise a file.
 KINDS: dict[str, Kind] = {

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from amae_plugin.interop.published import Kind, Options, PublishedFile, Reading
 from amae_plugin.models.mae_ast import MAEASTConfig, interop
+from amae_plugin.models.published import Kind, Options, PublishedFile, Reading
 from amae_plugin.modules.patching import Size2d
 
 _TARGET_LENGTH = 1024  # of positions that are computed for any length

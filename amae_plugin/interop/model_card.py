@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from amae_plugin.checkpoints import Checkpoint, Model
-from amae_plugin.data.features import LogMel
 from amae_plugin.data.labels import LABELS_NAME
-from amae_plugin.inference.inspection import describe, summary
+from amae_plugin.data.log_mel import LogMel
+from amae_plugin.inspection import describe, summary
 from amae_plugin.models.encoder import Encoder
 
 FILE = "README.md"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from amae_plugin.interop.published import Kind, Options, PublishedFile, Reading, channels
+from amae_plugin.models.published import Kind, Options, PublishedFile, Reading, channels
 from amae_plugin.models.ssast import SSASTConfig, interop
 from amae_plugin.models.ssast.encoder import SSASTEncoder
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from amae_plugin.checkpoints import Checkpoint, Model
-from amae_plugin.data.features import LogMel
+from amae_plugin.data.log_mel import LogMel
 from amae_plugin.errors import UserError
 from amae_plugin.interop.formats import Format
-from amae_plugin.models import official
+from amae_plugin.models import state_dicts
 from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
 from amae_plugin.models.classifier import Classifier
 from amae_plugin.models.encoder import Encoder
@@ -207,7 +207,7 @@ def _arguments(encoder: Encoder, image: tuple[int, int], patch: tuple[int, int],
         "embed_dim": width,
         "depth": len(encoder.blocks),
         "num_heads": block.attn.num_heads,
-        "mlp_ratio": official.mlp_ratio(hidden, width),
+        "mlp_ratio": state_dicts.mlp_ratio(hidden, width),
         "global_pool": global_pool,
         "fc_norm": fc_norm,
     }

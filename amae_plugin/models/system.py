@@ -22,7 +22,7 @@ class System:
         config: class of its settings.
         model_class: of the pretraining model, which is made of a config and holds its encoder as ``encoder``.
         encoder_class: of the encoder alone, made of the same config.
-        front_end: settings of :class:`amae_plugin.data.features.LogMel`.
+        front_end: settings of :class:`amae_plugin.data.log_mel.LogMel`.
         normalizes_input: whether the encoder normalises the log-mel values itself.
         fits_positions: whether pretrained positions are cut or interpolated to the input that the encoder is built for.
     """

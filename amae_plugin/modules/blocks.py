@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amae_plugin.modules.dropout import Dropout, attention
-from amae_plugin.modules.windows import WindowPlan
+from amae_plugin.modules.local_attention import WindowPlan
 
 
 class Linear(nn.Linear):

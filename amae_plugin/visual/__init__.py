@@ -4,12 +4,12 @@ Every function returns a matplotlib ``Figure`` of its own and touches no global 
 training process without a display. Save it with ``figure.savefig("name.png")``.
 """
 
+from amae_plugin.visual.accuracies import plot_comparison
 from amae_plugin.visual.class_scores import plot_class_scores
-from amae_plugin.visual.clips import draw_clips
-from amae_plugin.visual.comparison import plot_comparison
 from amae_plugin.visual.confusion import plot_confusion
 from amae_plugin.visual.loss import plot_loss
-from amae_plugin.visual.reconstruction import plot_reconstructions
+from amae_plugin.visual.pictures import draw_clips
+from amae_plugin.visual.spectrograms import plot_reconstructions
 
 __all__ = [
     "draw_clips",

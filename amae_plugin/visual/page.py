@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.image import imsave
 
-from amae_plugin.data.features import DB_PER_NEPER, LOW_HZ, LogMel
+from amae_plugin.data.log_mel import DB_PER_NEPER, LOW_HZ, LogMel
 from amae_plugin.inference.reconstruction import Reconstruction
-from amae_plugin.metrics.reconstruction import BandErrors
-from amae_plugin.visual.reconstruction import (
+from amae_plugin.metrics.band_errors import BandErrors
+from amae_plugin.visual.spectrograms import (
     COLUMNS,
     SIDE_BY_SIDE_UP_TO,
     colour_span,

@@ -45,7 +45,7 @@ class AmaeSlurmLauncher(Launcher):
         from amae_plugin.cluster.snapshot import Snapshot
         from amae_plugin.cluster.submission import FOLDER, Resources, wait
         from amae_plugin.errors import UserError
-        from amae_plugin.fairseq_shell.slurm_job import TrainingJob
+        from amae_plugin.fairseq_plugin.slurm_job import TrainingJob
 
         assert self.config is not None and self.hydra_context is not None
         known = {field.name for field in fields(Resources)}

@@ -5,10 +5,10 @@ import pytest
 import soundfile
 import torch
 
+from amae_plugin.benchmark.candidates import SYSTEMS, TEXTBOOK, TWO_PASS_SSAST
 from amae_plugin.benchmark.step import StepSpec, count_flops
-from amae_plugin.benchmark.systems import SYSTEMS, TEXTBOOK, TWO_PASS_SSAST
 from amae_plugin.cli.main import main
-from amae_plugin.cli.recipes import model_settings
+from amae_plugin.recipes import model_settings
 
 TASK = """
 defaults:

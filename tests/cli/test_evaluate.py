@@ -14,7 +14,7 @@ import torch
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.main import main
 from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.data.features import LogMel
+from amae_plugin.data.log_mel import LogMel
 from amae_plugin.data.manifest import Manifest, write_manifest
 from amae_plugin.metrics.verification import equal_error_rate
 

@@ -7,7 +7,7 @@ import torch
 
 from amae_plugin.cli.main import main
 from amae_plugin.data.audio import load_clip
-from amae_plugin.data.features import LogMel
+from amae_plugin.data.log_mel import LogMel
 from amae_plugin.data.manifest import Manifest
 
 

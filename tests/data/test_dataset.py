@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 from amae_plugin.data.audio import AudioError, load_clip
 from amae_plugin.data.augment import Augmentations, Magnitude, Noise, Roll, SpecAugment, mix
 from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.data.features import LogMel, fit_length, normalize
 from amae_plugin.data.labels import Labels
+from amae_plugin.data.log_mel import LogMel, fit_length, normalize
 from amae_plugin.data.manifest import Manifest, write_manifest
 from amae_plugin.data.sampling import Sampling
 from amae_plugin.data.seeding import clip_seed

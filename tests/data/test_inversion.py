@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from amae_plugin.data.features import DB_PER_NEPER, FLOOR, LogMel
 from amae_plugin.data.inversion import invert
+from amae_plugin.data.log_mel import DB_PER_NEPER, FLOOR, LogMel
 
 FRONT_ENDS = [
     LogMel(),

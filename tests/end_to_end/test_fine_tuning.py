@@ -24,7 +24,7 @@ from conftest import (
 from amae_plugin import load_model
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.manifest import Manifest
-from amae_plugin.inference.inspection import describe
+from amae_plugin.inspection import describe
 
 RECIPE = "finetune_audio_mae_tiny"
 SCRATCH = [*ENCODER, "model.layer_decay=1.0"]

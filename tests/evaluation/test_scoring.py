@@ -8,7 +8,7 @@ import torch
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.data.features import LogMel
+from amae_plugin.data.log_mel import LogMel
 from amae_plugin.data.manifest import Manifest, write_manifest
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.scoring import Options, score_clips

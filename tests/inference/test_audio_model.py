@@ -13,7 +13,7 @@ from small_systems import ENCODERS, INPUT_SAMPLES
 
 from amae_plugin import load_model
 from amae_plugin.checkpoints import Checkpoint
-from amae_plugin.data.features import LogMel, fit_length, normalize
+from amae_plugin.data.log_mel import LogMel, fit_length, normalize
 from amae_plugin.errors import UserError
 
 HANNING = LogMel(num_mel_bins=64)

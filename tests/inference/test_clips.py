@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 from amae_plugin.data.audio import AudioError, load_clip
-from amae_plugin.data.features import LogMel
+from amae_plugin.data.log_mel import LogMel
 from amae_plugin.data.manifest import Clip
 from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import ClipFiles, load_waveform

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from small_systems import ENCODERS
 
 from amae_plugin.checkpoints import Checkpoint
-from amae_plugin.data.features import FLOOR, LogMel, normalize
+from amae_plugin.data.log_mel import FLOOR, LogMel, normalize
 from amae_plugin.errors import UserError
 from amae_plugin.inference.reconstruction import Reconstruction, Reconstructor, make_audible, stitch, window_starts
 

@@ -22,13 +22,13 @@ import amae_plugin  # noqa: F401 - registers the models in fairseq
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.main import main
 from amae_plugin.errors import UserError
-from amae_plugin.inference.inspection import describe, summary
+from amae_plugin.inspection import describe, summary
 from amae_plugin.interop.convert import KINDS, convert, recognise
-from amae_plugin.interop.published import Options, PublishedFile
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
 from amae_plugin.models.encoder import Encoder
-from amae_plugin.models.systems import SYSTEMS
+from amae_plugin.models.published import Options, PublishedFile
+from amae_plugin.models.registry import SYSTEMS
 from amae_plugin.modules.positions import LearnedPositions, sincos_2d
 
 HEADS = ["--num-heads", "4"]

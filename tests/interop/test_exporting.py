@@ -29,7 +29,7 @@ from amae_plugin.interop.export import FORMATS, export
 from amae_plugin.interop.onnx_file import Onnx
 from amae_plugin.interop.timm_vit import Timm
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
-from amae_plugin.models.systems import SYSTEMS
+from amae_plugin.models.registry import SYSTEMS
 
 SIZES = {"num_mel_bins": 32, "embed_dim": 32, "depth": 1, "num_heads": 2}
 SYSTEM = {

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from amae_plugin.errors import UserError
-from amae_plugin.interop.files import UnsafeFileError, read_weights
+from amae_plugin.weight_files import UnsafeFileError, read_weights
 
 STATE = {"a": torch.arange(3.0)}
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amae_plugin.metrics.reconstruction import BandErrors, join_visible
+from amae_plugin.metrics.band_errors import BandErrors, join_visible
 
 
 def test_errors_are_those_of_hidden_values_in_decibels() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from amae_plugin.models.systems import SYSTEMS
+from amae_plugin.models.registry import SYSTEMS
 
 SIZES = {"input_length": 32, "num_mel_bins": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}
 

@@ -6,7 +6,7 @@ from timm.models.vision_transformer import Block as TimmBlock
 from torch import nn
 
 from amae_plugin.modules.blocks import Block, PostNormBlock, WindowBlock, normal_linear
-from amae_plugin.modules.windows import plan_windows
+from amae_plugin.modules.local_attention import plan_windows
 
 
 @pytest.mark.parametrize(("dim", "heads", "ratio"), [(24, 3, 4.0), (32, 8, 2.0)])

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.data.features import LogMel, fit_length, normalize
+from amae_plugin.data.log_mel import LogMel, fit_length, normalize
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
 from amae_plugin.visual import draw_clips, plot_loss, plot_reconstructions

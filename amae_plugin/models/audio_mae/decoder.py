@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
 from amae_plugin.modules.blocks import Block, WindowBlock, xavier_linear
+from amae_plugin.modules.local_attention import WindowPlan, padded_grid, permute_tokens, plan_windows
 from amae_plugin.modules.patching import Size2d, grid_size
 from amae_plugin.modules.positions import GridPositions
-from amae_plugin.modules.windows import WindowPlan, padded_grid, permute_tokens, plan_windows
 
 
 class Decoder(nn.Module, ABC):

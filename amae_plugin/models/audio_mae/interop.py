@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from amae_plugin.models import official
+from amae_plugin.models import state_dicts
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
 from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
 from amae_plugin.models.audio_mae.model import AudioMAE
@@ -83,7 +83,7 @@ def convert(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def rename(name: str) -> str:
     """This package's name of an official parameter; a name that nothing matches is returned as it is."""
-    return official.rename(name, RENAMES)
+    return state_dicts.rename(name, RENAMES)
 
 
 def encoder_sizes(state_dict: Mapping[str, Tensor], num_mel_bins: int, num_heads: int | None = None) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def decoder_sizes(state_dict: Mapping[str, Tensor], num_heads: int | None = None
         ValueError: the heads are not to be told, or are others than the weights tell.
     """
     width = state_dict["decoder_embed.weight"].shape[0]
-    depth = official.count_blocks(state_dict, "decoder_blocks.")
+    depth = state_dicts.count_blocks(state_dict, "decoder_blocks.")
     local_blocks = sum(f"decoder_blocks.{i}.attn.tau" in state_dict for i in range(depth))
     if local_blocks:
         heads = len(state_dict["decoder_blocks.0.attn.tau"])
@@ -141,7 +141,7 @@ def decoder_sizes(state_dict: Mapping[str, Tensor], num_heads: int | None = None
         "decoder": "global" if not local_blocks else "shifted" if local_blocks == depth else "hybrid",
         "decoder_embed_dim": width,
         "decoder_depth": depth,
-        "decoder_num_heads": official.heads_of(width, num_heads),
+        "decoder_num_heads": state_dicts.heads_of(width, num_heads),
         "decoder_global_blocks": depth - local_blocks,
     }
 
@@ -205,7 +205,7 @@ def has_fixed_positions(state_dict: Mapping[str, Tensor]) -> bool:
 
 
 def _image_positions(table: Tensor) -> GridPositions:
-    side = official.square_side(table, prefix=1)
+    side = state_dicts.square_side(table, prefix=1)
     positions = GridPositions((side, side), table.shape[2])
     positions.load_state_dict({"pos_embed": table})
     return positions
@@ -214,7 +214,7 @@ def _image_positions(table: Tensor) -> GridPositions:
 def _transformer_sizes(state_dict: Mapping[str, Tensor], num_heads: int | None) -> dict[str, Any]:
     hidden, width = state_dict["blocks.0.mlp.fc1.weight"].shape
     return {
-        "depth": official.count_blocks(state_dict, "blocks."),
-        "num_heads": official.heads_of(width, num_heads),
-        "mlp_ratio": official.mlp_ratio(hidden, width),
+        "depth": state_dicts.count_blocks(state_dict, "blocks."),
+        "num_heads": state_dicts.heads_of(width, num_heads),
+        "mlp_ratio": state_dicts.mlp_ratio(hidden, width),
     }

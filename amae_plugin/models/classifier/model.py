@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from amae_plugin.models.classifier.config import ClassifierConfig
-from amae_plugin.models.systems import system_of
+from amae_plugin.models.registry import system_of
 from amae_plugin.modules.blocks import drop_path_scales
 from amae_plugin.modules.compute import compile_blocks, matrix_precision
 from amae_plugin.modules.masking import (

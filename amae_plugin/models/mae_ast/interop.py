@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amae_plugin.models import official
+from amae_plugin.models import state_dicts
 from amae_plugin.models.mae_ast.config import MAEASTConfig
 from amae_plugin.models.mae_ast.model import MAEAST
 from amae_plugin.modules.patching import Size2d
@@ -123,13 +123,13 @@ def sizes(
     return {
         "patch_size": patch_size,
         "embed_dim": width,
-        "depth": official.count_blocks(state_dict, "encoder.layers."),
-        "num_heads": official.heads_of(width, num_heads),
-        "mlp_ratio": official.mlp_ratio(len(state_dict["encoder.layers.0.fc1.bias"]), width),
+        "depth": state_dicts.count_blocks(state_dict, "encoder.layers."),
+        "num_heads": state_dicts.heads_of(width, num_heads),
+        "mlp_ratio": state_dicts.mlp_ratio(len(state_dict["encoder.layers.0.fc1.bias"]), width),
         "decoder_embed_dim": decoder_width,
-        "decoder_depth": official.count_blocks(state_dict, "decoder.layers."),
-        "decoder_num_heads": official.heads_of(decoder_width, decoder_num_heads or num_heads),
-        "decoder_mlp_ratio": official.mlp_ratio(len(state_dict["decoder.layers.0.fc1.bias"]), decoder_width),
+        "decoder_depth": state_dicts.count_blocks(state_dict, "decoder.layers."),
+        "decoder_num_heads": state_dicts.heads_of(decoder_width, decoder_num_heads or num_heads),
+        "decoder_mlp_ratio": state_dicts.mlp_ratio(len(state_dict["decoder.layers.0.fc1.bias"]), decoder_width),
         "reconstruction_weight": 10.0 * ("final_proj_reconstruction.weight" in state_dict),
         "info_nce_weight": 1.0 * ("final_proj_classification.weight" in state_dict),
     }

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from amae_plugin.errors import UserError
-from amae_plugin.interop.published import PublishedFile
-from amae_plugin.models import official
+from amae_plugin.models import state_dicts
+from amae_plugin.models.published import PublishedFile
 from amae_plugin.models.ssast.config import SSASTConfig
 from amae_plugin.models.ssast.encoder import SSASTEncoder
 from amae_plugin.models.ssast.model import SSAST
@@ -148,7 +148,7 @@ def convert(state_dict: Mapping[str, Tensor], config: SSASTConfig) -> dict[str, 
 
 def rename(name: str) -> str:
     """This package's name of an official parameter; a name that nothing matches is returned as it is."""
-    return official.rename(name, RENAMES)
+    return state_dicts.rename(name, RENAMES)
 
 
 def image_sizes(state_dict: Mapping[str, Tensor], num_heads: int | None = None) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def convert_imagenet(state_dict: Mapping[str, Tensor], encoder: SSASTEncoder) ->
     if "pos_embed" in state:
         table = state.pop("pos_embed")
         prefix = 2 if "dist_token" in state else 1
-        side = official.square_side(table, prefix)
+        side = state_dicts.square_side(table, prefix)
         if prefix == 1:
             own = encoder.positions.pos_embed.detach()[:, 1:2].to(table)
             table = torch.cat([table[:, :1], own, table[:, 1:]], dim=1)
@@ -230,9 +230,9 @@ def _encoder_sizes(state: Mapping[str, Tensor], prefix: str, num_heads: int | No
     return {
         "patch_size": (patch_time, patch_frequency),
         "embed_dim": width,
-        "depth": official.count_blocks(state, f"{prefix}blocks."),
-        "num_heads": official.heads_of(width, num_heads),
-        "mlp_ratio": official.mlp_ratio(len(state[f"{prefix}blocks.0.mlp.fc1.weight"]), width),
+        "depth": state_dicts.count_blocks(state, f"{prefix}blocks."),
+        "num_heads": state_dicts.heads_of(width, num_heads),
+        "mlp_ratio": state_dicts.mlp_ratio(len(state[f"{prefix}blocks.0.mlp.fc1.weight"]), width),
     }
 
 

@@ -3,7 +3,7 @@ import torch
 
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
 from amae_plugin.models.mae_ast import MAEAST, MAEASTConfig
-from amae_plugin.models.systems import SYSTEMS
+from amae_plugin.models.registry import SYSTEMS
 from amae_plugin.modules.patching import patchify, unpatchify
 
 MASKINGS = ["random", "random_batched", "chunk", "span"]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from amae_plugin.models.registry import system_of
 from amae_plugin.models.ssast import SIZES, SSAST, SSASTConfig, found_patches
-from amae_plugin.models.systems import system_of
 from amae_plugin.modules.masking import ClipNoise
 
 

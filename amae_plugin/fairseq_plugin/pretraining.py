@@ -14,8 +14,8 @@ from tensorboardX import SummaryWriter
 from torch import nn
 
 from amae_plugin.data.augment import Augmentations
-from amae_plugin.fairseq_shell.audio_task import AudioTask, AudioTaskConfig
-from amae_plugin.fairseq_shell.models import plain_module
+from amae_plugin.fairseq_plugin.audio_task import AudioTask, AudioTaskConfig
+from amae_plugin.fairseq_plugin.models import plain_module
 from amae_plugin.models.pretraining import PretrainingModel
 
 
@@ -61,7 +61,7 @@ class AmaePretraining(AudioTask):
         if not self.cfg.tensorboard_logdir:
             return
         # matplotlib takes a second to import: only runs that draw pay for it.
-        from amae_plugin.visual.clips import draw_clips
+        from amae_plugin.visual.pictures import draw_clips
 
         dataset = self.datasets[self.cfg.valid_subset.split(",")[0]].dataset
         step = max(1, len(dataset) // self.cfg.pictures)

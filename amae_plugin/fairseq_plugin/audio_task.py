@@ -17,13 +17,13 @@ from torch import nn
 
 from amae_plugin.data.augment import Augmentation, Augmentations, Magnitude, Roll
 from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.data.features import LogMel
+from amae_plugin.data.log_mel import LogMel
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_shell.checkpoints import make_writing_atomic, remove_partial_files
-from amae_plugin.fairseq_shell.data import FairseqAudioDataset, Stopwatch, watch
-from amae_plugin.fairseq_shell.hydra import user_path
-from amae_plugin.models.systems import input_settings
+from amae_plugin.fairseq_plugin.checkpoints import make_writing_atomic, remove_partial_files
+from amae_plugin.fairseq_plugin.dataset import FairseqAudioDataset, Stopwatch, watch
+from amae_plugin.fairseq_plugin.hydra import user_path
+from amae_plugin.models.registry import input_settings
 
 WAVEFORM_AUGMENTATIONS: Dict[str, Augmentation] = {"roll": Roll(), "magnitude": Magnitude()}
 

@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from amae_plugin.cluster import signals
-from amae_plugin.fairseq_shell.classification import AmaeClassificationTask, AmaeClassificationTaskConfig
+from amae_plugin.fairseq_plugin.classification import AmaeClassificationTask, AmaeClassificationTaskConfig
 
 CLASSES = ["rare", "common"]
 

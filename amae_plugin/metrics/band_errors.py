@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amae_plugin.data.features import DB_PER_NEPER
+from amae_plugin.data.log_mel import DB_PER_NEPER
 
 
 @dataclass(frozen=True)

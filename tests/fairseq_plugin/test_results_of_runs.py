@@ -10,7 +10,7 @@ import torch
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from amae_plugin.fairseq_shell.hydra import RegisterPlugin
+from amae_plugin.fairseq_plugin.hydra import RegisterPlugin
 
 
 @pytest.mark.parametrize(("validated", "expected"), [({"best": 0.75, "val_loss": 0.5}, 0.75), ({}, None)])

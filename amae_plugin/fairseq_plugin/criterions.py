@@ -15,7 +15,7 @@ from omegaconf import II
 from torch import Tensor, nn
 
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_shell.models import plain_module
+from amae_plugin.fairseq_plugin.models import plain_module
 from amae_plugin.models.pretraining import summed_losses
 
 

@@ -12,7 +12,7 @@ import pytest
 from fairseq.logging import metrics
 from fairseq.logging.meters import MetersDict
 
-from amae_plugin.fairseq_shell.meters import Measures, ScoresMeter, log_split
+from amae_plugin.fairseq_plugin.meters import Measures, ScoresMeter, log_split
 from amae_plugin.metrics.classification import multi_label, single_label
 
 Log = Mapping[str, Any]

@@ -12,12 +12,12 @@ from torch import nn
 
 from amae_plugin.checkpoints import CLASSIFIER
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_shell.optim import set_overrides
+from amae_plugin.fairseq_plugin.optim import set_overrides
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
 from amae_plugin.models.pretraining import PretrainingModel
+from amae_plugin.models.registry import SYSTEMS
 from amae_plugin.models.settings import FromSettings
 from amae_plugin.models.system import System
-from amae_plugin.models.systems import SYSTEMS
 
 
 @dataclass

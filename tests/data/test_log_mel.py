@@ -6,7 +6,7 @@ import torch
 import torchaudio
 
 from amae_plugin.data.audio import resample
-from amae_plugin.data.features import LogMel, fit_length, normalize
+from amae_plugin.data.log_mel import LogMel, fit_length, normalize
 
 MAE_AST = LogMel(window_type="povey", remove_mean=False)
 

@@ -33,8 +33,8 @@ class RegisterPlugin(Callback):
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Forget what fairseq keeps in its modules of the run before in the same process; start processes our way."""
         # Imported here: with a launcher of its own, a sweep's process starts no run and needs no fairseq.
-        from amae_plugin.fairseq_shell import launch
-        from amae_plugin.fairseq_shell.isolation import forget_earlier_run
+        from amae_plugin.fairseq_plugin import launch
+        from amae_plugin.fairseq_plugin.isolation import forget_earlier_run
 
         forget_earlier_run()
         launch.install()

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from amae_plugin.data.manifest import write_manifest
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_shell.pretraining import AmaePretraining, AmaePretrainingConfig
-from amae_plugin.models.systems import SYSTEMS
+from amae_plugin.fairseq_plugin.pretraining import AmaePretraining, AmaePretrainingConfig
+from amae_plugin.models.registry import SYSTEMS
 
 FRAMES = [98, 20, 97, 21, 60, 61, 62, 19, 96, 22]
 

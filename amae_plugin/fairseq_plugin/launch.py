@@ -24,7 +24,7 @@ from amae_plugin.cluster.layout import Layout, in_job
 from amae_plugin.cluster.lock import RunLock
 from amae_plugin.cluster.requeue import requeue
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_shell.isolation import close_tensorboard
+from amae_plugin.fairseq_plugin.isolation import close_tensorboard
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from amae_plugin.fairseq_shell.optim import AmaeAdamW, set_overrides
+from amae_plugin.fairseq_plugin.optim import AmaeAdamW, set_overrides
 
 
 def build(model: nn.Module) -> AmaeAdamW:

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from amae_plugin.errors import UserError
-from amae_plugin.interop.files import read_weights
 from amae_plugin.modules.patching import Size2d
+from amae_plugin.weight_files import read_weights
 
 _STATE_KEYS = ("model", "state_dict")
 _DATA_PARALLEL = "module."

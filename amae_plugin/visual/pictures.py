@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.models.pretraining import PretrainingModel
-from amae_plugin.visual.reconstruction import NORMALIZED_TARGETS, plot_reconstructions
+from amae_plugin.visual.spectrograms import NORMALIZED_TARGETS, plot_reconstructions
 
 
 def draw_clips(

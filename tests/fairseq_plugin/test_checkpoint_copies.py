@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from amae_plugin.fairseq_shell.checkpoints import copy_atomically, remove_partial_files
+from amae_plugin.fairseq_plugin.checkpoints import copy_atomically, remove_partial_files
 
 SIZE = 32 * 2**20
 
@@ -20,7 +20,7 @@ def test_copy_killed_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
     last = tmp_path / "checkpoint_last.pt"
     script = (
         "import sys, itertools\n"
-        "from amae_plugin.fairseq_shell.checkpoints import copy_atomically\n"
+        "from amae_plugin.fairseq_plugin.checkpoints import copy_atomically\n"
         "for name in itertools.cycle('ab'):\n"
         "    copy_atomically(f'{sys.argv[1]}/{name}', f'{sys.argv[1]}/checkpoint_last.pt')\n"
         "    print(name, flush=True)\n"

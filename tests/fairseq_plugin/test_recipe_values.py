@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from amae_plugin.data.manifest import write_manifest
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_shell.hydra import plugin_dir, scaled_lr, update_freq, updates, updates_of
+from amae_plugin.fairseq_plugin.hydra import plugin_dir, scaled_lr, update_freq, updates, updates_of
 
 
 @pytest.mark.parametrize(("clips", "epochs", "expected"), [(1, 1, 1), (8, 1, 1), (9, 1, 2), (100, 32, 13 * 32)])

@@ -16,12 +16,12 @@ from amae_plugin.data.augment import Augmentation, Augmentations, Noise, SpecAug
 from amae_plugin.data.labels import LABELS_NAME, Labels, read_names
 from amae_plugin.data.sampling import Sampling, balanced_weights, class_subset, read_weights
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_shell.audio_task import AudioTask, AudioTaskConfig
-from amae_plugin.fairseq_shell.hydra import user_path
-from amae_plugin.fairseq_shell.meters import log_split
+from amae_plugin.fairseq_plugin.audio_task import AudioTask, AudioTaskConfig
+from amae_plugin.fairseq_plugin.hydra import user_path
+from amae_plugin.fairseq_plugin.meters import log_split
 from amae_plugin.metrics.classification import multi_label, single_label
+from amae_plugin.models.registry import system_of
 from amae_plugin.models.ssast.interop import load_imagenet_file
-from amae_plugin.models.systems import system_of
 
 logger = logging.getLogger(__name__)
 

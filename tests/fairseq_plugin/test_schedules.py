@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_shell.optim import AmaeAdamW
-from amae_plugin.fairseq_shell.schedules import CosineByTime, CosineByTimeConfig
+from amae_plugin.fairseq_plugin.optim import AmaeAdamW
+from amae_plugin.fairseq_plugin.schedules import CosineByTime, CosineByTimeConfig
 
 HOUR = 3600.0
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from amae_plugin.benchmark.textbook import TextbookMAE
 from amae_plugin.errors import UserError
-from amae_plugin.models import systems as models
+from amae_plugin.models import registry as models
 from amae_plugin.models.audio_mae import AudioMAEConfig
 from amae_plugin.models.pretraining import PretrainingModel, summed_losses
 from amae_plugin.modules.masking import ClipNoise

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 
 from amae_plugin.cluster import signals
-from amae_plugin.fairseq_shell.hydra import RegisterPlugin
+from amae_plugin.fairseq_plugin.hydra import RegisterPlugin
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from amae_plugin.fairseq_shell import hydra as resolvers
+from amae_plugin.fairseq_plugin import hydra as resolvers
 
 CONFIG_DIR = Path(__file__).parents[2] / "config"
 assert resolvers

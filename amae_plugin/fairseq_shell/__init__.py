@@ -1,3 +1,0 @@
-"""The thin layer between the method and fairseq: importing it registers all that a recipe can name."""
-
-from amae_plugin.fairseq_shell import classification, criterions, models, optim, pretraining, schedules  # noqa: F401
