@@ -1,4 +1,4 @@
-"""The checkpoints of this plugin as plain PyTorch: settings, weights and the models they make, without fairseq."""
+"""Checkpoints of this plugin as plain PyTorch: settings, weights and the models they make, without fairseq."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.errors import UserError
-from amae_plugin.models.classifier import Classifier, ClassifierConfig
-from amae_plugin.models.pretraining import PretrainingModel
-from amae_plugin.models.registry import SYSTEMS, input_settings, system_of
+from amae_plugin.models.base import DownstreamModel, Model
+from amae_plugin.models.downstream import DOWNSTREAM, build_model, encoder_section
+from amae_plugin.models.registry import SYSTEMS, find_system
+from amae_plugin.models.settings import Settings
+from amae_plugin.models.system import System
 from amae_plugin.weight_files import read_weights
 
-CLASSIFIER = "amae_classifier"
-"""The registered name of the classifier."""
 NO_CLASSES = (
     "{path}: a pretraining checkpoint, which knows no classes; fine-tune it first (model.pretrained={path}), or use "
     "its features (amae embed, amae evaluate --trials)"
 )
-"""What is said when a pretraining model is asked for classes."""
-Model = Union[Classifier, PretrainingModel]
+"""Message for a pretraining model that is asked for classes."""
+Kind = TypeVar("Kind", bound=Model)
 _ENCODER = "encoder."
 _PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "cross_entropy": lambda logits: logits.softmax(dim=1),
@@ -35,16 +36,16 @@ _PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that fairseq wrote in a run of this plugin, or that was made of a published one.
+    """A checkpoint that a run of this plugin wrote through fairseq, or that was converted from a published one.
 
     Attributes:
-        path: of the file.
-        config: the run's settings, section by section; ``model`` and ``task`` among them.
-        state: the model's weights.
-        task_state: what the task keeps with them; ``classes`` of a classifier.
-        extra_state: the trainer's: ``val_loss``, ``best``, the position in the data; and ``conversion``: of which
-            published checkpoint it was made.
-        updates: of the optimizer that made the weights; None if the file does not say how many.
+        path: checkpoint file.
+        config: settings of the run, section by section, with ``model`` and ``task``.
+        state: weights of the model.
+        task_state: state of the task; the ``classes`` of a classifier.
+        extra_state: state of the trainer, such as ``val_loss``, ``best`` and the position in the data, and
+            ``conversion``, the origin of a converted checkpoint.
+        updates: optimizer updates behind the weights; None if the file does not state them.
     """
 
     path: Path
@@ -67,10 +68,10 @@ class Checkpoint:
         if not isinstance(config, Mapping) or "model" not in content:
             raise UserError(f"{path}: not a checkpoint of a fairseq run, which has the entries cfg and model")
         name = (config.get("model") or {}).get("_name")
-        if name != CLASSIFIER and name not in SYSTEMS:
+        if name not in DOWNSTREAM and name not in SYSTEMS:
             raise UserError(
                 f"{path}: a checkpoint of {name}, which is no model of this plugin; those are: "
-                f"{', '.join((*SYSTEMS, CLASSIFIER))}"
+                f"{', '.join((*SYSTEMS, *DOWNSTREAM))}"
             )
         history = content.get("optimizer_history") or [{}]
         return cls(
@@ -115,46 +116,49 @@ class Checkpoint:
 
     @property
     def untrained(self) -> tuple[str, ...]:
-        """Weights that no training has touched: what a published checkpoint that was converted did not hold."""
+        """Weights that no training has touched, because the published checkpoint did not hold them."""
         return tuple(self.extra_state.get("conversion", {}).get("initialised", ()))
 
     @property
-    def model_settings(self) -> Mapping[str, Any]:
+    def model_settings(self) -> Settings:
         """The model section."""
         return self.config["model"]
 
     @property
-    def is_classifier(self) -> bool:
-        """Whether the model classifies; else it is a pretraining model."""
-        return self.model_settings["_name"] == CLASSIFIER
+    def encoder_settings(self) -> Settings:
+        """The section that describes the encoder."""
+        return encoder_section(self.model_settings)
 
     @property
-    def encoder_settings(self) -> Mapping[str, Any]:
-        """The model section of the system that the encoder is of."""
-        return self.model_settings["encoder"] if self.is_classifier else self.model_settings
+    def system(self) -> System:
+        """The system that the encoder belongs to."""
+        return find_system(self.encoder_settings)
 
     @property
-    def input_settings(self) -> dict[str, Any]:
-        """The settings of :func:`.registry.input_settings`, and ``target_length``, the frames of the input.
+    def downstream(self) -> type[DownstreamModel] | None:
+        """Class of the downstream model; None for a pretraining checkpoint."""
+        return DOWNSTREAM.get(self.model_settings["_name"])
+
+    @property
+    def input(self) -> ModelInput:
+        """The model's input.
 
         Raises:
             UserError: the task section lacks a setting that describes the input.
         """
-        task = self.config.get("task") or {}
-        statistics = () if system_of(self.encoder_settings).normalizes_input else ("mean", "std")
-        missing = [name for name in ("target_length", "num_mel_bins", *statistics) if task.get(name) is None]
-        if missing:
-            raise UserError(f"{self.path}: its settings lack {', '.join(f'task.{name}' for name in missing)}")
-        return {"target_length": task["target_length"], **input_settings(task, self.encoder_settings)}
+        try:
+            return self.system.read_input(self.config.get("task") or {})
+        except (UserError, ValueError) as error:
+            raise UserError(f"{self.path}: {error}") from None
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of a classifier's classes.
+        """Names of the classes of a classifier.
 
         Raises:
-            UserError: it is no classifier, or the names are not there.
+            UserError: the checkpoint has no classes, or lacks their names.
         """
-        if not self.is_classifier:
+        if self.downstream is None:
             raise UserError(NO_CLASSES.format(path=self.path))
         names = self.task_state.get("classes")
         if not names:
@@ -163,52 +167,60 @@ class Checkpoint:
 
     @property
     def probabilities(self) -> Callable[[Tensor], Tensor]:
-        """What makes probabilities (B, C) of a classifier's logits (B, C): the counterpart of its training's loss.
+        """Function from a classifier's logits (B, C) to probabilities (B, C), the counterpart of its training loss.
 
         Raises:
-            UserError: the loss is not known.
+            UserError: the loss is unknown.
         """
         loss = (self.config.get("criterion") or {}).get("loss")
         if loss not in _PROBABILITIES:
             raise UserError(
-                f"{self.path}: its setting criterion.loss is {loss}, and what makes probabilities of its scores is "
-                f"known for {' and '.join(_PROBABILITIES)}"
+                f"{self.path}: its setting criterion.loss is {loss}; the probabilities of its scores are known for "
+                f"{' and '.join(_PROBABILITIES)}"
             )
         return _PROBABILITIES[loss]
 
-    @property
-    def encoder_state(self) -> dict[str, Tensor]:
-        """The weights of the encoder, under its own names."""
-        return {name[len(_ENCODER) :]: value for name, value in self.state.items() if name.startswith(_ENCODER)}
-
     def model(self) -> Model:
-        """The model, in evaluation mode, on the CPU.
+        """Build the model, in evaluation mode, on the CPU.
 
         Raises:
             UserError: the weights do not fit the settings.
         """
-        if self.is_classifier:
-            model: Model = Classifier(ClassifierConfig.from_settings(self.model_settings))
-        else:
-            model = SYSTEMS[self.model_settings["_name"]].model(self.model_settings)
+        model = build_model(self.model_settings)
         try:
             model.load_state_dict(dict(self.state))
         except RuntimeError as error:
             raise UserError(f"{self.path}: the weights do not fit the settings: {error}") from None
         return model.eval()
 
-    def load_encoder(self, classifier: Classifier) -> None:
-        """Give a classifier the weights of this checkpoint's encoder.
+    def load(self, kind: type[Kind], purpose: str) -> Kind:
+        """Build the model as :meth:`model` does, and refuse it if it is of another kind.
+
+        Args:
+            kind: class that the model must be of.
+            purpose: end of the message "..., so {purpose}".
 
         Raises:
-            UserError: they do not fit, or lack the final norm that the pooling ``cls`` needs.
+            UserError: the model is of another kind, or see :meth:`model`.
         """
-        state = self.encoder_state
-        if classifier.config.pooling == "mean":  # which does without the encoder's final norm
+        model = self.model()
+        if not isinstance(model, kind):
+            found = "a pretraining checkpoint" if self.downstream is None else f"a {self.downstream.kind}"
+            raise UserError(f"{self.path}: {found}, so {purpose}")
+        return model
+
+    def load_encoder(self, model: DownstreamModel) -> None:
+        """Give a downstream model the weights of this checkpoint's encoder.
+
+        Raises:
+            UserError: they do not fit, or lack the final norm that the model keeps.
+        """
+        state = {name[len(_ENCODER) :]: value for name, value in self.state.items() if name.startswith(_ENCODER)}
+        if isinstance(model.encoder.norm, nn.Identity):
             state = {name: value for name, value in state.items() if not name.startswith("norm.")}
         elif not any(name.startswith("norm.") for name in state):
             raise UserError(f"{self.path}: has no final norm of the encoder, so model.pooling must be mean")
         try:
-            classifier.encoder.load_state_dict(state)
+            model.encoder.load_state_dict(state)
         except RuntimeError as error:
             raise UserError(f"{self.path}: the encoder's weights do not fit its settings: {error}") from None

@@ -11,7 +11,7 @@ from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.log_mel import LogMel
 from amae_plugin.models.encoder import Encoder
 from amae_plugin.models.mae_ast.encoder import MAEASTEncoder
-from amae_plugin.modules.positions import GridPositions, LearnedPositions
+from amae_plugin.modules.embedding import GridPositions, LearnedPositions
 
 _SHOWN = 10  # names
 # Of a pretraining model's settings, those that a summary shows.

@@ -14,8 +14,8 @@ from amae_plugin.errors import UserError
 from amae_plugin.models import registry as models
 from amae_plugin.models.audio_mae import AudioMAEConfig
 from amae_plugin.models.pretraining import PretrainingModel, summed_losses
+from amae_plugin.modules.embedding import grid_size
 from amae_plugin.modules.masking import ClipNoise
-from amae_plugin.modules.patching import grid_size
 
 TEXTBOOK = "textbook"
 TWO_PASS_SSAST = "two-pass SSAST"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
-from amae_plugin.modules.patching import grid_size
+from amae_plugin.modules.embedding import grid_size
 
 
 class TextbookMAE(nn.Module):

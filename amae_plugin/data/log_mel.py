@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Callable
 
 import torch
@@ -162,3 +162,73 @@ def _mel_filters(num_mel_bins: int, fft_size: int, sample_rate: int) -> Tensor:
     """(fft_size // 2 + 1, num_mel_bins); the Nyquist bin has no weight in Kaldi."""
     filters, _ = kaldi.get_mel_banks(num_mel_bins, fft_size, float(sample_rate), LOW_HZ, 0.0, 100.0, -500.0, 1.0)
     return torch.nn.functional.pad(filters, (0, 1)).T.contiguous()
+
+
+NORMALIZATIONS: dict[str, float | None] = {"two_std": 2.0, "one_std": 1.0, "model": None}
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """A model's input."""
+
+    front_end: LogMel = LogMel()
+    target_length: int = 1024
+    mean: float = -4.2677393
+    std: float = 4.5689974
+    normalization: str = "two_std"
+
+    @classmethod
+    def from_settings(cls, task: Mapping[str, Any], default: ModelInput) -> ModelInput:
+        """Read."""
+        needed = ["target_length", "num_mel_bins"] + (["mean", "std"] if default.normalization != "model" else [])
+        missing = [f"task.{name}" for name in needed if task.get(name) is None]
+        if missing:
+            raise ValueError(f"its settings lack {', '.join(missing)}")
+        front_end = replace(
+            default.front_end,
+            num_mel_bins=task["num_mel_bins"],
+            window_type=task.get("window_type") or default.front_end.window_type,
+        )
+        statistics = {n: task[n] for n in ("mean", "std") if default.normalization != "model"}
+        return replace(default, front_end=front_end, target_length=task["target_length"], **statistics)
+
+    def settings(self) -> dict[str, Any]:
+        """Settings."""
+        return {
+            "target_length": self.target_length,
+            "num_mel_bins": self.num_mel_bins,
+            "window_type": self.front_end.window_type,
+            "mean": self.mean,
+            "std": self.std,
+            "normalization": self.normalization,
+        }
+
+    @property
+    def num_mel_bins(self) -> int:
+        """Bands."""
+        return self.front_end.num_mel_bins
+
+    @property
+    def sample_rate(self) -> int:
+        """Rate."""
+        return self.front_end.sample_rate
+
+    @property
+    def samples(self) -> int:
+        """Samples."""
+        return self.front_end.samples_for(self.target_length)
+
+    @property
+    def silence(self) -> float:
+        """Silence."""
+        return float(self.normalize(torch.zeros(())))
+
+    def normalize(self, log_mel: Tensor) -> Tensor:
+        """Normalise."""
+        scale = NORMALIZATIONS[self.normalization]
+        return log_mel if scale is None else (log_mel - self.mean) / (scale * self.std)
+
+    def denormalize(self, values: Tensor) -> Tensor:
+        """Inverse."""
+        scale = NORMALIZATIONS[self.normalization]
+        return values if scale is None else values * (scale * self.std) + self.mean

@@ -21,8 +21,8 @@ from amae_plugin.inference.clips import Audio, load_waveform
 from amae_plugin.inference.windows import Windows
 from amae_plugin.models.encoder import Encoder
 from amae_plugin.modules.compute import choose_device, matrix_precision
+from amae_plugin.modules.embedding import Size2d
 from amae_plugin.modules.masking import gather_ids
-from amae_plugin.modules.patching import Size2d
 
 Batch = Sequence[Audio]
 """Several clips, all as paths or all as samples at one rate."""

@@ -15,8 +15,8 @@ from amae_plugin.data.seeding import clip_seed
 from amae_plugin.errors import UserError
 from amae_plugin.metrics.band_errors import BandErrors, join_visible
 from amae_plugin.models.pretraining import PretrainingModel
+from amae_plugin.modules.embedding import unpatchify
 from amae_plugin.modules.masking import Masking, build_masking
-from amae_plugin.modules.patching import unpatchify
 
 _LOUDEST = 0.9  # of full scale
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from amae_plugin.checkpoints import Checkpoint, Model
 from amae_plugin.models.classifier import Classifier
-from amae_plugin.modules.patching import Size2d
+from amae_plugin.modules.embedding import Size2d
 
 
 class Format(ABC):

@@ -21,7 +21,7 @@ from amae_plugin.models.classifier import Classifier
 from amae_plugin.models.encoder import Encoder
 from amae_plugin.models.mae_ast.encoder import MAEASTEncoder
 from amae_plugin.models.ssast.encoder import SSASTEncoder
-from amae_plugin.modules.patching import Size2d
+from amae_plugin.modules.embedding import Size2d
 
 _WEIGHTS, _HEAD, _CONFIG = "model.safetensors", "head.safetensors", "config.json"
 # Entry points of timm, of which every size is given anew.

@@ -1,4 +1,4 @@
-"""What a published checkpoint is to this package: a file, and a kind that knows how to read it."""
+"""Published checkpoints: the file, and the formats that turn it into weights of this package."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from amae_plugin.errors import UserError
-from amae_plugin.modules.patching import Size2d
+from amae_plugin.models.settings import Settings
+from amae_plugin.modules.embedding import Size2d
 from amae_plugin.weight_files import read_weights
 
 _STATE_KEYS = ("model", "state_dict")
 _DATA_PARALLEL = "module."
-_OWN = "amae_"  # how the registered names of this plugin's models begin
+_OWN = "amae_"  # prefix of the registered names of this plugin's models
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the user says of a checkpoint that it may not tell itself; None: it tells, or is as published."""
+class ConversionOptions:
+    """What the user states about a checkpoint; None: the file tells, or it is as published."""
 
     num_heads: int | None = None
     decoder_num_heads: int | None = None
@@ -40,10 +41,10 @@ class PublishedFile:
     """A published checkpoint.
 
     Attributes:
-        path: of the file.
-        state: its state dict, without the ``module.`` that DataParallel puts before every name.
-        settings: of the run, section by section, where the file holds them: fairseq's ``cfg``, or the arguments of a
-            script as section ``args``.
+        path: checkpoint file.
+        state: state dict, without the ``module.`` that DataParallel puts before every name.
+        settings: settings of the run, section by section, if the file holds them: fairseq's ``cfg``, or the arguments
+            of a script as section ``args``.
     """
 
     path: Path
@@ -52,7 +53,7 @@ class PublishedFile:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], *, trust: bool = False) -> PublishedFile:
-        """Read a file; ``trust`` is that of :func:`read_weights`.
+        """Read a file; see :func:`read_weights` for ``trust``.
 
         Raises:
             UserError: the file cannot be read, holds no state dict, or is a checkpoint of this plugin; see also
@@ -60,10 +61,10 @@ class PublishedFile:
         """
         path = Path(path)
         content = read_weights(path, trust=trust)
-        state = _state_of(path, content)
+        state = _find_state(path, content)
         if all(name.startswith(_DATA_PARALLEL) for name in state):
-            state = {name[len(_DATA_PARALLEL) :]: tensor for name, tensor in state.items()}
-        settings = _settings_of(content)
+            state = {name.removeprefix(_DATA_PARALLEL): tensor for name, tensor in state.items()}
+        settings = _find_settings(content)
         name = settings.get("model", {}).get("_name")
         if str(name).startswith(_OWN):
             raise UserError(f"{path}: is a checkpoint of this plugin already ({name})")
@@ -71,34 +72,33 @@ class PublishedFile:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A published checkpoint as this package has it.
+class ConvertedWeights:
+    """A published checkpoint under this package's names.
 
     Attributes:
-        model: the model section of a checkpoint, with its ``_name``.
+        model: model section of a checkpoint, with its ``_name``.
         state: weights under this package's names, in the model's own shapes.
         target_length: frames of the input.
-        without_effect: official names of tensors that no output depends on, and why.
-        fresh: how the names of this package's parameters begin that no file of this kind holds, so that they stay as
-            they are initialised.
-        notes: what was taken to be so, for the user to read.
+        without_effect: published names of tensors that no output depends on, and the reason.
+        initialised: prefixes of this package's parameters that no file of this format holds.
+        notes: assumptions, for the user to read.
     """
 
-    model: Mapping[str, Any]
+    model: Settings
     state: Mapping[str, Tensor]
     target_length: int
     without_effect: Mapping[str, str] = field(default_factory=dict)
-    fresh: tuple[str, ...] = ()
+    initialised: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-class Kind(ABC):
-    """A kind of published checkpoint.
+class PublishedFormat(ABC):
+    """A kind of published checkpoint. No file is recognised by two formats.
 
     Attributes:
-        name: for ``--kind``.
-        title: in words.
-        takes: fields of :class:`Options` that can matter to it.
+        name: value of ``--kind``.
+        title: description for people.
+        takes: fields of :class:`ConversionOptions` that matter to it.
     """
 
     name: ClassVar[str]
@@ -107,30 +107,40 @@ class Kind(ABC):
 
     @abstractmethod
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether a state dict is of this kind, by its names and shapes."""
+        """Whether a state dict is of this format, by its names and shapes."""
 
     @abstractmethod
-    def read(self, file: PublishedFile, options: Options) -> Reading:
-        """Name the weights as this package does, and tell the sizes.
+    def read(self, file: PublishedFile, options: ConversionOptions) -> ConvertedWeights:
+        """Convert the weights and derive the sizes.
 
         Raises:
             KeyError: a tensor that tells a size is missing.
-            ValueError: sizes or options do not fit the weights; says which.
+            ValueError: sizes or options do not fit the weights.
             RuntimeError: a tensor lacks others that belong to it.
         """
 
     @abstractmethod
     def rename(self, name: str) -> str:
-        """This package's name of an official parameter; a name that has none is returned as it is."""
+        """This package's name of a published parameter; a name without a counterpart is returned unchanged."""
 
 
-def channels(state: Mapping[str, Tensor], name: str = "patch_embed.proj.weight") -> int:
-    """Input channels of a patch kernel: 3 of an image model, 1 of one for spectrograms; 0 if there is none."""
+def kernel_channels(state: Mapping[str, Tensor], name: str = "patch_embed.proj.weight") -> int:
+    """Input channels of a patch kernel: 3 in an image model, 1 in a model of spectrograms, 0 without a kernel."""
     kernel = state.get(name)
     return kernel.shape[1] if kernel is not None and kernel.dim() == 4 else 0
 
 
-def _state_of(path: Path, content: Any) -> dict[str, Tensor]:
+def classifier_section(encoder: str, sizes: Mapping[str, object], num_classes: int, pooling: str) -> dict[str, object]:
+    """Model section of a classifier on the encoder of a system with these sizes."""
+    return {
+        "_name": "amae_classifier",
+        "encoder": {"_name": encoder, **sizes},
+        "num_classes": num_classes,
+        "pooling": pooling,
+    }
+
+
+def _find_state(path: Path, content: Any) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a state dict")
     for candidate in (content, *(content.get(key) for key in _STATE_KEYS)):
@@ -143,15 +153,15 @@ def _state_of(path: Path, content: Any) -> dict[str, Tensor]:
     )
 
 
-def _settings_of(content: Any) -> dict[str, dict[str, Any]]:
-    """fairseq's sections and a script's arguments, those that the file holds."""
+def _find_settings(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """fairseq's sections and a script's arguments, as far as the file holds them."""
     config = content.get("cfg")
     sections = dict(config) if isinstance(config, Mapping) else {}
     sections["args"] = content.get("args")
     return {str(name): _as_dict(section) for name, section in sections.items() if _as_dict(section)}
 
 
-def _as_dict(section: Any) -> dict[str, Any]:
+def _as_dict(section: object) -> dict[str, Any]:
     if isinstance(section, argparse.Namespace):
         return vars(section)
     return dict(section) if isinstance(section, Mapping) else {}

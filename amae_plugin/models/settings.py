@@ -1,27 +1,75 @@
-"""How a config is read from a recipe or a checkpoint."""
+"""Settings that models share, and how a config is read from a recipe or a checkpoint."""
 
-from __future__ import annotations
-
+# Annotations stay objects here, in the typing module's spelling: fairseq reads them when the fields become its options.
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, Type, TypeVar
 
-Config = TypeVar("Config", bound="FromSettings")
+from amae_plugin.modules.masking import Masking, build_masking
+
+Settings = Mapping[str, Any]
+"""The model section of a recipe or a checkpoint, with the ``_name`` that the model is registered under."""
+Config = TypeVar("Config", bound="ModelConfig")
 
 
 @dataclass
-class FromSettings:
-    """Base of the configs, without fields of its own."""
+class ModelConfig:
+    """Settings of every model. The fields carry their help in ``metadata``, which fairseq shows."""
+
+    bf16: bool = field(
+        default=False,
+        metadata={
+            "help": "matrix work in bfloat16; weights, optimizer, residual stream, norms and loss stay in float32"
+        },
+    )
+    compile: bool = field(
+        default=False, metadata={"help": "compile the transformer blocks at their first use (a minute or two)"}
+    )
 
     @classmethod
-    def from_settings(cls: type[Config], settings: Mapping[str, Any]) -> Config:
-        """The config that a recipe's or a checkpoint's model section holds.
+    def from_settings(cls: Type[Config], settings: Settings) -> Config:
+        """Read the config from a model section.
 
-        Keys that are no field, such as fairseq's ``_name``, are left aside; fields without a key keep their defaults;
+        Keys that are no field, such as fairseq's ``_name``, are ignored; fields without a key keep their defaults;
         YAML's lists become tuples.
         """
         chosen = {f.name: settings[f.name] for f in fields(cls) if f.name in settings}
         return cls(**{name: tuple(value) if _is_list(value) else value for name, value in chosen.items()})
+
+
+@dataclass
+class PretrainingConfig(ModelConfig):
+    """Settings of every pretraining model: its input and its masks."""
+
+    num_mel_bins: int = field(default=128, metadata={"help": "mel bands of the input"})
+    masking: str = field(
+        default="random",
+        metadata={"help": "random, random_batched, chunk (or cluster), span, time, frequency or time_frequency"},
+    )
+    mask_ratio: float = field(default=0.75, metadata={"help": "hidden share (all masks but time_frequency)"})
+    mask_ratio_time: float = field(default=0.6, metadata={"help": "hidden share of the time steps (time_frequency)"})
+    mask_ratio_frequency: float = field(default=0.5, metadata={"help": "hidden share of the bands (time_frequency)"})
+    mask_length: int = field(default=10, metadata={"help": "tokens of a span (span)"})
+    mask_options: Any = field(
+        default=None, metadata={"help": "further parameters of the mask by name, for instance {sides: [5]} (chunk)"}
+    )
+
+    def build_masking(self) -> Masking:
+        """Build the masking strategy.
+
+        Raises:
+            ValueError: see :func:`amae_plugin.modules.masking.build_masking`.
+        """
+        return build_masking(self.masking, vars(self), self.mask_options)
+
+
+@dataclass
+class DownstreamConfig(ModelConfig):
+    """Settings of every downstream model."""
+
+    encoder: Any = field(
+        default=None, metadata={"help": "model section of the system whose encoder this is, with its _name and sizes"}
+    )
 
 
 def _is_list(value: object) -> bool:

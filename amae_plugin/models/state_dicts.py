@@ -1,19 +1,22 @@
-"""What the state dicts of published checkpoints have in common, whatever the system."""
+"""Names and sizes in the state dicts of published checkpoints, of any system."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
+Sizes = dict[str, Any]
+"""Fields of a config."""
 HEAD_WIDTH = 64
-"""Of one attention head in every published encoder; a state dict does not tell."""
+"""Width of an attention head in every published encoder; a state dict does not tell it."""
 
 
 def rename(name: str, renames: Sequence[tuple[str, str]]) -> str:
-    """This package's name of an official parameter; the first pattern that matches counts, else it stays as it is."""
+    """This package's name of a published parameter: the first pattern that matches decides, else the name stays."""
     for pattern, ours in renames:
         if re.search(pattern, name):
             return re.sub(pattern, ours, name)
@@ -21,15 +24,15 @@ def rename(name: str, renames: Sequence[tuple[str, str]]) -> str:
 
 
 def count_blocks(state_dict: Mapping[str, Tensor], prefix: str) -> int:
-    """Blocks whose parameters are called ``<prefix><number>.<rest>``."""
+    """Count the blocks whose parameters are called ``<prefix><number>.<rest>``."""
     return len({name[len(prefix) :].split(".")[0] for name in state_dict if name.startswith(prefix)})
 
 
-def heads_of(width: int, num_heads: int | None = None) -> int:
-    """Attention heads: those that are known, else as many as are 64 wide.
+def count_heads(width: int, num_heads: int | None = None) -> int:
+    """Attention heads: the known number, else as many heads of 64 as make up the width.
 
     Raises:
-        ValueError: none are known and 64 does not divide the width.
+        ValueError: the number is unknown and 64 does not divide the width.
     """
     if num_heads:
         return num_heads
@@ -42,13 +45,13 @@ def heads_of(width: int, num_heads: int | None = None) -> int:
 
 
 def mlp_ratio(hidden: int, width: int) -> float:
-    """The ratio from which a block computes exactly that hidden width of its MLP."""
+    """The ratio from which a block computes exactly this hidden width of its MLP."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def square_side(table: Tensor, prefix: int) -> int:
-    """Rows and columns of an image's position table (1, prefix + side x side, D).
+    """Side of the square grid of an image's position table (1, prefix + side x side, D).
 
     Raises:
         ValueError: the positions are not of a square image with that many class tokens.

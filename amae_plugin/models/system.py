@@ -1,43 +1,62 @@
-"""What a system is to everything that handles systems alike."""
+"""A system: the classes of a pretraining method, its input and its published files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Callable
+from typing import Any
 
-from amae_plugin.models.encoder import Encoder
-from amae_plugin.models.pretraining import PretrainingModel
-from amae_plugin.models.settings import FromSettings
+from torch import Tensor
 
-Settings = Mapping[str, Any]
-"""The model section of a recipe or a checkpoint, with the ``_name`` that the model is registered under."""
+from amae_plugin.data.log_mel import ModelInput
+from amae_plugin.models.base import Encoder, PretrainingModel
+from amae_plugin.models.published import PublishedFormat
+from amae_plugin.models.settings import PretrainingConfig, Settings
+from amae_plugin.models.timm_vit import TimmVit
+from amae_plugin.modules.embedding import Size2d
 
 
 @dataclass(frozen=True)
 class System:
-    """The parts of a system, and what a spectrogram is to it.
+    """Everything that shared code must know about a system.
 
     Attributes:
         config: class of its settings.
-        model_class: of the pretraining model, which is made of a config and holds its encoder as ``encoder``.
-        encoder_class: of the encoder alone, made of the same config.
-        front_end: settings of :class:`amae_plugin.data.log_mel.LogMel`.
-        normalizes_input: whether the encoder normalises the log-mel values itself.
-        fits_positions: whether pretrained positions are cut or interpolated to the input that the encoder is built for.
+        model_class: pretraining model, built from a config; it holds its encoder as ``encoder``.
+        encoder_class: encoder alone, built from the same config.
+        default_input: input of the published models; recipes change its length and statistics.
+        downstream: settings of the encoder that a downstream task replaces, for instance a regularisation of
+            pretraining.
+        fits_positions: whether pretrained positions are cut or interpolated to the length of a downstream input.
+        published: formats of published checkpoints, see :mod:`amae_plugin.models.published`.
+        load_image_weights: gives an encoder the weights of an image model's state dict; None if the system has no such
+            start. Raises ValueError or RuntimeError if they do not fit.
+        as_timm: the encoder as timm's Vision Transformer, given the input's frames and bands and a classifier's
+            pooling. Raises UserError where timm has no such model.
     """
 
-    config: type[FromSettings]
+    config: type[PretrainingConfig]
     model_class: Callable[[Any], PretrainingModel]
     encoder_class: Callable[[Any], Encoder]
-    front_end: Mapping[str, Any] = field(default_factory=lambda: {"window_type": "hanning", "remove_mean": True})
-    normalizes_input: bool = False
+    default_input: ModelInput = field(default_factory=ModelInput)
+    downstream: Mapping[str, object] = field(default_factory=dict)
     fits_positions: bool = False
+    published: tuple[type[PublishedFormat], ...] = ()
+    load_image_weights: Callable[[Any, Mapping[str, Tensor]], None] | None = None
+    as_timm: Callable[[Any, Size2d, str | None], TimmVit] | None = None
 
     def model(self, settings: Settings) -> PretrainingModel:
-        """The pretraining model of a model section."""
+        """Build the pretraining model of a model section."""
         return self.model_class(self.config.from_settings(settings))
 
     def encoder(self, settings: Settings) -> Encoder:
-        """The encoder of a model section."""
+        """Build the encoder of a model section."""
         return self.encoder_class(self.config.from_settings(settings))
+
+    def downstream_encoder(self, settings: Settings) -> Encoder:
+        """Build the encoder of a model section for a downstream task."""
+        return self.encoder({**settings, **self.downstream})
+
+    def read_input(self, task: Mapping[str, Any]) -> ModelInput:
+        """Read the input from a task section; settings that it leaves open are the system's."""
+        return ModelInput.from_settings(task, self.default_input)

@@ -1,4 +1,4 @@
-"""How a model's arithmetic is carried out: precision of matrix products, compilation."""
+"""The device that computes, and compilation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from amae_plugin.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; of ``"auto"``, a GPU if there is one.
+    """Find a device by name: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"`` for a GPU if there is one.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: no device has that name.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -28,19 +28,14 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def matrix_precision(device: torch.device, bf16: bool) -> torch.autocast:
-    """Context in which matrix products run in bfloat16 if wanted; everything else stays in float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+def compile_modules(modules: Iterable[nn.Module]) -> None:
+    """Have PyTorch compile modules, in place, at their first use (needs a C++ compiler on a CPU).
 
-
-def compile_blocks(blocks: Iterable[nn.Module]) -> None:
-    """Have PyTorch compile transformer blocks, in place, at their first use (needs a C++ compiler on CPU).
-
-    The blocks take nearly all the time; compiled, their element-wise work is fused, and what is cheap to compute again
-    is not kept for the backward pass.
+    Compilation fuses the element-wise work of transformer blocks and keeps nothing for the backward pass that is cheap
+    to compute again.
     """
-    # Below 1, activations are recomputed in the backward pass wherever that costs next to no time; measured on ViT-B,
-    # this saves a quarter of the memory and no time is lost.
+    # Below 1, the backward pass recomputes activations wherever that costs next to no time. Measured on ViT-B, this
+    # saves a quarter of the memory and loses no time.
     torch._functorch.config.activation_memory_budget = 0.9
-    for block in blocks:
-        block.compile()
+    for module in modules:
+        module.compile()

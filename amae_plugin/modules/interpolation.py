@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from amae_plugin.modules.embedding import Size2d
 from amae_plugin.modules.masking import take_tokens, visible_ids
-from amae_plugin.modules.patching import Size2d
 
 # The kernel falls to 1/e over this many frames, and over twice the range of the bands: sounds change faster than their
 # spectra are wide. Of products and sums of exponentials tried on recordings of speech and sounds, none was better by

@@ -1,4 +1,6 @@
-"""Windows of neighbouring patches, shifted or not, on any grid.
+"""Local attention: windows of neighbouring patches, shifted or not, on any grid, and blocks that attend inside them.
+
+Letters in shapes: B clips, L tokens, D width, H heads, C = D / H, W windows of one clip, S tokens in a window.
 
 A local decoder computes on tokens in *window order*: the tokens of a window stand together, so everything but
 attention need not know about windows at all, and going from one block's windows to the next block's is one permutation.
@@ -9,9 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from amae_plugin.modules.patching import Size2d
+from amae_plugin.modules.blocks import Linear, Mlp, check_heads
+from amae_plugin.modules.embedding import Size2d
 
 SEPARATION = -100.0
 """Added to the score of two tokens that are in a window but not neighbours, as in the published code (Swin)."""
@@ -34,6 +38,75 @@ class WindowPlan:
     window_length: int
     distances: Tensor
     separation: Tensor | None
+
+
+class WindowAttention(nn.Module):
+    """Scaled cosine attention inside windows with log-spaced continuous relative positions (Swin V2, section 3).
+
+    The form that Audio-MAE's code uses: scores are cosines divided by a learned temperature per head,
+    ``max(tau, 0.01)``, plus a bias that a small MLP computes from sign(d) log(1 + |d|) of the token distance d in time
+    and frequency.
+    """
+
+    def __init__(self, dim: int, num_heads: int, meta_hidden_dim: int = 384, meta_dropout: float = 0.1):
+        super().__init__()
+        check_heads(dim, num_heads)
+        self.num_heads = num_heads
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
+        self.tau = nn.Parameter(torch.ones(num_heads))
+        self.meta_mlp = MetaMlp(num_heads, meta_hidden_dim, meta_dropout)
+
+    def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
+        """Tokens in window order (B, W * S, D) to the same shape."""
+        batch, length, dim = x.shape
+        bias = self.meta_mlp(plan.distances).T.reshape(-1, plan.window_length, plan.window_length)  # (H, S, S)
+        qkv = self.qkv(x).view(-1, plan.window_length, 3, self.num_heads, dim // self.num_heads)
+        x = cosine_attention(qkv, self.tau, bias, plan.separation)
+        return self.proj(x.reshape(batch, length, dim))
+
+
+class MetaMlp(nn.Module):
+    """Relative position bias of every head from a log-spaced distance in time and frequency."""
+
+    def __init__(self, num_heads: int, hidden_dim: int, dropout: float):
+        super().__init__()
+        self.fc1 = nn.Linear(2, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, num_heads)
+        self.dropout = dropout
+
+    def forward(self, distances: Tensor) -> Tensor:
+        """Distances (N, 2) to biases (N, H)."""
+        hidden = F.dropout(F.relu(self.fc1(distances)), self.dropout, self.training)
+        return F.dropout(self.fc2(hidden), self.dropout, self.training)
+
+
+class WindowBlock(nn.Module):
+    """Block of the local decoder: windowed attention, then an MLP, each with its norm *after* the branch (Swin V2)."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0):
+        super().__init__()
+        self.attn = WindowAttention(dim, num_heads)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
+        """Tokens in window order (B, W * S, D) to the same shape."""
+        x = x + self.norm1(self.attn(x, plan))
+        return x + self.norm2(self.mlp(x))
+
+
+def cosine_attention(qkv: Tensor, tau: Tensor, bias: Tensor, separation: Tensor | None) -> Tensor:
+    """Attention inside windows; qkv (B * W, S, 3, H, C) to (B * W, S, H, C)."""
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B * W, H, S, C) each
+    norms = query.norm(dim=-1, keepdim=True) * key.norm(dim=-1).unsqueeze(-2)
+    scores = query @ key.transpose(-2, -1) / norms.clamp(min=1e-6)
+    scores = scores / tau.clamp(min=0.01)[:, None, None] + bias
+    if separation is not None:
+        by_clip = scores.unflatten(0, (-1, len(separation)))
+        scores = (by_clip + separation[:, None]).flatten(0, 1)
+    return (scores.softmax(-1) @ value).transpose(1, 2)
 
 
 def padded_grid(grid: Size2d, window: Size2d) -> Size2d:

@@ -1,24 +1,26 @@
-"""Which tokens are hidden: one class a strategy, chosen by name.
+"""Masks: which tokens of a clip are hidden. One class a strategy, chosen by name.
 
-A strategy turns random numbers into a mask (B, L), True = hidden, over a time-major grid. A clip gets an exact number
-of visible tokens, which depends on nothing but its number of valid ones, so that those of a batch can be gathered into
-one tensor. Everything is vectorised and runs on the device of the noise; no strategy loops over clips or tokens.
+A strategy turns random numbers into a mask (B, L), True = hidden, over a time-major grid. A clip's number of visible
+tokens is exact and depends only on its number of valid tokens, so the visible tokens of a batch fit one tensor.
+Everything is vectorised and runs on the device of the noise; no strategy loops over clips or tokens.
 
-Clips of a batch may end at different times. Tokens beyond the end, the padding, are never hidden. Since they come last
-and noise is drawn in the order of time, a clip has the same mask however much padding follows it (not of
-``time_frequency``, which draws for the bands after all time steps).
+Clips of a batch may end at different times. Tokens beyond the end, the padding, are never hidden. They come last and
+noise is drawn in the order of time, so a clip has the same mask however much padding follows it. The exception is
+``time_frequency``, which draws for the bands after all time steps.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
-from amae_plugin.modules.patching import Size2d
+from amae_plugin.modules.embedding import Size2d
 
 Noise = Callable[[int], Tensor]
 """Draws n uniform numbers in [0, 1) for every clip of the batch: (B, n); each call draws new ones."""
@@ -60,8 +62,8 @@ class GlobalNoise:
         return torch.rand(self.batch, count, device=self.device)
 
 
-def noise_of(source: Tensor, seed: Tensor | None) -> Noise:
-    """Noise for the clips of a batch (B, ...): of their seeds (B,), or of PyTorch's generator if there are none."""
+def seeded_noise(source: Tensor, seed: Tensor | None) -> Noise:
+    """Noise for the clips of a batch (B, ...), from their seeds (B,) or, without seeds, from PyTorch's generator."""
     return GlobalNoise(len(source), source.device) if seed is None else ClipNoise(seed)
 
 
@@ -69,14 +71,25 @@ def check_mask(mask: Tensor, patches: Tensor) -> None:
     """Refuse a given mask that does not fit the patches (B, L, P).
 
     Raises:
-        ValueError: it is not (B, L).
+        ValueError: the mask is not (B, L).
     """
     if mask.shape != patches.shape[:2]:
         raise ValueError(f"the mask must be (B, L) = {tuple(patches.shape[:2])}, not {tuple(mask.shape)}")
 
 
+@dataclass(frozen=True)
 class Masking(ABC):
-    """A masking strategy."""
+    """A masking strategy. Its fields are its parameters, under the names that recipes use.
+
+    Raises:
+        ValueError: a ratio is outside [0, 1).
+    """
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name.startswith("mask_ratio") and not 0 <= value < 1:
+                raise ValueError(f"{field.name} must be at least 0 and below 1, not {value}")
 
     @abstractmethod
     def __call__(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None = None) -> Tensor:
@@ -90,163 +103,215 @@ class Masking(ABC):
 
     @abstractmethod
     def num_visible(self, grid: Size2d) -> int:
-        """How many tokens of each clip that fills the grid stay visible; of a shorter clip, no more than that."""
+        """Visible tokens of a clip that fills the grid; a shorter clip has at most as many."""
+
+    @property
+    @abstractmethod
+    def hidden_share(self) -> str:
+        """The hidden share in words."""
 
 
-class RandomMasking(Masking):
-    """Unstructured: every token may be hidden, ``int(L * (1 - ratio))`` stay visible (Audio-MAE, section 3.1)."""
+@dataclass(frozen=True)
+class RankedMasking(Masking):
+    """Base of the strategies that rank tokens: ``int(L * (1 - mask_ratio))`` tokens of the lowest rank stay visible."""
 
-    def __init__(self, ratio: float):
-        self.ratio = _checked(ratio)
+    mask_ratio: float = 0.75
 
+    @abstractmethod
+    def ranks(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None) -> Tensor:
+        """Ranks (B, L) of the tokens; arguments are those of :meth:`Masking.__call__`."""
+
+    @override
     def __call__(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None = None) -> Tensor:
-        """See :meth:`Masking.__call__`."""
-        return _hide_all_but_smallest(noise(grid[0] * grid[1]), self.ratio, padding_mask)
+        return _hide_all_but_smallest(self.ranks(noise, grid, padding_mask), self.mask_ratio, padding_mask)
 
+    @override
     def num_visible(self, grid: Size2d) -> int:
-        """See :meth:`Masking.num_visible`."""
-        return _num_kept(grid[0] * grid[1], self.ratio)
+        return _num_kept(grid[0] * grid[1], self.mask_ratio)
+
+    @property
+    @override
+    def hidden_share(self) -> str:
+        return f"{self.mask_ratio:.0%}"
 
 
+@dataclass(frozen=True)
+class RandomMasking(RankedMasking):
+    """Every token may be hidden, independently of its neighbours (Audio-MAE, section 3.1)."""
+
+    @override
+    def ranks(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None) -> Tensor:
+        return noise(grid[0] * grid[1])
+
+
+@dataclass(frozen=True)
 class RandomBatchedMasking(RandomMasking):
-    """Unstructured as :class:`RandomMasking`, but one draw, of the first clip's noise, is shared by the whole batch."""
+    """Random masking with one draw, from the first clip's noise, for the whole batch (MAE-AST, section 2.2)."""
 
-    def __call__(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None = None) -> Tensor:
-        """See :meth:`Masking.__call__`."""
-        values = noise(grid[0] * grid[1])
-        return _hide_all_but_smallest(values[:1].expand_as(values), self.ratio, padding_mask)
+    @override
+    def ranks(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None) -> Tensor:
+        ranks = super().ranks(noise, grid, padding_mask)
+        return ranks[:1].expand_as(ranks)
 
 
-class ChunkMasking(RandomMasking):
-    """Square chunks of tokens are hidden, one after the other, until exactly the ratio is.
+@dataclass(frozen=True)
+class ChunkMasking(RankedMasking):
+    """Square chunks of tokens are hidden, one after another, until exactly the ratio is hidden.
 
-    The mask of SSAST's patches (Gong et al. 2022, algorithm 1: clusters), and after it of MAE-AST's. All chunks of a
-    clip have one side, of 3 to 5 tokens, drawn for the clip. Where a chunk stands is uniform, over the edges of the
-    spectrogram too, where it is cut, so that no token is hidden more often than another by its place. Of the last chunk
-    only as many tokens are hidden as are still wanted.
+    The mask of SSAST's patches (Gong et al. 2022, algorithm 1) and of MAE-AST's. All chunks of a clip have one side,
+    drawn for the clip. The place of a chunk is uniform, including places where the edges of the spectrogram cut it, so
+    every token is hidden equally often. The last chunk hides only as many tokens as are still missing.
+
+    Attributes:
+        sides: possible sides of a chunk in tokens.
     """
 
-    sides = (3, 4, 5)
+    sides: tuple[int, ...] = (3, 4, 5)
 
-    def __call__(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None = None) -> Tensor:
-        """See :meth:`Masking.__call__`."""
-        # Every place where a chunk may start has a random rank; chunks come in the order of their ranks, so a token is
-        # hidden at the smallest rank of the chunks that cover it, a minimum over a window.
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sides or min(self.sides) < 1:
+            raise ValueError(f"sides of masked chunks are 1 token or more, not {self.sides}")
+
+    @override
+    def ranks(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None) -> Tensor:
+        # Every place where a chunk may start has a random rank, and chunks come in the order of their ranks. A token is
+        # therefore hidden at the smallest rank of the chunks that cover it, a minimum over a window.
         choice = (noise(1) * len(self.sides)).long()
-        margin = self.sides[-1] - 1  # starts before the first row or column
-        ranks = noise((grid[0] + margin) * (grid[1] + margin)).view(-1, grid[0] + margin, grid[1] + margin)
-        hidden_at = torch.stack([_window_min_2d(ranks, side, margin) for side in self.sides], dim=1)
-        hidden_at = hidden_at.gather(1, choice[..., None].expand(-1, 1, hidden_at.shape[-1])).squeeze(1)
-        return _hide_all_but_smallest(-hidden_at, self.ratio, padding_mask)
+        margin = max(self.sides) - 1  # starts before the first row or column
+        starts = noise((grid[0] + margin) * (grid[1] + margin)).view(-1, grid[0] + margin, grid[1] + margin)
+        hidden_at = torch.stack([_window_min_2d(starts, side, margin) for side in self.sides], dim=1)
+        return -hidden_at.gather(1, choice[..., None].expand(-1, 1, hidden_at.shape[-1])).squeeze(1)
 
 
-class SpanMasking(RandomMasking):
-    """Spans of tokens are hidden, one after the other, until exactly the ratio is (wav2vec 2.0, section 3.1).
+@dataclass(frozen=True)
+class SpanMasking(RankedMasking):
+    """Spans of tokens are hidden, one after another, until exactly the ratio is hidden (wav2vec 2.0, section 3.1).
 
-    Spans lie inside the clip and may overlap; of the last one only as many tokens are hidden as are still wanted. Meant
-    for tokens that cover all bands, whose order is time.
+    Spans lie inside the clip and may overlap; the last one hides only as many tokens as are still missing. This mask
+    suits tokens that cover all bands, whose order is time.
 
-    Raises:
-        ValueError: the ratio is outside [0, 1), or a span has no token.
+    Attributes:
+        mask_length: tokens of a span.
     """
 
-    def __init__(self, ratio: float, length: int):
-        super().__init__(ratio)
-        if length < 1:
-            raise ValueError(f"a masked span is at least 1 token long, not {length}")
-        self.length = length
+    mask_length: int = 10
 
-    def __call__(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None = None) -> Tensor:
-        """See :meth:`Masking.__call__`."""
-        tokens = grid[0] * grid[1]
-        ranks = noise(tokens)
-        last_start = (_num_valid(ranks, padding_mask) - self.length).clamp(min=0)
-        ranks = ranks.masked_fill(torch.arange(tokens, device=ranks.device) > last_start, 1.0)
-        # As for chunks: a token is hidden at the smallest rank of the spans that cover it.
-        hidden_at = -F.max_pool1d(F.pad(-ranks, (self.length - 1, 0), value=-1.0), self.length, stride=1)
-        return _hide_all_but_smallest(-hidden_at, self.ratio, padding_mask)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mask_length < 1:
+            raise ValueError(f"a masked span is at least 1 token long, not {self.mask_length}")
+
+    @override
+    def ranks(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None) -> Tensor:
+        starts = noise(grid[0] * grid[1])
+        last_start = (_num_valid(starts, padding_mask) - self.mask_length).clamp(min=0)
+        starts = starts.masked_fill(torch.arange(starts.shape[1], device=starts.device) > last_start, 1.0)
+        # As for chunks, a token is hidden at the smallest rank of the spans that cover it.
+        return F.max_pool1d(F.pad(-starts, (self.mask_length - 1, 0), value=-1.0), self.mask_length, stride=1)
 
 
+@dataclass(frozen=True)
 class TimeMasking(Masking):
-    """Whole time steps are hidden, in all bands."""
+    """Whole time steps are hidden, in all bands (Audio-MAE, section 3.1)."""
 
-    def __init__(self, ratio: float):
-        self.ratio = _checked(ratio)
+    mask_ratio: float = 0.75
 
+    @override
     def __call__(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None = None) -> Tensor:
-        """See :meth:`Masking.__call__`."""
-        steps = _hide_all_but_smallest(noise(grid[0]), self.ratio, _padded_steps(padding_mask, grid))
+        padded_steps = None if padding_mask is None else padding_mask.unflatten(1, grid)[:, :, 0]
+        steps = _hide_all_but_smallest(noise(grid[0]), self.mask_ratio, padded_steps)
         return steps.repeat_interleave(grid[1], dim=1)
 
+    @override
     def num_visible(self, grid: Size2d) -> int:
-        """See :meth:`Masking.num_visible`."""
-        return _num_kept(grid[0], self.ratio) * grid[1]
+        return _num_kept(grid[0], self.mask_ratio) * grid[1]
+
+    @property
+    @override
+    def hidden_share(self) -> str:
+        return f"{self.mask_ratio:.0%}"
 
 
+@dataclass(frozen=True)
 class FrequencyMasking(Masking):
-    """Whole frequency bands are hidden, at all times."""
+    """Whole frequency bands are hidden, at all times (Audio-MAE, section 3.1)."""
 
-    def __init__(self, ratio: float):
-        self.ratio = _checked(ratio)
+    mask_ratio: float = 0.75
 
+    @override
     def __call__(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None = None) -> Tensor:
-        """See :meth:`Masking.__call__`."""
-        hidden = _hide_all_but_smallest(noise(grid[1]), self.ratio).repeat(1, grid[0])
+        hidden = _hide_all_but_smallest(noise(grid[1]), self.mask_ratio).repeat(1, grid[0])
         return hidden if padding_mask is None else hidden & ~padding_mask
 
+    @override
     def num_visible(self, grid: Size2d) -> int:
-        """See :meth:`Masking.num_visible`."""
-        return grid[0] * _num_kept(grid[1], self.ratio)
+        return grid[0] * _num_kept(grid[1], self.mask_ratio)
+
+    @property
+    @override
+    def hidden_share(self) -> str:
+        return f"{self.mask_ratio:.0%}"
 
 
+@dataclass(frozen=True)
 class TimeFrequencyMasking(Masking):
     """Time steps and frequency bands are hidden: a token is visible if both its row and its column are.
 
-    Audio-MAE's fine-tuning mask (section 4.2: 0.3 and 0.3) and, with larger ratios, one of its pretraining masks. The
-    noise of the time steps is drawn first.
+    The mask of Audio-MAE's fine-tuning (section 4.2: 0.3 and 0.3) and, with larger ratios, one of its pretraining
+    masks. The noise of the time steps is drawn first.
     """
 
-    def __init__(self, time_ratio: float, frequency_ratio: float):
-        self.time = TimeMasking(time_ratio)
-        self.frequency = FrequencyMasking(frequency_ratio)
+    mask_ratio_time: float = 0.6
+    mask_ratio_frequency: float = 0.5
 
+    @override
     def __call__(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None = None) -> Tensor:
-        """See :meth:`Masking.__call__`."""
-        time = self.time(noise, grid, padding_mask)
-        return time | self.frequency(noise, grid, padding_mask)
+        time = TimeMasking(self.mask_ratio_time)(noise, grid, padding_mask)
+        return time | FrequencyMasking(self.mask_ratio_frequency)(noise, grid, padding_mask)
 
+    @override
     def num_visible(self, grid: Size2d) -> int:
-        """See :meth:`Masking.num_visible`."""
-        return _num_kept(grid[0], self.time.ratio) * _num_kept(grid[1], self.frequency.ratio)
+        return _num_kept(grid[0], self.mask_ratio_time) * _num_kept(grid[1], self.mask_ratio_frequency)
+
+    @property
+    @override
+    def hidden_share(self) -> str:
+        return f"{self.mask_ratio_time:.0%} of the time steps and {self.mask_ratio_frequency:.0%} of the bands"
 
 
-def build_masking(name: str, ratio: float, time_ratio: float, frequency_ratio: float, span_length: int = 10) -> Masking:
-    """The strategy of that name.
+MASKINGS: dict[str, type[Masking]] = {
+    "random": RandomMasking,
+    "random_batched": RandomBatchedMasking,
+    "chunk": ChunkMasking,
+    "cluster": ChunkMasking,  # SSAST's name for it
+    "span": SpanMasking,
+    "time": TimeMasking,
+    "frequency": FrequencyMasking,
+    "time_frequency": TimeFrequencyMasking,
+}
+"""The strategies by name."""
+
+
+def build_masking(name: str, settings: Mapping[str, object], options: Mapping[str, object] | None = None) -> Masking:
+    """Build a strategy.
 
     Args:
-        name: ``random``, ``random_batched``, ``chunk``, ``span``, ``time``, ``frequency`` or ``time_frequency``;
-            ``cluster``, as SSAST calls it, is ``chunk``.
-        ratio: share of the tokens that is hidden, for all but ``time_frequency``.
-        time_ratio: share of the time steps, for ``time_frequency``.
-        frequency_ratio: share of the bands, for ``time_frequency``.
-        span_length: tokens of a span, for ``span``.
+        name: key of :data:`MASKINGS`.
+        settings: values of parameters by name; names that the strategy does not have are ignored.
+        options: the same, but every name must be one of the strategy's.
 
     Raises:
-        ValueError: no strategy has that name, a ratio is outside [0, 1), or a span has no token.
+        ValueError: no strategy has that name, an option is unknown, or a parameter is out of range.
     """
-    builders: dict[str, Callable[[], Masking]] = {
-        "random": lambda: RandomMasking(ratio),
-        "time": lambda: TimeMasking(ratio),
-        "frequency": lambda: FrequencyMasking(ratio),
-        "time_frequency": lambda: TimeFrequencyMasking(time_ratio, frequency_ratio),
-        "random_batched": lambda: RandomBatchedMasking(ratio),
-        "chunk": lambda: ChunkMasking(ratio),
-        "span": lambda: SpanMasking(ratio, span_length),
-        "cluster": lambda: ChunkMasking(ratio),
-    }
-    if name not in builders:
-        raise ValueError(f"no masking strategy is called {name!r}; there are: {', '.join(builders)}")
-    return builders[name]()
+    if name not in MASKINGS:
+        raise ValueError(f"no masking strategy is called {name!r}; there are: {', '.join(MASKINGS)}")
+    parameters = [field.name for field in fields(MASKINGS[name])]
+    unknown = [option for option in options or {} if option not in parameters]
+    if unknown:
+        raise ValueError(f"masking {name} has no {', '.join(unknown)}; its parameters are {', '.join(parameters)}")
+    values = {key: value for key, value in {**settings, **(options or {})}.items() if key in parameters}
+    return MASKINGS[name](**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
 
 
 def visible_ids(mask: Tensor, count: int | None = None) -> Tensor:
@@ -254,7 +319,7 @@ def visible_ids(mask: Tensor, count: int | None = None) -> Tensor:
 
     Args:
         mask: True = hidden.
-        count: K where it is known; else it is read from the mask, for which a GPU must wait.
+        count: K; read from the mask if None, which makes the CPU wait for a GPU.
 
     Raises:
         ValueError: the clips have different numbers of visible tokens, so they do not fit one tensor.
@@ -270,17 +335,17 @@ def visible_ids(mask: Tensor, count: int | None = None) -> Tensor:
 
 
 def gather_ids(mask: Tensor, padding: Tensor | None, count: int | None = None) -> tuple[Tensor, Tensor | None]:
-    """Positions (B, K) of the visible tokens of clips that may have different numbers of them.
+    """Positions (B, K) of the visible tokens of clips with different numbers of visible tokens.
 
-    K is the largest number, or ``count``. Clips with fewer fill their places with other tokens.
+    K is the largest number, or ``count``. A clip with fewer visible tokens fills its places with other tokens.
 
     Args:
         mask: (B, L), True = hidden.
-        padding: (B, L), True = beyond the clip's end, so neither hidden nor visible; None if nothing is.
-        count: K where no clip has more; else it is read from the masks, for which a GPU must wait.
+        padding: (B, L), True = beyond the clip's end, so neither hidden nor visible; None without padding.
+        count: K, at least every clip's number; read from the masks if None, which makes the CPU wait for a GPU.
 
     Returns:
-        The positions, and (B, K) True where a place holds no visible token; None if every place holds one.
+        The positions, and (B, K), True where a place holds no visible token; None if every place holds one.
     """
     away = mask if padding is None else mask | padding
     if count is None:
@@ -293,8 +358,8 @@ def gather_ids(mask: Tensor, padding: Tensor | None, count: int | None = None) -
     return ids, None if filled else away.gather(1, ids)
 
 
-def attendable(padding_mask: Tensor | None) -> Tensor | None:
-    """The padding mask (B, N), except that a clip with nothing else attends to all: its attention stays defined."""
+def attention_padding(padding_mask: Tensor | None) -> Tensor | None:
+    """The padding mask (B, N) for attention; a clip of nothing but padding attends to all, which keeps it defined."""
     return None if padding_mask is None else padding_mask & ~padding_mask.all(dim=1, keepdim=True)
 
 
@@ -327,11 +392,6 @@ def _num_valid(values: Tensor, padding_mask: Tensor | None) -> Tensor:
     return (~padding_mask).sum(1, keepdim=True)
 
 
-def _padded_steps(padding_mask: Tensor | None, grid: Size2d) -> Tensor | None:
-    """Padding of time steps (B, time) from that of tokens (B, L)."""
-    return None if padding_mask is None else padding_mask.unflatten(1, grid)[:, :, 0]
-
-
 def _window_min_2d(values: Tensor, side: int, margin: int) -> Tensor:
     """Smallest value of the square windows that end at each token.
 
@@ -345,12 +405,6 @@ def _window_min_2d(values: Tensor, side: int, margin: int) -> Tensor:
     """
     skipped = margin + 1 - side
     return -F.max_pool2d(-values[:, skipped:, skipped:], side, stride=1).flatten(1)
-
-
-def _checked(ratio: float) -> float:
-    if not 0 <= ratio < 1:
-        raise ValueError(f"a mask ratio is at least 0 and below 1, not {ratio}")
-    return ratio
 
 
 def _mix(value: Tensor) -> Tensor:

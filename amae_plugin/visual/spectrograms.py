@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from amae_plugin.data.log_mel import DB_PER_NEPER, LOW_HZ, LogMel
-from amae_plugin.modules.patching import Size2d, grid_size, unpatchify
+from amae_plugin.modules.embedding import Size2d, grid_size, unpatchify
 from amae_plugin.visual.style import add_title
 
 COLUMNS = ("original", "masked", "reconstructed")

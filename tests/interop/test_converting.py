@@ -29,7 +29,7 @@ from amae_plugin.models.classifier import Classifier, ClassifierConfig
 from amae_plugin.models.encoder import Encoder
 from amae_plugin.models.published import Options, PublishedFile
 from amae_plugin.models.registry import SYSTEMS
-from amae_plugin.modules.positions import LearnedPositions, sincos_2d
+from amae_plugin.modules.embedding import LearnedPositions, sincos_2d
 
 HEADS = ["--num-heads", "4"]
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amae_plugin.modules.positions import (
+from amae_plugin.modules.embedding import (
     GridPositions,
     LearnedPositions,
     SequencePositions,

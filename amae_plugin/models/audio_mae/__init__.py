@@ -1,5 +1,6 @@
-"""Audio-MAE: config, encoder, decoders, model, and the published checkpoints' names."""
+"""Audio-MAE: config, encoder, decoders, model, and published weights."""
 
+from amae_plugin.models.audio_mae import published
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
 from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
 from amae_plugin.models.audio_mae.model import AudioMAE
@@ -7,4 +8,10 @@ from amae_plugin.models.system import System
 
 __all__ = ["AudioMAE", "AudioMAEConfig"]
 
-SYSTEM = System(AudioMAEConfig, AudioMAE, AudioMAEEncoder)
+SYSTEM = System(
+    AudioMAEConfig,
+    AudioMAE,
+    AudioMAEEncoder,
+    published=(published.AudioMAEPretrained, published.AudioMAEFineTuned, published.ImageMAE),
+    as_timm=published.as_timm,
+)

@@ -1,21 +1,17 @@
-"""Sizes and choices of an Audio-MAE; the defaults are the paper's ViT-B (Huang et al., NeurIPS 2022, section 4)."""
+"""Sizes and choices of Audio-MAE; the defaults are the paper's ViT-B (Huang et al., NeurIPS 2022, section 4)."""
 
 # Annotations stay objects here, in the typing module's spelling: fairseq reads them when the fields become its options.
 from dataclasses import dataclass, field
 from typing import Tuple
 
-from amae_plugin.models.settings import FromSettings
+from amae_plugin.models.settings import PretrainingConfig
 
 
 @dataclass
-class AudioMAEConfig(FromSettings):
-    """Architecture and masking of Audio-MAE.
-
-    Pairs are (time, frequency). The fields carry their help in ``metadata`` so that fairseq shows it.
-    """
+class AudioMAEConfig(PretrainingConfig):
+    """Architecture of Audio-MAE. Pairs are (time, frequency)."""
 
     input_length: int = field(default=1024, metadata={"help": "frames that the position table is built for"})
-    num_mel_bins: int = field(default=128, metadata={"help": "mel bands of the input"})
     patch_size: Tuple[int, int] = field(default=(16, 16), metadata={"help": "frames and bands of a patch"})
 
     embed_dim: int = field(default=768, metadata={"help": "width of the encoder"})
@@ -39,14 +35,5 @@ class AudioMAEConfig(FromSettings):
         metadata={"help": "local decoder: shift of every second block, in patches (code (2, 0), paper (2, 2))"},
     )
 
-    masking: str = field(default="random", metadata={"help": "random, time, frequency or time_frequency"})
-    mask_ratio: float = field(default=0.8, metadata={"help": "hidden share: random, time, frequency"})
-    mask_ratio_time: float = field(default=0.6, metadata={"help": "hidden share of the time steps: time_frequency"})
-    mask_ratio_frequency: float = field(default=0.5, metadata={"help": "hidden share of the bands: time_frequency"})
+    mask_ratio: float = field(default=0.8, metadata={"help": "hidden share (all masks but time_frequency)"})
     norm_pix_loss: bool = field(default=True, metadata={"help": "targets are normalised patch by patch"})
-    bf16: bool = field(
-        default=False,
-        metadata={
-            "help": "matrix work in bfloat16; weights, optimizer, residual stream, norms and loss stay in float32"
-        },
-    )

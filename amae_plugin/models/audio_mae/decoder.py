@@ -7,16 +7,16 @@ from abc import ABC, abstractmethod
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
-from amae_plugin.modules.blocks import Block, WindowBlock, xavier_linear
-from amae_plugin.modules.local_attention import WindowPlan, padded_grid, permute_tokens, plan_windows
-from amae_plugin.modules.patching import Size2d, grid_size
-from amae_plugin.modules.positions import GridPositions
+from amae_plugin.modules.blocks import Block, xavier_linear
+from amae_plugin.modules.embedding import GridPositions, Size2d, grid_size
+from amae_plugin.modules.local_attention import WindowBlock, WindowPlan, padded_grid, permute_tokens, plan_windows
 
 
 class Decoder(nn.Module, ABC):
-    """What all decoders share: projection, mask tokens, positions, final norm and prediction.
+    """Base of the decoders: projection, mask tokens, positions, final norm and prediction.
 
     A decoder differs in its ``blocks`` and in :meth:`run_blocks`.
     """
@@ -69,8 +69,8 @@ class GlobalDecoder(Decoder):
         super().__init__(config)
         self.blocks = nn.ModuleList(_global_block(config) for _ in range(config.decoder_depth))
 
+    @override
     def run_blocks(self, cls: Tensor, tokens: Tensor, grid: Size2d) -> Tensor:
-        """See :meth:`Decoder.run_blocks`."""
         x = torch.cat([cls, tokens], dim=1)
         for block in self.blocks:
             x = block(x)
@@ -89,8 +89,8 @@ class ShiftedDecoder(Decoder):
         self.blocks = nn.ModuleList(_local_block(config) for _ in range(config.decoder_depth))
         self._routes: dict[tuple[Size2d, torch.device], tuple[Tensor, list[Tensor], list[WindowPlan]]] = {}
 
+    @override
     def run_blocks(self, cls: Tensor, tokens: Tensor, grid: Size2d) -> Tensor:
-        """See :meth:`Decoder.run_blocks`."""
         return self.run_local(self.blocks, tokens, grid)
 
     def run_local(self, blocks: nn.ModuleList, tokens: Tensor, grid: Size2d) -> Tensor:
@@ -111,7 +111,7 @@ class ShiftedDecoder(Decoder):
     def _route(self, grid: Size2d, device: torch.device) -> tuple[Tensor, list[Tensor], list[WindowPlan]]:
         key = (grid, device)
         if key not in self._routes:
-            with torch.inference_mode(False):  # a route first taken in inference must serve training as well
+            with torch.inference_mode(False):  # a route made during inference must serve training too
                 plain = plan_windows(grid, self.window, (0, 0), device)
                 shifted = plan_windows(grid, self.window, self.shift, device)
                 to_shifted = plain.order.argsort()[shifted.order]
@@ -135,8 +135,8 @@ class HybridDecoder(ShiftedDecoder):
             _local_block(config) if i < local else _global_block(config) for i in range(config.decoder_depth)
         )
 
+    @override
     def run_blocks(self, cls: Tensor, tokens: Tensor, grid: Size2d) -> Tensor:
-        """See :meth:`Decoder.run_blocks`."""
         tokens = self.run_local(self.blocks[: self.num_local], tokens, grid)
         x = torch.cat([cls, tokens], dim=1)
         for block in self.blocks[self.num_local :]:

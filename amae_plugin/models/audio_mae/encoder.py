@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
-from amae_plugin.models.encoder import Encoder
+from amae_plugin.models.base import Encoder
 from amae_plugin.modules.blocks import Block, xavier_linear
+from amae_plugin.modules.embedding import GridPositions, PatchEmbed, Size2d, patchify
 from amae_plugin.modules.masking import take_tokens
-from amae_plugin.modules.patching import PatchEmbed, Size2d, patchify
-from amae_plugin.modules.positions import GridPositions
 
 
 class AudioMAEEncoder(Encoder):
@@ -22,6 +22,7 @@ class AudioMAEEncoder(Encoder):
     def __init__(self, config: AudioMAEConfig):
         super().__init__()
         self.embed_dim = config.embed_dim
+        self.num_heads = config.num_heads
         self.num_mel_bins = config.num_mel_bins
         self.patch_size = self.patch_stride = tuple(config.patch_size)  # type: ignore[assignment]
         grid = self.grid(config.input_length, config.num_mel_bins)
@@ -34,15 +35,10 @@ class AudioMAEEncoder(Encoder):
         self.norm = nn.LayerNorm(config.embed_dim, eps=1e-6)
         self.reset_parameters()
 
+    @override
     def forward(
-        self,
-        patches: Tensor,
-        grid: Size2d,
-        visible: Tensor | None = None,
-        padding_mask: Tensor | None = None,
-        branch_scales: Tensor | None = None,
+        self, patches: Tensor, grid: Size2d, visible: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> Tensor:
-        """See :meth:`Encoder.forward`; the prefix is the CLS token."""
         positions = self.positions(grid)
         tokens = positions[:, 1:].expand(len(patches), -1, -1)
         if visible is not None:
@@ -50,10 +46,10 @@ class AudioMAEEncoder(Encoder):
             tokens = take_tokens(tokens, visible)
         x = self.patch_embed(patches) + tokens
         x = torch.cat([(self.cls_token + positions[:, :1]).expand(len(x), -1, -1), x], dim=1)
-        return self.run_blocks(x, self.with_prefix(padding_mask), branch_scales)
+        return self.run_blocks(x, self.with_prefix(padding_mask))
 
+    @override
     def patches(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Size2d]:
-        """See :meth:`Encoder.patches`; time-major."""
         return patchify(source, self.patch_size), self.grid(source.shape[1], source.shape[2])
 
     def reset_parameters(self) -> None:

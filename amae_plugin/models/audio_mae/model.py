@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
 from amae_plugin.models.audio_mae.decoder import build_decoder
 from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
-from amae_plugin.models.pretraining import PretrainingModel
+from amae_plugin.models.base import PretrainingModel
 from amae_plugin.modules import losses
-from amae_plugin.modules.compute import matrix_precision
+from amae_plugin.modules.embedding import unpatchify
 from amae_plugin.modules.interpolation import interpolate
-from amae_plugin.modules.masking import build_masking, check_mask, noise_of, visible_ids
-from amae_plugin.modules.patching import unpatchify
+from amae_plugin.modules.masking import check_mask, seeded_noise, visible_ids
 
 _USUAL_STD = 0.5  # of normalised spectrograms
 
@@ -27,6 +26,7 @@ class AudioMAE(PretrainingModel):
     Letters in shapes: B clips, T frames, F mel bands, L patches (time-major), P values in a patch, D encoder width.
     """
 
+    config: AudioMAEConfig
     encoder: AudioMAEEncoder
 
     def __init__(self, config: AudioMAEConfig):
@@ -35,9 +35,7 @@ class AudioMAE(PretrainingModel):
         self.loss_weights = {"reconstruction": 1.0}
         self.encoder = AudioMAEEncoder(config)
         self.decoder = build_decoder(config)
-        self.masking = build_masking(
-            config.masking, config.mask_ratio, config.mask_ratio_time, config.mask_ratio_frequency
-        )
+        self.masking = config.build_masking()
 
     def forward(
         self,
@@ -45,14 +43,14 @@ class AudioMAE(PretrainingModel):
         mask: Tensor | None = None,
         seed: Tensor | None = None,
         padding_mask: Tensor | None = None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Tensor]:
         """Predict every patch from the visible ones.
 
         Args:
             source: (B, T, F) normalised log-mel; T and F are multiples of the patch.
             mask: (B, L) bool, True = hidden, the same number for every clip; sampled if None.
             seed: (B,) integers that the sampled masks depend on, clip by clip; PyTorch's generator if None.
-            padding_mask: (B, T), of no effect here: as published, padding is a part of the clip.
+            padding_mask: (B, T), without effect: as published, padding is part of the clip.
 
         Returns:
             ``prediction`` (B, L, P), ``target`` (B, L, P) as :meth:`targets` gives it, ``mask`` (B, L), ``latent``
@@ -64,39 +62,34 @@ class AudioMAE(PretrainingModel):
         """
         patches, grid = self.encoder.patches(source)
         if mask is None:
-            mask = self.masking(noise_of(source, seed), grid)
+            mask = self.masking(seeded_noise(source, seed), grid)
             visible = visible_ids(mask, self.masking.num_visible(grid))
         else:
             check_mask(mask, patches)
             visible = visible_ids(mask)
-        with matrix_precision(source.device, self.config.bf16):
+        with self.matrix_precision(source.device):
             latent = self.encoder(patches, grid, visible)
             prediction = self.decoder(latent, visible, grid)
         return {"prediction": prediction.float(), "target": self.targets(patches), "mask": mask, "latent": latent}
 
+    @override
     def token_losses(self, output: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See :meth:`PretrainingModel.token_losses`: the mean squared error of every patch."""
         return {"reconstruction": losses.reconstruction(output["prediction"], output["target"], output["mask"])}
 
     def targets(self, patches: Tensor) -> Tensor:
-        """What the model learns to predict from patches (B, L, P): these, or each normalised by its own statistics.
-
-        The variance is the unbiased one, as in MAE.
-        """
+        """Targets of patches (B, L, P): the patches, or each normalised by its own mean and unbiased variance (MAE)."""
         patches = patches.float()
         if not self.config.norm_pix_loss:
             return patches
         var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         return (patches - mean) * (var + 1e-6).rsqrt()
 
+    @override
     def reconstruct(
         self, source: Tensor, prediction: Tensor, mask: Tensor, padding_mask: Tensor | None = None
     ) -> Tensor:
-        """See :meth:`PretrainingModel.reconstruct`.
-
-        Predictions of normalised targets lack the level and the spread of a patch. These are interpolated from the
-        visible patches, so that nothing of a hidden one is used.
-        """
+        # Predictions of normalised targets lack the level and the spread of a patch. These are interpolated from the
+        # visible patches, so nothing of a hidden one is used.
         patches, grid = self.encoder.patches(source)
         if self.config.norm_pix_loss:
             known = ~mask
@@ -104,18 +97,18 @@ class AudioMAE(PretrainingModel):
                 frames = padding_mask.unflatten(1, (grid[0], -1))
                 known = known & ~frames.any(dim=-1).repeat_interleave(grid[1], dim=1)
             var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-            # Relative to what is usual, which the logarithm of 1 stands for where no patch is known.
+            # Relative to the usual value, whose logarithm is 0, the guess where no patch is known.
             statistics = torch.cat([mean, ((var + 1e-6).sqrt() / _USUAL_STD).log()], dim=-1)
             mean, log_std = interpolate(statistics, known, grid, self.encoder.patch_size[0]).split(1, dim=-1)
             prediction = prediction * (log_std.exp() * _USUAL_STD) + mean
         return unpatchify(torch.where(mask[..., None], prediction, patches), grid, self.encoder.patch_size)
 
     @property
+    @override
     def normalizes_targets(self) -> bool:
-        """See :attr:`PretrainingModel.normalizes_targets`."""
         return self.config.norm_pix_loss
 
     @property
+    @override
     def blocks(self) -> tuple[nn.Module, ...]:
-        """See :attr:`PretrainingModel.blocks`."""
         return (*self.encoder.blocks, *self.decoder.blocks)

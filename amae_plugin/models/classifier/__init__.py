@@ -1,4 +1,4 @@
-"""An encoder of any system with a classification head."""
+"""Classification: an encoder of any system with a linear head."""
 
 from amae_plugin.models.classifier.config import ClassifierConfig
 from amae_plugin.models.classifier.model import Classifier

@@ -2,18 +2,14 @@
 
 # Annotations stay objects here, in the typing module's spelling: fairseq reads them when the fields become its options.
 from dataclasses import dataclass, field
-from typing import Any
 
-from amae_plugin.models.settings import FromSettings
+from amae_plugin.models.settings import DownstreamConfig
 
 
 @dataclass
-class ClassifierConfig(FromSettings):
-    """Encoder, pooling and regularisation. The fields carry their help in ``metadata`` so that fairseq shows it."""
+class ClassifierConfig(DownstreamConfig):
+    """Pooling and regularisation of a classifier."""
 
-    encoder: Any = field(
-        default=None, metadata={"help": "model section of the system whose encoder this is, with its _name and sizes"}
-    )
     num_classes: int = field(default=0, metadata={"help": "classes; the task knows them from labels.txt"})
     pooling: str = field(
         default="mean",
@@ -30,10 +26,4 @@ class ClassifierConfig(FromSettings):
     )
     mask_ratio_frequency: float = field(
         default=0.2, metadata={"help": "share of the bands hidden in training (scripts 0.2, paper 0.3)"}
-    )
-    bf16: bool = field(
-        default=False,
-        metadata={
-            "help": "matrix work in bfloat16; weights, optimizer, residual stream, norms and loss stay in float32"
-        },
     )

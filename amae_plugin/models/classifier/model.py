@@ -1,36 +1,40 @@
-"""An encoder with a pooling and a linear head: fine-tuning, linear probe, and training from scratch."""
+"""Classifier: an encoder with a pooling and a linear head, for fine-tuning, linear probes and training from scratch."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
+from amae_plugin.models.base import DownstreamModel
 from amae_plugin.models.classifier.config import ClassifierConfig
-from amae_plugin.models.registry import system_of
-from amae_plugin.modules.blocks import drop_path_scales
-from amae_plugin.modules.compute import compile_blocks, matrix_precision
+from amae_plugin.models.registry import find_system
+from amae_plugin.models.settings import Settings
+from amae_plugin.modules.blocks import drop_path_scales, drop_paths
+from amae_plugin.modules.embedding import Size2d
 from amae_plugin.modules.masking import (
     Noise,
     TimeFrequencyMasking,
-    attendable,
+    attention_padding,
     check_mask,
     gather_ids,
-    noise_of,
+    seeded_noise,
     visible_ids,
 )
-from amae_plugin.modules.patching import Size2d
 
 POOLINGS = ("mean", "cls", "avgtok", "avgcls")
-_HEAD_STD = 2e-5  # of the published fine-tuning: predictions start equal
+_HEAD_STD = 2e-5  # as published: predictions start out equal
 
 
-class Classifier(nn.Module):
+class Classifier(DownstreamModel):
     """Clip classification with the encoder of any system (Audio-MAE, section 3.3).
 
-    With ``pooling="mean"`` the patch tokens that the last block gives are averaged and then normalised (``fc_norm``),
-    and the encoder's own final norm is left out; with ``"cls"`` the class token is taken after it. AST's forms keep the
-    encoder's norm and have a norm before the head as well (SSAST, Gong et al. 2022): ``"avgtok"`` averages the
-    patch tokens, ``"avgcls"`` the class tokens, of which SSAST has two.
+    With ``pooling="mean"`` the patch tokens of the last block are averaged and then normalised (``fc_norm``), and the
+    encoder's own final norm is left out. With ``"cls"`` the class token is taken after the encoder's norm. AST's forms
+    keep the encoder's norm and add one before the head (SSAST, Gong et al. 2022): ``"avgtok"`` averages the patch
+    tokens, ``"avgcls"`` the class tokens, of which SSAST has two.
     Letters in shapes: B clips, T frames, F mel bands, L patches, D width, C classes.
 
     Raises:
@@ -39,6 +43,11 @@ class Classifier(nn.Module):
             classes, or a ratio is outside [0, 1).
     """
 
+    config: ClassifierConfig
+    kind = "classifier"
+    task = "amae_classification"
+    output_name = "logits"
+
     def __init__(self, config: ClassifierConfig):
         super().__init__()
         if config.pooling not in POOLINGS:
@@ -46,9 +55,8 @@ class Classifier(nn.Module):
         if config.num_classes < 1:
             raise ValueError(f"a classifier needs classes, not model.num_classes={config.num_classes}")
         self.config = config
-        # Without the blocks that MAE-AST's pretraining skips: drop_path is the classifier's stochastic depth.
-        settings = {**(config.encoder or {}), "layerdrop": 0.0}
-        self.encoder = system_of(settings).encoder(settings)
+        settings = config.encoder or {}
+        self.encoder = find_system(settings).downstream_encoder(settings)
         if config.pooling in ("cls", "avgcls") and not self.encoder.num_prefix_tokens:
             raise ValueError(
                 f"model.pooling is {config.pooling}, but this encoder has no class token: choose mean or avgtok"
@@ -67,8 +75,13 @@ class Classifier(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=_HEAD_STD)
         nn.init.zeros_(self.head.bias)
         self.masking = TimeFrequencyMasking(config.mask_ratio_time, config.mask_ratio_frequency)
-        drop_path_scales(torch.zeros(1, 1, 2), config.drop_path)
+        drop_path_scales(torch.zeros(1, 1, 2), config.drop_path)  # refuses a rate out of range
         self.encoder.requires_grad_(not config.frozen)
+
+    @classmethod
+    @override
+    def from_settings(cls, settings: Settings) -> Classifier:
+        return cls(ClassifierConfig.from_settings(settings))
 
     def forward(
         self,
@@ -85,34 +98,45 @@ class Classifier(nn.Module):
         Args:
             source: (B, T, F) normalised log-mel of any length that the encoder's patches fit; without overlap, T and F
                 are multiples of the patch.
-            mask: (B, L) bool in the order of the encoder's tokens, True = hidden, the same number for every clip;
+            mask: (B, L) bool, True = hidden, the same number for every clip;
                 sampled in training, nothing hidden otherwise, if None.
             seed: (B,) integers that everything random depends on, clip by clip; PyTorch's generator if None.
             padding_mask: (B, T) bool, True = beyond the clip's end. With an encoder that ``masks_padding``, tokens
-                wholly there are neither attended to nor pooled; to the others padding is a part of the clip.
+                wholly there are neither attended to nor pooled; to other encoders padding is part of the clip.
 
         Returns:
-            ``logits`` (B, C) and ``features`` (B, D), what the head sees; both float32.
+            ``logits`` (B, C) and ``features`` (B, D), the head's input; both float32.
 
         Raises:
             ValueError: the patch does not divide the spectrogram, the mask is of another shape, or the clips have
                 different numbers of visible patches.
         """
-        padding_mask = self.encoder.heeded(padding_mask)
+        padding_mask = self.encoder.relevant_padding(padding_mask)
         patches, grid = self.encoder.patches(source, padding_mask)
-        noise = noise_of(source, seed)
+        noise = seeded_noise(source, seed)
         visible, unused = self._visible(patches, grid, mask, noise, padding_mask)
-        scales = None
-        if self.encoder.training and self.config.drop_path:
-            depth = len(self.encoder.blocks)
-            scales = drop_path_scales(noise(2 * depth).view(-1, depth, 2), self.config.drop_path)
         with (
-            matrix_precision(source.device, self.config.bf16),
+            self.matrix_precision(source.device),
             torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen),
+            self._drop_paths(noise),
         ):
-            tokens = self.encoder(patches, grid, visible, attendable(unused), scales).float()
+            tokens = self.encoder(patches, grid, visible, attention_padding(unused)).float()
         features = self.batch_norm(self.fc_norm(self._pool(tokens, unused)))
         return {"logits": self.head(features), "features": features}
+
+    @override
+    def outputs(self, source: Tensor) -> Tensor:
+        return self(source)["logits"]
+
+    @override
+    def features(self, source: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        return self(source, padding_mask=padding_mask)["features"]
+
+    def _drop_paths(self, noise: Noise) -> AbstractContextManager[None]:
+        if not (self.encoder.training and self.config.drop_path):
+            return nullcontext()
+        depth = len(self.encoder.blocks)
+        return drop_paths(self.encoder.blocks, noise(2 * depth).view(-1, depth, 2), self.config.drop_path)
 
     def _pool(self, tokens: Tensor, unused: Tensor | None) -> Tensor:
         if self.config.pooling == "cls":
@@ -124,31 +148,25 @@ class Classifier(nn.Module):
     def _visible(
         self, patches: Tensor, grid: Size2d, mask: Tensor | None, noise: Noise, padding_mask: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Positions (B, K) of the tokens to encode, all if None, and (B, K) which of them to leave out, if any."""
+        """Positions (B, K) of the tokens to encode, and (B, K), True where one is left out; None: all, and nowhere."""
         padding = None if padding_mask is None else self.encoder.patch_padding(padding_mask)
         if mask is not None:
             check_mask(mask, patches)
             return (visible_ids(mask), None) if padding is None else gather_ids(mask & ~padding, padding)
         if not self.encoder.training or not (self.config.mask_ratio_time or self.config.mask_ratio_frequency):
             return None, padding
-        grid_padding = None if padding_mask is None else self.encoder.grid_padding(padding_mask)
-        hidden = self.encoder.in_token_order(self.masking(noise, grid, grid_padding), grid)
-        return gather_ids(hidden, padding, self.masking.num_visible(grid))
+        return gather_ids(self.masking(noise, grid, padding), padding, self.masking.num_visible(grid))
 
+    @override
     def train(self, mode: bool = True) -> Classifier:
-        """Training or evaluation mode; a frozen encoder stays in evaluation mode."""
         super().train(mode)
         if self.config.frozen:
             self.encoder.eval()
         return self
 
-    def depth_of(self, parameter: str) -> int:
-        """How deep a parameter of that name lies: 0 before the first block, i + 1 in block i, depth + 1 after all."""
+    def layer_index(self, parameter: str) -> int:
+        """Layer of a parameter by its name: 0 before the first block, i + 1 in block i, depth + 1 after the last."""
         if parameter.startswith("encoder.blocks."):
             return int(parameter.split(".")[2]) + 1
         before = parameter.startswith("encoder.") and not parameter.startswith("encoder.norm.")
         return 0 if before else len(self.encoder.blocks) + 1
-
-    def compile_blocks(self) -> None:
-        """See :func:`amae_plugin.modules.compute.compile_blocks`."""
-        compile_blocks(self.encoder.blocks)

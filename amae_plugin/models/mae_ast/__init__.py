@@ -1,5 +1,7 @@
-"""MAE-AST: config, input norm, encoder, decoder, model, and the published checkpoints' names."""
+"""MAE-AST: config, input norm, encoder, decoder, model, and published weights."""
 
+from amae_plugin.data.log_mel import LogMel, ModelInput
+from amae_plugin.models.mae_ast import published
 from amae_plugin.models.mae_ast.config import MAEASTConfig
 from amae_plugin.models.mae_ast.encoder import MAEASTEncoder
 from amae_plugin.models.mae_ast.model import MAEAST
@@ -11,6 +13,9 @@ SYSTEM = System(
     MAEASTConfig,
     MAEAST,
     MAEASTEncoder,
-    front_end={"window_type": "povey", "remove_mean": False},  # Kaldi's defaults
-    normalizes_input=True,
+    default_input=ModelInput(front_end=LogMel(window_type="povey"), normalization="model"),
+    # A downstream task has its own stochastic depth.
+    downstream={"layerdrop": 0.0},
+    published=(published.MAEASTPretrained,),
+    as_timm=published.as_timm,
 )

@@ -1,20 +1,16 @@
-"""Sizes and choices of a MAE-AST; the defaults are those of the patch model (Baade et al., Interspeech 2022)."""
+"""Sizes and choices of MAE-AST; the defaults are the paper's patch model (Baade et al., Interspeech 2022)."""
 
 # Annotations stay objects here, in the typing module's spelling: fairseq reads them when the fields become its options.
 from dataclasses import dataclass, field
 from typing import Tuple
 
-from amae_plugin.models.settings import FromSettings
+from amae_plugin.models.settings import PretrainingConfig
 
 
 @dataclass
-class MAEASTConfig(FromSettings):
-    """Architecture, regularisation, masking and objective of MAE-AST.
+class MAEASTConfig(PretrainingConfig):
+    """Architecture, regularisation and objective of MAE-AST. Pairs are (time, frequency)."""
 
-    Pairs are (time, frequency). The fields carry their help in ``metadata`` so that fairseq shows it.
-    """
-
-    num_mel_bins: int = field(default=128, metadata={"help": "mel bands of the input"})
     patch_size: Tuple[int, int] = field(
         default=(16, 16), metadata={"help": "frames and bands of a token: (16, 16) patches or (2, 128) frames"}
     )
@@ -37,27 +33,10 @@ class MAEASTConfig(FromSettings):
     attention_dropout: float = field(default=0.1, metadata={"help": "dropout of the attention weights"})
     dropout_input: float = field(default=0.1, metadata={"help": "dropout of the embedded tokens"})
     layerdrop: float = field(default=0.05, metadata={"help": "probability that a block of the encoder is skipped"})
-    feature_grad_mult: float = field(
-        default=0.1,
-        metadata={"help": "factor of the gradient that reaches the spectrogram; no weight of the model is behind it"},
-    )
 
-    masking: str = field(
-        default="chunk",
-        metadata={"help": "random, random_batched, chunk, span, time, frequency or time_frequency"},
-    )
-    mask_ratio: float = field(default=0.75, metadata={"help": "hidden share: all but time_frequency"})
-    mask_ratio_time: float = field(default=0.6, metadata={"help": "hidden share of the time steps: time_frequency"})
-    mask_ratio_frequency: float = field(default=0.5, metadata={"help": "hidden share of the bands: time_frequency"})
-    mask_length: int = field(default=10, metadata={"help": "tokens of a span: span"})
+    masking: str = field(default="chunk", metadata={"help": "chunk or random (patches), random or span (frames), ..."})
 
     reconstruction_weight: float = field(
         default=10.0, metadata={"help": "weight of the squared error; 0: the model has no such head"}
     )
     info_nce_weight: float = field(default=1.0, metadata={"help": "weight of InfoNCE; 0: the model has no such head"})
-    bf16: bool = field(
-        default=False,
-        metadata={
-            "help": "matrix work in bfloat16; weights, optimizer, residual stream, norms and loss stay in float32"
-        },
-    )

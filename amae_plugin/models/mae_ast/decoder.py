@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from amae_plugin.models.mae_ast.config import MAEASTConfig
 from amae_plugin.modules.blocks import PostNormBlock, normal_linear
 from amae_plugin.modules.dropout import Dropout
-from amae_plugin.modules.positions import SequencePositions
+from amae_plugin.modules.embedding import SequencePositions
 
 
 class MAEASTDecoder(nn.Module):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from amae_plugin.models.encoder import Encoder
+from amae_plugin.models.base import Encoder
 from amae_plugin.models.mae_ast.config import MAEASTConfig
 from amae_plugin.models.mae_ast.input_norm import InputNorm
 from amae_plugin.modules.blocks import PostNormBlock, normal_linear
 from amae_plugin.modules.dropout import Dropout
+from amae_plugin.modules.embedding import PatchEmbed, SequencePositions, Size2d, patchify
 from amae_plugin.modules.masking import take_tokens
-from amae_plugin.modules.patching import PatchEmbed, Size2d, patchify
-from amae_plugin.modules.positions import SequencePositions
 
 
 class MAEASTEncoder(Encoder):
@@ -36,10 +34,10 @@ class MAEASTEncoder(Encoder):
             if not 0 <= getattr(config, name) < 1:
                 raise ValueError(f"model.{name} must be at least 0 and below 1, not {getattr(config, name)}")
         self.embed_dim = config.embed_dim
+        self.num_heads = config.num_heads
         self.num_mel_bins = config.num_mel_bins
         self.patch_size = self.patch_stride = tuple(config.patch_size)  # type: ignore[assignment]
         self.grid(self.patch_size[0], config.num_mel_bins)
-        self.feature_grad_mult = config.feature_grad_mult
         self.layerdrop = config.layerdrop
         self.input_norm = InputNorm()
         self.patch_embed = PatchEmbed(self.patch_size, config.embed_dim)
@@ -56,34 +54,28 @@ class MAEASTEncoder(Encoder):
         self.norm = nn.Identity()
         normal_linear(self.blocks)
 
+    @override
     def forward(
-        self,
-        patches: Tensor,
-        grid: Size2d,
-        visible: Tensor | None = None,
-        padding_mask: Tensor | None = None,
-        branch_scales: Tensor | None = None,
+        self, patches: Tensor, grid: Size2d, visible: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> Tensor:
-        """See :meth:`Encoder.forward`; there is no prefix."""
         positions = self.positions(grid[0] * grid[1], patches.device)
         if visible is not None:
             patches = take_tokens(patches, visible)
             positions = take_tokens(positions.expand(len(patches), -1, -1), visible)
         x = self.dropout_input(self.patch_embed(patches)) + positions
         x = self.dropout(self.norm_pre(x))
-        return self.run_blocks(x, padding_mask, branch_scales, self._blocks_to_run())
+        return self.run_blocks(x, padding_mask, self._blocks_to_run())
 
+    @override
     def patches(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Size2d]:
-        """Normalised patches; see :meth:`Encoder.patches`; time-major.
-
-        Args:
-            source: (B, T, F) log-mel, not normalised.
-            padding_mask: (B, T) bool, True = beyond the clip's end.
-        """
         patches = patchify(self.input_norm(source, padding_mask), self.patch_size)
-        if patches.requires_grad and self.feature_grad_mult != 1.0:
-            patches = _ScaledGradient.apply(patches, self.feature_grad_mult)
         return patches, self.grid(source.shape[1], source.shape[2])
+
+    @property
+    @override
+    def input_statistics(self) -> tuple[float, float]:
+        norm = self.input_norm
+        return norm.running_mean.item(), (norm.running_var + norm.eps).sqrt().item()
 
     def _blocks_to_run(self) -> list[int]:
         """LayerDrop (Fan et al. 2020): in training, the whole batch skips each block with some probability."""
@@ -93,16 +85,3 @@ class MAEASTEncoder(Encoder):
         # On the CPU, whatever the model's device: which blocks run is decided without waiting for a GPU.
         kept = (torch.rand(len(self.blocks)) >= self.layerdrop).tolist()
         return [index for index in indices if kept[index]]
-
-
-class _ScaledGradient(torch.autograd.Function):
-    """The identity, whose gradient is scaled."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] * ctx.factor, None

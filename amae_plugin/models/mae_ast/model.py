@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
+from amae_plugin.models.base import PretrainingModel
 from amae_plugin.models.mae_ast.config import MAEASTConfig
 from amae_plugin.models.mae_ast.decoder import MAEASTDecoder
 from amae_plugin.models.mae_ast.encoder import MAEASTEncoder
-from amae_plugin.models.pretraining import PretrainingModel
 from amae_plugin.modules import losses
-from amae_plugin.modules.compute import matrix_precision
-from amae_plugin.modules.masking import attendable, build_masking, check_mask, gather_ids, noise_of
-from amae_plugin.modules.patching import patchify, unpatchify
+from amae_plugin.modules.embedding import patchify, unpatchify
+from amae_plugin.modules.masking import attention_padding, check_mask, gather_ids, seeded_noise
 
 
 class MAEAST(PretrainingModel):
@@ -27,6 +26,7 @@ class MAEAST(PretrainingModel):
         ValueError: settings that make no model: of widths, probabilities, the masking, or both weights 0.
     """
 
+    config: MAEASTConfig
     encoder: MAEASTEncoder
 
     def __init__(self, config: MAEASTConfig):
@@ -44,13 +44,7 @@ class MAEAST(PretrainingModel):
         values = self.encoder.patch_size[0] * self.encoder.patch_size[1]
         self.reconstruction_head = nn.Linear(config.decoder_embed_dim, values) if weights["reconstruction"] else None
         self.classification_head = nn.Linear(config.decoder_embed_dim, values) if weights["info_nce"] else None
-        self.masking = build_masking(
-            config.masking,
-            config.mask_ratio,
-            config.mask_ratio_time,
-            config.mask_ratio_frequency,
-            config.mask_length,
-        )
+        self.masking = config.build_masking()
 
     def forward(
         self,
@@ -58,7 +52,7 @@ class MAEAST(PretrainingModel):
         mask: Tensor | None = None,
         seed: Tensor | None = None,
         padding_mask: Tensor | None = None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Tensor]:
         """Predict every token from the visible ones.
 
         Args:
@@ -76,19 +70,19 @@ class MAEAST(PretrainingModel):
         Raises:
             ValueError: the patch does not divide the spectrogram, or a mask is of another shape.
         """
-        padding_mask = self.encoder.heeded(padding_mask)
+        padding_mask = self.encoder.relevant_padding(padding_mask)
         patches, grid = self.encoder.patches(source, padding_mask)
-        padding = None if padding_mask is None else self.patch_padding(padding_mask)
+        padding = None if padding_mask is None else self.encoder.patch_padding(padding_mask)
         if mask is None:
-            mask = self.masking(noise_of(source, seed), grid, padding)
+            mask = self.masking(seeded_noise(source, seed), grid, padding)
             visible, unused = gather_ids(mask, padding, self.masking.num_visible(grid))
         else:
             check_mask(mask, patches)
             mask = mask if padding is None else mask & ~padding
             visible, unused = gather_ids(mask, padding)
-        with matrix_precision(source.device, self.config.bf16):
-            latent = self.encoder(patches, grid, visible, attendable(unused))
-            x = self.decoder(latent, visible, patches.shape[1], unused, attendable(padding))
+        with self.matrix_precision(source.device):
+            latent = self.encoder(patches, grid, visible, attention_padding(unused))
+            x = self.decoder(latent, visible, patches.shape[1], unused, attention_padding(padding))
             output = {"target": patches, "mask": mask}
             if self.reconstruction_head is not None:
                 output["prediction"] = self.reconstruction_head(x).float()
@@ -96,11 +90,8 @@ class MAEAST(PretrainingModel):
                 output["classification"] = self.classification_head(x).float()
         return output
 
+    @override
     def token_losses(self, output: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Losses (B, L) of an output of :meth:`forward`, unweighted and 0 where nothing is hidden, by objective.
-
-        Their names are those of ``loss_weights``: ``reconstruction`` and ``info_nce``, those whose weight is not 0.
-        """
         target, mask = output["target"], output["mask"]
         by_name = {}
         if self.reconstruction_head is not None:
@@ -109,16 +100,16 @@ class MAEAST(PretrainingModel):
             by_name["info_nce"] = losses.info_nce(output["classification"], target, mask)
         return by_name
 
+    @override
     def reconstruct(
         self, source: Tensor, prediction: Tensor, mask: Tensor, padding_mask: Tensor | None = None
     ) -> Tensor:
-        """See :meth:`PretrainingModel.reconstruct`."""
         patch_size = self.encoder.patch_size
         grid = (source.shape[1] // patch_size[0], source.shape[2] // patch_size[1])
         prediction = self.encoder.input_norm.inverse(prediction)
         return unpatchify(torch.where(mask[..., None], prediction, patchify(source, patch_size)), grid, patch_size)
 
     @property
+    @override
     def blocks(self) -> tuple[nn.Module, ...]:
-        """See :attr:`PretrainingModel.blocks`."""
         return (*self.encoder.blocks, *self.decoder.blocks)

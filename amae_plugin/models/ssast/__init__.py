@@ -1,10 +1,19 @@
-"""SSAST: config, encoder, model with its joint objective, and the names of published and of ImageNet weights."""
+"""SSAST: config, encoder, model with its joint objective, and published weights."""
 
-from amae_plugin.models.ssast.config import SIZES, SSASTConfig
+from amae_plugin.models.ssast import published
+from amae_plugin.models.ssast.config import SSASTConfig
 from amae_plugin.models.ssast.encoder import SSASTEncoder
-from amae_plugin.models.ssast.model import SSAST, found_patches
+from amae_plugin.models.ssast.model import SSAST
 from amae_plugin.models.system import System
 
-__all__ = ["SIZES", "SSAST", "SSASTConfig", "found_patches"]
+__all__ = ["SSAST", "SSASTConfig"]
 
-SYSTEM = System(SSASTConfig, SSAST, SSASTEncoder, fits_positions=True)
+SYSTEM = System(
+    SSASTConfig,
+    SSAST,
+    SSASTEncoder,
+    fits_positions=True,
+    published=(published.SSASTPretrained, published.ASTFineTuned, published.ImageNetViT),
+    load_image_weights=published.load_image_weights,
+    as_timm=published.as_timm,
+)

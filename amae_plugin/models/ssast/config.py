@@ -1,29 +1,20 @@
-"""Sizes and choices of an SSAST; the defaults are the paper's base model on patches (Gong et al., AAAI 2022)."""
+"""Sizes and choices of SSAST; the defaults are the paper's base model on patches (Gong et al., AAAI 2022)."""
 
 # Annotations stay objects here, in the typing module's spelling: fairseq reads them when the fields become its options.
 from dataclasses import dataclass, field
-from typing import Dict, Optional, Tuple
+from typing import Optional, Tuple
 
-from amae_plugin.models.settings import FromSettings
-
-SIZES: Dict[str, Dict[str, int]] = {
-    "tiny": {"embed_dim": 192, "num_heads": 3},
-    "small": {"embed_dim": 384, "num_heads": 6},
-    "base": {"embed_dim": 768, "num_heads": 12},
-}
-"""The paper's sizes, all of 12 blocks, as fields of :class:`SSASTConfig`."""
+from amae_plugin.models.settings import PretrainingConfig
 
 
 @dataclass
-class SSASTConfig(FromSettings):
-    """Architecture and masking of SSAST and of an AST.
+class SSASTConfig(PretrainingConfig):
+    """Architecture of SSAST and of AST. Pairs are (time, frequency).
 
-    Pairs are (time, frequency). The paper's frame model has ``patch_size=(2, 128)`` and ``masking="random"``. The
-    fields carry their help in ``metadata`` so that fairseq shows it.
+    The paper's frame model has ``patch_size=(2, 128)`` and ``masking="random"``.
     """
 
     input_length: int = field(default=1024, metadata={"help": "frames that the position table is built for"})
-    num_mel_bins: int = field(default=128, metadata={"help": "mel bands of the input"})
     patch_size: Tuple[int, int] = field(
         default=(16, 16), metadata={"help": "frames and bands of a patch (frame model: 2 and all bands)"}
     )
@@ -37,11 +28,5 @@ class SSASTConfig(FromSettings):
     num_heads: int = field(default=12, metadata={"help": "attention heads (tiny 3, small 6, base 12)"})
     mlp_ratio: float = field(default=4.0, metadata={"help": "hidden width of a block's MLP over its width"})
 
-    masking: str = field(default="cluster", metadata={"help": "cluster (patches), random (frames), time or frequency"})
-    mask_ratio: float = field(default=0.78125, metadata={"help": "hidden share of the tokens (400 of 512)"})
-    bf16: bool = field(
-        default=False,
-        metadata={
-            "help": "matrix work in bfloat16; weights, optimizer, residual stream, norms and loss stay in float32"
-        },
-    )
+    masking: str = field(default="cluster", metadata={"help": "cluster (patches), random (frames), ..."})
+    mask_ratio: float = field(default=0.78125, metadata={"help": "hidden share (400 of 512; not time_frequency)"})

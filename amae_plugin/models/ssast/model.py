@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from amae_plugin.models.pretraining import PretrainingModel
+from amae_plugin.models.base import PretrainingModel
 from amae_plugin.models.ssast.config import SSASTConfig
 from amae_plugin.models.ssast.encoder import SSASTEncoder
+from amae_plugin.models.ssast.frequency_major import turn_heads
 from amae_plugin.modules import losses
-from amae_plugin.modules.compute import matrix_precision
-from amae_plugin.modules.masking import build_masking, check_mask, noise_of
-from amae_plugin.modules.patching import unpatchify
+from amae_plugin.modules.embedding import unpatchify
+from amae_plugin.modules.masking import check_mask, seeded_noise
 
 
 class SSAST(PretrainingModel):
     """Masked spectrogram modelling with a discriminative and a generative objective.
 
-    Hidden patches are replaced by a learned embedding and stay in the sequence. Both heads read the same encoding, so
-    that a step is one pass through the encoder for both objectives.
+    Hidden patches are replaced by a learned embedding and stay in the sequence. Both heads read the same encoding, so a
+    step is one pass through the encoder.
 
-    Letters in shapes: B clips, T frames, F mel bands, L patches (frequency-major), P values in a patch (band by band),
-    D width.
+    Letters in shapes: B clips, T frames, F mel bands, L patches (time-major), P values in a patch, D width.
 
     Raises:
         ValueError: patches overlap, which would show hidden values, or a size or the masking is impossible.
     """
 
+    config: SSASTConfig
     encoder: SSASTEncoder
 
     def __init__(self, config: SSASTConfig):
@@ -47,7 +47,10 @@ class SSAST(PretrainingModel):
         nn.init.xavier_normal_(self.mask_token)
         self.reconstruction_head = _head(config.embed_dim, values)
         self.classification_head = _head(config.embed_dim, values)
-        self.masking = build_masking(config.masking, config.mask_ratio, config.mask_ratio, config.mask_ratio)
+        self.masking = config.build_masking()
+        self.register_load_state_dict_pre_hook(
+            lambda _, state, prefix, *rest: turn_heads(state, prefix, self.encoder.patch_size)
+        )
 
     def forward(
         self,
@@ -55,14 +58,14 @@ class SSAST(PretrainingModel):
         mask: Tensor | None = None,
         seed: Tensor | None = None,
         padding_mask: Tensor | None = None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Tensor]:
         """Predict every patch, for both objectives.
 
         Args:
             source: (B, T, F) normalised log-mel; T and F are multiples of the patch.
-            mask: (B, L) bool in frequency-major order, True = hidden; sampled if None.
+            mask: (B, L) bool, True = hidden; sampled if None.
             seed: (B,) integers that the sampled masks depend on, clip by clip; PyTorch's generator if None.
-            padding_mask: (B, T), of no effect here: as published, padding is a part of the clip.
+            padding_mask: (B, T), without effect: as published, padding is part of the clip.
 
         Returns:
             ``prediction`` (B, L, P) of the reconstruction head, ``classification`` (B, L, P) of the discriminative
@@ -74,10 +77,10 @@ class SSAST(PretrainingModel):
         """
         patches, grid = self.encoder.patches(source)
         if mask is None:
-            mask = self.encoder.in_token_order(self.masking(noise_of(source, seed), grid), grid)
+            mask = self.masking(seeded_noise(source, seed), grid)
         else:
             check_mask(mask, patches)
-        with matrix_precision(source.device, self.config.bf16):
+        with self.matrix_precision(source.device):
             tokens = self.encoder.patch_embed(patches)
             latent = self.encoder.encode(torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens), grid)
             encoded = latent[:, self.encoder.num_prefix_tokens :]
@@ -91,39 +94,22 @@ class SSAST(PretrainingModel):
             "latent": latent,
         }
 
+    @override
     def token_losses(self, output: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Losses (B, L) of an output of :meth:`forward`, unweighted and 0 where nothing is hidden, by objective.
-
-        InfoNCE is the paper's equation 1: for each hidden patch, the softmax of its dot products with the predictions
-        of all hidden patches of the clip. (Of MAE-AST's, the two sides are exchanged.)
-        """
+        # InfoNCE is the paper's equation 1: for each hidden patch, the softmax of its dot products with the predictions
+        # of all hidden patches of the clip. MAE-AST exchanges the two sides.
         target, mask = output["target"], output["mask"]
         return {
             "reconstruction": losses.reconstruction(output["prediction"], target, mask),
             "info_nce": losses.info_nce(target, output["classification"], mask),
         }
 
+    @override
     def reconstruct(
         self, source: Tensor, prediction: Tensor, mask: Tensor, padding_mask: Tensor | None = None
     ) -> Tensor:
-        """See :meth:`PretrainingModel.reconstruct`."""
         patches, grid = self.encoder.patches(source)
-        drawn = torch.where(mask[..., None], prediction, patches)
-        return unpatchify(drawn, grid[::-1], self.encoder.patch_size[::-1]).transpose(1, 2)
-
-
-def found_patches(output: Mapping[str, Tensor]) -> Tensor:
-    """Whether the hidden patches of an output of :class:`SSAST` are found: (B, L), False where nothing is hidden.
-
-    A patch is found if no other hidden patch of the clip gives its prediction a higher probability; the mean over the
-    hidden patches is the accuracy that the published code reports.
-    """
-    mask = output["mask"]
-    scores = output["target"] @ output["classification"].transpose(1, 2)  # (B, patches, predictions)
-    lowest = torch.finfo(scores.dtype).min
-    log_probability = scores.masked_fill(~mask[:, None, :], lowest).log_softmax(dim=-1)
-    best = log_probability.masked_fill(~mask[:, :, None], lowest).argmax(dim=1)
-    return mask & (best == torch.arange(mask.shape[1], device=mask.device))
+        return unpatchify(torch.where(mask[..., None], prediction, patches), grid, self.encoder.patch_size)
 
 
 def _head(dim: int, values: int) -> nn.Sequential:

@@ -3,7 +3,7 @@ import torch
 
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
 from amae_plugin.models.audio_mae.interop import from_official, rename
-from amae_plugin.modules.positions import sincos_2d
+from amae_plugin.modules.embedding import sincos_2d
 
 OFFICIAL_PREFIXES = {
     "encoder.positions.pos_embed": "pos_embed",

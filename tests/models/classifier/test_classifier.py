@@ -14,7 +14,7 @@ from amae_plugin.models.audio_mae.interop import classifier_from_official
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
 from amae_plugin.modules.blocks import drop_path_scales
 from amae_plugin.modules.masking import TimeFrequencyMasking
-from amae_plugin.modules.positions import sincos_2d
+from amae_plugin.modules.embedding import sincos_2d
 
 GOLDEN = {
     name: torch.from_numpy(value)

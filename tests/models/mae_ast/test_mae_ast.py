@@ -4,7 +4,7 @@ import torch
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
 from amae_plugin.models.mae_ast import MAEAST, MAEASTConfig
 from amae_plugin.models.registry import SYSTEMS
-from amae_plugin.modules.patching import patchify, unpatchify
+from amae_plugin.modules.embedding import patchify, unpatchify
 
 MASKINGS = ["random", "random_batched", "chunk", "span"]
 UNDISTURBED = {"dropout": 0.0, "attention_dropout": 0.0, "dropout_input": 0.0, "layerdrop": 0.0}

@@ -12,7 +12,7 @@ from amae_plugin.errors import UserError
 from amae_plugin.models.ssast import SSAST, SSASTConfig
 from amae_plugin.models.ssast.encoder import SSASTEncoder
 from amae_plugin.models.ssast.interop import from_official, load_imagenet, load_imagenet_file, rename
-from amae_plugin.modules.positions import resize_grid
+from amae_plugin.modules.embedding import resize_grid
 
 SIZES = {"embed_dim": 64, "depth": 2, "num_heads": 1}
 

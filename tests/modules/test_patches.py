@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amae_plugin.modules.patching import (
+from amae_plugin.modules.embedding import (
     PatchEmbed,
     grid_size,
     overlapping_grid_size,

@@ -1,0 +1,205 @@
+"""Published weights of Audio-MAE (Huang et al. 2022) and of the image MAE it starts from, and timm's form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+from typing_extensions import override
+
+from amae_plugin.models import state_dicts, timm_vit
+from amae_plugin.models.audio_mae.config import AudioMAEConfig
+from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
+from amae_plugin.models.published import (
+    ConversionOptions,
+    ConvertedWeights,
+    PublishedFile,
+    PublishedFormat,
+    classifier_section,
+    kernel_channels,
+)
+from amae_plugin.modules.embedding import GridPositions, Size2d
+
+NAME = "amae_audio_mae"
+# Published name pattern -> ours; the first that matches counts.
+_RENAMES = (
+    (r"^pos_embed$", r"encoder.positions.pos_embed"),
+    (r"^decoder_pos_embed$", r"decoder.positions.pos_embed"),
+    (r"^mask_token$", r"decoder.mask_token"),
+    (r"^decoder_(embed|blocks|norm|pred)\.", r"decoder.\1."),
+    (r"^(cls_token|patch_embed|blocks|norm)\b", r"encoder.\1"),
+)
+_DECODER = ("decoder_", "mask_token")  # published names
+_DECODER_WIDTH, _DECODER_HEADS = 512, 16  # of every published model
+
+
+class _AudioMAEFile(PublishedFormat):
+    @override
+    def rename(self, name: str) -> str:
+        return state_dicts.rename(name, _RENAMES)
+
+    def convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the tensors of a state dict."""
+        return {self.rename(name): tensor for name, tensor in state.items()}
+
+
+class AudioMAEPretrained(_AudioMAEFile):
+    """Audio-MAE's pretraining, with or without its decoder."""
+
+    name = "audio_mae"
+    title = "Audio-MAE, pretrained"
+    takes = (*PublishedFormat.takes, "decoder_num_heads")
+
+    @override
+    def recognises(self, state: Mapping[str, Tensor]) -> bool:
+        return kernel_channels(state) == 1 and "dist_token" not in state and "head.weight" not in state
+
+    @override
+    def read(self, file: PublishedFile, options: ConversionOptions) -> ConvertedWeights:
+        sizes = _encoder_sizes(file.state, options)
+        has_decoder = any(name.startswith(_DECODER) for name in file.state)
+        if has_decoder:
+            sizes.update(_decoder_sizes(file.state, options.decoder_num_heads))
+        elif options.decoder_num_heads:
+            sizes["decoder_num_heads"] = options.decoder_num_heads
+        arguments = file.settings.get("args", {})
+        for name, kind in (("norm_pix_loss", bool), ("mask_ratio", float)):
+            if isinstance(arguments.get(name), kind):
+                sizes[name] = arguments[name]
+        return ConvertedWeights(
+            model={"_name": NAME, **sizes},
+            state=self.convert(file.state),
+            target_length=sizes["input_length"],
+            initialised=() if has_decoder else ("decoder.",),
+        )
+
+
+class AudioMAEFineTuned(_AudioMAEFile):
+    """Audio-MAE fine-tuned as a classifier."""
+
+    name = "audio_mae_finetuned"
+    title = "Audio-MAE, fine-tuned"
+    takes = (*PublishedFormat.takes, "pooling", "classes")
+
+    @override
+    def recognises(self, state: Mapping[str, Tensor]) -> bool:
+        return kernel_channels(state) == 1 and "dist_token" not in state and "head.weight" in state
+
+    @override
+    def read(self, file: PublishedFile, options: ConversionOptions) -> ConvertedWeights:
+        sizes = _encoder_sizes(file.state, options)
+        pooling = options.pooling or ("mean" if "fc_norm.weight" in file.state else "cls")
+        return ConvertedWeights(
+            model=classifier_section(NAME, sizes, len(file.state["head.weight"]), pooling),
+            state=self.convert(file.state),
+            target_length=sizes["input_length"],
+        )
+
+
+class ImageMAE(_AudioMAEFile):
+    """The encoder of an image MAE as the start of an Audio-MAE."""
+
+    name = "image_mae"
+    title = "MAE of images, as the beginning of an Audio-MAE"
+
+    @override
+    def recognises(self, state: Mapping[str, Tensor]) -> bool:
+        # A ViT whose positions are MAE's fixed ones is an MAE.
+        is_image = kernel_channels(state) == 3 and "dist_token" not in state
+        return is_image and ("mask_token" in state or _has_sincos_positions(state))
+
+    @override
+    def read(self, file: PublishedFile, options: ConversionOptions) -> ConvertedWeights:
+        without_effect = {}
+        for name in file.state:
+            if name.startswith(_DECODER):
+                without_effect[name] = "the decoder draws patches of images"
+            elif name.startswith("head."):
+                without_effect[name] = "the head classifies images"
+        state = {name: tensor for name, tensor in file.state.items() if name not in without_effect}
+        sizes: state_dicts.Sizes = {
+            **_transformer_sizes(state, options.num_heads),
+            "input_length": options.target_length or AudioMAEConfig.input_length,
+            "num_mel_bins": options.num_mel_bins or AudioMAEConfig.num_mel_bins,
+        }
+        encoder = AudioMAEEncoder(AudioMAEConfig.from_settings(sizes))
+        if "pos_embed" in state:  # a fixed sine-cosine table is computed anew, any other is interpolated
+            state["pos_embed"] = _image_positions(state["pos_embed"])(encoder.positions.grid)
+        # The sum of the three colours' kernels computes on a spectrogram what the kernel computed on a grey image.
+        state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].sum(dim=1, keepdim=True)
+        return ConvertedWeights(
+            model={"_name": NAME, **sizes},
+            state=self.convert(state),
+            target_length=sizes["input_length"],
+            without_effect=without_effect,
+            initialised=("decoder.",),
+            notes=("the colours of the patch kernel were summed and its positions fitted to the spectrogram's grid",),
+        )
+
+
+def as_timm(encoder: AudioMAEEncoder, input_size: Size2d, pooling: str | None) -> timm_vit.TimmVit:
+    """The encoder as timm's ViT; arguments as of :attr:`System.as_timm`."""
+    state = timm_vit.encoder_weights(encoder)
+    state["pos_embed"] = encoder.positions(encoder.grid(*input_size))
+    return timm_vit.TimmVit(timm_vit.VIT, timm_vit.vit_arguments(encoder, input_size, pooling), state)
+
+
+def _encoder_sizes(state: Mapping[str, Tensor], options: ConversionOptions) -> state_dicts.Sizes:
+    """Fields of :class:`AudioMAEConfig` that describe the encoder of a published state dict."""
+    sizes = _transformer_sizes(state, options.num_heads)
+    bands = options.num_mel_bins or AudioMAEConfig.num_mel_bins
+    positions = state["pos_embed"].shape[1] - 1
+    patch_time, patch_frequency = state["patch_embed.proj.weight"].shape[2:]
+    columns = bands // patch_frequency
+    if not columns or positions % columns:
+        raise ValueError(
+            f"{positions} positions are not those of {bands} bands in patches of {patch_frequency}, which come "
+            f"in rows of {columns}"
+        )
+    return {**sizes, "input_length": positions // columns * patch_time, "num_mel_bins": bands}
+
+
+def _decoder_sizes(state: Mapping[str, Tensor], num_heads: int | None) -> state_dicts.Sizes:
+    """Fields of :class:`AudioMAEConfig` that describe the decoder; a local decoder's weights tell their heads."""
+    width = state["decoder_embed.weight"].shape[0]
+    depth = state_dicts.count_blocks(state, "decoder_blocks.")
+    local_blocks = sum(f"decoder_blocks.{i}.attn.tau" in state for i in range(depth))
+    if local_blocks:
+        heads = len(state["decoder_blocks.0.attn.tau"])
+        if num_heads not in (None, heads):
+            raise ValueError(f"the weights of its decoder have {heads} heads, not {num_heads}")
+        num_heads = heads
+    elif num_heads is None and width == _DECODER_WIDTH:
+        num_heads = _DECODER_HEADS
+    return {
+        "decoder": "global" if not local_blocks else "shifted" if local_blocks == depth else "hybrid",
+        "decoder_embed_dim": width,
+        "decoder_depth": depth,
+        "decoder_num_heads": state_dicts.count_heads(width, num_heads),
+        "decoder_global_blocks": depth - local_blocks,
+    }
+
+
+def _transformer_sizes(state: Mapping[str, Tensor], num_heads: int | None) -> state_dicts.Sizes:
+    hidden, width = state["blocks.0.mlp.fc1.weight"].shape
+    return {
+        "patch_size": tuple(state["patch_embed.proj.weight"].shape[2:]),
+        "embed_dim": width,
+        "depth": state_dicts.count_blocks(state, "blocks."),
+        "num_heads": state_dicts.count_heads(width, num_heads),
+        "mlp_ratio": state_dicts.mlp_ratio(hidden, width),
+    }
+
+
+def _has_sincos_positions(state: Mapping[str, Tensor]) -> bool:
+    try:
+        return _image_positions(state["pos_embed"]).is_sincos
+    except (KeyError, ValueError):
+        return False
+
+
+def _image_positions(table: Tensor) -> GridPositions:
+    side = state_dicts.square_side(table, prefix=1)
+    positions = GridPositions((side, side), table.shape[2])
+    positions.load_state_dict({"pos_embed": table})
+    return positions

@@ -1,0 +1,305 @@
+"""The interfaces of all models: encoders, models with an encoder, pretraining models and downstream models.
+
+Letters in shapes: B clips, T frames, F mel bands, L patches (tokens of a time-major grid), P values in a patch, D
+width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from amae_plugin.models.settings import DownstreamConfig, ModelConfig, PretrainingConfig, Settings
+from amae_plugin.modules.compute import compile_modules
+from amae_plugin.modules.embedding import Positions, Size2d, grid_size, overlapping_grid_size
+from amae_plugin.modules.masking import Masking, attention_padding
+
+
+class Encoder(nn.Module, ABC):
+    """A transformer over the patch tokens of a spectrogram.
+
+    A subclass brings its own ``forward`` and ``patches``.
+
+    Attributes:
+        embed_dim: D.
+        num_prefix_tokens: class tokens in front of the patch tokens; may be 0.
+        masks_padding: whether the system supports clips of several lengths in a batch and never attends to tokens
+            beyond a clip's end; to other systems padding is part of the clip.
+        num_mel_bins: F.
+        patch_size: frames and bands of a patch.
+        patch_stride: frames and bands from one patch to the next; equal to the patch unless patches overlap.
+        positions: position table.
+        num_heads: attention heads.
+        blocks: transformer blocks; parameters before them get the smallest learning rate of a layer-wise decay.
+        norm: norm after the last block; the identity where the blocks themselves end with a norm.
+    """
+
+    embed_dim: int
+    num_prefix_tokens: int
+    masks_padding: bool
+    num_mel_bins: int
+    patch_size: Size2d
+    patch_stride: Size2d
+    positions: Positions
+    num_heads: int
+    blocks: nn.ModuleList
+    norm: nn.Module
+
+    @property
+    def input_statistics(self) -> tuple[float, float] | None:
+        """Mean and standard deviation that an encoder has learned for its input; None without an input norm."""
+        return None
+
+    @abstractmethod
+    def patches(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Size2d]:
+        """Cut a spectrogram (B, T, F) into patches (B, L, P), and give their grid.
+
+        Args:
+            source: log-mel values as the system expects them.
+            padding_mask: (B, T) bool, True = beyond the clip's end; matters only to a system that normalises its input
+                by the clips of the batch.
+        """
+
+    @abstractmethod
+    def forward(
+        self, patches: Tensor, grid: Size2d, visible: Tensor | None = None, padding_mask: Tensor | None = None
+    ) -> Tensor:
+        """Encode the visible patches.
+
+        Args:
+            patches: (B, L, P), all patches of the grid.
+            grid: patches in time and frequency, L in total.
+            visible: (B, K) positions to keep; all if None.
+            padding_mask: (B, K) over the kept patches, True = not attended to.
+
+        Returns:
+            (B, prefix + K, D) after the final norm, class tokens first.
+        """
+
+    def run_blocks(self, x: Tensor, padding_mask: Tensor | None, indices: Iterable[int] | None = None) -> Tensor:
+        """Pass tokens (B, N, D), prefix included, through the blocks and the final norm.
+
+        Args:
+            x: tokens.
+            padding_mask: (B, N), True = not attended to.
+            indices: blocks to run; all if None.
+        """
+        for index in range(len(self.blocks)) if indices is None else indices:
+            x = self.blocks[index](x, padding_mask)
+        return self.norm(x)
+
+    def with_prefix(self, padding_mask: Tensor | None) -> Tensor | None:
+        """Extend a padding mask (B, K) of patch tokens to all tokens (B, prefix + K); class tokens are no padding."""
+        if padding_mask is None:
+            return None
+        return torch.cat([padding_mask.new_zeros(len(padding_mask), self.num_prefix_tokens), padding_mask], dim=1)
+
+    def mean_of_patches(self, tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """Mean (B, D) of the patch tokens among (B, prefix + K, D), leaving out those of a mask (B, K)."""
+        patches = tokens[:, self.num_prefix_tokens :]
+        if padding_mask is None:
+            return patches.mean(dim=1)
+        used = ~padding_mask[..., None]
+        return (patches * used).sum(dim=1) / used.sum(dim=1).clamp(min=1)
+
+    def grid(self, frames: int, bands: int) -> Size2d:
+        """Patches in time and in frequency.
+
+        Raises:
+            ValueError: the patch does not divide the spectrogram or, if patches overlap, exceeds it.
+        """
+        if self.patch_stride == self.patch_size:
+            return grid_size(frames, bands, self.patch_size)
+        return overlapping_grid_size(frames, bands, self.patch_size, self.patch_stride)
+
+    def patch_padding(self, padding_mask: Tensor) -> Tensor:
+        """Patches (B, L) all of whose frames (B, T) are padding; True = padding.
+
+        Raises:
+            ValueError: see :meth:`grid`.
+        """
+        grid = self.grid(padding_mask.shape[1], self.num_mel_bins)
+        columns = padding_mask.unfold(1, self.patch_size[0], self.patch_stride[0]).all(dim=-1)
+        return columns.repeat_interleave(grid[1], dim=1)
+
+    def relevant_padding(self, padding_mask: Tensor | None) -> Tensor | None:
+        """The padding mask (B, T) if there is padding and this system masks it, else None."""
+        if padding_mask is None or not self.masks_padding or not padding_mask.any():
+            return None  # attention without a mask is faster
+        return padding_mask
+
+
+class Model(nn.Module, ABC):
+    """An encoder and what follows it: a decoder in pretraining, a head in a downstream task.
+
+    Attributes:
+        encoder: the encoder, which other models may take over.
+        config: settings.
+        output_name: name of what :meth:`outputs` gives.
+    """
+
+    encoder: Encoder
+    config: ModelConfig
+    output_name: str
+
+    @abstractmethod
+    def outputs(self, source: Tensor) -> Tensor:
+        """The model's result for whole spectrograms (B, T, F), nothing hidden: what an export must compute."""
+
+    @abstractmethod
+    def features(self, source: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Features (B, D) of whole clips.
+
+        Args:
+            source: (B, T, F) log-mel values as the system expects them.
+            padding_mask: (B, T) bool, True = beyond the clip's end.
+        """
+
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The transformer blocks, which take nearly all the time."""
+        return tuple(self.encoder.blocks)
+
+    def matrix_precision(self, device: torch.device) -> torch.autocast:
+        """Context in which matrix products run in bfloat16 if configured; everything else stays in float32."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.config.bf16)
+
+    def compile_blocks(self) -> None:
+        """Have PyTorch compile the transformer blocks at their first use (needs a C++ compiler on a CPU)."""
+        compile_modules(self.blocks)
+
+
+class DownstreamModel(Model):
+    """The encoder of any system with a head for a task.
+
+    Attributes:
+        kind: noun for the model, in messages.
+        task: registered name of the fairseq task and of the criterion that train it.
+    """
+
+    config: DownstreamConfig
+    kind: str
+    task: str
+
+    @classmethod
+    @abstractmethod
+    def from_settings(cls, settings: Settings) -> DownstreamModel:
+        """Build the model of a model section.
+
+        Raises:
+            UserError: the encoder's section names no system.
+            ValueError: the settings make no model.
+        """
+
+
+class PretrainingModel(Model):
+    """Hides most tokens of a spectrogram and predicts them.
+
+    Attributes:
+        loss_weights: weights of the objectives of :meth:`token_losses`, by name; the loss is the weighted sum of their
+            means over hidden tokens.
+        masking: sampler of the masks.
+    """
+
+    config: PretrainingConfig
+    loss_weights: Mapping[str, float]
+    masking: Masking
+    output_name = "features"
+
+    @abstractmethod
+    def forward(
+        self,
+        source: Tensor,
+        mask: Tensor | None = None,
+        seed: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Predict every token from the visible ones.
+
+        Args:
+            source: (B, T, F) log-mel values as the system expects them; T and F are multiples of the patch.
+            mask: (B, L) bool, True = hidden; sampled if None.
+            seed: (B,) integers that the sampled masks depend on, clip by clip; PyTorch's generator if None.
+            padding_mask: (B, T) bool, True = beyond the clip's end; only systems that mask padding use it.
+
+        Returns:
+            At least ``target`` (B, L, P), float32, and ``mask`` (B, L); with a generative objective ``prediction``
+            (B, L, P), with a discriminative one ``classification`` (B, L, P), both float32.
+
+        Raises:
+            ValueError: the patch does not divide the spectrogram, or the mask does not fit it.
+        """
+
+    @abstractmethod
+    def token_losses(self, output: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Losses (B, L) of an output of :meth:`forward` by objective, unweighted, 0 where nothing is hidden."""
+
+    def reconstruct(
+        self, source: Tensor, prediction: Tensor, mask: Tensor, padding_mask: Tensor | None = None
+    ) -> Tensor:
+        """Spectrogram (B, T, F) with the visible tokens of ``source`` and the predicted hidden ones.
+
+        Nothing of the hidden tokens of ``source`` is used. Only models that draw (see :attr:`draws`) have this method.
+
+        Args:
+            source: (B, T, F), the input of :meth:`forward`.
+            prediction: (B, L, P) of :meth:`forward` in evaluation mode.
+            mask: (B, L) bool, True = hidden.
+            padding_mask: (B, T) bool, True = beyond the clip's end; says nothing about the clip.
+        """
+        raise NotImplementedError(f"{type(self).__name__} predicts no spectrogram")
+
+    @property
+    def draws(self) -> bool:
+        """Whether an objective predicts the spectrogram itself, so that its predictions can be drawn."""
+        return "reconstruction" in self.loss_weights
+
+    @property
+    def normalizes_targets(self) -> bool:
+        """Whether each patch is predicted without its own mean and variance, which :meth:`reconstruct` guesses."""
+        return False
+
+    def extract_features(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Encode a whole spectrogram, nothing hidden.
+
+        Args:
+            source: (B, T, F), as :meth:`forward` takes it.
+            padding_mask: (B, T) bool, True = beyond the clip's end; tokens wholly there are not attended to.
+
+        Returns:
+            Features (B, prefix + L, D) after the final norm, class tokens first, and their padding mask
+            (B, prefix + L), None if none was given.
+        """
+        patches, grid = self.encoder.patches(source, padding_mask)
+        padding = None if padding_mask is None else self.encoder.patch_padding(padding_mask)
+        with self.matrix_precision(source.device):
+            features = self.encoder(patches, grid, padding_mask=attention_padding(padding))
+        return features.float(), self.encoder.with_prefix(padding)
+
+    @override
+    def outputs(self, source: Tensor) -> Tensor:
+        return self.extract_features(source)[0]
+
+    @override
+    def features(self, source: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        padding_mask = self.encoder.relevant_padding(padding_mask)
+        tokens, _ = self.extract_features(source, padding_mask)
+        padding = None if padding_mask is None else self.encoder.patch_padding(padding_mask)
+        return self.encoder.mean_of_patches(tokens, padding)
+
+
+def summed_losses(model: PretrainingModel, output: Mapping[str, Tensor], scored: Tensor) -> dict[str, Tensor]:
+    """Sum the objectives over scored tokens: scalars by name, and ``loss``, their weighted sum.
+
+    Args:
+        model: model that gave the output.
+        output: result of its ``forward``.
+        scored: (B, L) bool, the hidden tokens that count.
+    """
+    sums = {name: (losses * scored).sum() for name, losses in model.token_losses(output).items()}
+    total = torch.stack([model.loss_weights[name] * value for name, value in sums.items()]).sum()
+    return {"loss": total, **sums}

@@ -1,0 +1,57 @@
+"""Frequency-major weights of SSAST, turned to this package's time-major order.
+
+Published SSAST and AST files, and image models, treat the spectrogram as an image whose rows are the mel bands: the
+kernel is (bands, frames), tokens and position tables run band by band, and the heads predict the values of a patch band
+by band. Earlier checkpoints of this package do too; the table's buffer ``grid_shape`` (bands, frames) marks them. The
+functions here change a state dict in place when it is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+
+import torch
+from torch import Tensor
+
+from amae_plugin.modules.embedding import Size2d
+
+State = MutableMapping[str, Tensor]
+MARK = "positions.grid_shape"
+"""Name, in an encoder's state dict, of the grid (bands, frames) of a frequency-major table."""
+
+
+def turn_encoder(state: State, prefix: str, num_prefix_tokens: int) -> None:
+    """Turn the encoder's part of a state dict if it is marked as frequency-major, and remove the mark.
+
+    Args:
+        state: state dict, changed in place.
+        prefix: start of the names of the encoder's parameters.
+        num_prefix_tokens: class tokens in front of the position table.
+    """
+    mark = state.pop(prefix + MARK, None)
+    if mark is None:
+        return
+    table, kernel = f"{prefix}positions.pos_embed", f"{prefix}patch_embed.proj.weight"
+    if table in state:
+        first, tokens = state[table].tensor_split([num_prefix_tokens], dim=1)
+        tokens = tokens.unflatten(1, mark.tolist()).transpose(1, 2).flatten(1, 2)
+        state[table] = torch.cat([first, tokens], dim=1)
+        state[f"{prefix}positions.table_grid"] = mark.flip(0)
+    if kernel in state:
+        state[kernel] = state[kernel].transpose(2, 3).contiguous()
+
+
+def turn_heads(state: State, prefix: str, patch_size: Size2d) -> None:
+    """Turn the heads in a pretraining model's state dict if its encoder is marked as frequency-major.
+
+    Args:
+        state: state dict, changed in place.
+        prefix: start of the names of the model's parameters.
+        patch_size: frames and bands of a patch.
+    """
+    if f"{prefix}encoder.{MARK}" not in state:
+        return
+    for name in ("reconstruction_head.2", "classification_head.2"):
+        for key in (f"{prefix}{name}.weight", f"{prefix}{name}.bias"):
+            if key in state:
+                state[key] = state[key].unflatten(0, patch_size[::-1]).transpose(0, 1).flatten(0, 1)

@@ -1,0 +1,63 @@
+"""An encoder as timm's Vision Transformer: entry point, arguments and weights under timm's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from amae_plugin.models.base import Encoder
+from amae_plugin.models.state_dicts import mlp_ratio
+from amae_plugin.modules.embedding import Size2d
+
+# Entry points of timm; every size is passed to them.
+VIT = "vit_base_patch16_224"
+DEIT = "deit_base_distilled_patch16_224"
+# A classifier's pooling as timm's global_pool and fc_norm; other poolings and encoders average the normalised patches.
+_POOLINGS = {"mean": ("avg", True), "cls": ("token", False), "avgcls": ("token", False)}
+_MEAN_OF_NORMALISED = ("avg", False)
+
+
+@dataclass(frozen=True)
+class TimmVit:
+    """A Vision Transformer of timm. Its image is the spectrogram: rows are frames, columns are bands.
+
+    Attributes:
+        architecture: timm's entry point.
+        arguments: keyword arguments of the entry point.
+        state: weights.
+        stride: rows and columns between overlapping patches, which timm itself never has.
+        head: weights of ``Sequential(LayerNorm, Linear)`` that classifies the features in AST's forms, because timm has
+            no place for a norm after the pooling in addition to the one before it.
+    """
+
+    architecture: str
+    arguments: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+    stride: Size2d | None = None
+    head: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def encoder_weights(encoder: Encoder) -> dict[str, Tensor]:
+    """Weights of an encoder without its positions; their names are timm's."""
+    return {name: value for name, value in encoder.state_dict().items() if not name.startswith("positions.")}
+
+
+def vit_arguments(encoder: Encoder, image: Size2d, pooling: str | None) -> dict[str, Any]:
+    """Arguments of timm's Vision Transformer for an image of (frames, bands) and a classifier's pooling."""
+    hidden, width = encoder.get_parameter("blocks.0.mlp.fc1.weight").shape
+    global_pool, fc_norm = _POOLINGS.get(pooling or "", _MEAN_OF_NORMALISED)
+    return {
+        "img_size": list(image),
+        "patch_size": list(encoder.patch_size),
+        "in_chans": 1,
+        "num_classes": 0,
+        "embed_dim": width,
+        "depth": len(encoder.blocks),
+        "num_heads": encoder.num_heads,
+        "mlp_ratio": mlp_ratio(hidden, width),
+        "global_pool": global_pool,
+        "fc_norm": fc_norm,
+    }

@@ -1,0 +1,267 @@
+"""From a spectrogram to tokens with positions, and back.
+
+Letters in shapes: B clips, T frames, F mel bands, L tokens, P values in a patch, D width.
+Tokens are *time-major*: token ``t * (F / patch_f) + f`` covers the patch in row ``t`` (time), column ``f`` (frequency).
+Inside a patch the values run frame by frame, each frame from low to high frequency.
+Positions are fixed sine-cosine or learned ones, on a grid of patches or along a sequence of tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Size2d = tuple[int, int]
+"""A pair (time, frequency)."""
+
+
+def grid_size(frames: int, bands: int, patch_size: Size2d) -> Size2d:
+    """Number of patches in time and in frequency.
+
+    Raises:
+        ValueError: the patch does not divide the spectrogram.
+    """
+    if frames % patch_size[0] or bands % patch_size[1] or not frames or not bands:
+        raise ValueError(
+            f"a spectrogram of {frames} frames x {bands} bands cannot be cut into patches of {patch_size[0]} frames x "
+            f"{patch_size[1]} bands: both lengths must be positive multiples of the patch"
+        )
+    return frames // patch_size[0], bands // patch_size[1]
+
+
+def overlapping_grid_size(frames: int, bands: int, patch_size: Size2d, stride: Size2d) -> Size2d:
+    """Number of patches in time and in frequency that start ``stride`` apart, dropping the rest at the end.
+
+    Raises:
+        ValueError: the spectrogram is smaller than one patch, or the stride is not positive.
+    """
+    if frames < patch_size[0] or bands < patch_size[1] or min(stride) < 1:
+        raise ValueError(
+            f"a spectrogram of {frames} frames x {bands} bands has no patches of {patch_size[0]} frames x "
+            f"{patch_size[1]} bands that start {stride[0]} frames and {stride[1]} bands apart"
+        )
+    return (frames - patch_size[0]) // stride[0] + 1, (bands - patch_size[1]) // stride[1] + 1
+
+
+def overlapping_patches(spectrogram: Tensor, patch_size: Size2d, stride: Size2d) -> Tensor:
+    """Patches (B, L, P) of (B, T, F) that start ``stride`` apart, in the order of :func:`patchify`."""
+    patches = spectrogram.unfold(1, patch_size[0], stride[0]).unfold(2, patch_size[1], stride[1])
+    return patches.flatten(3).flatten(1, 2)
+
+
+def patchify(spectrogram: Tensor, patch_size: Size2d) -> Tensor:
+    """Cut (B, T, F) into time-major patches (B, L, P), P = patch frames x patch bands.
+
+    Raises:
+        ValueError: the spectrogram is of another shape, or the patch does not divide it.
+    """
+    if spectrogram.dim() != 3:
+        raise ValueError(f"a batch of spectrograms is (clips, frames, bands), not {tuple(spectrogram.shape)}")
+    batch, frames, bands = spectrogram.shape
+    rows, columns = grid_size(frames, bands, patch_size)
+    patches = spectrogram.reshape(batch, rows, patch_size[0], columns, patch_size[1])
+    return patches.transpose(2, 3).reshape(batch, rows * columns, -1)
+
+
+def unpatchify(patches: Tensor, grid: Size2d, patch_size: Size2d) -> Tensor:
+    """Inverse of :func:`patchify`: (B, L, P) to (B, T, F)."""
+    batch = len(patches)
+    tiles = patches.reshape(batch, grid[0], grid[1], patch_size[0], patch_size[1])
+    return tiles.transpose(2, 3).reshape(batch, grid[0] * patch_size[0], grid[1] * patch_size[1])
+
+
+class PatchEmbed(nn.Module):
+    """Linear embedding of patches; its weight has the shape of the convolution that published checkpoints store."""
+
+    def __init__(self, patch_size: Size2d, embed_dim: int):
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(1, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Embed patches (B, L, P) as (B, L, D).
+
+        The input is patches, not a spectrogram, because a masked autoencoder embeds only the visible ones.
+        """
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+def sincos_1d(positions: Tensor, dim: int) -> Tensor:
+    """Sine-cosine table (N, dim) of the positions (N,): sines in the first half, cosines in the second.
+
+    Frequencies fall from 1 to 1/10000 (Vaswani et al. 2017, section 3.5).
+    """
+    frequencies = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
+    angles = positions.to(torch.float64)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def sincos_2d(grid: Size2d, dim: int) -> Tensor:
+    """Table (L, dim) for a time-major grid (rows in time, columns in frequency).
+
+    The first half of the width encodes the column, the second the row, as in MAE (He et al. 2022).
+    """
+    if dim % 4:
+        raise ValueError(f"2-D sine-cosine positions need a width that is a multiple of 4, not {dim}")
+    rows = torch.arange(grid[0]).repeat_interleave(grid[1])
+    columns = torch.arange(grid[1]).repeat(grid[0])
+    return torch.cat([sincos_1d(columns, dim // 2), sincos_1d(rows, dim // 2)], dim=1).float()
+
+
+class Positions(nn.Module):
+    """Base of the position tables.
+
+    Attributes:
+        kind: description for people.
+        grid: grid that the table is built for; None for positions along a sequence.
+    """
+
+    kind: str
+    grid: Size2d | None = None
+
+
+class LearnedPositions(Positions):
+    """Learned positions of a grid and of the prefix tokens in front of it, cut or interpolated for any other grid.
+
+    A table for another grid is cut or interpolated when a state dict is loaded, so pretrained weights fit fine-tuning
+    at another length or with overlapping patches. Training then continues on the resized table.
+
+    Args:
+        grid: patches in time and frequency.
+        dim: D.
+        num_prefix_tokens: N, tokens in front of the grid's.
+    """
+
+    kind = "learned"
+    grid: Size2d
+    table_grid: Tensor
+
+    def __init__(self, grid: Size2d, dim: int, num_prefix_tokens: int):
+        super().__init__()
+        self.grid = grid
+        self.num_prefix_tokens = num_prefix_tokens
+        self.pos_embed = nn.Parameter(torch.empty(1, num_prefix_tokens + grid[0] * grid[1], dim))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.register_buffer("table_grid", torch.tensor(grid))  # a table alone does not tell its grid
+
+    def forward(self, grid: Size2d) -> Tensor:
+        """Table (1, N + L, D) for the grid, the prefix first."""
+        return self._table(self.pos_embed, self.grid, grid)
+
+    def fit(self, table: Tensor, grid: Size2d) -> Tensor:
+        """Resize a table (1, N + time x frequency, D) of another grid to this one."""
+        return self._table(table, grid, self.grid)
+
+    def _table(self, table: Tensor, source: Size2d, target: Size2d) -> Tensor:
+        if source == target:
+            return table
+        prefix, tokens = table.split([self.num_prefix_tokens, source[0] * source[1]], dim=1)
+        resized = resize_grid(tokens.unflatten(1, source).permute(0, 3, 1, 2), target)
+        return torch.cat([prefix, resized.flatten(2).transpose(1, 2)], dim=1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        table, shape = state_dict.get(f"{prefix}pos_embed"), state_dict.get(f"{prefix}table_grid")
+        if table is not None and shape is not None:
+            rows, columns = shape.tolist()
+            if table.dim() == 3 and table.shape[1] == self.num_prefix_tokens + rows * columns:
+                state_dict[f"{prefix}pos_embed"] = self.fit(table, (rows, columns))
+                state_dict[f"{prefix}table_grid"] = self.table_grid
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def resize_grid(table: Tensor, size: Size2d) -> Tensor:
+    """Resize positions (1, D, time, frequency) to another grid (AST, Gong et al. 2021, section 2.2).
+
+    A side that becomes shorter keeps its middle; a side that becomes longer is interpolated linearly.
+    """
+    for dim, length in ((2, size[0]), (3, size[1])):
+        if length < table.shape[dim]:
+            table = table.narrow(dim, table.shape[dim] // 2 - length // 2, length)
+    if table.shape[2:] == size:
+        return table
+    return F.interpolate(table, size=size, mode="bilinear", align_corners=False)
+
+
+class GridPositions(Positions):
+    """Fixed positions of a grid and of the CLS token in front of it, for the built grid and any other.
+
+    The table (1, 1 + L, D), zero for CLS, is stored as ``pos_embed``, so a published checkpoint brings its own. For
+    another grid the sine-cosine table is computed anew. Any other table is interpolated, since nothing else is known
+    about it; the published Audio-MAE table, which is laid out for a transposed grid, is one of these.
+    """
+
+    grid: Size2d
+    pos_embed: Tensor
+
+    def __init__(self, grid: Size2d, dim: int):
+        super().__init__()
+        self.grid = grid
+        self.dim = dim
+        self.register_buffer("pos_embed", _with_cls(sincos_2d(grid, dim)))
+        self._other_grids: dict[tuple[Size2d, torch.device], Tensor] = {}
+
+    def forward(self, grid: Size2d) -> Tensor:
+        """Table (1, 1 + L, D) for the grid (time, frequency), CLS first."""
+        if grid == self.grid:
+            return self.pos_embed
+        key = (grid, self.pos_embed.device)
+        if key not in self._other_grids:
+            with torch.inference_mode(False):  # a table made during inference must serve training too
+                self._other_grids[key] = self._table(grid)
+        return self._other_grids[key]
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        """Description for people."""
+        return "fixed 2-D sine-cosine" if self.is_sincos else "fixed, a table that is not the 2-D sine-cosine one"
+
+    @property
+    def is_sincos(self) -> bool:
+        """Whether the table is the sine-cosine one, to the precision of checkpoints stored in half precision."""
+        own = _with_cls(sincos_2d(self.grid, self.dim)).to(self.pos_embed)
+        return torch.allclose(self.pos_embed, own, atol=5e-3)
+
+    def _table(self, grid: Size2d) -> Tensor:
+        if self.is_sincos:
+            return _with_cls(sincos_2d(grid, self.dim)).to(self.pos_embed)
+        table = self.pos_embed[0, 1:].T.reshape(1, self.dim, *self.grid)
+        resized = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)
+        return torch.cat([self.pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
+
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+        self._other_grids.clear()
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+class SequencePositions(Positions):
+    """Fixed positions along a sequence of any length: sines and cosines in turn (Vaswani et al. 2017, section 3.5).
+
+    Raises:
+        ValueError: the width is odd.
+    """
+
+    kind = "fixed 1-D sine-cosine along the tokens"
+
+    def __init__(self, dim: int):
+        super().__init__()
+        if dim % 2:
+            raise ValueError(f"sine-cosine positions need an even width, not {dim}")
+        self.dim = dim
+        self._tables: dict[torch.device, Tensor] = {}
+
+    def forward(self, length: int, device: torch.device) -> Tensor:
+        """Table (1, L, D) of the first ``length`` positions, float32."""
+        table = self._tables.get(device)
+        if table is None or table.shape[1] < length:
+            with torch.inference_mode(False):  # a table made during inference must serve training too
+                sines, cosines = sincos_1d(torch.arange(length), self.dim).chunk(2, dim=1)
+                table = torch.stack([sines, cosines], dim=2).flatten(1).float()[None].to(device)
+            self._tables[device] = table
+        return table[:, :length]
+
+
+def _with_cls(table: Tensor) -> Tensor:
+    return torch.cat([table.new_zeros(1, table.shape[1]), table])[None]
