@@ -180,6 +180,18 @@ class Checkpoint:
             )
         return _PROBABILITIES[loss]
 
+    def require_finite(self, *values: Tensor) -> None:
+        """Refuse what the model gave if it is not finite.
+
+        Raises:
+            UserError: a value is infinite or not a number.
+        """
+        if not all(bool(tensor.isfinite().all()) for tensor in values):
+            raise UserError(
+                f"{self.path}: the model gives values that are not finite numbers; its training diverged, so take an "
+                "earlier checkpoint"
+            )
+
     def model(self) -> Model:
         """Build the model, in evaluation mode, on the CPU.
 

@@ -1,38 +1,47 @@
-"""What a checkpoint is: everything that it says about itself, and nothing that it does not."""
+"""Inspection: everything that a checkpoint states about itself."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from amae_plugin.checkpoints import Checkpoint
-from amae_plugin.data.log_mel import LogMel
-from amae_plugin.models.encoder import Encoder
-from amae_plugin.models.mae_ast.encoder import MAEASTEncoder
-from amae_plugin.modules.embedding import GridPositions, LearnedPositions
+from amae_plugin.data.log_mel import ModelInput
+from amae_plugin.models.base import Encoder, PretrainingModel
 
 _SHOWN = 10  # names
-# Of a pretraining model's settings, those that a summary shows.
+_FORMULAS = {"two_std": "(x - mean) / (2 std)", "one_std": "(x - mean) / std", "model": "by the encoder's input norm"}
+_SETTINGS = {
+    "metric": ("checkpoint", "best_checkpoint_metric"),
+    "save_dir": ("checkpoint", "save_dir"),
+    "max_update": ("optimization", "max_update"),
+    "stop_time_hours": ("optimization", "stop_time_hours"),
+    "lr": ("optimization", "lr"),
+    "optimizer": ("optimizer", "_name"),
+    "loss": ("criterion", "loss"),
+}
+"""Section and name of further settings of a run, by the name in the description."""
+# Settings of a pretraining model that a summary shows.
 _PRETRAINING = ("masking", "mask_ratio", "decoder", "decoder_embed_dim", "decoder_depth", "norm_pix_loss")
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a checkpoint says about its model, its input and its training, in JSON's types; None where it says nothing.
+    """Describe a checkpoint's model, input and training in JSON's types; None where it states nothing.
 
-    Parameters are counted by the part of the model that they are in. ``best`` is the best value of ``metric`` in the
-    run so far and ``last`` that of the last validation; ``train_loss`` is the mean over the epoch so far.
+    Parameters are counted by the part of the model that holds them. ``best`` is the best value of ``metric`` in the run
+    so far and ``last`` the value of the last validation; ``train_loss`` is the mean over the epoch so far.
 
     Raises:
         UserError: the weights do not fit the settings, or a setting that describes the input is missing.
     """
-    model: Any = checkpoint.model()
-    encoder: Encoder = model.encoder
-    first_block: Any = encoder.blocks[0]
+    model = checkpoint.model()
+    encoder = model.encoder
     task = checkpoint.config["task"]
-    settings = checkpoint.input_settings
-    features = LogMel.from_settings(settings)
+    heard = checkpoint.input
+    front_end = heard.front_end
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         parts[name.split(".")[0]] += parameter.numel()
@@ -46,45 +55,40 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "parameters": {**parts, "total": sum(parts.values())},
         "embed_dim": encoder.embed_dim,
         "depth": len(encoder.blocks),
-        "num_heads": first_block.attn.num_heads,
-        "positions": _positions(encoder),
+        "num_heads": encoder.num_heads,
+        "positions": {
+            "kind": encoder.positions.kind,
+            "grid": None if encoder.positions.grid is None else list(encoder.positions.grid),
+        },
         "patch_size": list(encoder.patch_size),
         "patch_stride": list(encoder.patch_stride),
-        "grid": list(encoder.grid(settings["target_length"], settings["num_mel_bins"])),
+        "grid": list(encoder.grid(heard.target_length, heard.num_mel_bins)),
+        "draws": isinstance(model, PretrainingModel) and model.draws,
         "input": {
-            "sample_rate": features.sample_rate,
-            "frames": settings["target_length"],
-            "seconds": features.samples_for(settings["target_length"]) / features.sample_rate,
-            "num_mel_bins": features.num_mel_bins,
-            "window_type": features.window_type,
-            "window_ms": features.window_ms,
-            "shift_ms": features.shift_ms,
-            "remove_mean": features.remove_mean,
-            **_statistics(encoder, settings),
+            "frames": heard.target_length,
+            "seconds": heard.samples / heard.sample_rate,
+            **asdict(front_end),
+            "normalization": heard.normalization,
+            **_statistics(encoder, heard),
         },
         "updates": checkpoint.updates,
         "epoch": (extra.get("train_iterator") or {}).get("epoch"),
-        "metric": _setting(checkpoint, "checkpoint", "best_checkpoint_metric"),
         "last": _number(extra.get("val_loss")),
         "best": _number(extra.get("best")),
         "train_loss": _train_loss(extra),
         "task": task.get("_name"),
-        "data": task.get("data"),
-        "save_dir": _setting(checkpoint, "checkpoint", "save_dir"),
-        "clips_per_update": task.get("clips_per_update"),
-        "max_update": _setting(checkpoint, "optimization", "max_update"),
-        "stop_time_hours": _setting(checkpoint, "optimization", "stop_time_hours"),
-        "optimizer": _setting(checkpoint, "optimizer", "_name"),
-        "lr": _plain(_setting(checkpoint, "optimization", "lr")),
-        "loss": _setting(checkpoint, "criterion", "loss"),
-        "multi_label": task.get("multi_label"),
+        **{name: task.get(name) for name in ("data", "clips_per_update", "multi_label")},
+        **{
+            name: _plain((checkpoint.config.get(section) or {}).get(setting))
+            for name, (section, setting) in _SETTINGS.items()
+        },
         "classes": list(checkpoint.task_state.get("classes") or []) or None,
         "conversion": _plain(extra.get("conversion")),
     }
 
 
 def summary(facts: Mapping[str, Any]) -> str:
-    """What :func:`describe` gives, in a few lines for a terminal."""
+    """Summarise the result of :func:`describe` in a few lines for a terminal."""
     settings, heard = facts["settings"], facts["input"]
     classifier = facts["model"] != facts["encoder"]
     lines = [
@@ -100,12 +104,9 @@ def summary(facts: Mapping[str, Any]) -> str:
             "input",
             f"{heard['frames']} frames ({heard['seconds']:.4g} s), {heard['num_mel_bins']} mel bands, "
             f"{heard['window_type']} windows of {heard['window_ms']:g} ms every {heard['shift_ms']:g} ms at "
-            f"{heard['sample_rate']:,} Hz{', mean removed' if heard['remove_mean'] else ''}",
+            f"{heard['sample_rate']:,} Hz",
         ),
-        (
-            "normalised",
-            f"(x - mean) / (2 std), mean {heard['mean']:.8g}, std {heard['std']:.8g}, {heard['statistics']}",
-        ),
+        ("normalised", f"{_FORMULAS[heard['normalization']]}, {_shown_statistics(heard)}"),
         ("training", _training(facts)),
         ("measures", _measures(facts)),
         ("data", facts["data"]),
@@ -174,37 +175,25 @@ def _conversion(conversion: Mapping[str, Any] | None) -> str:
     return f"{conversion['source']} ({conversion['kind']}){more}"
 
 
-def _statistics(encoder: Encoder, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the normalisation ``(x - mean) / (2 std)``, and where they come from."""
-    if isinstance(encoder, MAEASTEncoder):
-        norm = encoder.input_norm
-        mean, std = norm.running_mean.item(), (norm.running_var + norm.eps).sqrt().item()
-        return {"mean": mean, "std": std, "statistics": "learned by the encoder's input norm"}
-    return {"mean": settings["mean"], "std": settings["std"], "statistics": "task.mean and task.std"}
+def _shown_statistics(heard: Mapping[str, Any]) -> str:
+    return f"mean {heard['mean']:.8g}, std {heard['std']:.8g}, {heard['statistics']}"
 
 
-def _positions(encoder: Encoder) -> dict[str, Any]:
-    """The kind of an encoder's position table, and the grid (time, frequency) that it is for."""
-    positions = encoder.positions
-    if isinstance(positions, GridPositions):
-        kind = "fixed 2-D sine-cosine" if positions.is_sincos else "fixed, a table that is not the 2-D sine-cosine one"
-        return {"kind": kind, "grid": list(positions.grid)}
-    if isinstance(positions, LearnedPositions):
-        return {"kind": "learned", "grid": list(positions.grid[::-1])}  # its rows are the bands
-    return {"kind": "fixed 1-D sine-cosine along the tokens", "grid": None}
+def _statistics(encoder: Encoder, heard: ModelInput) -> dict[str, Any]:
+    """Mean and standard deviation of the normalisation, and their origin."""
+    if encoder.input_statistics is None:
+        return {"mean": heard.mean, "std": heard.std, "statistics": "task.mean and task.std"}
+    mean, std = encoder.input_statistics
+    return {"mean": mean, "std": std, "statistics": "learned by the encoder's input norm"}
 
 
 def _train_loss(extra_state: Mapping[str, Any]) -> float | None:
-    """The mean of the training loss over the epoch so far, of the meters that fairseq stored."""
+    """Mean of the training loss over the epoch so far, from the meters that fairseq stored."""
     meters: Iterable[Any] = dict(extra_state.get("metrics") or {}).get("train", ())
     for _, name, kind, state in meters:
         if (name, kind) == ("loss", "AverageMeter") and float(state["count"]) > 0:
             return _number(float(state["sum"]) / float(state["count"]))
     return None
-
-
-def _setting(checkpoint: Checkpoint, section: str, name: str) -> Any:
-    return (checkpoint.config.get(section) or {}).get(name)
 
 
 def _number(value: Any) -> float | None:

@@ -13,7 +13,7 @@ from amae_plugin.benchmark.textbook import TextbookMAE
 from amae_plugin.errors import UserError
 from amae_plugin.models import registry as models
 from amae_plugin.models.audio_mae import AudioMAEConfig
-from amae_plugin.models.pretraining import PretrainingModel, summed_losses
+from amae_plugin.models.base import PretrainingModel, summed_losses
 from amae_plugin.modules.embedding import grid_size
 from amae_plugin.modules.masking import ClipNoise
 

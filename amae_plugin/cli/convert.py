@@ -11,9 +11,9 @@ from amae_plugin.data.labels import read_names
 from amae_plugin.data.log_mel import WINDOWS
 from amae_plugin.errors import UserError
 from amae_plugin.inspection import describe, summary
-from amae_plugin.interop.convert import KINDS, Conversion, convert
+from amae_plugin.interop.convert import FORMATS, Conversion, convert
 from amae_plugin.models.classifier.model import POOLINGS
-from amae_plugin.models.published import Options, PublishedFile
+from amae_plugin.models.published import ConversionOptions, PublishedFile
 from amae_plugin.weight_files import UnsafeFileError
 
 _DESCRIPTION = """
@@ -21,7 +21,7 @@ Reads published weights and writes a checkpoint that fairseq loads, that recipes
 that the other commands take. The kind is recognised and the sizes are read from the tensors; every tensor is used or
 listed.
 """
-_KINDS = "\n".join(f"  {name:20}{kind.title}" for name, kind in KINDS.items())
+_KINDS = "\n".join(f"  {name:20}{kind.title}" for name, kind in FORMATS.items())
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -35,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help="what torch.save wrote, or a .safetensors file")
     parser.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write")
-    parser.add_argument("--kind", choices=tuple(KINDS), help="(recognised)")
+    parser.add_argument("--kind", choices=tuple(FORMATS), help="(recognised)")
     parser.add_argument("--partial", action="store_true", help="go on if tensors are missing or have no place")
     parser.add_argument(
         "--trust", action="store_true", help="unpickle any object in SOURCE, which runs whatever code it asks for"
@@ -79,7 +79,7 @@ def _run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.out}: is SOURCE itself; give another name for the result")
     if args.std is not None and not args.std > 0:
         raise UserError(f"--std {args.std}: must be above 0")
-    options = Options(
+    options = ConversionOptions(
         num_heads=args.num_heads,
         decoder_num_heads=args.decoder_num_heads,
         patch_size=_pair(args.patch_size),
@@ -96,7 +96,7 @@ def _run(args: argparse.Namespace) -> int:
             f"{error}. If you know who made the file and trust them, --trust reads it all the same, and runs whatever "
             "it asks for"
         ) from None
-    given = {name: getattr(args, name) for name in ("mean", "std", "window_type", "remove_mean")}
+    given = {name: getattr(args, name) for name in ("mean", "std", "window_type")}
     conversion = convert(
         source,
         args.out,

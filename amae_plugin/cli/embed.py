@@ -35,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _run(args: argparse.Namespace) -> int:
     model = load_model(args.checkpoint, args.device, args.batch_size)
-    clips = ClipFiles(args.paths, model.features, args.workers, "embedding")
+    clips = ClipFiles(args.paths, model.input.front_end, args.workers, "embedding")
     with writing(args.out):  # before the work, which is in vain if its results cannot be written
         out = _File(args.out) if args.out.suffix == ".npz" else _Folder(args.out, clips.names)
     count = 0

@@ -16,7 +16,7 @@ from amae_plugin.benchmark.step import StepSpec, count_flops
 from amae_plugin.cli.arguments import above_zero, positive
 from amae_plugin.data.log_mel import LogMel
 from amae_plugin.errors import UserError
-from amae_plugin.models.registry import system_of
+from amae_plugin.models.registry import find_system
 from amae_plugin.recipes import model_section, open_recipe
 
 _DESCRIPTION = """
@@ -79,7 +79,7 @@ def _run(args: argparse.Namespace) -> int:
     fits = {nodes: recipe.batch_of_gpu(nodes * args.gpus_per_node) for nodes in args.nodes}
     try:
         with torch.device("meta"):
-            model = system_of(recipe.settings).model(recipe.settings)
+            model = find_system(recipe.settings).model(recipe.settings)
     except ValueError as error:
         raise UserError(f"{args.recipe}: model: {error}") from None
     print("counting the arithmetic of a step", file=sys.stderr)
@@ -159,7 +159,7 @@ def _read(args: argparse.Namespace) -> _Recipe:
 
     with open_recipe(args.recipe, args.config_dir, args.set) as config:
         settings = model_section(config)
-        system_of(settings)
+        find_system(settings)
 
         def value(key: str) -> Any:
             return OmegaConf.select(config, key)

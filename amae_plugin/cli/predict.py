@@ -32,7 +32,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.out is not None:
         with writing(args.out):  # before the work, which is in vain if its results cannot be written
             args.out.parent.mkdir(parents=True, exist_ok=True)
-    clips = ClipFiles(args.paths, model.features, args.workers, "predicting")
+    clips = ClipFiles(args.paths, model.input.front_end, args.workers, "predicting")
     found = {str(path): model.top(probabilities, args.top_k) for path, probabilities in clips.map(model.probabilities)}
     code = clips.conclude()
     if args.out is None:

@@ -67,10 +67,10 @@ def _run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         device=choose_device(args.device),
     )
-    features = reconstructor.features
+    features = reconstructor.input.front_end
     clips = ClipFiles(args.paths, features, args.workers, "reconstructing")
     names = _make_room(args.out, clips)
-    window = reconstructor.input_length * features.shift_samples / features.sample_rate
+    window = reconstructor.input.target_length * features.shift_samples / features.sample_rate
     facts = {
         "checkpoint": _printable(args.checkpoint),
         "model": f"{reconstructor.checkpoint.model_settings['_name']}, hears {window:g} s at a time",

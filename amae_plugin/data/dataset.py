@@ -15,7 +15,7 @@ from torch import Tensor
 from amae_plugin.data.audio import AudioError, Crop, load_clip
 from amae_plugin.data.augment import Augmentations, mix
 from amae_plugin.data.labels import Labels
-from amae_plugin.data.log_mel import LogMel, fit_length, normalize
+from amae_plugin.data.log_mel import ModelInput, fit_length
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.data.sampling import Sampling
 from amae_plugin.data.seeding import clip_seed
@@ -60,11 +60,8 @@ class AudioDataset(torch.utils.data.Dataset):
     def __init__(
         self,
         manifest: Manifest,
+        model_input: ModelInput,
         *,
-        target_length: int,
-        mean: float,
-        std: float,
-        features: LogMel | None = None,
         labels: Labels | None = None,
         augmentations: Augmentations | None = None,
         sampling: Sampling | None = None,
@@ -77,6 +74,7 @@ class AudioDataset(torch.utils.data.Dataset):
         on_bad_audio: str = "raise",
         max_bad_audio: int = 100,
     ):
+        target_length = model_input.target_length
         if batch_length not in BATCH_LENGTHS:
             raise ValueError(f"batch_length is '{batch_length}', must be one of {', '.join(BATCH_LENGTHS)}")
         if length_multiple < 1 or (batch_length != "fixed" and target_length % length_multiple):
@@ -86,10 +84,9 @@ class AudioDataset(torch.utils.data.Dataset):
         if labels is not None and len(labels) != len(manifest):
             raise ValueError(f"{len(labels)} labels do not fit {len(manifest)} clips")
         self.manifest = manifest
+        self.input = model_input
         self.target_length = target_length
-        self.mean = mean
-        self.std = std
-        self.features = features or LogMel()
+        self.features = model_input.front_end
         self.labels = labels
         self.augmentations = augmentations or Augmentations()
         if self.augmentations.mixup and labels is None:
@@ -164,7 +161,7 @@ class AudioDataset(torch.utils.data.Dataset):
         source = fit_length(log_mel, self.target_length if self.batch_length == "fixed" else length)
         for augmentation in augment.log_mel:
             source = augmentation(source, rng)
-        source = normalize(source, self.mean, self.std)
+        source = self.input.normalize(source)
         for augmentation in augment.normalized:
             source = augmentation(source, rng)
         item = {"id": index, "source": source, "length": length, "seed": seed}
@@ -239,5 +236,4 @@ class AudioDataset(torch.utils.data.Dataset):
             return source
         # Another stream of the item's seed than the one that everything before came from.
         position = np.random.default_rng((item["seed"], 1)).random() if self.train else self.crop_position
-        silence = -self.mean / (2 * self.std)  # what padding before the normalisation becomes
-        return fit_length(source, frames, position, silence)
+        return fit_length(source, frames, position, self.input.silence)

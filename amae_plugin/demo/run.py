@@ -28,7 +28,7 @@ from amae_plugin.errors import UserError
 from amae_plugin.evaluation.classification import evaluate
 from amae_plugin.evaluation.report import write
 from amae_plugin.evaluation.scoring import Options, dataset_of
-from amae_plugin.models.pretraining import PretrainingModel
+from amae_plugin.models.base import PretrainingModel
 from amae_plugin.runs.statistics import statistics_of
 from amae_plugin.runs.training import COMMAND, Training, complete, read_losses, write_json
 from amae_plugin.visual import draw_clips, plot_comparison, plot_loss

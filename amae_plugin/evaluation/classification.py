@@ -1,4 +1,4 @@
-"""A classifier on a whole split."""
+"""Evaluation of a classifier on a whole split."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Union
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.labels import LABELS_NAME, Labels, read_names
@@ -18,29 +18,30 @@ from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.scoring import Options, score_clips
 from amae_plugin.metrics.classification import MultiLabelMetrics, SingleLabelMetrics, multi_label, single_label
+from amae_plugin.models.base import Model
 
 DISPLAY_NAMES = "class_labels_indices.csv"
-"""AudioSet's table of classes, beside the manifests, whose names are shown in place of the mids."""
+"""AudioSet's table of classes in the folder of manifests; its names are shown in place of the mids."""
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a classifier of C classes made of M clips of a split.
+    """Results of a classifier of C classes on M clips of a split.
 
     Attributes:
-        checkpoint: the file of the classifier.
-        data: the folder of manifests.
-        split: whose clips they are.
+        checkpoint: checkpoint file.
+        data: folder of manifests.
+        split: name of the split.
         crops: pieces of a clip that is longer than the model's input.
-        classes: as in ``labels.txt``.
-        display_names: of the classes; the classes themselves where there are no others.
-        clips: the paths of the M clips, as the manifest has them.
-        pieces: (M,) int64, into how many pieces each clip was cut.
+        classes: names from ``labels.txt``.
+        display_names: names of the classes for people; the classes themselves if there are no others.
+        clips: manifest paths of the M clips.
+        pieces: (M,) int64, number of pieces of each clip.
         probabilities: (M, C) float64, means over the pieces of each clip.
-        targets: (M, C) bool, the classes of each clip.
-        measures: of the whole split; its type says whether a clip has one label or several.
-        skipped: paths of the clips that could not be decoded, which are in no other attribute, and the reasons.
+        targets: (M, C) bool, classes of each clip.
+        measures: measures of the whole split; their type tells whether a clip has one label or several.
+        skipped: paths of clips that could not be decoded, which no other attribute counts, and the reasons.
     """
 
     checkpoint: Path
@@ -58,12 +59,12 @@ class Evaluation:
 
     @property
     def headline(self) -> dict[str, float]:
-        """The measures that are one number, under the names that a training logs them by."""
+        """Measures that are one number, under the names that training logs."""
         return self.measures.headline
 
     @property
     def counts(self) -> np.ndarray:
-        """(C,) int64, clips of each class."""
+        """(C,) int64, number of clips of each class."""
         return self.targets.sum(axis=0)
 
 
@@ -75,29 +76,29 @@ def evaluate(
 ) -> Evaluation:
     """Score all clips of a split, each once, and measure the scores.
 
-    Scores are probabilities: the softmax of a model that was trained with cross-entropy, else the sigmoid.
+    Scores are probabilities: a softmax after training with cross-entropy, else sigmoids.
 
     Args:
-        checkpoint: of a classifier, or its file.
+        checkpoint: checkpoint of a classifier, or its file.
         data: folder of ``<split>.tsv``, ``<split>.lbl`` and ``labels.txt``.
-        split: which.
-        options: pieces, batches, device, and what to do with clips that cannot be decoded.
+        split: name of the split.
+        options: pieces, batches, device, and treatment of clips that cannot be decoded.
 
     Raises:
-        UserError: the checkpoint is none of a classifier, ``labels.txt`` is not the list of classes that it was trained
-            with, a file is missing or malformed, or as :func:`score_clips` has it.
+        UserError: the model is no classifier, ``labels.txt`` is not the list of classes of its training, or a file is
+            missing or malformed; see also :func:`score_clips`.
     """
     options = options or Options()
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.read(checkpoint)
     data = Path(data)
-    classes = _classes_of(checkpoint, data)
+    classes = _check_classes(checkpoint, data)
     multi = bool((checkpoint.config.get("task") or {}).get("multi_label"))
     manifest = Manifest.read(data / f"{split}.tsv")
     labels = Labels.read(data / f"{split}.lbl", data / LABELS_NAME, len(manifest), multi=multi)
     probabilities = checkpoint.probabilities
 
-    def function(model: nn.Module, source: Tensor, padding_mask: Tensor) -> Tensor:
+    def function(model: Model, source: Tensor, padding_mask: Tensor) -> Tensor:
         # In float64, confident scores stay apart for longer before they are rounded to 1.
         return probabilities(model(source, padding_mask=padding_mask)["logits"].double())
 
@@ -121,8 +122,8 @@ def evaluate(
     )
 
 
-def _classes_of(checkpoint: Checkpoint, data: Path) -> tuple[str, ...]:
-    """The classes of the checkpoint, which must be those of the data."""
+def _check_classes(checkpoint: Checkpoint, data: Path) -> tuple[str, ...]:
+    """The classes of the checkpoint, refused unless they are those of the data."""
     known = checkpoint.classes
     path = data / LABELS_NAME
     found = read_names(path)
@@ -150,7 +151,7 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _display_names(data: Path, classes: Sequence[str]) -> tuple[str, ...]:
-    """What people call the classes: those in AudioSet's table, if that is there, else the classes themselves."""
+    """Names from AudioSet's table if it exists, else the classes themselves."""
     path = data / DISPLAY_NAMES
     if not path.exists():
         return tuple(classes)

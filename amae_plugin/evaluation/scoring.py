@@ -1,4 +1,4 @@
-"""A model over the clips of a manifest, each of them as one piece or as several whose results are averaged."""
+"""Scoring: a model's values for the clips of a manifest, averaged over the pieces of longer clips."""
 
 from __future__ import annotations
 
@@ -9,33 +9,31 @@ from typing import Any
 import numpy as np
 import torch
 import torch.utils.data
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.audio import AudioError
 from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.data.log_mel import LogMel
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
+from amae_plugin.inference.windows import CENTRE, piece_positions
+from amae_plugin.models.base import Model
 from amae_plugin.modules.compute import choose_device
-
-DEVICES = ("auto", "cpu", "cuda")
-CENTRE = 0.5
 
 
 @dataclass(frozen=True)
 class Options:
-    """How clips are put through a model.
+    """Options of scoring.
 
     Attributes:
-        crops: pieces of a clip that is longer than the model's input, evenly spaced from its beginning to its end; 1
-            is its centre.
+        crops: pieces of a clip that is longer than the model's input, evenly spaced from its beginning to its end; a
+            single one is the centre.
         batch_size: pieces at a time.
         workers: processes that decode; 0: this one does.
-        device: ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU if there is one.
-        skip_bad_audio: leave out clips that cannot be decoded, instead of stopping at the first.
-        progress: whether to show a progress bar, on standard error.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"`` for a GPU if there is one.
+        skip_bad_audio: leave out clips that cannot be decoded instead of stopping at the first.
+        progress: show a progress bar on standard error.
     """
 
     crops: int = 1
@@ -48,32 +46,17 @@ class Options:
     def __post_init__(self) -> None:
         if self.crops < 1 or self.batch_size < 1 or self.workers < 0:
             raise ValueError("crops and batch_size must be at least 1, and workers 0 or more")
-        if self.device not in DEVICES:
-            raise ValueError(f"device is '{self.device}', must be one of {', '.join(DEVICES)}")
-
-    @property
-    def positions(self) -> Sequence[float]:
-        """Of the pieces in a clip, from 0, its beginning, to 1, its end."""
-        return [CENTRE] if self.crops == 1 else np.linspace(0, 1, self.crops).tolist()
-
-    def torch_device(self) -> torch.device:
-        """The device.
-
-        Raises:
-            UserError: it is a GPU and there is none.
-        """
-        return choose_device(self.device)
 
 
 @dataclass(frozen=True)
 class ClipValues:
-    """What a model gave for M clips of a manifest.
+    """A model's values for M clips of a manifest.
 
     Attributes:
         clips: (M,) int64, ascending indices into the manifest.
         values: (M, K) float64, means over the pieces of each clip.
-        pieces: (M,) int64, into how many pieces each clip was cut.
-        skipped: of clips that could not be decoded, index and reason.
+        pieces: (M,) int64, number of pieces of each clip.
+        skipped: indices of clips that could not be decoded, and the reasons.
     """
 
     clips: np.ndarray
@@ -85,29 +68,29 @@ class ClipValues:
 def score_clips(
     checkpoint: Checkpoint,
     manifest: Manifest,
-    function: Callable[[nn.Module, Tensor, Tensor], Tensor],
+    function: Callable[[Model, Tensor, Tensor], Tensor],
     options: Options,
     clips: np.ndarray | None = None,
 ) -> ClipValues:
-    """Put clips through the model of a checkpoint, normalised and cut or padded as in its training.
+    """Pass clips through the model of a checkpoint, normalised and cut or padded as in its training.
 
-    Every clip gives one piece. One that fills the model's input is longer, and gives the other pieces too; that it may
-    fit to the sample makes no difference, as its pieces are then the same.
+    Every clip gives one piece. A clip that fills the model's input counts as longer and gives the other pieces too; if
+    it fits to the sample, its pieces are the same.
 
     Args:
-        checkpoint: of any model.
-        manifest: the clips.
-        function: from the model, (B, T, F) normalised log-mel and its padding mask (B, T) to (B, K) of which clips'
-            means are wanted.
-        options: pieces, batches, device.
+        checkpoint: checkpoint of any model.
+        manifest: clips.
+        function: function of the model, normalised log-mel values (B, T, F) and their padding mask (B, T), which gives
+            the values (B, K) to average.
+        options: pieces, batches and device.
         clips: ascending indices into the manifest; all if None.
 
     Raises:
-        UserError: there are no clips, one cannot be decoded (or none can, where these are skipped), the device or a
+        UserError: there are no clips, a clip cannot be decoded (with ``skip_bad_audio``: none can), the device or a
             setting of the checkpoint is missing, or the model gives values that are not finite.
     """
-    device = options.torch_device()
-    datasets = [dataset_of(checkpoint, manifest, position) for position in options.positions]
+    device = choose_device(options.device)
+    datasets = [validation_dataset(checkpoint, manifest, position) for position in piece_positions(options.crops)]
     left = np.arange(len(manifest)) if clips is None else clips
     if not len(left):
         raise UserError(f"{manifest.path}: holds no clips")
@@ -136,49 +119,36 @@ def score_clips(
             if number == 0:
                 left = np.concatenate([np.zeros(0, np.int64), *longer])
                 bar.total += len(left) * (len(datasets) - 1)
-    # A clip is out if one of its pieces is: its mean would be that of other places than asked for.
+    # A clip is left out if one of its pieces is, since the others are not what was asked for.
     pieces[list(skipped)] = 0
     found = np.flatnonzero(pieces)
     if sums is None or not len(found):
         clip, reason = next(iter(skipped.items()))
         raise UserError(f"{manifest.path}: no clip can be decoded; the first one, {manifest.name(clip)}: {reason}")
     means = sums[found] / pieces[found, None]
-    bad = int((~np.isfinite(means).all(axis=1)).sum())
-    if bad:
-        raise UserError(
-            f"{checkpoint.path}: the model gives values that are not finite numbers for {bad:,} of {len(found):,} "
-            "clips; its training diverged, so take an earlier checkpoint"
-        )
+    checkpoint.require_finite(torch.from_numpy(means))
     return ClipValues(found, means, pieces[found], skipped)
 
 
-def dataset_of(checkpoint: Checkpoint, manifest: Manifest, position: float = CENTRE) -> AudioDataset:
-    """Clips as a checkpoint's model was validated with them.
+def validation_dataset(checkpoint: Checkpoint, manifest: Manifest, position: float = CENTRE) -> AudioDataset:
+    """Clips as they were in the validation of a checkpoint's model.
 
     Args:
-        checkpoint: of any model.
-        manifest: the clips.
-        position: of the piece that is taken of a longer clip, from 0, its beginning, to 1, its end.
+        checkpoint: checkpoint of any model.
+        manifest: clips.
+        position: position of the piece of a longer clip, from 0, its beginning, to 1, its end.
 
     Raises:
         UserError: a setting of the checkpoint is missing.
     """
-    settings = checkpoint.input_settings
-    return AudioDataset(
-        manifest,
-        target_length=settings["target_length"],
-        mean=settings["mean"],
-        std=settings["std"],
-        features=LogMel.from_settings(settings),
-        crop_position=position,
-    )
+    return AudioDataset(manifest, checkpoint.input, crop_position=position)
 
 
 _Batch = tuple[dict[str, Any], list[tuple[int, AudioError]]]
 
 
 class _Attempts(torch.utils.data.Dataset):
-    """Items of some clips, or the clip and the error: returned, since a worker's exceptions arrive with tracebacks."""
+    """Items of clips, or the clip and its error, which is returned because a worker's exceptions carry tracebacks."""
 
     def __init__(self, dataset: AudioDataset, clips: np.ndarray):
         self.dataset = dataset
@@ -195,13 +165,13 @@ class _Attempts(torch.utils.data.Dataset):
             return clip, error
 
     def collate(self, items: Sequence[Any]) -> _Batch:
-        """A batch of those that could be decoded, and the others."""
+        """A batch of the decoded clips, and the failures."""
         failures = [item for item in items if isinstance(item, tuple)]
         return self.dataset.collate([item for item in items if not isinstance(item, tuple)]), failures
 
 
 def _batches(dataset: AudioDataset, clips: np.ndarray, options: Options, device: torch.device) -> Iterator[_Batch]:
-    """Batches in the order of the clips; those that could not be decoded are listed beside them."""
+    """Batches in the order of the clips, each with its failures."""
     attempts = _Attempts(dataset, clips)
     return iter(
         torch.utils.data.DataLoader(

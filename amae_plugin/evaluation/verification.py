@@ -6,10 +6,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.manifest import Manifest
@@ -17,24 +15,23 @@ from amae_plugin.data.trials import Trials
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.scoring import Options, score_clips
 from amae_plugin.metrics.verification import cosine_scores, equal_error_rate
-from amae_plugin.models.classifier import Classifier
 
 
 @dataclass(frozen=True)
 class Verification:
-    """How well a model tells pairs of clips of one speaker from others, by the cosine of their features.
+    """How well a model separates pairs of clips of one speaker from others, by the cosine of their features.
 
     Attributes:
-        checkpoint: the file of the model.
-        data: the folder of ``trials.tsv`` and ``trials.txt``.
-        crops: pieces of a clip that is longer than the model's input, over which its features are averaged.
-        clips: how many different ones the trials are of.
-        pairs: the paths of both clips of the T trials, as the manifest has them.
-        same: (T,) bool, whether they are of one speaker.
+        checkpoint: checkpoint file.
+        data: folder of ``trials.tsv`` and ``trials.txt``.
+        crops: pieces of a longer clip over which its features are averaged.
+        clips: number of different clips in the trials.
+        pairs: manifest paths of both clips of the T trials.
+        same: (T,) bool, whether both clips are of one speaker.
         scores: (T,) float64 in [-1, 1].
         equal_error_rate: in [0, 1].
-        skipped: paths of the clips that could not be decoded, and the reasons.
-        left_out: how many trials have such a clip, which are in no other attribute.
+        skipped: paths of clips that could not be decoded, and the reasons.
+        left_out: number of trials with such a clip, which no other attribute counts.
     """
 
     checkpoint: Path
@@ -59,13 +56,13 @@ def verify(
     The features of a classifier are what its head sees; those of a pretraining model are the mean of its patch tokens.
 
     Args:
-        checkpoint: of any model of this plugin, or its file.
+        checkpoint: checkpoint of any model of this plugin, or its file.
         data: folder of ``trials.tsv`` and ``trials.txt``.
-        options: pieces, batches, device, and what to do with clips that cannot be decoded.
+        options: pieces, batches, device, and treatment of clips that cannot be decoded.
 
     Raises:
-        UserError: a file is missing or malformed, the trials that are left are of one kind only, a clip's features have
-            no direction, or as :func:`score_clips` has it.
+        UserError: a file is missing or malformed, the remaining trials are of one kind only, or a clip's features have
+            no direction; see also :func:`score_clips`.
     """
     options = options or Options()
     if not isinstance(checkpoint, Checkpoint):
@@ -73,7 +70,9 @@ def verify(
     data = Path(data)
     manifest = Manifest.read(data / "trials.tsv")
     trials = Trials.read(data / "trials.txt", manifest)
-    scored = score_clips(checkpoint, manifest, _features, options, clips=np.unique(trials.pairs))
+    scored = score_clips(
+        checkpoint, manifest, lambda model, *batch: model.features(*batch), options, np.unique(trials.pairs)
+    )
     kept = np.isin(trials.pairs, scored.clips).all(axis=1)
     pairs, same = trials.pairs[kept], trials.same[kept]
     if len(np.unique(same)) < 2:
@@ -98,12 +97,3 @@ def verify(
         skipped={manifest.name(clip): reason for clip, reason in scored.skipped.items()},
         left_out=int((~kept).sum()),
     )
-
-
-def _features(model: Any, source: Tensor, padding_mask: Tensor) -> Tensor:
-    """(B, D) of spectrograms (B, T, F), by a classifier or the pretraining model of any system."""
-    if isinstance(model, Classifier):
-        return model(source, padding_mask=padding_mask)["features"]
-    heeded = model.encoder.heeded(padding_mask)
-    tokens, _ = model.extract_features(source, heeded)
-    return model.encoder.mean_of_patches(tokens, None if heeded is None else model.patch_padding(heeded))

@@ -17,13 +17,12 @@ from torch import nn
 
 from amae_plugin.data.augment import Augmentation, Augmentations, Magnitude, Roll
 from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.data.log_mel import LogMel
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.checkpoints import make_writing_atomic, remove_partial_files
 from amae_plugin.fairseq_plugin.dataset import FairseqAudioDataset, Stopwatch, watch
 from amae_plugin.fairseq_plugin.hydra import user_path
-from amae_plugin.models.registry import input_settings
+from amae_plugin.models.registry import find_system
 
 WAVEFORM_AUGMENTATIONS: Dict[str, Augmentation] = {"roll": Roll(), "magnitude": Magnitude()}
 
@@ -133,14 +132,10 @@ class AudioTask(FairseqTask):
         """Make the data set of a split; the split ``train`` is shuffled, cropped at random and augmented."""
         train = split.startswith("train")
         cfg = self.cfg
-        expected = input_settings(cfg, self.encoder_settings)
         try:
             dataset = AudioDataset(
                 manifest,
-                target_length=cfg.target_length,
-                mean=expected["mean"],
-                std=expected["std"],
-                features=LogMel.from_settings(expected),
+                find_system(self.encoder_settings).read_input(cfg),
                 augmentations=augmentations,
                 train=train,
                 seed=cfg.seed,

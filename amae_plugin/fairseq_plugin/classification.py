@@ -20,8 +20,9 @@ from amae_plugin.fairseq_plugin.audio_task import AudioTask, AudioTaskConfig
 from amae_plugin.fairseq_plugin.hydra import user_path
 from amae_plugin.fairseq_plugin.meters import log_split
 from amae_plugin.metrics.classification import multi_label, single_label
-from amae_plugin.models.registry import system_of
-from amae_plugin.models.ssast.interop import load_imagenet_file
+from amae_plugin.models.base import Model
+from amae_plugin.models.published import PublishedFile
+from amae_plugin.models.registry import find_system
 
 logger = logging.getLogger(__name__)
 
@@ -143,9 +144,21 @@ class AmaeClassificationTask(AudioTask):
             pretrained.load_encoder(model)
             logger.info(f"encoder: {pretrained.path}, {pretrained.encoder_settings['_name']}")
         elif cfg.get("imagenet") and not from_checkpoint:
-            load_imagenet_file(model.encoder, user_path(cfg.imagenet))
+            self._load_image_weights(model, cfg)
             logger.info(f"encoder: {cfg.imagenet}")
         return model
+
+    @staticmethod
+    def _load_image_weights(model: Model, cfg: DictConfig) -> None:
+        load = find_system(cfg.encoder).load_image_weights
+        if load is None:
+            raise UserError(f"model.imagenet={cfg.imagenet}: {cfg.encoder._name} cannot start from an image model")
+        try:
+            load(model.encoder, PublishedFile.read(user_path(cfg.imagenet)).state)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(
+                f"model.imagenet={cfg.imagenet}: no ViT or DeiT of model.encoder's sizes: {error}"
+            ) from None
 
     def _encoder_settings(self, cfg: DictConfig, pretrained: Optional[Checkpoint]) -> DictConfig:
         input_sizes = {"input_length": self.cfg.target_length, "num_mel_bins": self.cfg.num_mel_bins}
@@ -153,7 +166,7 @@ class AmaeClassificationTask(AudioTask):
             if cfg.get("imagenet"):
                 raise UserError("model.pretrained and model.imagenet exclude each other: set one of them to null")
             settings = dict(pretrained.encoder_settings)
-            if system_of(settings).fits_positions:
+            if find_system(settings).fits_positions:
                 settings.update(input_sizes)
             return OmegaConf.merge(settings, cfg.get("encoder") or {})
         if not cfg.get("encoder"):

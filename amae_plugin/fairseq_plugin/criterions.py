@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.models import plain_module
-from amae_plugin.models.pretraining import summed_losses
+from amae_plugin.models.base import summed_losses
 
 
 class SummedCriterion(FairseqCriterion):
@@ -83,7 +83,7 @@ class AmaeReconstruction(SummedCriterion):
         plain = plain_module(model)
         scored = output["mask"]
         if not self.score_padding:
-            scored = scored & ~plain.patch_padding(sample["net_input"]["padding_mask"])
+            scored = scored & ~plain.encoder.patch_padding(sample["net_input"]["padding_mask"])
         sums = summed_losses(plain, output, scored)
         losses = {"loss": sums.pop("loss"), **{f"loss_{name}": value for name, value in sums.items()}}
         sample_size = scored.sum()

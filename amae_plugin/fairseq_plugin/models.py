@@ -10,22 +10,13 @@ from fairseq.tasks import FairseqTask
 from omegaconf import II
 from torch import nn
 
-from amae_plugin.checkpoints import CLASSIFIER
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.optim import set_overrides
+from amae_plugin.models.base import PretrainingModel
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
-from amae_plugin.models.pretraining import PretrainingModel
 from amae_plugin.models.registry import SYSTEMS
-from amae_plugin.models.settings import FromSettings
+from amae_plugin.models.settings import PretrainingConfig
 from amae_plugin.models.system import System
-
-
-@dataclass
-class _Compiled(FairseqDataclass):
-    compile: bool = field(
-        default=False, metadata={"help": "compile the transformer blocks at their first use (a minute or two)"}
-    )
-
 
 # What a model takes from the task, where its config has a field of that name.
 _OF_THE_TASK = {"input_length": II("task.target_length"), "num_mel_bins": II("task.num_mel_bins")}
@@ -34,7 +25,7 @@ _OF_THE_TASK = {"input_length": II("task.target_length"), "num_mel_bins": II("ta
 class _Pretraining(PretrainingModel, BaseFairseqModel):
     """A pretraining model with fairseq's model interface; its state dict is the plain model's."""
 
-    config_class: Type[FromSettings]
+    config_class: Type[PretrainingConfig]
 
     @classmethod
     def build_model(cls, cfg: Any, task: FairseqTask) -> "_Pretraining":
@@ -60,7 +51,7 @@ def _register(name: str, system: System) -> None:
     config = make_dataclass(
         f"{system.config.__name__}OfRecipe",
         [(option, str if option == "_name" else int, value) for option, value in given.items()],
-        bases=(system.config, _Compiled),
+        bases=(system.config, FairseqDataclass),
     )
     plain = cast(type, system.model_class)
     model = type(
@@ -74,10 +65,10 @@ for _name, _system in SYSTEMS.items():
 
 
 @dataclass
-class AmaeClassifierConfig(ClassifierConfig, _Compiled):
+class AmaeClassifierConfig(ClassifierConfig, FairseqDataclass):
     """:class:`ClassifierConfig` with what the trainer adds: initial weights, learning rates, and compilation."""
 
-    _name: str = CLASSIFIER
+    _name: str = "amae_classifier"
     pretrained: Optional[str] = field(
         default=None,
         metadata={"help": "checkpoint of this plugin whose encoder is taken; null trains model.encoder from scratch"},
@@ -101,7 +92,7 @@ class AmaeClassifier(Classifier, BaseFairseqModel):
         model = cls(ClassifierConfig.from_settings(cfg))
         if not 0 < cfg.layer_decay <= 1:
             raise UserError(f"model.layer_decay={cfg.layer_decay}: must be above 0 and at most 1")
-        set_overrides(model, cfg.layer_decay, model.depth_of, len(model.encoder.blocks) + 1)
+        set_overrides(model, cfg.layer_decay, model.layer_index, len(model.encoder.blocks) + 1)
         if cfg.compile:
             model.compile_blocks()
         return model

@@ -16,7 +16,7 @@ from torch import nn
 from amae_plugin.data.augment import Augmentations
 from amae_plugin.fairseq_plugin.audio_task import AudioTask, AudioTaskConfig
 from amae_plugin.fairseq_plugin.models import plain_module
-from amae_plugin.models.pretraining import PretrainingModel
+from amae_plugin.models.base import PretrainingModel
 
 
 @dataclass

@@ -8,35 +8,37 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from amae_plugin.checkpoints import NO_CLASSES, Checkpoint
-from amae_plugin.data.log_mel import LogMel, fit_length, normalize
+from amae_plugin.data.log_mel import fit_length
 from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import Audio, load_waveform
 from amae_plugin.inference.windows import Windows
-from amae_plugin.models.encoder import Encoder
-from amae_plugin.modules.compute import choose_device, matrix_precision
+from amae_plugin.models.base import DownstreamModel, Encoder
+from amae_plugin.models.classifier import Classifier
+from amae_plugin.modules.compute import choose_device
 from amae_plugin.modules.embedding import Size2d
 from amae_plugin.modules.masking import gather_ids
 
 Batch = Sequence[Audio]
 """Several clips, all as paths or all as samples at one rate."""
 
-_CHUNK_FRAMES = 4096  # of a log-mel spectrogram computed at a time: a clip of hours must not need gigabytes for it
+_CHUNK_FRAMES = 4096  # frames of a log-mel spectrogram computed at a time, so a clip of hours needs no gigabytes
 
 
 class Embedding(NamedTuple):
-    """What a model makes of a clip.
+    """The embeddings of a clip.
 
     Attributes:
-        clip: (D,) float32, the embedding of the whole clip.
-        steps: (T, D) float32, one embedding a time step.
-        timestamps: (T,) float64, the centre of each time step in seconds from the clip's beginning.
+        clip: (D,) float32, embedding of the whole clip.
+        steps: (T, D) float32, embeddings of the time steps.
+        timestamps: (T,) float64, centres of the time steps in seconds from the clip's beginning.
     """
 
     clip: Tensor
@@ -73,16 +75,17 @@ class AudioModel(nn.Module):
     Letters in shapes: N clips, T time steps of a clip, D width.
 
     Args:
-        checkpoint: of a pretraining model.
+        checkpoint: checkpoint of a pretraining model.
         batch_size: windows at a time.
 
     Attributes:
-        sample_rate: that audio is converted to, in Hz.
+        input: input of the model.
+        sample_rate: rate in Hz to which audio is converted.
         embed_dim: D.
-        num_layers: hidden states of :meth:`extract_features`: the transformer blocks and one.
-        step_samples: from one time step to the next, at ``sample_rate``.
-        batch_size: may be changed at any time.
-        checkpoint: what the checkpoint says, without its weights.
+        num_layers: number of hidden states of :meth:`extract_features`, one more than transformer blocks.
+        step_samples: samples from one time step to the next, at ``sample_rate``.
+        batch_size: windows at a time; may be changed at any time.
+        checkpoint: the checkpoint without its weights.
 
     Raises:
         UserError: the checkpoint's weights do not fit its settings, or a setting that describes the input is missing.
@@ -94,17 +97,13 @@ class AudioModel(nn.Module):
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.checkpoint = replace(checkpoint, state={})
         self.batch_size = batch_size
-        settings = checkpoint.input_settings
-        self.features = LogMel.from_settings(settings)
-        self.target_length: int = settings["target_length"]
-        self.mean: float = settings["mean"]
-        self.std: float = settings["std"]
-        self.model: Any = checkpoint.model()
-        self.sample_rate = self.features.sample_rate
+        self.input = checkpoint.input
+        self.model = checkpoint.model()
+        self.sample_rate = self.input.sample_rate
         self.embed_dim = self.encoder.embed_dim
         self.num_layers = len(self.encoder.blocks) + 1
-        self.step_samples = self.encoder.patch_stride[0] * self.features.shift_samples
-        self._grid: Size2d = self.encoder.grid(self.target_length, self.encoder.num_mel_bins)
+        self.step_samples = self.encoder.patch_stride[0] * self.input.front_end.shift_samples
+        self._grid: Size2d = self.encoder.grid(self.input.target_length, self.encoder.num_mel_bins)
         self.eval()
 
     def embed(self, audio: Audio | Batch, sample_rate: float | None = None) -> Tensor:
@@ -133,8 +132,8 @@ class AudioModel(nn.Module):
         """Embed the time steps of clips.
 
         Args:
-            audio: as of :meth:`embed`.
-            sample_rate: as of :meth:`embed`.
+            audio: see :meth:`embed`.
+            sample_rate: see :meth:`embed`.
 
         Returns:
             Embeddings (T, D) float32 on the CPU and timestamps (T,) float64, the centre of each step in seconds from
@@ -156,8 +155,8 @@ class AudioModel(nn.Module):
         is the encoder's output after its final norm, which is what :meth:`embed_timestamps` gives.
 
         Args:
-            audio: as of :meth:`embed`.
-            sample_rate: as of :meth:`embed`.
+            audio: see :meth:`embed`.
+            sample_rate: see :meth:`embed`.
             layer: which; all if None.
 
         Returns:
@@ -180,8 +179,8 @@ class AudioModel(nn.Module):
         """The most probable classes of clips, if this is a classifier.
 
         Args:
-            audio: as of :meth:`embed`.
-            sample_rate: as of :meth:`embed`.
+            audio: see :meth:`embed`.
+            sample_rate: see :meth:`embed`.
             top_k: how many; all if None.
 
         Returns:
@@ -210,10 +209,16 @@ class AudioModel(nn.Module):
             yield Embedding(clip.cpu(), steps.cpu(), self.timestamps(len(steps)))
 
     def probabilities(self, waveforms: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Probabilities of classes, see :meth:`AudioClassifier.probabilities`.
+        """Probabilities of the classes of clips, one clip after the other.
+
+        Args:
+            waveforms: see :meth:`embeddings`.
+
+        Returns:
+            For each clip (classes,) float64, in the order of ``checkpoint.classes``.
 
         Raises:
-            UserError: this is a pretraining model.
+            UserError: this is no classifier, or its checkpoint does not tell its loss; see also :meth:`embeddings`.
         """
         raise UserError(NO_CLASSES.format(path=self.checkpoint.path))
 
@@ -227,7 +232,7 @@ class AudioModel(nn.Module):
         """All hidden states (num_layers, T, D) of clips, on the model's device; gradients flow if they are enabled.
 
         Args:
-            waveforms: as of :meth:`embeddings`.
+            waveforms: see :meth:`embeddings`.
         """
         for windows, outputs in self._outputs(waveforms, self._all_states):
             yield windows.merge(outputs["states"])
@@ -237,11 +242,11 @@ class AudioModel(nn.Module):
 
         A step's beginning is that of its first analysis window, its end that of its last one.
         """
-        length = self.features.samples_for(self.encoder.patch_size[0])
+        length = self.input.front_end.samples_for(self.encoder.patch_size[0])
         return (torch.arange(steps, dtype=torch.float64) * self.step_samples + length / 2) / self.sample_rate
 
+    @override
     def train(self, mode: bool = True) -> AudioModel:
-        """Stay in evaluation mode; gradients flow all the same where they are enabled."""
         super().train(False)
         return self
 
@@ -249,16 +254,16 @@ class AudioModel(nn.Module):
         """The clips, and whether there is one only, which was not in a batch."""
         several = isinstance(audio, (list, tuple)) or (isinstance(audio, (np.ndarray, Tensor)) and audio.ndim == 3)
         if not several:
-            return iter([load_waveform(audio, sample_rate, self.features)]), True  # type: ignore[arg-type]
-        clips: Any = audio
-        return (load_waveform(c, sample_rate, self.features, f"audio[{i}]") for i, c in enumerate(clips)), False
+            return iter([load_waveform(audio, sample_rate, self.input.front_end)]), True  # type: ignore[arg-type]
+        clips = enumerate(cast(Batch, audio))
+        return (load_waveform(c, sample_rate, self.input.front_end, f"audio[{i}]") for i, c in clips), False
 
     def _outputs(
         self, waveforms: Iterable[Tensor], function: Callable[[Tensor, Tensor], dict[str, Tensor]]
     ) -> Iterator[tuple[Windows, dict[str, Tensor]]]:
-        """The windows of each clip, and what a function of (B, T, F) and a padding mask (B, T) gives for them.
+        """The windows of each clip, and a function's values for them, stacked as (N windows, ...).
 
-        Values of windows are stacked, so they are (N windows, ...).
+        The function takes spectrograms (B, T, F) and their padding mask (B, T).
         """
         layouts: deque[Windows] = deque()
         outputs = self._in_batches(self._cut(waveforms, layouts), function)
@@ -270,34 +275,30 @@ class AudioModel(nn.Module):
     def _cut(self, waveforms: Iterable[Tensor], layouts: deque[Windows]) -> Iterator[tuple[Tensor, int]]:
         """Windows of all clips, (T, F) normalised and padded, and their frames before the padding.
 
-        How each clip is cut is appended to ``layouts`` before its first window comes.
+        The layout of each clip is appended to ``layouts`` before its first window comes.
         """
         for waveform in waveforms:
             log_mel = self._log_mel(waveform.detach().cpu())
             layouts.append(self._layout(len(log_mel)))
             for start in layouts[-1].starts:
-                window = log_mel[start * self.encoder.patch_stride[0] :][: self.target_length]
-                yield normalize(fit_length(window, self.target_length), self.mean, self.std), len(window)
+                window = log_mel[start * self.encoder.patch_stride[0] :][: self.input.target_length]
+                yield self.input.normalize(fit_length(window, self.input.target_length)), len(window)
 
     def _in_batches(
         self, windows: Iterator[tuple[Tensor, int]], function: Callable[[Tensor, Tensor], dict[str, Tensor]]
     ) -> Iterator[dict[str, Tensor]]:
-        """What the function gives for each window, in order."""
+        """The function's values for each window, in order."""
         while batch := list(itertools.islice(windows, self.batch_size)):
             source = torch.stack([window for window, _ in batch]).to(self._device)
             lengths = torch.tensor([frames for _, frames in batch], device=self._device)
-            outputs = function(source, torch.arange(self.target_length, device=self._device) >= lengths[:, None])
-            if not all(bool(values.isfinite().all()) for values in outputs.values()):
-                raise UserError(
-                    f"{self.checkpoint.path}: the model gives values that are not finite numbers; its training "
-                    "diverged, so take an earlier checkpoint"
-                )
+            outputs = function(source, torch.arange(self.input.target_length, device=self._device) >= lengths[:, None])
+            self.checkpoint.require_finite(*outputs.values())
             for index in range(len(batch)):
                 yield {name: values[index] for name, values in outputs.items()}
 
     def _log_mel(self, waveform: Tensor) -> Tensor:
         """(frames, bands), as of the whole waveform: no frame depends on another, since each loses its own mean."""
-        features = self.features
+        features = self.input.front_end
         frames = max(1, 1 + (len(waveform) - features.window_samples) // features.shift_samples)
         chunks = [
             features(
@@ -310,12 +311,12 @@ class AudioModel(nn.Module):
     def _layout(self, frames: int) -> Windows:
         beyond_first = max(0, frames - self.encoder.patch_size[0])
         steps = 1 - (-beyond_first // self.encoder.patch_stride[0])
-        if frames <= self.target_length:  # overlapping patches may leave a few of the last frames aside
+        if frames <= self.input.target_length:  # overlapping patches may leave a few of the last frames aside
             steps = min(steps, self._grid[0])
-        return Windows.cover(steps, self._grid[0])
+        return Windows.cover(steps, self._grid[0], hop=max(1, self._grid[0] // 2))
 
     def _last_state(self, source: Tensor, padding_mask: Tensor) -> dict[str, Tensor]:
-        """``states`` (B, 1, W, D), the time steps of the encoder's output, and what :meth:`_run` gives beside it."""
+        """``states`` (B, 1, W, D), the time steps of the encoder's output, and the further values of :meth:`_run`."""
         with _recorded(self.encoder, ()) as states:
             visible, others = self._run(source, padding_mask)
         return {"states": self._final_norm(self._by_step(states[0], visible))[:, None], **others}
@@ -331,8 +332,7 @@ class AudioModel(nn.Module):
         """Run the encoder once.
 
         Returns:
-            The positions (B, K) of the patch tokens that it was given, None if all were; and what else is known of the
-            windows as a whole.
+            Positions (B, K) of the patch tokens that it saw, None if it saw all, and further values of whole windows.
         """
         padded = bool(padding_mask.any())
         patches, grid = self.encoder.patches(source, padding_mask if padded else None)
@@ -340,24 +340,20 @@ class AudioModel(nn.Module):
         if padded:
             padding = self.encoder.patch_padding(padding_mask)
             visible, unused = gather_ids(torch.zeros_like(padding), padding)
-        with matrix_precision(source.device, self.model.config.bf16):
+        with self.model.matrix_precision(source.device):
             self.encoder(patches, grid, visible, unused)
         return visible, {}
 
     def _by_step(self, tokens: Tensor, visible: Tensor | None) -> Tensor:
         """Means (B, W, D) over the frequency bands of each time step; 0 where there are no tokens."""
         tokens = tokens[:, self.encoder.num_prefix_tokens :].float()
-        # Where the encoder's tokens lie on the time-major grid.
-        places = torch.arange(self._grid[0] * self._grid[1], device=tokens.device)[None]
-        places = self.encoder.in_token_order(places, self._grid).expand(len(tokens), -1)
         if visible is not None:
-            places = places.gather(1, visible)
-        on_grid = tokens.new_zeros(len(tokens), self._grid[0] * self._grid[1], tokens.shape[2])
-        on_grid = on_grid.scatter(1, places[..., None].expand_as(tokens), tokens)
-        return on_grid.unflatten(1, self._grid).mean(dim=2)
+            on_grid = tokens.new_zeros(len(tokens), self._grid[0] * self._grid[1], tokens.shape[2])
+            tokens = on_grid.scatter(1, visible[..., None].expand_as(tokens), tokens)
+        return tokens.unflatten(1, self._grid).mean(dim=2)
 
     def _final_norm(self, steps: Tensor) -> Tensor:
-        """What follows the mean over tokens; of a pretraining model nothing, as its encoder ends with its norm."""
+        """Norm after the mean over tokens: none in a pretraining model, whose encoder ends with its norm."""
         return steps
 
     @property
@@ -373,29 +369,21 @@ class AudioModel(nn.Module):
 class AudioClassifier(AudioModel):
     """A fine-tuned classifier on audio of any length; see :class:`AudioModel`.
 
-    It is shown each window as in validation, so for clips no longer than its input, predictions are those of
-    ``amae evaluate``: padding is attended to unless its system was made for padded batches (MAE-AST), and probabilities
-    are a softmax if it was trained with cross-entropy, else sigmoids. Those of the windows of a longer clip are
-    averaged, with weights by which every second counts alike.
+    It sees each window as in validation, so predictions for clips no longer than its input are those of ``amae
+    evaluate``: padding is attended to unless the system masks padding, and probabilities are a softmax after training
+    with cross-entropy, else sigmoids. The probabilities of a longer clip are averaged over its windows, with weights by
+    which every second counts alike.
 
-    The embedding of a clip is what the classifier's head sees (``features``). Embeddings of time steps are means over
-    frequency bands of the encoder's output, normalised as the mean over all tokens is before the head (``fc_norm`` of
-    mean pooling, in place of the encoder's final norm).
+    The embedding of a clip is the input of the classifier's head (``features``). The embedding of a time step is the
+    mean over its frequency bands of the encoder's output, normalised as the mean over all tokens is before the head
+    (``fc_norm`` of mean pooling, in place of the encoder's final norm).
     """
 
+    model: Classifier
+
+    @override
     @torch.inference_mode()
     def probabilities(self, waveforms: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Probabilities of the classes of clips, one after the other, as many as there are.
-
-        Args:
-            waveforms: as of :meth:`embeddings`.
-
-        Returns:
-            For each clip (classes,) float64, in the order of ``checkpoint.classes``.
-
-        Raises:
-            UserError: as of :meth:`embeddings`; or the checkpoint does not say what makes probabilities of its scores.
-        """
         as_probabilities = self.checkpoint.probabilities
 
         def function(source: Tensor, padding_mask: Tensor) -> dict[str, Tensor]:
@@ -415,7 +403,7 @@ class AudioClassifier(AudioModel):
 
 @contextmanager
 def _recorded(encoder: Encoder, blocks: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collects what goes into each of some of an encoder's blocks while it runs, and what comes out of the encoder."""
+    """Collect the inputs of some of an encoder's blocks and the encoder's output while it runs."""
     states: list[Tensor] = []
     hooks = [block.register_forward_pre_hook(lambda _, args: states.append(args[0])) for block in blocks]
     hooks.append(encoder.register_forward_hook(lambda _, args, output: states.append(output)))
@@ -426,20 +414,24 @@ def _recorded(encoder: Encoder, blocks: Iterable[nn.Module]) -> Iterator[list[Te
             hook.remove()
 
 
+AUDIO_MODELS: dict[type[DownstreamModel], type[AudioModel]] = {Classifier: AudioClassifier}
+"""The audio models of downstream models; other checkpoints are used by :class:`AudioModel`."""
+
+
 def load_model(path: str | os.PathLike[str], device: str = "auto", batch_size: int = 16) -> AudioModel:
     """Load a checkpoint of this plugin for use on audio.
 
     Args:
-        path: of the checkpoint, of a pretraining model or a classifier.
-        device: where it runs: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ..., or ``"auto"``: a GPU if there is one.
+        path: checkpoint file of a pretraining model or a classifier.
+        device: device of the model: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ..., or ``"auto"``: a GPU if there is one.
         batch_size: windows at a time.
 
     Returns:
         An :class:`AudioClassifier` if the checkpoint is one of a classifier.
 
     Raises:
-        UserError: the file is no checkpoint of this plugin, or there is no such device.
+        UserError: the file is no checkpoint of this plugin, or the device does not exist.
     """
     checkpoint = Checkpoint.read(path)
-    kind = AudioClassifier if checkpoint.is_classifier else AudioModel
+    kind = AudioModel if checkpoint.downstream is None else AUDIO_MODELS[checkpoint.downstream]
     return kind(checkpoint, batch_size).to(choose_device(device))

@@ -1,22 +1,31 @@
-"""How a clip of any length is heard by an encoder of one length: as overlapping windows on one grid of time steps."""
+"""Windows: pieces of a clip of any length that a model of one input length sees."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
+
+CENTRE = 0.5
+"""Position of the one piece that is taken of a longer clip, between 0, its beginning, and 1, its end."""
+
+
+def piece_positions(pieces: int) -> list[float]:
+    """Evenly spaced positions of pieces, from a clip's beginning to its end; a single one is the centre."""
+    return [CENTRE] if pieces == 1 else np.linspace(0, 1, pieces).tolist()
 
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of a clip, which begin and end at its time steps, the columns of tokens.
+    """Windows that cover a clip.
 
-    Letters in shapes: N windows, W steps of a window, T steps of the clip.
+    Letters in shapes: N windows, W steps of a window, T steps of the clip. A step is a frame or a column of tokens.
 
     Attributes:
-        steps: T; where they are fewer than W, padding follows the clip in its only window.
+        steps: T; if T < W, padding follows the clip in its only window.
         width: W.
         starts: (N,) first step of each window.
     """
@@ -26,14 +35,14 @@ class Windows:
     starts: tuple[int, ...]
 
     @classmethod
-    def cover(cls, steps: int, width: int) -> Windows:
-        """Windows that start half a width apart; the last one ends where the clip ends, so it may start earlier."""
+    def cover(cls, steps: int, width: int, hop: int) -> Windows:
+        """Windows that start *hop* steps apart; the last one ends where the clip ends, so it may start earlier."""
         last = max(0, steps - width)
-        return cls(steps, width, (*range(0, last, max(1, width // 2)), last))
+        return cls(steps, width, (*range(0, last, hop), last))
 
     @cached_property
     def counts(self) -> Tensor:
-        """(T,) float32, how many windows hear each step."""
+        """(T,) float32, number of windows that contain each step."""
         counts = torch.zeros(self.steps)
         for start in self.starts:
             counts[start : start + self.width] += 1
@@ -41,17 +50,23 @@ class Windows:
 
     @cached_property
     def weights(self) -> Tensor:
-        """(N,) float32, of a mean over the windows in which every step of the clip counts alike; 1 together."""
+        """(N,) float32 weights, 1 in total, of a mean over windows in which every step of the clip counts alike."""
         shares = 1 / (self.counts * self.steps)
         return torch.stack([shares[start : start + self.width].sum() for start in self.starts])
 
     def merge(self, values: Tensor) -> Tensor:
-        """One value a step of the clip, the mean of those that its windows gave: (N, ..., W, D) to (..., T, D)."""
+        """Mean over the windows that contain a step: (N, ..., W, D) to (..., T, D)."""
         total = values.new_zeros(*values.shape[1:-2], self.steps, values.shape[-1])
-        for window, start in zip(values, self.starts):
+        for window, start in zip(values, self.starts, strict=True):
             total[..., start : start + self.width, :] += window[..., : self.steps - start, :]
         return total / self.counts.to(total.device)[:, None]
 
     def mean(self, values: Tensor) -> Tensor:
-        """Weighted mean of what the windows gave as a whole: (N, K) to (K,)."""
+        """Weighted mean of values of whole windows: (N, K) to (K,)."""
         return (self.weights.to(values)[:, None] * values).sum(dim=0)
+
+    def first(self, values: Tensor) -> Tensor:
+        """Each step from the first window that contains it: (N, W, F) to (T, F)."""
+        ends = [0, *(start + self.width for start in self.starts)]
+        pieces = [window[end - start :] for window, start, end in zip(values, self.starts, ends)]
+        return torch.cat(pieces)[: self.steps]

@@ -9,35 +9,19 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
 
-from amae_plugin.checkpoints import CLASSIFIER, Checkpoint, Model
+from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.errors import UserError
-from amae_plugin.interop.audio_mae import AudioMAEFineTuned, AudioMAEPretrained, ImageMAE
-from amae_plugin.interop.mae_ast import MAEASTPretrained
-from amae_plugin.interop.ssast import ASTFineTuned, ImageNetViT, SSASTPretrained
-from amae_plugin.models.classifier import Classifier, ClassifierConfig
-from amae_plugin.models.published import Kind, Options, PublishedFile, Reading
-from amae_plugin.models.registry import SYSTEMS, input_settings, system_of
+from amae_plugin.models.base import DownstreamModel, Model
+from amae_plugin.models.downstream import DOWNSTREAM, build_model, encoder_section
+from amae_plugin.models.published import ConversionOptions, ConvertedWeights, PublishedFile, PublishedFormat
+from amae_plugin.models.registry import SYSTEMS, find_system
 
-# In the order in which they are asked whether they recognise a file.
-KINDS: dict[str, Kind] = {
-    kind.name: kind
-    for kind in (
-        MAEASTPretrained(),
-        SSASTPretrained(),
-        ASTFineTuned(),
-        AudioMAEPretrained(),
-        AudioMAEFineTuned(),
-        ImageMAE(),
-        ImageNetViT(),
-    )
-}
-"""The kinds of published checkpoints, by name."""
+FORMATS: dict[str, PublishedFormat] = {form.name: form() for system in SYSTEMS.values() for form in system.published}
+"""The formats of published checkpoints, by name, in the order in which they are asked whether they recognise a file."""
 
-_AUDIOSET = {"mean": -4.2677393, "std": 4.5689974}  # what published models were pretrained with
 _AUDIOSET_CLASSES = 527
-_SEED = 0  # of what a file lacks: a conversion gives the same checkpoint every time
+_SEED = 0  # seed of the parameters that a file lacks: a conversion gives the same checkpoint every time
 
 
 @dataclass(frozen=True)
@@ -45,16 +29,16 @@ class Conversion:
     """A published checkpoint that was converted.
 
     Attributes:
-        kind: which it is.
-        checkpoint: the result.
-        used: tensors of the file that went into it.
-        without_effect: official names of tensors that no output depends on, and why.
-        surplus: official names of tensors that have no place, or another size than it.
-        missing: names of parameters of the model that a file of this kind should hold, and were initialised.
-        notes: what was taken to be so.
+        kind: format of the file.
+        checkpoint: result.
+        used: number of tensors of the file that went into it.
+        without_effect: published names of tensors that no output depends on, and the reason.
+        surplus: published names of tensors that have no place, or do not fit their place.
+        missing: parameters of the model that a file of this format should hold, and that were initialised instead.
+        notes: assumptions.
     """
 
-    kind: Kind
+    kind: PublishedFormat
     checkpoint: Checkpoint
     used: int
     without_effect: Mapping[str, str]
@@ -66,7 +50,7 @@ class Conversion:
 def convert(
     source: PublishedFile,
     out: Path,
-    options: Options,
+    options: ConversionOptions,
     *,
     kind: str | None = None,
     front_end: Mapping[str, Any] = MappingProxyType({}),
@@ -76,31 +60,30 @@ def convert(
     """Make a published checkpoint one of this plugin; nothing is written.
 
     Args:
-        source: the published checkpoint.
+        source: published checkpoint.
         out: path of the result.
-        options: what the user says of it.
-        kind: one of :data:`KINDS`; recognised if None.
-        front_end: of the task's settings ``mean``, ``std``, ``window_type`` and ``remove_mean`` those that are not as
-            published.
-        multi_label: of a classifier, whether a clip may have several labels; if None, with AudioSet's 527 classes.
-        partial: leave out tensors that have no place, and initialise those that are missing.
+        options: statements of the user about the file.
+        kind: key of :data:`FORMATS`; recognised if None.
+        front_end: task settings (``mean``, ``std``, ``window_type``) that differ from the published ones.
+        multi_label: whether a clip may have several labels, for a classifier; None: with AudioSet's 527 classes.
+        partial: leave out tensors that have no place, and initialise missing ones.
 
     Raises:
         UserError: the kind is not recognised; sizes or options do not fit; tensors are missing or have no place.
     """
-    chosen = KINDS[kind] if kind else recognise(source)
-    official = _by_own_name(source, chosen)
+    chosen = FORMATS[kind] if kind else recognise(source)
+    published = _published_names(source, chosen)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_SEED)
             reading = chosen.read(source, options)
-            model = _build(reading.model)
+            model = build_model(reading.model)
     except KeyError as error:
         raise UserError(f"{source.path}: no {chosen.name}: it has no tensor {error.args[0]}") from None
     except (ValueError, RuntimeError, IndexError, TypeError) as error:  # the last two of too few dimensions
         raise UserError(f"{source.path}, as {chosen.name}: {error}") from None
-    encoder = reading.model.get("encoder", reading.model)
-    if system_of(encoder).normalizes_input and not {"mean", "std"}.isdisjoint(front_end):
+    system = find_system(encoder_section(reading.model))
+    if system.default_input.normalization == "model" and not {"mean", "std"}.isdisjoint(front_end):
         raise UserError(f"{source.path}: the model normalises its input itself, so --mean and --std mean nothing to it")
     if options.target_length and options.target_length != reading.target_length:
         raise UserError(
@@ -108,8 +91,8 @@ def convert(
             f"{options.target_length} cannot be"
         )
     missing, surplus = _load(model, reading)
-    surplus = [official.get(name, name) for name in surplus]
-    unexpected = [name for name in missing if not name.startswith(reading.fresh)]
+    surplus = [published.get(name, name) for name in surplus]
+    unexpected = [name for name in missing if not name.startswith(reading.initialised)]
     if (unexpected or surplus) and not partial:
         raise UserError(_mismatch(source.path, chosen, unexpected, surplus))
     conversion = {
@@ -136,37 +119,37 @@ def convert(
     )
 
 
-def recognise(source: PublishedFile) -> Kind:
-    """The kind of a published checkpoint, by the names and shapes of its tensors.
+def recognise(source: PublishedFile) -> PublishedFormat:
+    """Recognise the format of a published checkpoint by the names and shapes of its tensors.
 
     Raises:
-        UserError: it is none that is known.
+        UserError: no format recognises it.
     """
-    for kind in KINDS.values():
-        if kind.recognises(source.state):
-            return kind
+    for form in FORMATS.values():
+        if form.recognises(source.state):
+            return form
     shown = ", ".join(list(source.state)[:5])
     raise UserError(
-        f"{source.path}: its tensors ({shown}, ...) are those of no kind that is known; there are: {', '.join(KINDS)} "
-        "(--kind)"
+        f"{source.path}: no known kind of checkpoint has its tensors ({shown}, ...); the kinds are: "
+        f"{', '.join(FORMATS)} (--kind)"
     )
 
 
-def _by_own_name(source: PublishedFile, kind: Kind) -> dict[str, str]:
-    """Official names by this package's.
+def _published_names(source: PublishedFile, kind: PublishedFormat) -> dict[str, str]:
+    """Published names by this package's.
 
     Raises:
         UserError: two tensors have one name here, so one of them would be lost.
     """
-    official: dict[str, str] = {}
+    published: dict[str, str] = {}
     for name in source.state:
-        other = official.setdefault(kind.rename(name), name)
+        other = published.setdefault(kind.rename(name), name)
         if other != name:
-            raise UserError(f"{source.path}, as {kind.name}: {other} and {name} are the same weight; which one counts?")
-    return official
+            raise UserError(f"{source.path}, as {kind.name}: {other} and {name} are the same weight; keep one of them")
+    return published
 
 
-def _idle_options(kind: Kind, options: Options) -> list[str]:
+def _idle_options(kind: PublishedFormat, options: ConversionOptions) -> list[str]:
     names = [field.name for field in fields(options) if getattr(options, field.name) is not None]
     flags = {"classes": "--labels"}
     return [
@@ -176,21 +159,15 @@ def _idle_options(kind: Kind, options: Options) -> list[str]:
     ]
 
 
-def _build(settings: Mapping[str, Any]) -> Model:
-    if settings["_name"] == CLASSIFIER:
-        return Classifier(ClassifierConfig.from_settings(settings))
-    return SYSTEMS[settings["_name"]].model(settings)
-
-
-def _load(model: nn.Module, reading: Reading) -> tuple[list[str], list[str]]:
-    """Load what fits; the names of the model's tensors that are missing, and of those that have no place in it."""
+def _load(model: Model, reading: ConvertedWeights) -> tuple[list[str], list[str]]:
+    """Load the tensors that fit; returns the names of missing tensors, and of tensors that have no place."""
     own = model.state_dict()
     fitting = {name: value for name, value in reading.state.items() if name in own and own[name].shape == value.shape}
     model.load_state_dict(fitting, strict=False)
     return [name for name in own if name not in fitting], [name for name in reading.state if name not in fitting]
 
 
-def _mismatch(path: Path, kind: Kind, missing: Sequence[str], surplus: Sequence[str]) -> str:
+def _mismatch(path: Path, kind: PublishedFormat, missing: Sequence[str], surplus: Sequence[str]) -> str:
     lines = [f"{path}: does not fit the model ({kind.title}) that its sizes make"]
     if missing:
         lines.append(f"missing, by the names of this package: {', '.join(missing)}")
@@ -200,33 +177,28 @@ def _mismatch(path: Path, kind: Kind, missing: Sequence[str], surplus: Sequence[
     return "\n".join(lines)
 
 
-def _sections(model: Model, reading: Reading, front_end: Mapping[str, Any], multi_label: bool | None) -> dict[str, Any]:
-    """The settings of a run that could have written the checkpoint."""
+def _sections(
+    model: Model, reading: ConvertedWeights, front_end: Mapping[str, object], multi_label: bool | None
+) -> dict[str, Any]:
+    """Settings of a run that could have written the checkpoint."""
     settings = _plain({**asdict(model.config), **reading.model})
-    is_classifier = settings["_name"] == CLASSIFIER
-    encoder = settings["encoder"] if is_classifier else settings
-    task = {
-        "_name": "amae_classification" if is_classifier else "amae_pretraining",
-        "data": "",
-        "target_length": reading.target_length,
-        "num_mel_bins": encoder["num_mel_bins"],
-        **_AUDIOSET,
-        **system_of(encoder).front_end,
-        **front_end,
-    }
-    task.update(input_settings(task, encoder))
+    encoder = encoder_section(settings)
+    default = find_system(encoder).default_input.settings()
+    sizes = {"target_length": reading.target_length, "num_mel_bins": encoder["num_mel_bins"]}
+    task = {"_name": "amae_pretraining", "data": "", **default, **sizes, **front_end}
     sections: dict[str, Any] = {
-        # What fairseq's tasks look up in other sections.
+        # fairseq's tasks look these up in other sections.
         "common": {"seed": 1, "tensorboard_logdir": None},
         "checkpoint": {"save_dir": "", "best_checkpoint_metric": "loss"},
         "dataset": {"valid_subset": "valid"},
         "task": task,
         "model": settings,
     }
-    if is_classifier:
+    if isinstance(model, DownstreamModel):
+        task["_name"] = model.task
         task["multi_label"] = settings["num_classes"] == _AUDIOSET_CLASSES if multi_label is None else multi_label
         loss = "bce" if task["multi_label"] else "cross_entropy"
-        sections["criterion"] = {"_name": "amae_classification", "loss": loss}
+        sections["criterion"] = {"_name": model.task, "loss": loss}
     return sections
 
 
@@ -237,8 +209,8 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _task_state(path: Path, reading: Reading, options: Options) -> dict[str, Any]:
-    if reading.model["_name"] != CLASSIFIER:
+def _task_state(path: Path, reading: ConvertedWeights, options: ConversionOptions) -> dict[str, list[str]]:
+    if reading.model["_name"] not in DOWNSTREAM:
         return {}
     count = reading.model["num_classes"]
     classes = list(options.classes or map(str, range(count)))

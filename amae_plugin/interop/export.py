@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from amae_plugin.checkpoints import Checkpoint, Model
+from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.labels import LABELS_NAME, write_names
 from amae_plugin.errors import UserError
 from amae_plugin.interop import model_card
 from amae_plugin.interop.formats import Format
 from amae_plugin.interop.onnx_file import Onnx
 from amae_plugin.interop.timm_vit import Timm
+from amae_plugin.models.base import Model
 
 FORMATS: dict[str, type[Format]] = {form.name: form for form in (Timm, Onnx)}
 """The forms in which others load a model, by name."""
@@ -82,7 +83,7 @@ def export(checkpoint: Checkpoint, folder: Path, formats: Sequence[str]) -> Expo
 
 def _write(checkpoint: Checkpoint, model: Model, forms: Mapping[str, Format], folder: Path) -> dict[str, float]:
     """Write and check all files but the page; returns the largest difference of each format."""
-    if checkpoint.is_classifier:
+    if checkpoint.downstream is not None:
         write_names(folder / LABELS_NAME, checkpoint.classes)
     differences = {}
     for name, form in tqdm(forms.items(), desc="exporting", unit="format"):

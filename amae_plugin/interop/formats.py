@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from amae_plugin.checkpoints import Checkpoint, Model
-from amae_plugin.models.classifier import Classifier
+from amae_plugin.checkpoints import Checkpoint
+from amae_plugin.models.base import Model
 from amae_plugin.modules.embedding import Size2d
 
 
@@ -37,8 +37,7 @@ class Format(ABC):
     def __init__(self, checkpoint: Checkpoint, model: Model):
         self.checkpoint = checkpoint
         self.model = model
-        task = checkpoint.input_settings
-        self.input_size: Size2d = (task["target_length"], task["num_mel_bins"])
+        self.input_size: Size2d = (checkpoint.input.target_length, checkpoint.input.num_mel_bins)
 
     @abstractmethod
     def write(self, folder: Path) -> None:
@@ -70,14 +69,7 @@ class Format(ABC):
         largest = 0.0
         for source in sources:
             with torch.inference_mode():
-                expected = outputs_of(self.model, source)
+                expected = self.model.outputs(source)
                 actual = self.outputs(folder, source)
             largest = max(largest, float((actual - expected).abs().max() / expected.abs().max()))
         return largest
-
-
-def outputs_of(model: Model, source: Tensor) -> Tensor:
-    """What a form of a model must compute: see :meth:`Format.outputs`."""
-    if isinstance(model, Classifier):
-        return model(source)["logits"]
-    return model.extract_features(source)[0]

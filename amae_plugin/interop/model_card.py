@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from amae_plugin.checkpoints import Checkpoint, Model
 from amae_plugin.data.labels import LABELS_NAME
-from amae_plugin.data.log_mel import LogMel
 from amae_plugin.inspection import describe, summary
-from amae_plugin.models.encoder import Encoder
+from amae_plugin.models.base import Encoder
 
 FILE = "README.md"
 _PROBABILITIES = {"bce": "torch.sigmoid(logits)", "cross_entropy": "torch.softmax(logits, dim=1)"}
@@ -67,8 +64,8 @@ def _text(checkpoint: Checkpoint, model: Model, title: str, loading: Mapping[str
     facts["path"] = checkpoint.path.name
     facts["data"] = Path(facts["data"]).name if facts["data"] else None
     facts["save_dir"] = Path(facts["save_dir"]).parent.name if facts["save_dir"] else None
-    kind = "audio-classification" if checkpoint.is_classifier else "feature-extraction"
-    what = "A classifier" if checkpoint.is_classifier else "An encoder"
+    kind = "feature-extraction" if checkpoint.downstream is None else "audio-classification"
+    what = "An encoder" if checkpoint.downstream is None else f"A {checkpoint.downstream.kind}"
     tags = "\n".join(f"- {tag}" for tag in ("audio", "masked-autoencoder", facts["encoder"].removeprefix("amae_")))
     parts = [
         f"---\nlibrary_name: {next(iter(loading))}\npipeline_tag: {kind}\ntags:\n{tags}\n---\n",
@@ -87,18 +84,17 @@ def _text(checkpoint: Checkpoint, model: Model, title: str, loading: Mapping[str
 
 
 def _input(checkpoint: Checkpoint) -> str:
-    task = checkpoint.input_settings
-    features = LogMel.from_settings(task)
+    heard = checkpoint.input
+    features = heard.front_end
     return _INPUT.format(
         rate=features.sample_rate,
-        centre="    waveform = waveform - waveform.mean()\n" if features.remove_mean else "",
         bands=features.num_mel_bins,
         window=features.window_type,
         window_ms=features.window_ms,
         shift_ms=features.shift_ms,
-        frames=task["target_length"],
-        mean=task["mean"],
-        std=task["std"],
+        frames=heard.target_length,
+        mean=heard.mean,
+        std=heard.std,
     )
 
 
@@ -109,9 +105,7 @@ def _output(facts: Mapping[str, Any], encoder: Encoder) -> str:
         return f"`logits` (clips, {len(facts['classes'])}) of the classes in {LABELS_NAME}{probabilities}.\n"
     prefix, grid = encoder.num_prefix_tokens, tuple(facts["grid"])
     tokens = {0: "", 1: "the class token, then "}.get(prefix, f"{prefix} class tokens, then ")
-    places = torch.arange(grid[0] * grid[1])[None]
-    order = "time step by time step" if torch.equal(encoder.in_token_order(places, grid), places) else "band by band"
     return (
-        f"`features` (clips, {prefix + places.numel()}, {encoder.embed_dim}): {tokens}{grid[0]} x {grid[1]} patches "
-        f"(time x frequency), {order}.\n"
+        f"`features` (clips, {prefix + grid[0] * grid[1]}, {encoder.embed_dim}): {tokens}{grid[0]} x {grid[1]} patches "
+        f"(time x frequency), time step by time step.\n"
     )

@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from amae_plugin.checkpoints import Model
-from amae_plugin.interop.formats import Format, outputs_of
-from amae_plugin.models.classifier import Classifier
+from amae_plugin.interop.formats import Format
+from amae_plugin.models.base import Model
 
 _FILE = "model.onnx"
 _INPUT = "log_mel"
@@ -41,7 +40,7 @@ class Onnx(Format):
                 example,
                 dynamo=True,
                 input_names=[_INPUT],
-                output_names=[self._output],
+                output_names=[self.model.output_name],
                 dynamic_shapes={_INPUT: {0: "batch"}},
                 verbose=False,
             )
@@ -62,13 +61,9 @@ class Onnx(Format):
             "```python\n"
             "import onnxruntime\n\n"
             f'session = onnxruntime.InferenceSession("{folder}/{_FILE}")\n'
-            f'({self._output},) = session.run(None, {{"{_INPUT}": log_mel.numpy()}})\n'
+            f'({self.model.output_name},) = session.run(None, {{"{_INPUT}": log_mel.numpy()}})\n'
             "```\n"
         )
-
-    @property
-    def _output(self) -> str:
-        return "logits" if isinstance(self.model, Classifier) else "features"
 
 
 class _Function(nn.Module):
@@ -79,7 +74,7 @@ class _Function(nn.Module):
         self.model = model
 
     def forward(self, log_mel: Tensor) -> Tensor:
-        return outputs_of(self.model, log_mel)
+        return self.model.outputs(log_mel)
 
 
 @contextlib.contextmanager

@@ -34,7 +34,8 @@ class ModelConfig:
         YAML's lists become tuples.
         """
         chosen = {f.name: settings[f.name] for f in fields(cls) if f.name in settings}
-        return cls(**{name: tuple(value) if _is_list(value) else value for name, value in chosen.items()})
+        values: Settings = {name: tuple(value) if _is_list(value) else value for name, value in chosen.items()}
+        return cls(**values)
 
 
 @dataclass

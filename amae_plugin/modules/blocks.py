@@ -140,7 +140,7 @@ def drop_paths(blocks: Iterable[nn.Module], uniform: Tensor, rate: float) -> Ite
     that does not skip a branch gets it divided by the probability that it is kept.
 
     Args:
-        blocks: blocks with ``drop_path1`` (attention) and ``drop_path2`` (MLP).
+        blocks: blocks with a :class:`DropPath` for the attention and one for the MLP, in this order.
         uniform: (B, depth, 2) numbers in [0, 1), which decide for both branches of every block.
         rate: in [0, 1).
 
@@ -148,7 +148,7 @@ def drop_paths(blocks: Iterable[nn.Module], uniform: Tensor, rate: float) -> Ite
         ValueError: the rate is out of range.
     """
     scales = drop_path_scales(uniform, rate)
-    paths = [path for block in blocks for path in (block.drop_path1, block.drop_path2)]
+    paths = [path for block in blocks for path in block.modules() if isinstance(path, DropPath)]
     for path, scale in zip(paths, scales.flatten(1).unbind(dim=1), strict=True):
         path.scale = scale[:, None, None]
     try:

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.models.pretraining import PretrainingModel
+from amae_plugin.models.base import PretrainingModel
 from amae_plugin.visual.spectrograms import NORMALIZED_TARGETS, plot_reconstructions
 
 
@@ -57,7 +57,7 @@ def draw_clips(
     encoder = model.encoder
     return plot_reconstructions(
         source,
-        encoder.in_grid_order(output["mask"], encoder.grid(source.shape[1], source.shape[2])),
+        output["mask"],
         reconstructed,
         patch_size=encoder.patch_size,
         mean=dataset.mean,

@@ -26,7 +26,7 @@ from amae_plugin.inspection import describe, summary
 from amae_plugin.interop.convert import KINDS, convert, recognise
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
-from amae_plugin.models.encoder import Encoder
+from amae_plugin.models.base import Encoder
 from amae_plugin.models.published import Options, PublishedFile
 from amae_plugin.models.registry import SYSTEMS
 from amae_plugin.modules.embedding import LearnedPositions, sincos_2d

@@ -16,6 +16,7 @@ from amae_plugin.modules.masking import take_tokens
 class AudioMAEEncoder(Encoder):
     """Pre-norm ViT over visible patches and a CLS token (Huang et al. 2022, section 3.1)."""
 
+    positions: GridPositions
     num_prefix_tokens = 1
     masks_padding = False
 

@@ -17,6 +17,7 @@ from amae_plugin.modules.masking import take_tokens
 class SSASTEncoder(Encoder):
     """Pre-norm ViT with class and distillation token and learned positions (Gong et al. 2021, section 2.1)."""
 
+    positions: LearnedPositions
     num_prefix_tokens = 2
     masks_padding = False
 
