@@ -61,9 +61,9 @@ def test_models_compute_what_was_saved(tmp_path: Path) -> None:
         "layer_decay": 0.75,
     }
     checkpoint = Checkpoint.read(save(tmp_path / "c.pt", settings, model.state_dict(), task_state={"classes": ["a"]}))
-    assert checkpoint.is_classifier and checkpoint.task_state == {"classes": ["a"]}
+    assert checkpoint.downstream is Classifier and checkpoint.task_state == {"classes": ["a"]}
     assert torch.equal(checkpoint.model()(source)["logits"], model(source)["logits"])
-    assert not Checkpoint.read(pretrained(tmp_path)).is_classifier
+    assert Checkpoint.read(pretrained(tmp_path)).downstream is None
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

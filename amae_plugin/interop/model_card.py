@@ -22,7 +22,7 @@ import torchaudio
 
 
 def log_mel_of(waveform):  # (samples,) float in [-1, 1], mono, {rate} Hz
-{centre}    features = torchaudio.compliance.kaldi.fbank(
+    features = torchaudio.compliance.kaldi.fbank(
         waveform[None],
         sample_frequency={rate},
         num_mel_bins={bands},

@@ -282,13 +282,13 @@ class TimeFrequencyMasking(Masking):
 
 MASKINGS: dict[str, type[Masking]] = {
     "random": RandomMasking,
-    "random_batched": RandomBatchedMasking,
-    "chunk": ChunkMasking,
-    "cluster": ChunkMasking,  # SSAST's name for it
-    "span": SpanMasking,
     "time": TimeMasking,
     "frequency": FrequencyMasking,
     "time_frequency": TimeFrequencyMasking,
+    "random_batched": RandomBatchedMasking,
+    "chunk": ChunkMasking,
+    "span": SpanMasking,
+    "cluster": ChunkMasking,  # SSAST's name for it
 }
 """The strategies by name."""
 

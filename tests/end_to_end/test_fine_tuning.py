@@ -266,7 +266,7 @@ WRONG_SETTINGS = [
         ["model.imagenet=a.pth", "model.pretrained={checkpoint}"],
         "model.pretrained and model.imagenet exclude each other",
     ),
-    (["model.imagenet=a.pth", *ENCODER], "only an amae_ssast encoder can start from ImageNet's weights"),
+    (["model.imagenet=a.pth", *ENCODER], "amae_audio_mae cannot start from an image model"),
     ([*ENCODER, "criterion.loss=mse"], "criterion.loss=mse: must be one of cross_entropy, bce"),
     ([*ENCODER, "task.mixup=2"], "task.mixup=2"),
     ([*ENCODER, "task.multi_label=true"], "best_checkpoint_metric=accuracy: with task.multi_label=true it must be"),

@@ -23,11 +23,11 @@ from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.main import main
 from amae_plugin.errors import UserError
 from amae_plugin.inspection import describe, summary
-from amae_plugin.interop.convert import KINDS, convert, recognise
+from amae_plugin.interop.convert import FORMATS, convert, recognise
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
-from amae_plugin.models.classifier import Classifier, ClassifierConfig
 from amae_plugin.models.base import Encoder
-from amae_plugin.models.published import Options, PublishedFile
+from amae_plugin.models.classifier import Classifier, ClassifierConfig
+from amae_plugin.models.published import ConversionOptions, PublishedFile
 from amae_plugin.models.registry import SYSTEMS
 from amae_plugin.modules.embedding import LearnedPositions, sincos_2d
 
@@ -80,15 +80,15 @@ def test_audio_mae(tmp_path: Path, golden: Callable, decoder: str, capsys: pytes
     assert loss.item() == pytest.approx(float(archive["loss_raw"]), rel=1e-4)
     assert torch.equal(model.encoder.positions.pos_embed, archive["state/pos_embed"])
     assert checkpoint.model_settings["mask_ratio"] == 0.75
-    front_end = {name: checkpoint.config["task"][name] for name in ("mean", "std", "window_type", "remove_mean")}
-    assert front_end == {"mean": -4.2677393, "std": 4.5689974, "window_type": "hanning", "remove_mean": True}
+    front_end = {name: checkpoint.config["task"][name] for name in ("mean", "std", "window_type", "normalization")}
+    assert front_end == {"mean": -4.2677393, "std": 4.5689974, "window_type": "hanning", "normalization": "two_std"}
     assert checkpoint.untrained == ()
 
 
 def test_audio_mae_without_decoder(golden: Callable) -> None:
     archive = golden("audio_mae_shifted")
     state = {n: value for n, value in archive.state.items() if not n.startswith(("decoder_", "mask_token"))}
-    conversion = convert(PublishedFile(Path("x"), state), Path("y"), Options(num_heads=4))
+    conversion = convert(PublishedFile(Path("x"), state), Path("y"), ConversionOptions(num_heads=4))
     assert conversion.used == len(state) and not conversion.missing
     assert len(conversion.checkpoint.untrained) == 280
     assert all(name.startswith("decoder.") for name in conversion.checkpoint.untrained)
@@ -122,7 +122,7 @@ def test_audio_mae_fine_tuned(tmp_path: Path, golden: Callable) -> None:
 
 def test_the_classes_of_audioset_are_several_a_clip(golden: Callable) -> None:
     state = {**golden("audio_mae_classifier").state, "head.weight": torch.randn(527, 48), "head.bias": torch.zeros(527)}
-    checkpoint = convert(PublishedFile(Path("x"), state), Path("y"), Options(num_heads=4)).checkpoint
+    checkpoint = convert(PublishedFile(Path("x"), state), Path("y"), ConversionOptions(num_heads=4)).checkpoint
     assert checkpoint.config["task"]["multi_label"] and checkpoint.config["criterion"]["loss"] == "bce"
 
 
@@ -152,17 +152,17 @@ def test_mae_ast(tmp_path: Path, golden: Callable, tokens: str, as_namespace: bo
     output = trained.train()(source, mask)
     assert_same(output["prediction"][0][output["mask"][0]], archive["reconstruction"][0])
     task = checkpoint.config["task"]
-    assert [task[name] for name in ("mean", "std", "window_type", "remove_mean")] == [0.0, 0.5, "povey", False]
+    assert [task[name] for name in ("window_type", "normalization")] == ["povey", "model"]
 
 
 def test_mae_ast_without_its_settings_needs_a_patch_size(golden: Callable) -> None:
     archive = golden("mae_ast_frame")
     file = PublishedFile(Path("m.pt"), archive.state)
     with pytest.raises(UserError, match=r"m\.pt, as mae_ast: a token has 256 values.*--patch-size 16 16 for patches"):
-        convert(file, Path("y"), Options(num_heads=4))
+        convert(file, Path("y"), ConversionOptions(num_heads=4))
     with pytest.raises(UserError, match=r"m\.pt: the model normalises its input itself"):
-        convert(file, Path("y"), Options(num_heads=4, patch_size=(2, 128)), front_end={"mean": -4.0})
-    told = convert(file, Path("y"), Options(num_heads=4, patch_size=(2, 128), target_length=256)).checkpoint
+        convert(file, Path("y"), ConversionOptions(num_heads=4, patch_size=(2, 128)), front_end={"mean": -4.0})
+    told = convert(file, Path("y"), ConversionOptions(num_heads=4, patch_size=(2, 128), target_length=256)).checkpoint
     source = archive["spectrogram"].float()[:1]
     assert_same(told.model().extract_features(source)[0], archive["features_eval_after_one_batch"])
 
@@ -171,14 +171,14 @@ def test_mae_ast_of_another_function_is_refused(golden: Callable) -> None:
     archive = golden("mae_ast_patch")
     file = PublishedFile(Path("m.pt"), archive.state, archive.mae_ast_cfg(layer_norm_first=True))
     with pytest.raises(UserError, match=r"its cfg\.model\.layer_norm_first is True"):
-        convert(file, Path("y"), Options())
+        convert(file, Path("y"), ConversionOptions())
 
 
 def test_mae_ast_trained_with_one_objective_has_one_head(golden: Callable) -> None:
     archive = golden("mae_ast_patch")
     cfg = archive.mae_ast_cfg()
     cfg["criterion"]["classification_weight"] = 0
-    conversion = convert(PublishedFile(Path("m.pt"), archive.state, cfg), Path("y"), Options())
+    conversion = convert(PublishedFile(Path("m.pt"), archive.state, cfg), Path("y"), ConversionOptions())
     assert conversion.without_effect["final_proj_classification.weight"] == "its loss has weight 0"
     assert not any("classification" in name for name in conversion.checkpoint.state)
 
@@ -194,7 +194,9 @@ def test_ssast(tmp_path: Path, golden: Callable, tokens: str, prefix: str, capsy
     state[f"{prefix}v.head.weight"] = torch.zeros(1000, 192)
     _, model = converted(save(tmp_path / "best.pth", state))
     assert "not used (DeiT's head for images, which nothing reads): v.head.weight" in capsys.readouterr().out
+    grid = 128 // archive.number("fshape"), 256 // archive.number("tshape")  # band by band, as published
     mask = torch.zeros(2, 128, dtype=torch.bool).scatter_(1, archive["mask_ids"], True)
+    mask = mask.unflatten(1, grid).transpose(1, 2).flatten(1)
     output = model(archive["spectrogram"].float(), mask)
     losses = {name: loss.sum() / mask.sum() for name, loss in model.token_losses(output).items()}
     assert losses["info_nce"].item() == pytest.approx(float(archive["loss_info_nce"]), rel=1e-4)
@@ -268,7 +270,9 @@ def ast_state(positions: int) -> dict[str, Tensor]:
     ],
 )
 def test_length_and_stride_of_an_ast(positions: int, options: dict[str, Any], expected: tuple[int, list[int]]) -> None:
-    checkpoint = convert(PublishedFile(Path("x"), ast_state(positions)), Path("y"), Options(**options)).checkpoint
+    checkpoint = convert(
+        PublishedFile(Path("x"), ast_state(positions)), Path("y"), ConversionOptions(**options)
+    ).checkpoint
     encoder = checkpoint.encoder_settings
     assert (encoder["input_length"], encoder["patch_stride"]) == expected
     assert checkpoint.config["task"]["target_length"] == expected[0]
@@ -279,7 +283,7 @@ def test_length_and_stride_of_an_ast(positions: int, options: dict[str, Any], ex
 )
 def test_positions_that_nothing_fits(positions: int, options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"as ast: {positions} positions are not those of 128 bands"):
-        convert(PublishedFile(Path("x"), ast_state(positions)), Path("y"), Options(**options))
+        convert(PublishedFile(Path("x"), ast_state(positions)), Path("y"), ConversionOptions(**options))
 
 
 # --- Image models
@@ -307,6 +311,8 @@ def test_a_vit_becomes_an_ssast(tmp_path: Path, name: str) -> None:
     assert {name.split(".")[0] for name in checkpoint.untrained} >= {"mask_token", "reconstruction_head"}
     if "distilled" in name:
         expected = image.forward_features(as_grey_image(source.transpose(1, 2)))
+        first, rest = expected.tensor_split([2], dim=1)  # tokens of an image run row by row
+        expected = torch.cat([first, rest.unflatten(1, (4, 4)).transpose(1, 2).flatten(1, 2)], dim=1)
         assert_same(model.extract_features(source)[0], expected)
     else:
         assert "encoder.dist_token" in checkpoint.untrained
@@ -322,11 +328,11 @@ def test_an_image_mae_becomes_an_audio_mae(with_decoder: bool) -> None:
     file = PublishedFile(Path("mae.pth"), {**state, **decoder})
     assert recognise(file).name == "image_mae"
     if with_decoder:
-        conversion = convert(file, Path("y"), Options())
+        conversion = convert(file, Path("y"), ConversionOptions())
         table = encoder_of(conversion.checkpoint).positions.pos_embed
         assert torch.equal(table[0, 1:], sincos_2d((64, 8), 64))
     else:
-        conversion = convert(file, Path("y"), Options(target_length=64, num_mel_bins=64))
+        conversion = convert(file, Path("y"), ConversionOptions(target_length=64, num_mel_bins=64))
         encoder, source = encoder_of(conversion.checkpoint), torch.randn(2, 64, 64)
         assert_same(encoder(*encoder.patches(source)), image.forward_features(as_grey_image(source)))
     assert conversion.without_effect == dict.fromkeys(decoder, "the decoder draws patches of images")
@@ -338,7 +344,7 @@ def test_learned_positions_of_an_image_are_interpolated_for_an_audio_mae() -> No
     state = image_model("vit_tiny_patch16_224").state_dict()
     file = PublishedFile(Path("vit.pth"), state)
     assert recognise(file).name == "image_vit"
-    conversion = convert(file, Path("y"), Options(target_length=128), kind="image_mae")
+    conversion = convert(file, Path("y"), ConversionOptions(target_length=128), kind="image_mae")
     table = encoder_of(conversion.checkpoint).positions.pos_embed
     assert torch.equal(table[:, :1], state["pos_embed"][:, :1])
     corners = table[0, 1:].view(8, 8, 64)[[0, 0, -1, -1], [0, -1, 0, -1]]
@@ -349,7 +355,7 @@ def test_learned_positions_of_an_image_are_interpolated_for_an_audio_mae() -> No
 
 def test_a_conversion_gives_the_same_every_time() -> None:
     file = PublishedFile(Path("vit.pth"), image_model("vit_tiny_patch16_224").state_dict())
-    first, second = (convert(file, Path("y"), Options()).checkpoint.state for _ in range(2))
+    first, second = (convert(file, Path("y"), ConversionOptions()).checkpoint.state for _ in range(2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
@@ -402,7 +408,7 @@ def test_an_audio_mae_of_any_size(
     for name, value in model.state_dict().items():
         rest = name.removeprefix("encoder.").replace("decoder.mask_token", "mask_token").replace("decoder.", "decoder_")
         state[names.get(name, rest)] = value
-    options = Options(num_heads=None if head_width == 64 else heads, decoder_num_heads=decoder_heads)
+    options = ConversionOptions(num_heads=None if head_width == 64 else heads, decoder_num_heads=decoder_heads)
     found = convert(PublishedFile(Path("x"), state), Path("y"), options).checkpoint.model()
     source, seed = torch.randn(1, config.input_length, 128), torch.tensor([1])
     expected, actual = model(source, seed=seed), found(source, seed=seed)
@@ -435,7 +441,7 @@ def test_a_part_of_an_attention_cannot_be_initialised(golden: Callable) -> None:
     del state["encoder.layers.1.self_attn.k_proj.bias"]
     file = PublishedFile(Path("m.pt"), state, archive.mae_ast_cfg())
     with pytest.raises(UserError, match=r"m\.pt, as mae_ast: .*but not encoder\.layers\.1\.self_attn\.k_proj\.bias"):
-        convert(file, Path("y"), Options(), partial=True)
+        convert(file, Path("y"), ConversionOptions(), partial=True)
 
 
 @settings(max_examples=60, deadline=None)
@@ -450,7 +456,7 @@ def test_a_tensor_of_another_shape_is_an_error_in_words(
     state = golden(archive).state
     name = list(state)[index % len(state)]
     changed = {**state, name: torch.zeros(shape)}
-    options = Options(num_heads=4, patch_size=(16, 16))
+    options = ConversionOptions(num_heads=4, patch_size=(16, 16))
     try:
         convert(PublishedFile(Path("x.pth"), changed), Path("y"), options)
     except UserError as error:
@@ -462,20 +468,20 @@ def test_a_tensor_of_another_shape_is_an_error_in_words(
 def test_two_names_of_one_weight_are_an_error(golden: Callable) -> None:
     state = {**golden("audio_mae_classifier").state, "encoder.cls_token": torch.zeros(1, 1, 48)}
     with pytest.raises(UserError, match=r"cls_token and encoder\.cls_token are the same weight"):
-        convert(PublishedFile(Path("x.pth"), state), Path("y"), Options(num_heads=4))
+        convert(PublishedFile(Path("x.pth"), state), Path("y"), ConversionOptions(num_heads=4))
 
 
 def test_options_that_mean_nothing_are_said_and_wrong_ones_refused(golden: Callable) -> None:
     file = PublishedFile(Path("x.pth"), golden("audio_mae_classifier").state)
-    conversion = convert(file, Path("y"), Options(num_heads=4, decoder_num_heads=4, patch_size=(16, 16)))
+    conversion = convert(file, Path("y"), ConversionOptions(num_heads=4, decoder_num_heads=4, patch_size=(16, 16)))
     assert conversion.notes == (
         "--decoder-num-heads means nothing to audio_mae_finetuned",
         "--patch-size means nothing to audio_mae_finetuned",
     )
     file = PublishedFile(Path("x.pth"), golden("audio_mae_shifted").state)
-    assert convert(file, Path("y"), Options(num_heads=4, decoder_num_heads=16)).notes == ()
+    assert convert(file, Path("y"), ConversionOptions(num_heads=4, decoder_num_heads=16)).notes == ()
     with pytest.raises(UserError, match="the weights of its decoder have 16 heads, not 4"):
-        convert(file, Path("y"), Options(num_heads=4, decoder_num_heads=4))
+        convert(file, Path("y"), ConversionOptions(num_heads=4, decoder_num_heads=4))
 
 
 @pytest.mark.parametrize("width", [48, 512])
@@ -499,16 +505,20 @@ def test_heads_are_64_wide_unless_said(width: int) -> None:
     file = PublishedFile(Path("x.pth"), state)
     if width == 48:
         with pytest.raises(UserError, match=r"x\.pth, as audio_mae: the attention is 48 wide.*--decoder-num-heads"):
-            convert(file, Path("y"), Options())
+            convert(file, Path("y"), ConversionOptions())
     else:  # the published decoder
-        assert convert(file, Path("y"), Options()).checkpoint.model_settings["decoder_num_heads"] == 16
+        assert convert(file, Path("y"), ConversionOptions()).checkpoint.model_settings["decoder_num_heads"] == 16
 
 
 def test_files_that_cannot_be_converted(tmp_path: Path, golden: Callable, capsys: pytest.CaptureFixture) -> None:
     contents: dict[str, tuple[Any, list[str], str]] = {
         "list.pt": ([1], [], "holds a list, not a state dict"),
         "bare.pt": ({"epoch": 1, "model": None}, [], "no state dict, neither as the whole file nor as its entry model"),
-        "other.pt": ({"conv.weight": torch.zeros(1)}, [], r"its tensors \(conv.weight, ...\) are those of no kind"),
+        "other.pt": (
+            {"conv.weight": torch.zeros(1)},
+            [],
+            r"no known kind of checkpoint has its tensors \(conv.weight, ...\)",
+        ),
         "kind.pt": ({"conv.weight": torch.zeros(1)}, ["--kind", "ast"], "no ast: it has no tensor v.patch_embed"),
         "own.pt": ({"cfg": {"model": {"_name": "amae_ssast"}}, "model": {"a": torch.zeros(1)}}, [], "plugin already"),
         "labels.pt": (
@@ -563,4 +573,4 @@ def test_every_kind_is_told_in_the_help(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         main(["convert", "--help"])
     said = capsys.readouterr().out
-    assert all(kind.title in said for kind in KINDS.values())
+    assert all(kind.title in said for kind in FORMATS.values())

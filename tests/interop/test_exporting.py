@@ -24,7 +24,7 @@ from amae_plugin.cli.main import main
 from amae_plugin.data.labels import read_names
 from amae_plugin.data.manifest import Manifest, write_manifest
 from amae_plugin.errors import UserError
-from amae_plugin.evaluation.scoring import dataset_of
+from amae_plugin.evaluation.scoring import validation_dataset
 from amae_plugin.interop.export import FORMATS, export
 from amae_plugin.interop.onnx_file import Onnx
 from amae_plugin.interop.timm_vit import Timm
@@ -201,12 +201,12 @@ def test_the_model_card_does_what_it_says(
     for index, waveform in enumerate(waveforms):
         soundfile.write(tmp_path / f"{index}.wav", waveform, 16_000, subtype="FLOAT")
     write_manifest(tmp_path / "test.tsv", tmp_path, [(f"{i}.wav", len(w)) for i, w in enumerate(waveforms)])
-    dataset = dataset_of(checkpoint, Manifest.read(tmp_path / "test.tsv"), position=0.0)
+    dataset = validation_dataset(checkpoint, Manifest.read(tmp_path / "test.tsv"), position=0.0)
     source = torch.stack([dataset[index]["source"] for index in range(2)])
     model = checkpoint.model()
     model.config.bf16 = False
     with torch.inference_mode():
-        if checkpoint.is_classifier:
+        if checkpoint.downstream:
             expected = model(source)["logits"]
             assert read_names(tmp_path / "out" / "labels.txt") == CLASSES
             assert "probabilities are `torch.sigmoid(logits)`" in page
@@ -224,7 +224,7 @@ def test_the_model_card_does_what_it_says(
         scope = dict(names)
         with torch.inference_mode():
             exec(way, scope)
-        actual = scope["logits" if checkpoint.is_classifier else "features"]
+        actual = scope["logits" if checkpoint.downstream else "features"]
         actual = actual if isinstance(actual, Tensor) else torch.from_numpy(actual)
         assert torch.allclose(actual, expected, rtol=1e-3, atol=1e-3)
 

@@ -8,13 +8,13 @@ from omegaconf import OmegaConf
 from amae_plugin.models.audio_mae import AudioMAEConfig
 from amae_plugin.models.classifier import ClassifierConfig
 from amae_plugin.models.mae_ast import MAEASTConfig
-from amae_plugin.models.settings import FromSettings
+from amae_plugin.models.settings import ModelConfig
 from amae_plugin.models.ssast import SSASTConfig
 
 
 @pytest.mark.parametrize("kind", [AudioMAEConfig, MAEASTConfig, SSASTConfig])
 def test_lists_become_pairs_other_keys_are_left_aside_and_missing_ones_keep_their_defaults(
-    kind: type[FromSettings],
+    kind: type[ModelConfig],
 ) -> None:
     settings = {"_name": "some", "embed_dim": 24, "patch_size": [2, 128], "masking": "time"}
     expected = kind(embed_dim=24, patch_size=(2, 128), masking="time")

@@ -26,10 +26,7 @@ def test_a_patch_is_padding_where_all_of_its_frames_are(name: str) -> None:
     model = encoder(name, patch_size=(4, 16), masking="random")
     columns = [[False, False, False], [False, False, True], [False, False, True], [True, True, True]]
     padding = model.patch_padding(ends(12, 8, 7, 0, frames=12))
-    by_column = padding.unflatten(1, (2, 3) if name == "amae_ssast" else (3, 2))
-    by_column = by_column if name == "amae_ssast" else by_column.transpose(1, 2)
-    assert by_column.tolist() == [[clip] * 2 for clip in columns]
-    assert model.grid_padding(ends(8, frames=12)).tolist() == [[False] * 4 + [True] * 2]
+    assert padding.unflatten(1, (3, 2)).transpose(1, 2).tolist() == [[clip] * 2 for clip in columns]
     with pytest.raises(ValueError, match="13 frames x 32 bands"):
         model.patch_padding(ends(12, frames=13))
 
@@ -39,19 +36,19 @@ def test_an_overlapping_patch_is_padding_where_all_of_its_frames_are() -> None:
     grid = model.grid(48, 32)
     assert grid == (4, 2)  # which begin at frames 0, 10, 20 and 30
     assert model.patch_padding(ends(48, 21, 20, frames=48)).tolist() == [
-        [False, False, False, False] * 2,
-        [False, False, False, True] * 2,
-        [False, False, True, True] * 2,
+        [False] * 8,
+        [False] * 6 + [True] * 2,
+        [False] * 4 + [True] * 4,
     ]
 
 
-@pytest.mark.parametrize(("name", "heeds"), [("amae_audio_mae", False), ("amae_mae_ast", True), ("amae_ssast", False)])
-def test_padding_is_heeded_by_systems_made_for_it_where_there_is_any(name: str, heeds: bool) -> None:
+@pytest.mark.parametrize(("name", "masks"), [("amae_audio_mae", False), ("amae_mae_ast", True), ("amae_ssast", False)])
+def test_only_systems_that_mask_padding_take_note_of_it(name: str, masks: bool) -> None:
     model = encoder(name)
     some = ends(32, 20, frames=32)
-    assert (model.heeded(some) is some) == heeds
-    assert model.heeded(ends(32, 32, frames=32)) is None
-    assert model.heeded(None) is None
+    assert (model.relevant_padding(some) is some) == masks
+    assert model.relevant_padding(ends(32, 32, frames=32)) is None
+    assert model.relevant_padding(None) is None
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

@@ -5,8 +5,8 @@ import torch
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import nn
 
-from amae_plugin.modules.blocks import Block, PostNormBlock, WindowBlock, normal_linear
-from amae_plugin.modules.local_attention import plan_windows
+from amae_plugin.modules.blocks import Block, PostNormBlock, normal_linear
+from amae_plugin.modules.local_attention import WindowBlock, plan_windows
 
 
 @pytest.mark.parametrize(("dim", "heads", "ratio"), [(24, 3, 4.0), (32, 8, 2.0)])
@@ -53,8 +53,10 @@ def test_dropout_of_post_norm_blocks_acts_in_training_only(rates):
 def test_post_norm_branches_that_are_scaled_to_nothing_leave_the_norms():
     torch.manual_seed(0)
     block, x = PostNormBlock(24, 3), torch.randn(2, 5, 24)
-    torch.testing.assert_close(block(x, branch_scales=torch.ones(2, 2)), block(x))
-    torch.testing.assert_close(block(x, branch_scales=torch.zeros(2, 2)), block.norm2(block.norm1(x)))
+    plain = block(x)
+    for scale, expected in ((1.0, plain), (0.0, block.norm2(block.norm1(x)))):
+        block.drop_path1.scale = block.drop_path2.scale = torch.full((2, 1, 1), scale)
+        torch.testing.assert_close(block(x), expected)
 
 
 def test_normal_linear_layers_are_small_without_biases():

@@ -9,12 +9,12 @@ from amae_plugin.modules.masking import ChunkMasking, ClipNoise, build_masking, 
 
 
 def masks(ratio: float, grid: tuple[int, int], clips: list[int]) -> Tensor:
-    return build_masking("cluster", ratio, 0.5, 0.5)(ClipNoise(torch.tensor(clips)), grid)
+    return build_masking("cluster", {"mask_ratio": ratio})(ClipNoise(torch.tensor(clips)), grid)
 
 
 def test_clusters_are_chunks() -> None:
-    assert isinstance(build_masking("cluster", 0.5, 0.1, 0.1), ChunkMasking)
-    assert build_masking("cluster", 0.5, 0.1, 0.1).num_visible((8, 8)) == 32
+    assert isinstance(build_masking("cluster", {"mask_ratio": 0.5}), ChunkMasking)
+    assert build_masking("cluster", {"mask_ratio": 0.5}).num_visible((8, 8)) == 32
 
 
 def test_published_number_of_hidden_tokens_in_clusters() -> None:

@@ -230,13 +230,13 @@ def test_masks_with_different_numbers_of_visible_tokens_are_refused():
 
 @pytest.mark.parametrize("name", ["random", "random_batched", "chunk", "span", "time", "frequency", "time_frequency"])
 def test_strategies_are_chosen_by_name(name):
-    strategy = build_masking(name, ratio=0.5, time_ratio=0.25, frequency_ratio=0.75)
+    strategy = build_masking(name, {"mask_ratio": 0.5, "mask_ratio_time": 0.25, "mask_ratio_frequency": 0.75})
     assert strategy.num_visible((8, 8)) == {"time_frequency": 12}.get(name, 32)
 
 
 def test_unknown_names_and_impossible_ratios_are_refused():
     with pytest.raises(ValueError, match=r"'checkerboard'; there are: random, .*time_frequency.*, chunk, span"):
-        build_masking("checkerboard", 0.5, 0.5, 0.5)
+        build_masking("checkerboard", {})
     for ratio in (-0.1, 1.0, float("nan")):
         for build in (
             RandomMasking,
@@ -248,8 +248,12 @@ def test_unknown_names_and_impossible_ratios_are_refused():
         ):
             with pytest.raises(ValueError, match="at least 0 and below 1, not"):
                 build(ratio)
+    with pytest.raises(ValueError, match="masking chunk has no side; its parameters are mask_ratio, sides"):
+        build_masking("chunk", {"side": 3}, {"side": 3})
+    with pytest.raises(ValueError, match=r"1 token or more, not \(\)"):
+        build_masking("chunk", {}, {"sides": []})
     with pytest.raises(ValueError, match="at least 1 token long, not 0"):
-        build_masking("span", 0.5, 0.5, 0.5, span_length=0)
+        build_masking("span", {"mask_length": 0})
 
 
 def one_after_the_other(pieces, wanted):

@@ -152,8 +152,8 @@ def test_learned_positions_of_another_grid_are_resized_when_they_are_loaded_and_
     longer.load_state_dict(state)
     assert torch.equal(longer.pos_embed, used)
     assert torch.equal(longer.pos_embed[:, :2], own[:, :2])
-    assert torch.equal(longer.grid_shape, torch.tensor([3, 12]))
-    assert torch.equal(state["grid_shape"], own_shape)  # what is loaded stays as it was
+    assert torch.equal(longer.table_grid, torch.tensor([3, 12]))
+    assert torch.equal(state["table_grid"], own_shape)  # what is loaded stays as it was
     assert torch.equal(longer((3, 12)), longer.pos_embed)
     used.sum().backward()
     assert own.grad.isfinite().all()
@@ -162,6 +162,6 @@ def test_learned_positions_of_another_grid_are_resized_when_they_are_loaded_and_
 def test_learned_positions_whose_grid_is_not_known_are_loaded_as_they_are_or_refused():
     positions = LearnedPositions((2, 8), 4, 2)
     with pytest.raises(RuntimeError, match="size mismatch for pos_embed"):
-        positions.load_state_dict({"pos_embed": torch.zeros(1, 20, 4), "grid_shape": torch.tensor([2, 8])})
-    with pytest.raises(RuntimeError, match="grid_shape"):
+        positions.load_state_dict({"pos_embed": torch.zeros(1, 20, 4), "table_grid": torch.tensor([2, 8])})
+    with pytest.raises(RuntimeError, match="table_grid"):
         positions.load_state_dict({"pos_embed": torch.zeros(1, 18, 4)})

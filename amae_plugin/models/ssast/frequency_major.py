@@ -23,6 +23,8 @@ MARK = "positions.grid_shape"
 def turn_encoder(state: State, prefix: str, num_prefix_tokens: int) -> None:
     """Turn the encoder's part of a state dict if it is marked as frequency-major, and remove the mark.
 
+    A table that does not fit the mark stays as it is; loading refuses it.
+
     Args:
         state: state dict, changed in place.
         prefix: start of the names of the encoder's parameters.
@@ -32,7 +34,7 @@ def turn_encoder(state: State, prefix: str, num_prefix_tokens: int) -> None:
     if mark is None:
         return
     table, kernel = f"{prefix}positions.pos_embed", f"{prefix}patch_embed.proj.weight"
-    if table in state:
+    if table in state and state[table].shape[1] == num_prefix_tokens + mark.prod():
         first, tokens = state[table].tensor_split([num_prefix_tokens], dim=1)
         tokens = tokens.unflatten(1, mark.tolist()).transpose(1, 2).flatten(1, 2)
         state[table] = torch.cat([first, tokens], dim=1)

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
-from amae_plugin.modules.local_attention import padded_grid
 from amae_plugin.modules.embedding import patchify, unpatchify
+from amae_plugin.modules.local_attention import padded_grid
 
 DECODERS = ["shifted", "hybrid", "global"]
 

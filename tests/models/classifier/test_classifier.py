@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from archives import load_published
 from torch import Tensor, nn
 
 from amae_plugin.errors import UserError
-from amae_plugin.models.audio_mae.interop import classifier_from_official
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
-from amae_plugin.modules.blocks import drop_path_scales
-from amae_plugin.modules.masking import TimeFrequencyMasking
+from amae_plugin.modules.blocks import drop_path_scales, drop_paths
 from amae_plugin.modules.embedding import sincos_2d
+from amae_plugin.modules.masking import TimeFrequencyMasking
 
 GOLDEN = {
     name: torch.from_numpy(value)
@@ -33,7 +33,7 @@ SSAST_ENCODER = {**ENCODER, "_name": "amae_ssast", "patch_stride": [10, 10]}
 
 
 def published(**config: object) -> Classifier:
-    return classifier_from_official(STATE, int(GOLDEN["num_heads"]), **config).eval()
+    return load_published(STATE, config, num_heads=int(GOLDEN["num_heads"]))  # type: ignore[return-value]
 
 
 def build(**config: object) -> Classifier:
@@ -62,8 +62,8 @@ def test_masked_logits_are_the_published_ones() -> None:
 
 
 def test_weights_that_are_missing_are_an_error() -> None:
-    with pytest.raises(RuntimeError, match=r"fc_norm\.bias"):
-        classifier_from_official({name: value for name, value in STATE.items() if name != "fc_norm.bias"}, 4)
+    with pytest.raises(UserError, match=r"fc_norm\.bias"):
+        load_published({name: value for name, value in STATE.items() if name != "fc_norm.bias"}, num_heads=4)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
@@ -94,7 +94,7 @@ def test_pooling_of_ast_keeps_the_encoders_norm_and_has_one_of_its_own(
     assert {name for name, _ in model.named_parameters()} >= {"encoder.norm.weight", "fc_norm.weight"}
 
 
-def test_time_and_frequency_are_hidden_in_an_encoder_whose_tokens_are_frequency_major() -> None:
+def test_time_and_frequency_are_hidden_in_an_encoder_whose_patches_overlap() -> None:
     seen = []
     model = build(
         encoder=SSAST_ENCODER, pooling="avgtok", drop_path=0.5, mask_ratio_time=0.5, mask_ratio_frequency=0.25
@@ -103,8 +103,8 @@ def test_time_and_frequency_are_hidden_in_an_encoder_whose_tokens_are_frequency_
     model(spectrograms(), seed=torch.arange(4))["logits"].sum().backward()
     assert seen[0].shape == (4, 6 * 9)  # of 12 x 12 overlapping patches
     for clip in seen[0]:
-        assert len(set((clip % 12).tolist())) == 6
-        assert len(set((clip // 12).tolist())) == 9
+        assert len(set((clip // 12).tolist())) == 6
+        assert len(set((clip % 12).tolist())) == 9
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
@@ -155,10 +155,16 @@ def test_drop_path_skips_whole_branches_and_keeps_the_mean() -> None:
     torch.testing.assert_close(scales.mean(0), torch.ones(5, 2), atol=0.03, rtol=0)
     model = build(drop_path=0.0)
     block, x = model.encoder.blocks[1], torch.randn(3, 9, 32)
-    both = block(x, None, torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 0.0]]))
+    block.drop_path1.scale = torch.tensor([0.0, 1.0, 2.0])[:, None, None]
+    block.drop_path2.scale = torch.tensor([0.0, 1.0, 0.0])[:, None, None]
+    both = block(x)
+    block.drop_path1.scale = block.drop_path2.scale = None
     assert torch.equal(both[0], x[0])
     torch.testing.assert_close(both[1], block(x)[1])
     torch.testing.assert_close(both[2], x[2] + 2 * block.attn(block.norm1(x))[2])
+    with drop_paths(model.encoder.blocks, torch.full((3, 3, 2), 0.75), 0.5):  # above what the last block keeps
+        assert [float(b.drop_path2.scale[0]) for b in model.encoder.blocks] == [1.0, 0.0, 0.0]
+    assert all(b.drop_path1.scale is None for b in model.encoder.blocks)
     with pytest.raises(ValueError, match="below 1"):
         build(drop_path=1.0)
 
@@ -210,14 +216,14 @@ def test_head_starts_small() -> None:
     assert not head.bias.any()
 
 
-def test_depth_of_parameters() -> None:
+def test_layer_index_parameters() -> None:
     model = build(pooling="cls")
-    depths = {name: model.depth_of(name) for name, _ in model.named_parameters()}
+    depths = {name: model.layer_index(name) for name, _ in model.named_parameters()}
     assert depths["encoder.cls_token"] == depths["encoder.patch_embed.proj.weight"] == 0
     assert depths["encoder.blocks.0.attn.qkv.weight"] == 1
     assert depths["encoder.blocks.2.mlp.fc2.bias"] == 3
     assert depths["encoder.norm.weight"] == depths["head.weight"] == depths["head.bias"] == 4
-    assert build().depth_of("fc_norm.weight") == 4
+    assert build().layer_index("fc_norm.weight") == 4
 
 
 @pytest.mark.parametrize(
@@ -226,7 +232,7 @@ def test_depth_of_parameters() -> None:
         ({"pooling": "max"}, ValueError, "must be one of mean, cls"),
         ({"num_classes": 0}, ValueError, "needs classes"),
         ({"encoder": None}, UserError, "_name=None is no pretraining system; there are: amae_audio_mae"),
-        ({"mask_ratio_time": 1.0}, ValueError, "mask ratio"),
+        ({"mask_ratio_time": 1.0}, ValueError, "mask_ratio_time must be at least 0 and below 1"),
     ],
 )
 def test_wrong_configurations(config: dict[str, object], error: type[Exception], message: str) -> None:

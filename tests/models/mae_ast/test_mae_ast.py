@@ -122,7 +122,7 @@ def test_a_padded_clip_has_the_mask_predictions_and_losses_that_it_has_alone(mas
 def test_a_partly_padded_token_counts_and_its_padding_does_not():
     model = tiny().eval()
     source, padding = noise(2, 64, 32), padding_of([64, 17])
-    assert (~model.patch_padding(padding)).sum(1).tolist() == [32, 12]
+    assert (~model.encoder.patch_padding(padding)).sum(1).tolist() == [32, 12]
     seed = torch.tensor([1, 2])
     expected = model(source, seed=seed, padding_mask=padding)
     changed = model(source.masked_fill(padding[..., None], 1e3), seed=seed, padding_mask=padding)
@@ -134,7 +134,7 @@ def test_a_given_mask_hides_no_padding():
     mask = torch.ones(2, 32, dtype=torch.bool)
     mask[:, :5] = False
     output = model(noise(2, 64, 32), mask, padding_mask=padding)
-    assert torch.equal(output["mask"], mask & ~model.patch_padding(padding))
+    assert torch.equal(output["mask"], mask & ~model.encoder.patch_padding(padding))
 
 
 def test_a_padding_mask_without_padding_changes_nothing():
@@ -238,17 +238,6 @@ def test_layerdrop_skips_blocks_of_the_encoder_as_often_as_told():
     assert runs == [count + 1 for count in before]
 
 
-def test_feature_grad_mult_scales_what_reaches_the_spectrogram_and_no_weight():
-    gradients = []
-    for factor in (1.0, 0.1):
-        model, source = tiny(feature_grad_mult=factor).eval(), noise(2, 64, 32).requires_grad_()
-        output = model(source, seed=torch.tensor([1, 2]))
-        output["prediction"].sum().backward()
-        gradients.append((source.grad, model.encoder.patch_embed.proj.weight.grad))
-    assert_close(gradients[1][0], 0.1 * gradients[0][0])
-    assert torch.equal(gradients[1][1], gradients[0][1])
-
-
 def test_predictions_are_brought_back_to_the_scale_of_the_source():
     model = tiny()
     source = -5 + 3 * noise(2, 64, 32)
@@ -337,8 +326,12 @@ def test_the_classifier_takes_the_encoder():
     logits = classifier(noise(2, 64, 32), seed=torch.tensor([1, 2]))["logits"]
     assert logits.shape == (2, 3)
     logits.sum().backward()
-    assert classifier.depth_of("encoder.norm_pre.weight") == classifier.depth_of("encoder.patch_embed.proj.weight") == 0
-    assert classifier.depth_of("encoder.blocks.1.norm2.bias") == 2
+    assert (
+        classifier.layer_index("encoder.norm_pre.weight")
+        == classifier.layer_index("encoder.patch_embed.proj.weight")
+        == 0
+    )
+    assert classifier.layer_index("encoder.blocks.1.norm2.bias") == 2
     whole = Classifier(ClassifierConfig(encoder=SETTINGS, num_classes=3, drop_path=0.0)).eval()
     output = whole(noise(2, 64, 32))
     tokens = whole.encoder(*whole.encoder.patches(noise(2, 64, 32)))

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from timm.models.swin_transformer_v2_cr import SwinTransformerV2CrBlock
 from torch import nn
 
-from amae_plugin.modules.blocks import WindowBlock
-from amae_plugin.modules.local_attention import padded_grid, permute_tokens, plan_windows
+from amae_plugin.modules.local_attention import WindowBlock, padded_grid, permute_tokens, plan_windows
 
 CPU = torch.device("cpu")
 grids = st.tuples(st.integers(1, 13), st.integers(1, 13))
