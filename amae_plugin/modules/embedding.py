@@ -47,7 +47,12 @@ def overlapping_grid_size(frames: int, bands: int, patch_size: Size2d, stride: S
 
 
 def overlapping_patches(spectrogram: Tensor, patch_size: Size2d, stride: Size2d) -> Tensor:
-    """Patches (B, L, P) of (B, T, F) that start ``stride`` apart, in the order of :func:`patchify`."""
+    """Patches (B, L, P) of (B, T, F) that start ``stride`` apart, in the order of :func:`patchify`.
+
+    Raises:
+        ValueError: see :func:`overlapping_grid_size`.
+    """
+    overlapping_grid_size(spectrogram.shape[1], spectrogram.shape[2], patch_size, stride)
     patches = spectrogram.unfold(1, patch_size[0], stride[0]).unfold(2, patch_size[1], stride[1])
     return patches.flatten(3).flatten(1, 2)
 

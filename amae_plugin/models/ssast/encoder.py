@@ -73,10 +73,11 @@ class SSASTEncoder(Encoder):
 
     @override
     def patches(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Size2d]:
-        grid = self.grid(source.shape[1], source.shape[2])
         if self.patch_stride == self.patch_size:
-            return patchify(source, self.patch_size), grid
-        return overlapping_patches(source, self.patch_size, self.patch_stride), grid
+            patches = patchify(source, self.patch_size)
+        else:
+            patches = overlapping_patches(source, self.patch_size, self.patch_stride)
+        return patches, self.grid(source.shape[1], source.shape[2])
 
     def reset_parameters(self) -> None:
         """Initialise as DeiT does: matrices and class tokens from N(0, 0.02), cut at two units, biases 0."""

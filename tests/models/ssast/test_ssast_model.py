@@ -37,22 +37,6 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_output_has_the_shapes_and_types_of_the_contract(bf16: bool) -> None:
-    output = tiny(bf16=bf16)(noise(5, 64, 32))
-    shapes = {name: tuple(value.shape) for name, value in output.items()}
-    assert shapes == {
-        "prediction": (5, 32, 64),
-        "classification": (5, 32, 64),
-        "target": (5, 32, 64),
-        "mask": (5, 32),
-        "latent": (5, 2 + 32, 24),
-    }
-    assert {output[name].dtype for name in ("prediction", "classification", "target")} == {torch.float32}
-    assert output["mask"].dtype == torch.bool
-    assert (output["mask"].sum(1) == 24).all()
-
-
 @pytest.mark.parametrize(("patch_size", "masking"), [((16, 16), "cluster"), ((2, 128), "random")])
 def test_published_number_of_hidden_tokens(patch_size: tuple[int, int], masking: str) -> None:
     model = tiny(
@@ -104,36 +88,6 @@ def test_checkpoints_of_frequency_major_weights_are_turned_when_they_are_loaded(
         assert torch.equal(loaded.state_dict()[name], value), name
 
 
-def test_hidden_patches_have_no_influence_but_their_place_is_seen() -> None:
-    model = tiny().eval()
-    mask = torch.zeros(2, 32, dtype=torch.bool)
-    mask[0, :20] = mask[1, 12:] = True
-    source = noise(2, 64, 32)
-    changed = model.reconstruct(source, torch.full((2, 32, 64), 100.0), mask)
-    one, other = model(source, mask), model(changed, mask)
-    assert torch.equal(one["mask"], mask)
-    for name in ("prediction", "classification", "latent"):
-        assert torch.equal(one[name], other[name])
-    assert torch.equal(other["target"][mask], torch.full((40, 64), 100.0))
-    assert torch.equal(other["target"][~mask], one["target"][~mask])
-    assert not torch.allclose(one["prediction"][0, 0], one["prediction"][0, 1])
-
-
-def test_a_seed_gives_a_clip_the_same_mask_in_any_batch() -> None:
-    model = tiny().eval()
-    source, seed = noise(4, 64, 32), torch.tensor([5, 6, 7, 8])
-    together = model(source, seed=seed)
-    torch.manual_seed(123)
-    order = [2, 0]
-    again = model(source[order], seed=seed[order])
-    assert torch.equal(again["mask"], together["mask"][order])
-    assert_close(again["prediction"], together["prediction"][order])
-    assert len(together["mask"].unique(dim=0)) == 4
-    torch.manual_seed(1)
-    unseeded = model(source)["mask"]
-    assert not torch.equal(unseeded, model(source)["mask"])
-
-
 def looped_info_nce(output: dict[str, Tensor]) -> float:
     """The definition, clip by clip and patch by patch; the mean loss and the share that is found."""
     losses = []
@@ -175,82 +129,10 @@ def test_a_clip_in_which_nothing_is_hidden_leaves_the_gradients_finite() -> None
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-def test_every_parameter_is_trained() -> None:
-    model = tiny()
-    joint_loss(model, model(noise(2, 64, 32))).backward()
-    assert [name for name, parameter in model.named_parameters() if not parameter.grad.any()] == []
-
-
-@pytest.mark.parametrize("frames", [8, 40, 104])
-def test_any_multiple_of_the_patch_is_a_valid_length(frames: int) -> None:
-    model = tiny()
-    output = model(noise(2, frames, 32))
-    assert output["prediction"].shape == (2, frames // 2, 64)
-    joint_loss(model, output).backward()
-    assert model.encoder.positions.pos_embed.grad.isfinite().all()
-
-
-def test_features_are_the_encoder_with_nothing_hidden() -> None:
-    model = tiny().eval()
-    source = noise(2, 64, 32)
-    features, padding = model.extract_features(source)
-    assert padding is None
-    assert_close(features, model(source, torch.zeros(2, 32, dtype=torch.bool))["latent"])
-    # Taking all tokens, in any order, is the same as taking none apart.
-    patches, grid = model.encoder.patches(source)
-    order = torch.randperm(32).expand(2, -1)
-    some = model.encoder(patches, grid, order)
-    assert_close(some[:, 2:], features[:, 2:].gather(1, order[..., None].expand(-1, -1, 24)))
-
-
-def test_padding_has_no_influence_on_the_features_of_the_rest() -> None:
-    model = tiny().eval()
-    source = noise(2, 64, 32)
-    frames = torch.zeros(2, 64, dtype=torch.bool)
-    frames[0, 40:] = True
-    frames[1, 17:] = True  # the third column of patches is partly real
-    features, padding = model.extract_features(source, frames)
-    expected = torch.zeros(2, 8, 4, dtype=torch.bool)
-    expected[0, 5:] = expected[1, 3:] = True
-    assert torch.equal(padding, torch.cat([torch.zeros(2, 2, dtype=torch.bool), expected.flatten(1)], dim=1))
-    changed = source.clone()
-    changed[0, 40:] = changed[1, 24:] = 1e3
-    assert_close(model.extract_features(changed, frames)[0][~padding], features[~padding])
-
-
 def test_a_perfect_prediction_reconstructs_the_source() -> None:
     model, source = tiny(), noise(2, 64, 32)
     output = model(source)
     assert torch.equal(model.reconstruct(source, output["target"], output["mask"]), source)
-
-
-def test_bf16_keeps_float32_weights_and_nearly_the_same_loss() -> None:
-    source, seed = noise(4, 64, 32), torch.arange(4)
-    losses = []
-    for model in (tiny(), tiny(bf16=True)):
-        loss = joint_loss(model, model(source, seed=seed))
-        loss.backward()
-        losses.append(loss.item())
-        assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
-    assert losses[0] != losses[1]
-    assert losses[1] == pytest.approx(losses[0], rel=0.01)
-
-
-def test_sixty_steps_learn_one_batch_in_both_objectives() -> None:
-    model = tiny(masking="random")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    time, band = torch.arange(64)[:, None], torch.arange(32)[None]
-    source = torch.stack([torch.sin(time / (2 + k) + band / (5 + k)) for k in range(4)])
-    losses = []
-    for _ in range(60):
-        output = model(source, seed=torch.arange(4))
-        loss = joint_loss(model, output)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append({name: value.mean().item() for name, value in model.token_losses(output).items()})
-    for name in ("reconstruction", "info_nce"):
-        assert losses[-1][name] < 0.8 * losses[0][name]
 
 
 def test_the_system_is_built_from_the_settings_of_a_recipe() -> None:
@@ -275,19 +157,3 @@ def test_the_system_is_built_from_the_settings_of_a_recipe() -> None:
 def test_settings_that_make_no_model_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny(**changes)
-
-
-@pytest.mark.parametrize(
-    ("source", "mask", "message"),
-    [
-        ((2, 60, 32), None, "60 frames x 32 bands"),
-        ((2, 64, 32), (2, 30), r"mask.*\(2, 32\), not \(2, 30\)"),
-        ((2, 64, 32), (1, 32), r"mask.*\(2, 32\), not \(1, 32\)"),
-    ],
-)
-def test_inputs_of_the_wrong_shape_are_refused(
-    source: tuple[int, ...], mask: tuple[int, int] | None, message: str
-) -> None:
-    given = None if mask is None else torch.zeros(mask, dtype=torch.bool)
-    with pytest.raises(ValueError, match=message):
-        tiny()(torch.zeros(source), given)
