@@ -19,7 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         options = layouts.add_parser(layout.name, help=layout.help)
         layout.add_arguments(options)
         options.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the manifests")
-        options.add_argument("--workers", type=natural, help="number of threads that read headers (one a core)")
+        options.add_argument("--workers", type=natural, default=0, help="threads that read headers (0: one a core)")
         options.set_defaults(run=_run, layout=layout)
 
 
@@ -59,7 +59,6 @@ def _report_runs(out: Path, corpus: Corpus, layout: Layout) -> None:
         print(f"  {folder}")
     print("next, the mean and standard deviation (those of one fold do for all), then a training run a fold:")
     print(f"  amae stats {folders[0]}")
-    training = (
-        f"{layout.sweep} task.data={out}" if layout.sweep else f"<recipe> task.data={','.join(map(str, folders))}"
-    )
-    print(f"  fairseq-hydra-train -m --config-dir config --config-name {training} task.mean=... task.std=...")
+    recipe, data = (layout.sweep, out) if layout.sweep else ("<recipe>", ",".join(map(str, folders)))
+    training = f"--config-name {recipe} task.data={data} task.mean=... task.std=..."
+    print(f"  fairseq-hydra-train -m --config-dir config {training}")

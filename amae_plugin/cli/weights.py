@@ -17,8 +17,8 @@ from amae_plugin.files import writing
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``weights``."""
     parser = subparsers.add_parser("weights", help="class-balanced sampling weights of a labelled manifest")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="with <split>.tsv, <split>.lbl and labels.txt")
-    parser.add_argument("--split", default="train", help="which split (%(default)s)")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder with <split>.tsv, <split>.lbl and labels.txt")
+    parser.add_argument("--split", default="train", help="name of the split (%(default)s)")
     parser.set_defaults(run=_run)
 
 

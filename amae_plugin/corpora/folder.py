@@ -74,11 +74,11 @@ def build(
 
 
 def _read_classes(folder: Path, names: Sequence[str]) -> list[str]:
-    for name in names:
-        if "/" not in name:
-            raise UserError(
-                f"{folder / name} lies in no class; with labels, every clip must be in a folder of {folder}"
-            )
+    stray = [name for name in names if "/" not in name]
+    if stray:
+        raise UserError(
+            f"{folder / stray[0]} lies in no class; with labels, every clip must be in a folder of {folder}"
+        )
     classes = list(dict.fromkeys(name.split("/")[0] for name in names))
     if {name.lower() for name in classes} <= _SPLIT_NAMES:
         raise UserError(
