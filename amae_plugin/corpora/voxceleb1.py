@@ -53,8 +53,8 @@ def build(
     paths = _locate(root, [*names, *(_normalize(name) for _, _, pair in pairs for name in pair)])
     found, warnings = find_listed(root, [paths[name] for name in names], split.name, allow_missing)
     splits = {
-        part: [LabelledClip(found[paths[name]], (_speaker(name),)) for name in names if paths[name] in found]
-        for part, names in listed.items()
+        part: [LabelledClip(found[paths[name]], (_speaker(name),)) for name in listed[part] if paths[name] in found]
+        for part in listed
     }
     speakers = sorted(set(map(_speaker, names)))
     warnings += compare_sizes(splits, _PUBLISHED)
