@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 
+from amae_plugin.cli.arguments import natural, positive
 from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.data.statistics import measure
 from amae_plugin.errors import UserError
+from amae_plugin.files import write_json, writing
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``stats``."""
     parser = subparsers.add_parser("stats", help="mean and standard deviation of a corpus, for normalisation")
     parser.add_argument("manifest", type=Path, metavar="MANIFEST_OR_DIR", help="a manifest, or a folder of manifests")
-    parser.add_argument("--split", default="train", help="which manifest of a folder (%(default)s)")
-    parser.add_argument("--clips", type=int, default=2000, help="clips drawn at random; 0 means all (%(default)s)")
+    parser.add_argument("--split", default="train", help="name of the manifest in a folder (%(default)s)")
+    parser.add_argument("--clips", type=natural, default=2000, help="clips drawn at random; 0 means all (%(default)s)")
     parser.add_argument(
-        "--target-length", type=int, default=1024, help="frames taken of longer clips, at random (%(default)s)"
+        "--target-length", type=positive, default=1024, help="frames taken of longer clips, at random (%(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=1, help="of the draw (%(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
+    parser.add_argument("--seed", type=natural, default=1, help="seed of the draws (%(default)s)")
+    parser.add_argument("--workers", type=natural, default=os.cpu_count(), help="processes that decode (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.set_defaults(run=_run)
 
 
@@ -35,8 +36,6 @@ def _run(args: argparse.Namespace) -> int:
     manifest = Manifest.read(path)
     if not len(manifest):
         raise UserError(f"{path}: holds no clips")
-    if args.clips < 0 or args.target_length < 1:
-        raise UserError("--clips must be 0 or more and --target-length 1 or more")
     # mean 0 and std 1/2 leave the features as they are.
     dataset = AudioDataset(
         manifest,
@@ -56,5 +55,6 @@ def _run(args: argparse.Namespace) -> int:
     print(f"{clips} clips of {len(manifest):,}, {frames} frames, {skipped} unreadable")
     print(f"task.mean={figures['mean']:.7g} task.std={figures['std']:.7g}")
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        with writing(args.json):
+            write_json(args.json, figures)
     return 0

@@ -1,4 +1,4 @@
-"""``amae weights``: how often each clip is drawn, so that rare classes are heard as often as common ones."""
+"""``amae weights``: how often to draw each clip, so that training draws rare classes as often as common ones."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from amae_plugin.data.labels import LABELS_NAME, Labels
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.data.sampling import balanced_weights
 from amae_plugin.errors import UserError
+from amae_plugin.files import writing
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``weights``."""
     parser = subparsers.add_parser("weights", help="class-balanced sampling weights of a labelled manifest")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="with <split>.tsv, <split>.lbl and labels.txt")
-    parser.add_argument("--split", default="train", help="which split (%(default)s)")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder with <split>.tsv, <split>.lbl and labels.txt")
+    parser.add_argument("--split", default="train", help="name of the split (%(default)s)")
     parser.set_defaults(run=_run)
 
 
@@ -28,10 +29,8 @@ def _run(args: argparse.Namespace) -> int:
     labels = Labels.read(args.folder / f"{args.split}.lbl", args.folder / LABELS_NAME, len(manifest), multi=True)
     weights = balanced_weights(labels)
     path = args.folder / f"{args.split}.weights.npy"
-    try:
+    with writing(path, "the weights"):
         np.save(path, weights)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write it ({error.strerror})") from None
     counts = labels.counts()
     rarest, commonest = (int(np.argmin(np.where(counts, counts, counts.max()))), int(np.argmax(counts)))
     print(f"{len(weights):,} clips, {len(labels.ids) / len(labels):.2f} labels a clip, {len(labels.names)} classes")

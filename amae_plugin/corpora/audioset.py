@@ -1,115 +1,105 @@
 """AudioSet (Gemmeke et al. 2017): tables of YouTube clips with several labels each; the audio is the user's own.
 
-A table's lines are ``YTID, start_seconds, end_seconds, "mid,mid,..."`` after comments that begin with ``#``.
+The lines of a table are ``YTID, start_seconds, end_seconds, "mid,mid,..."`` after comments that begin with ``#``.
 ``class_labels_indices.csv`` gives index, mid and display name of the 527 classes. Display names hold commas ("Male
-speech, man speaking"), so the classes are the mids; the table of names is copied beside the manifests.
+speech, man speaking"), so the classes are the mids; the table of names is copied to the manifests.
 
-A clip is a file anywhere below the audio folder whose name is ``<YTID>``, ``Y<YTID>`` or either with ``_<start>`` or
-``_<start>_<end>`` behind it, in any audio format.
+A clip is a file anywhere below the audio folder, in any audio format. Its name is ``<YTID>`` or ``Y<YTID>``, optionally
+followed by ``_<start>`` or ``_<start>_<end>``.
 """
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import csv
-import os
 import re
-import shutil
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 
-from amae_plugin.corpora.corpus import Corpus, LabelledClip, compare_counts, report_missing, write_corpus
-from amae_plugin.corpora.folder import AUDIO_EXTENSIONS
+from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, find_audio, report_missing
+from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, write_corpus
 from amae_plugin.errors import UserError
+from amae_plugin.files import reading
 
 _PUBLISHED = {"balanced_train_segments": 22_160, "unbalanced_train_segments": 2_041_789, "eval_segments": 20_371}
 _PUBLISHED_CLASSES = 527
-# What a table's file name tells of its split.
+# A word in a table's file name, and the split that it stands for.
 _SPLIT_WORDS = {"train": "train", "valid": "valid", "dev": "valid", "eval": "test", "test": "test"}
 _NUMBER = re.compile(r"_\d+(\.\d+)?$")
 _LABELS_NAME = "class_labels_indices.csv"
 
 
 def build(
-    tables: Sequence[str],
-    audio: Path,
-    labels: Path,
-    out: Path,
-    allow_missing: bool = False,
-    workers: int | None = None,
+    tables: Sequence[str], audio: Path, labels: Path, out: Path, *, allow_missing: bool = False, workers: int = 0
 ) -> Corpus:
     """Write a manifest with labels for each split.
 
-    Tables of one split are joined: the balanced and the unbalanced training table are AS-2M, the balanced alone is
-    AS-20K. Without a table for ``valid``, that split is the test split once more, on which the published systems
+    Tables of one split are joined: the balanced and the unbalanced training table make AS-2M, the balanced one alone
+    makes AS-20K. Without a table for ``valid``, that split is the test split once more, on which the published systems
     validate.
 
     Args:
-        tables: paths of ``*_train_segments.csv``, ``eval_segments.csv``...; the split is told by the file name, or
-            given as ``split=path``.
-        audio: the folder of the clips.
+        tables: paths of ``*_train_segments.csv``, ``eval_segments.csv``..., or ``split=path`` where the file name does
+            not tell the split.
+        audio: folder of the clips.
         labels: ``class_labels_indices.csv``.
-        out: where they go.
-        allow_missing: go on without clips that are not there.
-        workers: threads that read headers.
+        out: folder of the manifests.
+        allow_missing: whether listed clips that do not exist are left out.
+        workers: number of threads that read headers.
 
     Raises:
         UserError: a table cannot be read or has a malformed line or an unknown label, or clips are missing.
     """
     classes = _read_classes(labels)
-    known = set(classes)
-    listed: dict[str, list[tuple[Path, str, tuple[str, ...]]]] = {}
-    for table in tables:
-        split, path = _split_of(table)
-        listed.setdefault(split, []).extend((path, ytid, mids) for ytid, mids in _read_table(path, known, labels))
-
-    files = _find_clips(audio, {ytid for part in listed.values() for _, ytid, _ in part})
-    missing = [f"{ytid} ({path.name})" for part in listed.values() for path, ytid, _ in part if ytid not in files]
-    total = sum(map(len, listed.values()))
-    warnings = report_missing(missing, total, f"listed in the tables are not in {audio}", allow_missing)
-    splits, counts = {}, {_split_of(table)[1].stem: 0 for table in tables}
-    for split, part in listed.items():
-        splits[split] = [LabelledClip(files[ytid], mids) for _, ytid, mids in part if ytid in files]
-        for path, ytid, _ in part:
-            counts[path.stem] += ytid in files
-    warnings += compare_counts(counts, {name: count for name, count in _PUBLISHED.items() if name in counts})
-    warnings += compare_counts({"classes": len(classes)}, {"classes": _PUBLISHED_CLASSES}, "mids")
-    if "valid" not in splits and "test" in splits:
-        splits["valid"] = splits["test"]
-    corpus = write_corpus(out, audio, splits, classes, warnings, workers)
-    with contextlib.suppress(shutil.SameFileError):
-        shutil.copyfile(labels, out / _LABELS_NAME)
-    return corpus
+    paths = [_parse_table(table) for table in tables]
+    listed = [(split, path, *row) for split, path in paths for row in _read_table(path, set(classes), labels)]
+    files = _find_clips(audio, {ytid for _, _, ytid, _ in listed})
+    missing = [f"{ytid} ({path.name})" for _, path, ytid, _ in listed if ytid not in files]
+    warnings = report_missing(missing, len(listed), f"listed in the tables are not in {audio}", allow_missing)
+    splits: dict[str, list[LabelledClip]] = {split: [] for split, _ in paths}
+    by_table: dict[str, list[str]] = {path.stem: [] for _, path in paths}
+    for split, path, ytid, mids in listed:
+        if ytid in files:
+            splits[split].append(LabelledClip(files[ytid], mids))
+            by_table[path.stem].append(ytid)
+    warnings += compare_sizes(by_table, {name: size for name, size in _PUBLISHED.items() if name in by_table})
+    warnings += compare_sizes({"classes": classes}, {"classes": _PUBLISHED_CLASSES}, "mids")
+    if "test" in splits:
+        splits.setdefault("valid", splits["test"])
+    extras = {_LABELS_NAME: labels.read_bytes()}
+    return write_corpus(audio, {out: splits}, classes, warnings=warnings, extras=extras, workers=workers)
 
 
-def _read_classes(path: Path) -> list[str]:
-    """The mids in index order."""
-    with _table(path) as reader:
-        header: list[str] = next(reader, [])
-        if header[:2] != ["index", "mid"]:
-            raise UserError(f"{path}, line 1: expected 'index,mid,display_name', found '{','.join(header)}'")
-        classes: list[str] = []
-        for row in reader:
-            if len(row) < 2 or row[0] != str(len(classes)):
-                raise UserError(f"{path}, line {reader.line_num}: expected the class of index {len(classes)}")
-            classes.append(row[1])
-    return classes
-
-
-def _split_of(table: str) -> tuple[str, Path]:
-    split, equals, path = table.partition("=")
+def _parse_table(argument: str) -> tuple[str, Path]:
+    """Return the split and the path of a table."""
+    split, equals, path = argument.partition("=")
     if equals and split.isidentifier():
         return split, Path(path)
     for word, split in _SPLIT_WORDS.items():
-        if word in Path(table).stem.lower():
-            return split, Path(table)
-    raise UserError(f"--csv {table}: the name does not tell the split; write train={table} or test={table}")
+        if word in Path(argument).stem.lower():
+            return split, Path(argument)
+    raise UserError(f"--csv {argument}: the name does not tell the split; write train={argument} or test={argument}")
 
 
-def _read_table(path: Path, known: set[str], labels: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """YTID and mids of each clip."""
-    with _table(path) as reader:
+def _read_classes(path: Path) -> list[str]:
+    """Read the mids in index order."""
+    classes: list[str] = []
+    with reading(path, "the table"), path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, skipinitialspace=True)
+        header = list(reader.fieldnames or ())
+        if header[:2] != ["index", "mid"]:
+            raise UserError(f"{path}, line 1: expected 'index,mid,display_name', found '{','.join(header)}'")
+        for row in reader:
+            if row["index"] != str(len(classes)) or not row["mid"]:
+                raise UserError(f"{path}, line {reader.line_num}: expected the class of index {len(classes)}")
+            classes.append(row["mid"])
+    return classes
+
+
+def _read_table(path: Path, known: Collection[str], labels: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield YTID and mids of each clip."""
+    with reading(path, "the table"), path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, skipinitialspace=True)
         for row in reader:
             if not row or row[0].startswith("#") or row[0] == "YTID":
                 continue
@@ -118,51 +108,44 @@ def _read_table(path: Path, known: set[str], labels: Path) -> Iterator[tuple[str
             if len(row) < 4 or not row[0] or not all(mids):
                 expected = 'YTID, start_seconds, end_seconds, "mid,mid,..."'
                 raise UserError(f"{path}, line {reader.line_num}: expected '{expected}', found '{', '.join(row)}'")
-            unknown = [mid for mid in mids if mid not in known]
-            if unknown:
-                raise UserError(f"{path}, line {reader.line_num}: '{unknown[0]}' is not a class of {labels}")
+            for mid in mids:
+                if mid not in known:
+                    raise UserError(f"{path}, line {reader.line_num}: '{mid}' is not a class of {labels}")
             yield row[0], mids
 
 
-@contextlib.contextmanager
-def _table(path: Path) -> Iterator[Any]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield csv.reader(file, skipinitialspace=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the table ({error.strerror})") from None
-
-
 def _find_clips(audio: Path, ytids: set[str]) -> dict[str, str]:
-    """The file of each clip that is there, relative to *audio*: of several, the first in the order of their names."""
-    if not audio.is_dir():
-        raise UserError(f"{audio}: no such folder")
-    suffixes = {f".{extension}" for extension in AUDIO_EXTENSIONS}
-    found: dict[str, str] = {}
-    seen: set[tuple[int, int]] = set()
-    for folder, inner, names in os.walk(audio, followlinks=True):
-        status = os.stat(folder)  # noqa: PTH116 - os.walk gives strings
-        if (status.st_dev, status.st_ino) in seen:
-            inner.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        inner.sort()
-        prefix = os.path.relpath(folder, audio)
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)  # noqa: PTH122
-            ytid = _ytid(stem, ytids) if suffix.lower() in suffixes else None
-            if ytid is not None:
-                found.setdefault(ytid, name if prefix == "." else f"{prefix}/{name}")
-    return found
+    """Find the file of each clip, relative to *audio*; of several, the first by name."""
+    found = find_audio(audio)
+    files: dict[str, str] = {}
+    # A link may bear the name of a clip, whatever the file that it leads to is called.
+    for name in sorted(found.names + found.duplicates):
+        ytid = _match_ytid(PurePosixPath(name).stem, ytids)
+        if ytid is not None:
+            files.setdefault(ytid, name)
+    return files
 
 
-def _ytid(stem: str, ytids: set[str]) -> str | None:
-    """Which of the ids a file name stands for; an id may itself begin with Y or end like a number."""
-    for _ in range(3):
-        for candidate in (stem, stem[1:] if stem.startswith("Y") else stem):
-            if candidate in ytids:
-                return candidate
-        stem, replaced = _NUMBER.subn("", stem)
-        if not replaced:
-            return None
-    return None
+def _match_ytid(stem: str, ytids: set[str]) -> str | None:
+    """Find the id that a file name stands for; an id may itself begin with Y or end like a number."""
+    shorter = _NUMBER.sub("", stem)
+    stems = (stem, shorter, _NUMBER.sub("", shorter))
+    candidates = (name for part in stems for name in (part, part.removeprefix("Y")))
+    return next((name for name in candidates if name in ytids), None)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--csv",
+        dest="tables",
+        nargs="+",
+        required=True,
+        metavar="[SPLIT=]FILE",
+        help="the tables; train, eval or valid in a file name tells the split, and tables of one split are joined",
+    )
+    parser.add_argument("--audio", type=Path, required=True, metavar="DIR", help="root of any tree of clips")
+    parser.add_argument("--labels", type=Path, required=True, metavar="FILE", help=_LABELS_NAME)
+    add_allow_missing(parser)
+
+
+LAYOUT = Layout("audioset", "AudioSet: the tables and a folder of clips", _add_arguments, build)

@@ -1,195 +1,248 @@
-"""What the publishers' layouts share: find the files they list, write manifests with labels, compare the counts."""
+"""A corpus: its layout, its labelled clips, and the manifests that are written of them."""
 
 from __future__ import annotations
 
+import argparse
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from amae_plugin.corpora.folder import AUDIO_EXTENSIONS
-from amae_plugin.corpora.headers import Scan, Summary, read_headers, write_splits
-from amae_plugin.data.audio import AudioHeader
-from amae_plugin.data.labels import LABELS_NAME, write_labels, write_names
-from amae_plugin.errors import UserError
+from tqdm import tqdm
 
-_SHOWN = 10  # missing files named in a message
+from amae_plugin.data.audio import AudioError, AudioHeader, read_header
+from amae_plugin.data.labels import LABELS_NAME, write_labels, write_names
+from amae_plugin.data.manifest import expressible, write_manifest
+from amae_plugin.errors import UserError
+from amae_plugin.files import writing
+
+REPORT_NAME = "unreadable.tsv"
+
+_SHOWN = 10  # classes named in a message
 
 
 class LabelledClip(NamedTuple):
     """One line of a manifest to be written."""
 
     path: str
-    """Relative to the root, or absolute."""
+    """Path of the file, relative to the root or absolute."""
     labels: tuple[str, ...] = ()
-    """None for a split that gets no ``.lbl``."""
+    """Classes; empty in a split without ``.lbl``."""
     segment: Optional[tuple[int, int]] = None
     """First frame and number of frames, if the clip is not the whole file."""
 
     @property
     def name(self) -> str:
-        """The path as a manifest has it."""
+        """The path in the form that a manifest takes."""
         return self.path if self.segment is None else f"{self.path}:{self.segment[0]}:{self.segment[1]}"
+
+
+Splits = Mapping[str, Sequence[LabelledClip]]
+"""The clips of each split."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The headers of a list of files.
+
+    Attributes:
+        headers: headers of the readable files, in the order of the list.
+        unreadable: reason for each of the others.
+    """
+
+    headers: dict[str, AudioHeader]
+    unreadable: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The manifests of one folder in numbers.
+
+    Attributes:
+        clips: number of clips in each split.
+        hours: total duration of all splits.
+        sample_rates: number of clips at each sample rate in Hz.
+        unreadable: number of files left out.
+        report: list of those with the reasons; None if there are none.
+    """
+
+    clips: dict[str, int]
+    hours: float
+    sample_rates: dict[int, int]
+    unreadable: int
+    report: Path | None
+
+    @property
+    def size(self) -> str:
+        """Clips of each split, and hours."""
+        splits = ", ".join(f"{name} {count:,}" for name, count in self.clips.items())
+        return f"{sum(self.clips.values()):,} ({splits}), {self.hours:.2f} hours"
+
+    @property
+    def details(self) -> str:
+        """Sample rates and unreadable files, a line each."""
+        rates = ", ".join(f"{rate} Hz ({count:,})" for rate, count in sorted(self.sample_rates.items()))
+        listed = f", listed with reasons in {self.report}" if self.report else ""
+        return f"sample rates: {rates}\nunreadable: {self.unreadable:,}{listed}"
+
+    def __str__(self) -> str:
+        return f"files: {self.size}\n{self.details}"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What was written.
+    """The manifests that were written.
 
     Attributes:
-        summary: clips, hours and sample rates.
-        classes: number of classes; 0 if the corpus has no labels.
-        warnings: what is not as the publisher has it, a sentence each.
+        runs: summary of each folder of manifests: one, or one a run of a cross-validation.
+        classes: number of classes; 0 without labels.
+        warnings: what differs from the corpus as published, a sentence each.
     """
 
-    summary: Summary
+    runs: dict[Path, Summary]
     classes: int
     warnings: tuple[str, ...]
 
+    @property
+    def summary(self) -> Summary:
+        """Summary of the only run, or of the first."""
+        return next(iter(self.runs.values()))
 
-def find_root(root: Path, marker: str, corpus: str) -> Path:
-    """The folder that holds *marker* (a pattern): *root*, or the one folder in it that does.
 
-    Raises:
-        UserError: there is none, or several.
+@dataclass(frozen=True)
+class Layout:
+    """The files of a corpus as its publisher ships them, and how they become manifests.
+
+    Attributes:
+        name: word after ``amae manifest``.
+        help: line in the help text.
+        add_arguments: adds the corpus's own arguments; every layout has ``--out`` and ``--workers``.
+        build: writes the manifests. Takes the arguments by name, with ``out`` and ``workers``.
+        sweep: recipe that trains on all runs in turn when ``task.data`` is their common folder; None if none does.
     """
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder")
-    if any(root.glob(marker)):
-        return root
-    inner = sorted({folder for folder in root.iterdir() if folder.is_dir() and any(folder.glob(marker))})
-    if len(inner) == 1:
-        return inner[0]
-    if inner:
-        raise UserError(f"{root} holds {corpus} more than once; choose one of {', '.join(map(str, inner))}")
-    raise UserError(f"{root}: not the layout of {corpus}, which has {marker} there")
+
+    name: str
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    build: Callable[..., Corpus]
+    sweep: str | None = None
 
 
-def list_audio(folder: Path) -> list[str]:
-    """Names of the audio files directly in a folder, sorted; hidden ones are left out."""
-    suffixes = tuple(f".{extension}" for extension in AUDIO_EXTENSIONS)
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries]
-    return sorted(name for name in names if name.lower().endswith(suffixes) and not name.startswith("."))
+def read_headers(root: Path, names: Sequence[str], workers: int = 0) -> Scan:
+    """Read the headers of files below *root* in parallel, with a progress bar.
 
-
-def find_listed(
-    root: Path, names: Sequence[str], listed_in: str, allow_missing: bool
-) -> tuple[dict[str, str], list[str]]:
-    """Find listed files, also those that were converted to another format and so have another extension.
+    Threads, because libsndfile runs without Python's lock and processes were slower (7,858 ogg files on 2 cores).
 
     Args:
         root: folder that the names are relative to.
-        names: as the publisher lists them.
-        listed_in: where, for the message.
-        allow_missing: go on without those that are not there.
-
-    Returns:
-        The name under which each listed file is there, and warnings.
-
-    Raises:
-        UserError: files are missing and that is not allowed.
+        names: paths, none twice.
+        workers: number of threads; 0 means one a core. More help where the files lie on a network.
     """
-    with ThreadPoolExecutor() as pool:
-        found = dict(zip(names, pool.map(lambda name: _find(root, name), names)))
-    missing = [name for name, there in found.items() if there is None]
-    warnings = report_missing(missing, len(found), f"listed in {listed_in} are not in {root}", allow_missing)
-    return {name: there for name, there in found.items() if there is not None}, warnings
-
-
-def report_missing(missing: Sequence[str], listed: int, what: str, allow_missing: bool) -> list[str]:
-    """A warning with the number of missing files, or none if there are none.
-
-    Raises:
-        UserError: files are missing and that is not allowed; names the first ten, and the total.
-    """
-    if not missing:
-        return []
-    message = f"{len(missing):,} of {listed:,} files {what}"
-    if allow_missing:
-        return [f"{message}; left out"]
-    shown = "".join(f"\n  {name}" for name in missing[:_SHOWN])
-    more = f"\n  ... and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
-    raise UserError(f"{message}:{shown}{more}\nGo on without them with --allow-missing")
-
-
-def compare_counts(found: Mapping[str, int], published: Mapping[str, int], what: str = "clips") -> list[str]:
-    """A warning for each part of the corpus of which there are more or fewer than its publisher states."""
-    return [
-        f"{part}: {found.get(part, 0):,} {what}, as published there are {count:,}"
-        for part, count in published.items()
-        if found.get(part, 0) != count
-    ]
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        results = pool.map(lambda name: _header_or_reason(root, name), names)
+        found = dict(tqdm(zip(names, results), total=len(names), desc="reading headers", unit="file"))
+    return Scan(
+        headers={name: header for name, header in found.items() if isinstance(header, AudioHeader)},
+        unreadable={name: reason for name, reason in found.items() if isinstance(reason, str)},
+    )
 
 
 def write_corpus(
-    out: Path,
     root: Path,
-    splits: Mapping[str, Sequence[LabelledClip]],
+    runs: Mapping[Path, Splits],
     classes: Sequence[str] = (),
+    *,
     warnings: Iterable[str] = (),
-    workers: int | None = None,
+    extras: Mapping[str, bytes] | None = None,
+    workers: int = 0,
     scan: Scan | None = None,
 ) -> Corpus:
-    """Write ``<split>.tsv``, ``<split>.lbl`` where the clips have labels, and ``labels.txt`` into *out*.
+    """Write ``<split>.tsv``, ``<split>.lbl`` where the clips have labels, and ``labels.txt`` into the folder of a run.
 
     A clip whose file cannot be read is left out of both and listed in ``unreadable.tsv``.
 
     Args:
-        out: made if it does not exist.
         root: folder that the paths are relative to; absolute in the manifests.
-        splits: the clips of each.
-        classes: in index order; none for a corpus without labels.
-        warnings: to be handed on, before those found here.
-        workers: threads that read headers; None means one a core.
-        scan: the headers of all files, where they have been read; None reads them here.
+        runs: the splits that go into each folder. Folders are made if they do not exist.
+        classes: class names in index order; empty for a corpus without labels.
+        warnings: warnings of the layout, to which those found here are added.
+        extras: content of further files, by name.
+        workers: number of threads that read headers; 0 means one a core.
+        scan: headers of all files, where the layout has read them; None reads them here.
 
     Raises:
-        UserError: *out* cannot be written, no file can be read, or a class name cannot be expressed.
+        UserError: a folder cannot be written, no file can be read, or a class name cannot be expressed.
     """
-    clips = [clip for part in splits.values() for clip in part]
     if scan is None:
+        clips = (clip for splits in runs.values() for part in splits.values() for clip in part)
         scan = read_headers(root, list(dict.fromkeys(clip.path for clip in clips)), workers)
-    headers = dict(scan.headers)
-    for clip in clips:
-        if clip.segment is not None and clip.path in scan.headers:
-            whole = scan.headers[clip.path]
-            headers[clip.name] = AudioHeader(clip.segment[1], whole.sample_rate, whole.channels)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        # The manifests are written last and old ones removed first: whatever interrupts this, no manifest is ever
-        # beside labels of other clips.
-        for split in splits:
-            (out / f"{split}.tsv").unlink(missing_ok=True)
-            (out / f"{split}.lbl").unlink(missing_ok=True)
-        if classes:
-            write_names(out / LABELS_NAME, classes)
-        for split, part in splits.items():
-            if any(clip.labels for clip in part):
-                write_labels(out / f"{split}.lbl", (clip.labels for clip in part if clip.name in headers))
-    except OSError as error:
-        raise UserError(f"{out}: cannot write the manifests there ({error.strerror})") from None
-    names = {split: [clip.name for clip in part] for split, part in splits.items()}
-    summary = write_splits(out, root, names, Scan(headers, scan.unreadable))
-    return Corpus(summary, len(classes), (*warnings, *_classes_without_clips(splits, classes)))
+    summaries = {}
+    lacking: dict[str, list[str]] = {}
+    for out, splits in runs.items():
+        with writing(out, "the manifests there"):
+            summaries[out] = _write_run(out, root, splits, classes, extras or {}, scan)
+        if absent := _classes_without_clips(splits, classes):
+            lacking.setdefault(absent, []).append(out.name)
+    found = [text if len(outs) == len(runs) else f"{', '.join(outs)}: {text}" for text, outs in lacking.items()]
+    return Corpus(summaries, len(classes), (*warnings, *found))
 
 
-def _classes_without_clips(splits: Mapping[str, Sequence[LabelledClip]], classes: Sequence[str]) -> list[str]:
+def _write_run(
+    out: Path, root: Path, splits: Splits, classes: Sequence[str], extras: Mapping[str, bytes], scan: Scan
+) -> Summary:
+    readable = {split: [clip for clip in part if clip.path in scan.headers] for split, part in splits.items()}
+    report = out / REPORT_NAME
+    out.mkdir(parents=True, exist_ok=True)
+    # Old manifests go first and new ones come last, so that an interruption leaves none with the labels of other clips.
+    for name in (REPORT_NAME, *(f"{split}.{suffix}" for split in splits for suffix in ("tsv", "lbl"))):
+        (out / name).unlink(missing_ok=True)
+    if scan.unreadable:
+        lines = (f"{_one_line(name)}\t{_one_line(reason)}\n" for name, reason in scan.unreadable.items())
+        report.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+    if not any(readable.values()):
+        raise UserError(f"{root}: none of the {len(scan.unreadable)} audio files can be read; see {report}")
+    if classes:
+        write_names(out / LABELS_NAME, classes)
+    for name, content in extras.items():
+        (out / name).write_bytes(content)
+    for split, part in splits.items():
+        if any(clip.labels for clip in part):
+            write_labels(out / f"{split}.lbl", (clip.labels for clip in readable[split]))
+    seconds = 0.0
+    rates: Counter[int] = Counter()
+    for split, part in readable.items():
+        rows = []
+        for clip in part:
+            header = scan.headers[clip.path]
+            rows.append((clip.name, clip.segment[1] if clip.segment else header.frames))
+            seconds += rows[-1][1] / header.sample_rate
+            rates[header.sample_rate] += 1
+        write_manifest(out / f"{split}.tsv", root.absolute(), rows)
+    counts = {split: len(part) for split, part in readable.items()}
+    return Summary(counts, seconds / 3600, dict(rates), len(scan.unreadable), report if scan.unreadable else None)
+
+
+def _classes_without_clips(splits: Splits, classes: Sequence[str]) -> str | None:
     if "train" not in splits:
-        return []
+        return None
     present = {label for clip in splits["train"] for label in clip.labels}
     absent = [name for name in classes if name not in present]
     shown = ", ".join(absent[:_SHOWN]) + (", ..." if len(absent) > _SHOWN else "")
-    return [f"train: no clip of {len(absent)} of the {len(classes)} classes: {shown}"] if absent else []
+    return f"train: no clip of {len(absent)} of the {len(classes)} classes: {shown}" if absent else None
 
 
-def _find(root: Path, name: str) -> str | None:
-    if (root / name).is_file():
-        return name
-    stem = os.path.splitext(name)[0]  # noqa: PTH122 - Path has no way to do this to a string
-    for extension in AUDIO_EXTENSIONS:
-        if (root / f"{stem}.{extension}").is_file():
-            return f"{stem}.{extension}"
-    return None
+def _header_or_reason(root: Path, name: str) -> AudioHeader | str:
+    if not expressible(name):
+        return "the name holds a tab or a line break, which a manifest cannot express"
+    try:
+        header = read_header(root / name)
+    except AudioError as error:
+        return error.reason or str(error)
+    return header if header.frames > 0 else "its header states no samples"
+
+
+def _one_line(text: str) -> str:
+    return text if expressible(text) else text.encode("unicode_escape").decode("ascii")

@@ -1,24 +1,23 @@
 """ESC-50 (Piczak 2015): ``audio/*.wav`` and ``meta/esc50.csv``, whose column ``fold`` is 1 to 5.
 
-The published result is the mean of five runs, each tested on one fold after training on the other four. There is no
-validation split: by default ``valid`` is the test fold once more, which the published systems watch too; a checkpoint
-chosen by it is chosen on the test data. With *valid_fold*, that fold is taken out of the training data instead;
-``next`` names the one after the test fold, another in each of the five runs.
+The published result is the mean of five runs, each tested on one fold after training on the other four. The corpus has
+no validation split: by default ``valid`` is the test fold once more, which the published systems watch too, and a
+checkpoint chosen by it is chosen on the test data. ``--valid-fold`` takes a fold out of the training data instead.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
-from amae_plugin.corpora.corpus import Corpus, LabelledClip, compare_counts, find_listed, find_root, write_corpus
-from amae_plugin.corpora.headers import read_headers
+from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, find_listed, find_root
+from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, write_corpus
+from amae_plugin.corpora.splits import ALL, FOLDS, Fold, add_fold, list_runs, number_or_word
 from amae_plugin.errors import UserError
+from amae_plugin.files import reading
 
-FOLDS = (1, 2, 3, 4, 5)
+_NEXT = "next"
 _CSV = "meta/esc50.csv"
 _COLUMNS = ("filename", "fold", "target", "category")
 _PUBLISHED_PER_FOLD = 400
@@ -26,66 +25,76 @@ _PUBLISHED_CLASSES = 50
 
 
 def build(
-    root: Path,
-    outs: Mapping[int, Path],
-    valid_fold: int | Literal["next"] | None = None,
-    allow_missing: bool = False,
-    workers: int | None = None,
-) -> dict[int, Corpus]:
-    """Write ``train``, ``valid`` and ``test`` of some of the five runs; every header is read once.
+    root: Path, out: Path, fold: Fold, *, valid_fold: Fold | None = None, allow_missing: bool = False, workers: int = 0
+) -> Corpus:
+    """Write ``train``, ``valid`` and ``test`` of one of the five runs, or of all.
 
     Args:
-        root: the unpacked archive, or the folder that holds it.
-        outs: where those of a run go, by the fold tested on, 1 to 5.
-        valid_fold: another one, to validate on, or ``next``; None validates on the test fold.
-        allow_missing: go on without listed files that are not there.
-        workers: threads that read headers.
-
-    Returns:
-        What was written for each fold tested on.
+        root: unpacked archive, or the folder that holds it.
+        out: folder of the manifests; with all runs, the folder of their folders.
+        fold: fold tested on, or ``all``.
+        valid_fold: fold to validate on, or ``next`` for the one after the test fold; None validates on the test fold.
+        allow_missing: whether listed files that do not exist are left out.
+        workers: number of threads that read headers.
 
     Raises:
-        UserError: there is no such fold or the two are the same, the folder has another layout, the table is
-            malformed, or files are missing.
+        UserError: a fold does not exist or the two are the same, the folder has another layout, the table is malformed,
+            or files are missing.
     """
-    for fold in outs:
-        if fold not in FOLDS or valid_fold not in (None, "next", *FOLDS) or valid_fold == fold:
-            raise UserError(f"--fold {fold} --valid-fold {valid_fold}: must be two different ones of {FOLDS}")
+    if fold == ALL and valid_fold in FOLDS:
+        raise UserError(
+            f"--fold all --valid-fold {valid_fold}: one of the runs tests on fold {valid_fold}; "
+            "--valid-fold next validates each run on the fold after its test fold"
+        )
+    if fold not in (*FOLDS, ALL) or valid_fold not in (None, _NEXT, *FOLDS) or valid_fold == fold:
+        raise UserError(f"--fold {fold} --valid-fold {valid_fold}: must be two different ones of {FOLDS}")
     root = find_root(root, _CSV, "ESC-50")
-    names: dict[int, str] = {}
-    clips: dict[str, tuple[int, str]] = {}
-    path = root / _CSV
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if not set(_COLUMNS) <= set(reader.fieldnames or ()):
-                raise UserError(f"{path}, line 1: lacks some of the columns {', '.join(_COLUMNS)}")
-            for row in reader:
-                try:
-                    clips[f"audio/{row['filename']}"] = (int(row["fold"]), row["category"])
-                    names[int(row["target"])] = row["category"]
-                except (TypeError, ValueError):
-                    raise UserError(f"{path}, line {reader.line_num}: fold and target must be numbers") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the table ({error.strerror})") from None
-
+    clips, classes = _read_table(root / _CSV)
     found, warnings = find_listed(root, list(clips), _CSV, allow_missing)
-    folds: dict[int, list[LabelledClip]] = {number: [] for number in FOLDS}
-    for listed, there in found.items():
-        number, name = clips[listed]
-        folds.setdefault(number, []).append(LabelledClip(there, (name,)))
-    counts = Counter({f"fold {number}": len(part) for number, part in folds.items()})
-    warnings += compare_counts(counts, {f"fold {number}": _PUBLISHED_PER_FOLD for number in FOLDS})
-    warnings += compare_counts({"classes": len(names)}, {"classes": _PUBLISHED_CLASSES}, "names")
-    classes = [names[target] for target in sorted(names)]
-    scan = read_headers(root, [clip.path for number in FOLDS for clip in folds[number]], workers)
-    corpora = {}
-    for fold, out in outs.items():
-        held_out = fold % len(FOLDS) + 1 if valid_fold == "next" else valid_fold
-        splits = {
-            "train": [clip for number in FOLDS if number not in (fold, held_out) for clip in folds[number]],
-            "valid": folds[held_out or fold],
-            "test": folds[fold],
-        }
-        corpora[fold] = write_corpus(out, root, splits, classes, warnings, scan=scan)
-    return corpora
+    folds = {
+        number: [LabelledClip(path, (clips[name][1],)) for name, path in found.items() if clips[name][0] == number]
+        for number in FOLDS
+    }
+    parts = {f"fold {number}": part for number, part in folds.items()}
+    warnings += compare_sizes(parts, dict.fromkeys(parts, _PUBLISHED_PER_FOLD))
+    warnings += compare_sizes({"classes": classes}, {"classes": _PUBLISHED_CLASSES}, "names")
+
+    def split(test: int) -> dict[str, list[LabelledClip]]:
+        valid = test % len(FOLDS) + 1 if valid_fold == _NEXT else int(valid_fold or test)
+        train = [clip for number in FOLDS if number not in (test, valid) for clip in folds[number]]
+        return {"train": train, "valid": folds[valid], "test": folds[test]}
+
+    return write_corpus(root, list_runs(out, fold, split), classes, warnings=warnings, workers=workers)
+
+
+def _read_table(path: Path) -> tuple[dict[str, tuple[int, str]], list[str]]:
+    """Read the fold and the class of each file, and the classes in index order."""
+    clips: dict[str, tuple[int, str]] = {}
+    names: dict[int, str] = {}
+    with reading(path, "the table"), path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        if not set(_COLUMNS) <= set(reader.fieldnames or ()):
+            raise UserError(f"{path}, line 1: lacks some of the columns {', '.join(_COLUMNS)}")
+        for row in reader:
+            try:
+                clips[f"audio/{row['filename']}"] = (int(row["fold"]), row["category"])
+                names[int(row["target"])] = row["category"]
+            except (TypeError, ValueError):
+                raise UserError(f"{path}, line {reader.line_num}: fold and target must be numbers") from None
+    return clips, [names[target] for target in sorted(names)]
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("root", type=Path, metavar="ROOT", help="unpacked archive")
+    add_fold(parser, "fold tested on")
+    parser.add_argument(
+        "--valid-fold",
+        type=number_or_word,
+        choices=(*FOLDS, _NEXT),
+        help="fold validated on, so not trained on; next: the one after the test fold (the test fold once more)",
+    )
+    add_allow_missing(parser)
+
+
+_HELP = "ESC-50: one of its five folds tested on, or each in turn"
+LAYOUT = Layout("esc50", _HELP, _add_arguments, build, sweep="finetune_audio_mae_esc50")

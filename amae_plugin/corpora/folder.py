@@ -1,136 +1,102 @@
-"""Manifests of any tree of audio files, split at random into training and validation."""
+"""Any tree of audio files, split at random; with labels, its topmost folders are the classes."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections import deque
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+import argparse
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from amae_plugin.corpora.headers import Scan, Summary, read_headers, write_splits
+from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, find_audio
+from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, read_headers, write_corpus
+from amae_plugin.corpora.splits import split_names
 from amae_plugin.errors import UserError
 
-AUDIO_EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "au", "m4a", "mp4", "mkv", "webm")
-
-
-@dataclass
-class Found:
-    """The audio files of a tree.
-
-    Attributes:
-        names: paths relative to the tree, sorted.
-        problems: folders and links that lead nowhere, with the reason.
-        duplicates: files left out because they are links to others in the tree.
-    """
-
-    names: list[str] = field(default_factory=list)
-    problems: dict[str, str] = field(default_factory=dict)
-    duplicates: int = 0
-
-
-def find_audio(folder: Path, extensions: Collection[str] = AUDIO_EXTENSIONS) -> Found:
-    """Find the files with one of the extensions (in either case) in a tree.
-
-    Symbolic links are followed, after everything that is really there, so that a file is listed once and under its own
-    name, and a loop of links ends.
-    """
-    suffixes = tuple("." + extension.lower().lstrip(".") for extension in extensions)
-    found = Found()
-    folders: deque[str] = deque([""])
-    links: deque[str] = deque()
-    seen: set[tuple[int, int]] = set()
-
-    def add(name: str, key: tuple[int, int]) -> None:
-        if key in seen:
-            found.duplicates += 1
-        else:
-            seen.add(key)
-            found.names.append(name)
-
-    while folders or links:
-        try:
-            if not folders:
-                name = links.popleft()
-                status = (folder / name).stat()
-                if (folder / name).is_dir():
-                    folders.append(name)
-                elif name.lower().endswith(suffixes):
-                    add(name, (status.st_dev, status.st_ino))
-                continue
-            name = folders.popleft()
-            status = (folder / name).stat()
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(folder / name) as entries:
-                for entry in sorted(entries, key=lambda entry: entry.name):
-                    inner = f"{name}/{entry.name}" if name else entry.name
-                    if entry.is_symlink():
-                        links.append(inner)
-                    elif entry.is_dir():
-                        folders.append(inner)
-                    elif entry.name.lower().endswith(suffixes):
-                        add(inner, (status.st_dev, entry.inode()))
-        except OSError as error:
-            found.problems[name or "."] = error.strerror or str(error)
-    found.names.sort()
-    return found
-
-
-def split_names(names: Sequence[str], fractions: Mapping[str, float], seed: int) -> dict[str, list[str]]:
-    """Choose files at random for each split of *fractions*; ``train`` gets the rest.
-
-    The choice orders the names by a hash of seed and name, so it is the same on every machine and hardly changes when
-    files are added. A fraction above 0 gives at least one file, and ``train`` keeps at least one.
-
-    Raises:
-        UserError: the fractions are not below 1 together, or there are fewer files than splits.
-    """
-    used = {split: fraction for split, fraction in fractions.items() if fraction > 0}
-    if any(fraction < 0 for fraction in fractions.values()) or sum(used.values()) >= 1:
-        raise UserError(f"fractions {dict(fractions)}: each must be 0 or more, and together below 1")
-    if len(names) < len(used) + 1:
-        raise UserError(f"{len(names)} audio files cannot be split into {len(used) + 1} parts; add files or use 0")
-    shuffled = sorted(
-        names, key=lambda name: hashlib.blake2b(f"{seed}:{name}".encode("utf-8", "surrogateescape")).digest()
-    )
-    splits: dict[str, list[str]] = {"train": []}
-    first = 0
-    for position, (split, fraction) in enumerate(used.items()):
-        for_others = len(used) - position  # one each for the splits after this one, and for train
-        count = min(max(1, round(len(names) * fraction)), len(names) - first - for_others)
-        splits[split] = sorted(shuffled[first : first + count])
-        first += count
-    splits["train"] = sorted(shuffled[first:])
-    return splits
+_SPLIT_NAMES = {"train", "training", "valid", "validation", "val", "dev", "eval", "test", "testing"}
 
 
 def build(
     folder: Path,
     out: Path,
+    *,
+    labels: bool = False,
     valid_fraction: float = 0.05,
+    test_fraction: float = 0.0,
     extensions: Collection[str] = AUDIO_EXTENSIONS,
     seed: int = 1,
-    workers: int | None = None,
-) -> tuple[Summary, int]:
-    """Write ``train.tsv`` and ``valid.tsv`` for a tree of audio into *out*.
+    workers: int = 0,
+) -> Corpus:
+    """Split a tree; with *labels*, each class on its own, so that all splits have about the same shares of classes.
 
-    Returns:
-        The summary, and the number of files left out because they are links to others.
+    A class with too few clips for every split goes into training as a whole.
+
+    Args:
+        folder: root of the tree.
+        out: folder of the manifests.
+        labels: whether the topmost folders are classes.
+        valid_fraction: share of the files held out for validation.
+        test_fraction: share held out for testing, with *labels* only.
+        extensions: extensions of the audio files.
+        seed: seed of the choice of files held out.
+        workers: number of threads that read headers.
 
     Raises:
-        UserError: the folder does not exist or holds no readable audio, or *out* cannot be written.
+        UserError: the folder does not exist or holds no readable audio; a fraction cannot be met; with *labels*, a file
+            lies in no class, or a folder cannot be a class: its name holds a comma, or all are names of splits.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+    if test_fraction and not labels:
+        raise UserError("--test-fraction needs --labels: what has no labels is not tested on")
     found = find_audio(folder, extensions)
     if not found.names:
         raise UserError(
             f"{folder}: no audio; looked for the extensions {' '.join(extensions)} (choose others with --ext)"
         )
+    classes = _read_classes(folder, found.names) if labels else []
+    warnings = []
+    if found.duplicates:
+        warnings.append(f"links to other files of the tree, left out: {len(found.duplicates):,}")
     scan = read_headers(folder, found.names, workers)
-    scan = Scan(scan.headers, {**scan.unreadable, **found.problems})
-    splits = split_names(list(scan.headers), {"valid": valid_fraction}, seed) if scan.headers else {}
-    return write_splits(out, folder, splits, scan), found.duplicates
+    scan.unreadable.update(found.problems)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in scan.headers:
+        groups.setdefault((name.split("/")[0],) if labels else (), []).append(name)
+
+    fractions = {split: share for split, share in (("valid", valid_fraction), ("test", test_fraction)) if share}
+    splits: dict[str, list[LabelledClip]] = {split: [] for split in ("train", *fractions)}
+    for label, names in groups.items():
+        if labels and len(names) <= len(fractions):
+            parts = {"train": names}
+            warnings.append(f"{label[0]}: all {len(names)} clips are in train, too few for every split")
+        else:
+            parts = split_names(names, fractions, seed)
+        for split, part in parts.items():
+            splits[split] += [LabelledClip(name, label) for name in part]
+    return write_corpus(folder, {out: splits}, classes, warnings=warnings, scan=scan)
+
+
+def _read_classes(folder: Path, names: Sequence[str]) -> list[str]:
+    stray = [name for name in names if "/" not in name]
+    if stray:
+        raise UserError(
+            f"{folder / stray[0]} lies in no class; with labels, every clip must be in a folder of {folder}"
+        )
+    classes = list(dict.fromkeys(name.split("/")[0] for name in names))
+    if {name.lower() for name in classes} <= _SPLIT_NAMES:
+        raise UserError(
+            f"{folder}: its folders {', '.join(classes)} look like splits; the classes must be the topmost folders"
+        )
+    return classes
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="root of the tree; symbolic links are followed")
+    parser.add_argument("--labels", action="store_true", help="the topmost folders of the tree are classes")
+    parser.add_argument("--valid-fraction", type=float, default=0.05, help="share of files held out (%(default)s)")
+    parser.add_argument(
+        "--test-fraction", type=float, default=0.0, help="share for testing, with --labels (%(default)s)"
+    )
+    extensions = f"extensions of audio files ({' '.join(AUDIO_EXTENSIONS)})"
+    parser.add_argument("--ext", dest="extensions", nargs="+", default=AUDIO_EXTENSIONS, help=extensions)
+    parser.add_argument("--seed", type=int, default=1, help="seed of the choice of files held out (%(default)s)")
+
+
+LAYOUT = Layout("folder", "any tree of audio files, split at random", _add_arguments, build)

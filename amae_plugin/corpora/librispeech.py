@@ -1,16 +1,17 @@
 """LibriSpeech (Panayotov et al. 2015): ``<part>/<speaker>/<chapter>/*.flac``, for pretraining.
 
 The parts ``train-*`` are the training split, ``dev-*`` the validation split and ``test-*`` the test split. There are no
-labels: its validation and test speakers are not those of training.
+labels, since the speakers of validation and test are not those of training.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import argparse
 from pathlib import Path
 
-from amae_plugin.corpora.corpus import Corpus, LabelledClip, compare_counts, find_root, write_corpus
-from amae_plugin.corpora.folder import find_audio, split_names
+from amae_plugin.corpora.audio_files import compare_sizes, find_audio, find_root
+from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, write_corpus
+from amae_plugin.corpora.splits import split_names
 from amae_plugin.errors import UserError
 
 _SPLITS = {"train": "train", "dev": "valid", "test": "test"}
@@ -26,35 +27,42 @@ _PUBLISHED = {
 _VALID_FRACTION = 0.01
 
 
-def build(root: Path, out: Path, seed: int = 1, workers: int | None = None) -> Corpus:
-    """Write ``train``, ``valid`` and, if there is such a part, ``test``.
+def build(root: Path, out: Path, *, seed: int = 1, workers: int = 0) -> Corpus:
+    """Write ``train``, ``valid`` and, if the corpus has such a part, ``test``.
 
     Args:
-        root: the folder ``LibriSpeech`` of the unpacked archives, or the one that holds it; some parts suffice.
-        out: where they go.
-        seed: of the 1% of the training clips that are held out where there is no ``dev-*`` part.
-        workers: threads that read headers.
+        root: folder ``LibriSpeech`` of the unpacked archives, or the one that holds it; some parts suffice.
+        out: folder of the manifests.
+        seed: seed of the draw of 1% of the training clips, which are held out if there is no ``dev-*`` part.
+        workers: number of threads that read headers.
 
     Raises:
         UserError: the folder has another layout, or holds nothing to train on.
     """
     root = find_root(root, "train-*/*", "LibriSpeech")
+    parts: dict[str, list[str]] = {}
     splits: dict[str, list[str]] = {}
-    counts: Counter[str] = Counter()
     warnings = []
-    for part in sorted(entry.name for entry in root.iterdir() if entry.is_dir()):
-        split = _SPLITS.get(part.split("-")[0])
-        if split is None:
-            continue
-        found = find_audio(root / part)
-        warnings += [f"{part}/{name}: {reason}; left out" for name, reason in found.problems.items()]
-        counts[part] = len(found.names)
-        splits.setdefault(split, []).extend(f"{part}/{name}" for name in found.names)
-    if not splits.get("train"):
+    for prefix, split in _SPLITS.items():
+        splits[split] = []
+        for folder in sorted(path for path in root.glob(f"{prefix}-*") if path.is_dir()):
+            found = find_audio(folder)
+            warnings += [f"{folder.name}/{name}: {reason}; left out" for name, reason in found.problems.items()]
+            parts[folder.name] = [f"{folder.name}/{name}" for name in found.names]
+            splits[split] += parts[folder.name]
+    warnings += compare_sizes(parts, {part: size for part, size in _PUBLISHED.items() if part in parts})
+    if not splits["train"]:
         raise UserError(f"{root}: no audio in its train-* folders")
-    warnings += compare_counts(counts, {part: count for part, count in _PUBLISHED.items() if part in counts})
-    if "valid" not in splits:
+    if not splits["valid"]:
         splits.update(split_names(splits["train"], {"valid": _VALID_FRACTION}, seed))
         warnings.append(f"valid: no dev-* part is there, so {len(splits['valid']):,} clips of train are held out")
-    clips = {split: [LabelledClip(name) for name in splits[split]] for split in _SPLITS.values() if split in splits}
-    return write_corpus(out, root, clips, warnings=warnings, workers=workers)
+    clips = {split: [LabelledClip(name) for name in names] for split, names in splits.items() if names}
+    return write_corpus(root, {out: clips}, warnings=warnings, workers=workers)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("root", type=Path, metavar="ROOT", help="folder with train-clean-100 and others")
+    parser.add_argument("--seed", type=int, default=1, help="seed of what is held out without dev-* (%(default)s)")
+
+
+LAYOUT = Layout("librispeech", "LibriSpeech, for pretraining: no labels", _add_arguments, build)

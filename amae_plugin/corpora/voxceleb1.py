@@ -1,104 +1,93 @@
 """VoxCeleb1 (Nagrani et al. 2017): ``wav/<speaker>/<video>/<n>.wav``, identification and verification lists.
 
-``iden_split.txt`` has a line ``<1|2|3> <speaker>/<video>/<n>.wav`` for each clip of train, validation and test split;
-the class is the speaker, and the classes are those of the list, sorted. ``veri_test.txt`` has a line ``<0|1> <clip>
-<clip>`` for each pair, 1 where both are of one speaker.
+``iden_split.txt`` has a line ``<1|2|3> <speaker>/<video>/<n>.wav`` for each clip of the training, validation and test
+split; the classes are the speakers of the list, sorted. ``veri_test.txt`` has a line ``<0|1> <clip> <clip>`` for each
+pair, 1 where both clips are of one speaker.
 """
 
 from __future__ import annotations
 
-import os
+import argparse
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
-from amae_plugin.corpora.corpus import Corpus, LabelledClip, compare_counts, find_listed, write_corpus
+from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, find_listed
+from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, write_corpus
 from amae_plugin.data.trials import read_trial_lines
 from amae_plugin.errors import UserError
+from amae_plugin.files import reading
 
-TRIALS_SPLIT = "trials"
+_TRIALS = "trials"
 _SPLITS = {"1": "train", "2": "valid", "3": "test"}
 _PUBLISHED = {"train": 138_361, "valid": 6_904, "test": 8_251}
 _PUBLISHED_SPEAKERS = 1_251
-# Folders are in the one given, in wav/ below it, or in dev/wav/ and test/wav/ if the two archives were kept apart.
-_DEEPEST = 3
+# Where the folders of the speakers lie: in the one given, in wav/ below it, or in dev/wav/ and test/wav/ where the two
+# archives were kept apart.
+_PLACES = ("*", "*/*", "*/*/*")
 
 
 def build(
-    root: Path,
-    split_file: Path,
-    out: Path,
-    trials_file: Path | None = None,
-    allow_missing: bool = False,
-    workers: int | None = None,
+    root: Path, out: Path, split: Path, *, trials: Path | None = None, allow_missing: bool = False, workers: int = 0
 ) -> Corpus:
-    """Write ``train``, ``valid`` and ``test`` for speaker identification and, with trials, what verification needs.
+    """Write ``train``, ``valid`` and ``test`` for speaker identification and, with *trials*, the verification task.
 
-    That is ``trials.tsv``, a manifest of all clips of the pairs without labels, and ``trials.txt``, the pairs with the
-    names that this manifest has.
+    That is ``trials.tsv``, a manifest without labels of all clips of the pairs, and ``trials.txt``, the pairs by the
+    names of that manifest.
 
     Args:
-        root: the folder of the speakers, or one above it.
-        split_file: ``iden_split.txt``; if there is no such file, it is looked for in *root*.
-        out: where they go.
-        trials_file: ``veri_test.txt``, looked for in the same way.
-        allow_missing: go on without listed files that are not there, and without pairs that hold one.
-        workers: threads that read headers.
+        root: folder of the speakers, or one above it.
+        out: folder of the manifests.
+        split: ``iden_split.txt``; if that file does not exist, it is looked for in *root*.
+        trials: ``veri_test.txt``, looked for in the same way.
+        allow_missing: whether listed files that do not exist are left out, with the pairs that hold one.
+        workers: number of threads that read headers.
 
     Raises:
         UserError: a list cannot be read or has a malformed line, or listed files are missing.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
-    listed = _read_split(_in_or_at(split_file, root))
-    trials = read_trial_lines(_in_or_at(trials_file, root)) if trials_file is not None else []
-    of_trials = sorted({_normal(name) for _, _, pair in trials for name in pair})
-
-    speakers = {name.split("/")[0] for names in listed.values() for name in names}
-    folders = _speaker_folders(root, speakers | {name.split("/")[0] for name in of_trials})
-
-    def path(name: str) -> str:
-        speaker, *rest = name.split("/")
-        return "/".join((folders.get(speaker, speaker), *rest))
-
-    every = [path(name) for names in listed.values() for name in names]
-    found, warnings = find_listed(root, every, split_file.name, allow_missing)
+    listed = _read_split(_in_or_at(split, root))
+    pairs = [] if trials is None else read_trial_lines(_in_or_at(trials, root))
+    names = [name for part in listed.values() for name in part]
+    paths = _locate(root, [*names, *(_normalize(name) for _, _, pair in pairs for name in pair)])
+    found, warnings = find_listed(root, [paths[name] for name in names], split.name, allow_missing)
     splits = {
-        split: [LabelledClip(found[path(name)], (name.split("/")[0],)) for name in names if path(name) in found]
-        for split, names in listed.items()
+        part: [LabelledClip(found[paths[name]], (_speaker(name),)) for name in listed[part] if paths[name] in found]
+        for part in listed
     }
-    warnings += compare_counts({split: len(part) for split, part in splits.items()}, _PUBLISHED)
-    warnings += compare_counts({"classes": len(speakers)}, {"classes": _PUBLISHED_SPEAKERS}, "speakers")
-
-    pairs: list[tuple[int, str, str]] = []
-    if trials_file is not None:
-        found, more = find_listed(root, [path(name) for name in of_trials], trials_file.name, allow_missing)
-        warnings += more
-        splits[TRIALS_SPLIT] = [LabelledClip(name) for name in found.values()]
-        for _, same, names in trials:
-            left, right = (found.get(path(_normal(name))) for name in names)
-            if left is not None and right is not None:
-                pairs.append((same, left, right))
-    corpus = write_corpus(out, root, splits, sorted(speakers), warnings, workers)
-    if trials_file is not None:
-        text = "".join(f"{same} {left} {right}\n" for same, left, right in pairs)
-        (out / f"{TRIALS_SPLIT}.txt").write_text(text, encoding="utf-8")
-    return corpus
+    speakers = sorted(set(map(_speaker, names)))
+    warnings += compare_sizes(splits, _PUBLISHED)
+    warnings += compare_sizes({"classes": speakers}, {"classes": _PUBLISHED_SPEAKERS}, "speakers")
+    extras = {}
+    if trials is not None:
+        in_pairs = sorted({_normalize(name) for _, _, pair in pairs for name in pair})
+        found, missing = find_listed(root, [paths[name] for name in in_pairs], trials.name, allow_missing)
+        warnings += missing
+        splits[_TRIALS] = [LabelledClip(path) for path in found.values()]
+        both = [(same, *(found.get(paths[_normalize(name)]) for name in pair)) for _, same, pair in pairs]
+        text = "".join(f"{same} {left} {right}\n" for same, left, right in both if left and right)
+        extras[f"{_TRIALS}.txt"] = text.encode()
+    return write_corpus(root, {out: splits}, speakers, warnings=warnings, extras=extras, workers=workers)
 
 
 def _in_or_at(path: Path, root: Path) -> Path:
     return path if path.is_file() or not (root / path).is_file() else root / path
 
 
-def _normal(name: str) -> str:
-    """``<speaker>/<video>/<n>.wav``, also of a name that begins with folders above."""
+def _normalize(name: str) -> str:
+    """Return ``<speaker>/<video>/<n>.wav`` for a name that may begin with folders above."""
     return "/".join(PurePosixPath(name).parts[-3:])
 
 
+def _speaker(name: str) -> str:
+    return name.split("/")[0]
+
+
 def _read_split(path: Path) -> dict[str, list[str]]:
-    try:
+    """Read the names of the clips of each split."""
+    with reading(path, "the split", "VoxCeleb calls it iden_split.txt"):
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the split ({error.strerror}); VoxCeleb calls it iden_split.txt") from None
     listed: dict[str, list[str]] = {split: [] for split in _SPLITS.values()}
     for number, line in enumerate(lines, 1):
         fields = line.split()
@@ -106,27 +95,28 @@ def _read_split(path: Path) -> dict[str, list[str]]:
             continue
         if len(fields) != 2 or fields[0] not in _SPLITS or "/" not in fields[1]:
             raise UserError(f"{path}, line {number}: expected '<1|2|3> <speaker>/<video>/<n>.wav', found '{line}'")
-        listed[_SPLITS[fields[0]]].append(_normal(fields[1]))
+        listed[_SPLITS[fields[0]]].append(_normalize(fields[1]))
     if not listed["train"]:
         raise UserError(f"{path}: holds no clip for training, whose lines begin with 1")
     return listed
 
 
-def _speaker_folders(root: Path, speakers: Collection[str]) -> dict[str, str]:
-    """Where the folder of each speaker lies, relative to *root*, for those found."""
-    found: dict[str, str] = {}
-    level = [""]
-    for _ in range(_DEEPEST):
-        below = []
-        for folder in level:
-            with os.scandir(root / folder) as entries:
-                for entry in sorted(entries, key=lambda entry: entry.name):
-                    inner = f"{folder}/{entry.name}" if folder else entry.name
-                    if entry.name in speakers:
-                        found.setdefault(entry.name, inner)
-                    elif entry.is_dir() and len(found) < len(speakers):
-                        below.append(inner)
-        level = below
-        if len(found) == len(speakers):
+def _locate(root: Path, names: Collection[str]) -> dict[str, str]:
+    """Return the path of each clip below *root*, where the folder of its speaker was found."""
+    folders = {_speaker(name): "" for name in names}
+    for pattern in _PLACES:
+        for folder in sorted(folder for folder in root.glob(pattern) if folder.name in folders):
+            folders[folder.name] = folders[folder.name] or str(folder.parent.relative_to(root))
+        if all(folders.values()):
             break
-    return found
+    return {name: str(PurePosixPath(folders[_speaker(name)], name)) for name in names}
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("root", type=Path, metavar="ROOT", help="folder of the speakers, or one above it")
+    parser.add_argument("--split", type=Path, default="iden_split.txt", metavar="FILE", help="or in ROOT (%(default)s)")
+    parser.add_argument("--trials", type=Path, metavar="FILE", help="veri_test.txt, here or in ROOT")
+    add_allow_missing(parser)
+
+
+LAYOUT = Layout("voxceleb1", "VoxCeleb1: speaker identification, and verification trials", _add_arguments, build)

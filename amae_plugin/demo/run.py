@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.corpora import speech_commands
-from amae_plugin.corpora.spoken_words import WORDS
+from amae_plugin.corpora.speech_commands import WORDS
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.demo.words import SPEAKERS, Speaker, make_words
 from amae_plugin.errors import UserError

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from amae_plugin.corpora.spoken_words import WORDS
+from amae_plugin.corpora.speech_commands import WORDS
 from amae_plugin.demo.espeak import Espeak
 from amae_plugin.errors import UserError
 from amae_plugin.runs.training import available_cpus

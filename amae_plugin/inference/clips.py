@@ -18,7 +18,7 @@ import torch.utils.data
 from torch import Tensor
 from tqdm import tqdm
 
-from amae_plugin.corpora.folder import AUDIO_EXTENSIONS, find_audio
+from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, find_audio
 from amae_plugin.data.audio import AudioError, load_clip, resample, to_mono
 from amae_plugin.data.log_mel import LogMel
 from amae_plugin.data.manifest import Clip

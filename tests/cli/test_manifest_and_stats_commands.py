@@ -75,6 +75,20 @@ def test_stats_of_a_sample_of_a_split(manifests, tmp_path, capsys):
     assert "test.tsv" in capsys.readouterr().err
 
 
+def test_figures_that_cannot_be_written(manifests, tmp_path, capsys):
+    path = tmp_path / "none" / "figures.json"
+    assert main(["stats", str(manifests), "--clips", "2", "--workers", "0", "--json", str(path)]) == 2
+    assert f"{path}: cannot write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--workers", "--clips", "--target-length", "--seed"])
+def test_stats_refuse_negative_numbers(manifests, option, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["stats", str(manifests), option, "-1"])
+    assert stop.value.code == 2
+    assert "more, not -1" in capsys.readouterr().err
+
+
 def test_stats_count_unreadable_clips(tree, tmp_path, capsys):
     (tmp_path / "train.tsv").write_text(f"{tree}\n0.wav\t4000\nmissing.wav\t4000\n")
     assert main(["stats", str(tmp_path), "--workers", "0"]) == 0

@@ -1,6 +1,7 @@
 import pytest
 
-from amae_plugin.corpora.corpus import LabelledClip, find_listed, find_root, write_corpus
+from amae_plugin.corpora.audio_files import find_listed, find_root
+from amae_plugin.corpora.corpus import LabelledClip, write_corpus
 from amae_plugin.errors import UserError
 
 
@@ -36,7 +37,7 @@ def test_unreadable_clips_are_left_out_of_manifest_and_labels_alike(tmp_path, so
         LabelledClip("c.wav", ("z", "x")),
         LabelledClip("c.wav", ("z",), (4_000, 8_000)),
     ]
-    corpus = write_corpus(out, root, {"train": clips}, ["x", "y", "z"], ["before"], workers=1)
+    corpus = write_corpus(root, {out: {"train": clips}}, ["x", "y", "z"], warnings=["before"], workers=1)
     assert rows(out, "train") == [("a.wav", "x"), ("c.wav", "z", "x"), ("c.wav:4000:8000", "z")]
     assert (out / "train.tsv").read_text().splitlines()[-1] == "c.wav:4000:8000\t8000"
     assert corpus.summary.unreadable == 1
@@ -46,28 +47,28 @@ def test_unreadable_clips_are_left_out_of_manifest_and_labels_alike(tmp_path, so
 
 def test_labels_of_an_earlier_run_do_not_stay(tmp_path, sound):
     sound(tmp_path / "a.wav")
-    write_corpus(tmp_path, tmp_path, {"train": [LabelledClip("a.wav", ("x",))]}, ["x"])
-    write_corpus(tmp_path, tmp_path, {"train": [LabelledClip("a.wav")]})
+    write_corpus(tmp_path, {tmp_path: {"train": [LabelledClip("a.wav", ("x",))]}}, ["x"])
+    write_corpus(tmp_path, {tmp_path: {"train": [LabelledClip("a.wav")]}})
     assert not (tmp_path / "train.lbl").exists()
 
 
 def test_classes_that_training_lacks_are_a_warning(tmp_path, sound):
     sound(tmp_path / "a.wav")
-    corpus = write_corpus(tmp_path, tmp_path, {"train": [LabelledClip("a.wav", ("x",))]}, ["w", "x", "y"])
+    corpus = write_corpus(tmp_path, {tmp_path: {"train": [LabelledClip("a.wav", ("x",))]}}, ["w", "x", "y"])
     assert corpus.warnings == ("train: no clip of 2 of the 3 classes: w, y",)
 
 
 def test_a_class_with_a_comma_is_refused(tmp_path, sound):
     sound(tmp_path / "a.wav")
     with pytest.raises(UserError, match="cannot be a class"):
-        write_corpus(tmp_path, tmp_path, {"train": [LabelledClip("a.wav", ("a,b",))]}, ["a,b"])
+        write_corpus(tmp_path, {tmp_path: {"train": [LabelledClip("a.wav", ("a,b",))]}}, ["a,b"])
     assert not (tmp_path / "train.tsv").exists()
 
 
 def test_an_output_folder_that_cannot_be_made(tmp_path, sound):
     sound(tmp_path / "a.wav")
     with pytest.raises(UserError, match="cannot write"):
-        write_corpus(tmp_path / "a.wav" / "out", tmp_path, {"train": [LabelledClip("a.wav")]})
+        write_corpus(tmp_path, {tmp_path / "a.wav" / "out": {"train": [LabelledClip("a.wav")]}})
 
 
 def test_the_root_or_the_one_folder_in_it(tmp_path):

@@ -30,7 +30,7 @@ def folds(rows):
 
 def test_a_fold_is_tested_on_and_classes_are_in_the_publishers_order(root, tmp_path, rows):
     out = tmp_path / "out"
-    corpus = build(root.parent, {2: out})[2]
+    corpus = build(root.parent, out, 2)
     assert read_names(out / "labels.txt") == tuple(NAMES.values())
     assert folds(rows(out, "train")) == {1, 3, 4, 5}
     assert folds(rows(out, "test")) == {2}
@@ -42,16 +42,16 @@ def test_a_fold_is_tested_on_and_classes_are_in_the_publishers_order(root, tmp_p
 
 
 def test_a_fold_for_validation(root, tmp_path, rows):
-    build(root, {1: tmp_path / "out"}, valid_fold=5)
+    build(root, tmp_path / "out", 1, valid_fold=5)
     assert [folds(rows(tmp_path / "out", split)) for split in ("train", "valid", "test")] == [{2, 3, 4}, {5}, {1}]
     for fold, valid_fold in ((1, 1), (0, None), (6, None)):
         with pytest.raises(UserError, match="two different ones"):
-            build(root, {fold: tmp_path / "out"}, valid_fold)
+            build(root, tmp_path / "out", fold, valid_fold=valid_fold)
 
 
 def test_the_next_fold_for_validation_of_all_runs(root, tmp_path, rows):
-    outs = {fold: tmp_path / str(fold) for fold in range(1, 6)}
-    assert list(build(root, outs, valid_fold="next")) == [1, 2, 3, 4, 5]
+    outs = {fold: tmp_path / f"fold{fold}" for fold in range(1, 6)}
+    assert list(build(root, tmp_path, "all", valid_fold="next").runs) == list(outs.values())
     assert [folds(rows(out, "valid")) for out in outs.values()] == [{2}, {3}, {4}, {5}, {1}]
     for fold, out in outs.items():
         assert folds(rows(out, "test")) == {fold}
@@ -61,11 +61,11 @@ def test_the_next_fold_for_validation_of_all_runs(root, tmp_path, rows):
 def test_malformed_tables_and_missing_clips(root, tmp_path):
     (root / "audio" / "1-100032-A-0.wav").unlink()
     with pytest.raises(UserError, match=r"1 of 15 files listed in meta/esc50\.csv"):
-        build(root, {1: tmp_path / "out"})
-    assert build(root, {1: tmp_path / "out"}, allow_missing=True)[1].summary.clips["test"] == 2
+        build(root, tmp_path / "out", 1)
+    assert build(root, tmp_path / "out", 1, allow_missing=True).summary.clips["test"] == 2
     (root / "meta" / "esc50.csv").write_text(HEADER + "a.wav,one,0,dog\n")
     with pytest.raises(UserError, match="line 2: fold and target must be numbers"):
-        build(root, {1: tmp_path / "out"})
+        build(root, tmp_path / "out", 1)
     (root / "meta" / "esc50.csv").write_text("filename,fold\n")
     with pytest.raises(UserError, match="line 1: lacks some of the columns"):
-        build(root, {1: tmp_path / "out"})
+        build(root, tmp_path / "out", 1)

@@ -1,10 +1,14 @@
 import os
+from collections import Counter
 
 import numpy as np
 import pytest
 import soundfile
 
-from amae_plugin.corpora.folder import build, find_audio, split_names
+from amae_plugin.corpora.audio_files import find_audio
+from amae_plugin.corpora.folder import build
+from amae_plugin.corpora.splits import split_names
+from amae_plugin.data.labels import read_names
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 
@@ -28,9 +32,10 @@ def names(manifest):
 
 
 def test_every_audio_file_lands_in_one_split(tree, tmp_path):
-    summary, duplicates = build(tree, tmp_path / "out", valid_fraction=0.2)
+    corpus = build(tree, tmp_path / "out", valid_fraction=0.2)
+    summary = corpus.summary
     train, valid = (Manifest.read(tmp_path / "out" / f"{split}.tsv") for split in ("train", "valid"))
-    assert (len(train), len(valid), duplicates) == (24, 6, 0)
+    assert (len(train), len(valid), corpus.warnings) == (24, 6, ())
     assert sorted(names(train) + names(valid)) == find_audio(tree).names
     assert names(train) == sorted(names(train))
     assert train.root == str(tree)
@@ -44,7 +49,7 @@ def test_every_audio_file_lands_in_one_split(tree, tmp_path):
 
 def test_the_split_depends_on_the_seed_alone(tree, tmp_path):
     for out, seed, workers in [("a", 1, 1), ("b", 1, 4), ("c", 2, 1)]:
-        build(tree, tmp_path / out, 0.2, seed=seed, workers=workers)
+        build(tree, tmp_path / out, valid_fraction=0.2, seed=seed, workers=workers)
     valid = {out: (tmp_path / out / "valid.tsv").read_bytes() for out in "abc"}
     assert valid["a"] == valid["b"] != valid["c"]
 
@@ -73,7 +78,7 @@ def test_unreadable_files_are_reported_and_left_out(tree, tmp_path):
     soundfile.write(tree / "empty.wav", np.zeros(0), 16_000)
     sound(tree / "tab\there.wav")
     (tree / "gone.wav").symlink_to(tree / "nowhere.wav")
-    summary, _ = build(tree, tmp_path / "out", 0.2)
+    summary = build(tree, tmp_path / "out", valid_fraction=0.2).summary
     assert (sum(summary.clips.values()), summary.unreadable) == (30, 4)
     report = dict(line.split("\t") for line in summary.report.read_text().splitlines())
     assert report.keys() == {"broken.wav", "empty.wav", r"tab\there.wav", "gone.wav"}
@@ -84,7 +89,7 @@ def test_unreadable_files_are_reported_and_left_out(tree, tmp_path):
 
     for name in report:
         (tree / name.replace(r"\t", "\t")).unlink()
-    summary, _ = build(tree, tmp_path / "out", 0.2)
+    summary = build(tree, tmp_path / "out", valid_fraction=0.2).summary
     assert summary.report is None
     assert not (tmp_path / "out" / "unreadable.tsv").exists()
 
@@ -100,8 +105,10 @@ def test_links_are_followed_and_nothing_is_listed_twice(tmp_path):
     os.link(tree / "z" / "real.wav", tree / "z" / "same.wav")
     found = find_audio(tree)
     assert found.names == ["linked/other.wav", "z/real.wav"]
-    assert found.duplicates == 2
+    assert found.duplicates == ["z/same.wav", "a_link.wav"]
     assert not found.problems
+    corpus = build(tree, tmp_path / "out")
+    assert corpus.warnings == ("links to other files of the tree, left out: 2",)
 
 
 def test_folders_without_usable_audio(tmp_path):
@@ -119,3 +126,41 @@ def test_folders_without_usable_audio(tmp_path):
 def test_only_the_extensions_asked_for(tree):
     assert len(find_audio(tree, ["flac"]).names) == 10
     assert len(find_audio(tree, [".WAV", "ogg"]).names) == 20
+
+
+@pytest.fixture
+def classes(tmp_path):
+    for label, count in (("dog barks", 10), ("cat", 20), ("lone", 2)):
+        for i in range(count):
+            sound(tmp_path / "tree" / label / f"part {i % 2}" / f"{i}.wav")
+    return tmp_path / "tree"
+
+
+def test_the_topmost_folder_is_the_class_and_each_is_split_by_itself(classes, tmp_path, rows):
+    corpus = build(classes, tmp_path / "out", labels=True, valid_fraction=0.1, test_fraction=0.2)
+    assert read_names(tmp_path / "out" / "labels.txt") == ("cat", "dog barks", "lone")
+    counts = {}
+    for split in ("train", "valid", "test"):
+        part = rows(tmp_path / "out", split)
+        assert all(name.split("/")[0] == label for name, label in part)
+        counts[split] = Counter(label for _, label in part)
+    assert counts["valid"] == {"cat": 2, "dog barks": 1}
+    assert counts["test"] == {"cat": 4, "dog barks": 2}
+    assert counts["train"] == {"cat": 14, "dog barks": 7, "lone": 2}
+    assert corpus.warnings == ("lone: all 2 clips are in train, too few for every split",)
+
+
+def test_trees_without_classes(classes, tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        build(tmp_path / "none", tmp_path / "out", labels=True)
+    with pytest.raises(UserError, match="no audio; looked for the extensions mp3"):
+        build(classes, tmp_path / "out", labels=True, extensions=["mp3"])
+    with pytest.raises(UserError, match="each must be 0 or more"):
+        build(classes, tmp_path / "out", labels=True, valid_fraction=-0.1)
+    sound(classes / "stray.wav")
+    with pytest.raises(UserError, match=r"stray\.wav lies in no class"):
+        build(classes, tmp_path / "out", labels=True)
+    sound(tmp_path / "split" / "Train" / "cat" / "1.wav")
+    sound(tmp_path / "split" / "test" / "cat" / "1.wav")
+    with pytest.raises(UserError, match="look like splits"):
+        build(tmp_path / "split", tmp_path / "out", labels=True)

@@ -30,7 +30,7 @@ def root(tmp_path, sound):
 
 def test_four_emotions_and_a_session_held_out(root, tmp_path, rows):
     out = tmp_path / "out"
-    corpus = build(tmp_path, {3: out})[3]
+    corpus = build(tmp_path, out, 3)
     assert read_names(out / "labels.txt") == CLASSES
     assert corpus.summary.clips == {"train": 16, "valid": 4, "test": 5}
     assert [label for _, label in rows(out, "test")] == ["ang", "hap", "hap", "neu", "sad"]
@@ -41,11 +41,11 @@ def test_four_emotions_and_a_session_held_out(root, tmp_path, rows):
 
 def test_other_layouts_and_missing_clips(root, tmp_path):
     with pytest.raises(UserError, match="--fold 6"):
-        build(root, {6: tmp_path / "out"})
+        build(root, tmp_path / "out", 6)
     next((root / "Session2" / "sentences" / "wav").rglob("*_M000.wav")).unlink()
     with pytest.raises(UserError, match="1 of 25 files"):
-        build(root, {1: tmp_path / "out"})
-    assert sum(build(root, {1: tmp_path / "out"}, allow_missing=True)[1].summary.clips.values()) == 24
+        build(root, tmp_path / "out", 1)
+    assert sum(build(root, tmp_path / "out", 1, allow_missing=True).summary.clips.values()) == 24
     (root / "Session5").rename(tmp_path / "Session5")
     with pytest.raises(UserError, match=r"Session5: dialog/EmoEvaluation"):
-        build(root, {1: tmp_path / "out"})
+        build(root, tmp_path / "out", 1)

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from amae_plugin.corpora.speech_commands import build
-from amae_plugin.corpora.spoken_words import COMMANDS, TWELVE, WORDS
+from amae_plugin.corpora.speech_commands import COMMANDS, TWELVE, WORDS, build
 from amae_plugin.data.audio import load_clip
 from amae_plugin.data.labels import Labels, read_names
 from amae_plugin.data.manifest import Manifest

@@ -27,7 +27,7 @@ def root(tmp_path, sound):
 
 def test_identification(root, tmp_path, rows):
     out = tmp_path / "out"
-    corpus = build(root, root / "iden_split.txt", out)
+    corpus = build(root, out, root / "iden_split.txt")
     assert read_names(out / "labels.txt") == ("id10001", "id10002", "id10003")
     for number, split in enumerate(("train", "valid", "test"), 1):
         expected = [(f"wav/{name}", name.split("/")[0]) for name, of in CLIPS if of == number]
@@ -45,7 +45,7 @@ def test_other_places_for_the_folder_of_the_speakers(root, tmp_path, rows, moves
         if new != ".":
             (root / new).parent.mkdir(parents=True, exist_ok=True)
             (root / old).rename(root / new)
-    build(given, root / "iden_split.txt", tmp_path / "out")
+    build(given, tmp_path / "out", root / "iden_split.txt")
     manifest = Manifest.read(tmp_path / "out" / "train.tsv")
     assert len(manifest) == 12
     assert all((given / manifest.name(i)).is_file() for i in range(12))
@@ -55,13 +55,13 @@ def test_lists_are_looked_for_in_the_root_and_may_name_folders_above(root, tmp_p
     monkeypatch.chdir(tmp_path)
     text = (root / "iden_split.txt").read_text()
     (root / "iden_split.txt").write_text("\ufeff" + text.replace(" id", " wav/id").replace("\n", "\r\n") + "\r\n")
-    corpus = build(root, Path("iden_split.txt"), tmp_path / "out")
+    corpus = build(root, tmp_path / "out", Path("iden_split.txt"))
     assert sum(corpus.summary.clips.values()) == 24
 
 
 def test_verification_pairs(root, tmp_path):
     out = tmp_path / "out"
-    build(root, root / "iden_split.txt", out, root / "veri_test.txt")
+    build(root, out, root / "iden_split.txt", trials=root / "veri_test.txt")
     manifest = Manifest.read(out / "trials.tsv")
     assert len(manifest) == 3
     assert not (out / "trials.lbl").exists()
@@ -76,10 +76,10 @@ def test_verification_pairs(root, tmp_path):
 
 def test_missing_clips(root, tmp_path):
     (root / "wav" / TRIALS[1][2]).unlink()
-    arguments = (root, root / "iden_split.txt", tmp_path / "out", root / "veri_test.txt")
+    arguments = {"split": root / "iden_split.txt", "trials": root / "veri_test.txt"}
     with pytest.raises(UserError, match=r"1 of 24 files listed in iden_split\.txt(.|\n)*id10003/video_b/00001\.wav"):
-        build(*arguments)
-    corpus = build(*arguments, allow_missing=True)
+        build(root, tmp_path / "out", **arguments)
+    corpus = build(root, tmp_path / "out", **arguments, allow_missing=True)
     assert sum(corpus.summary.clips.values()) == 23 + 2
     assert sum("left out" in warning for warning in corpus.warnings) == 2
     assert (tmp_path / "out" / "trials.txt").read_text().count("\n") == 1
@@ -88,7 +88,7 @@ def test_missing_clips(root, tmp_path):
 def test_a_speaker_that_is_not_there_at_all_is_missing_clips(root, tmp_path):
     (root / "wav" / "id10002").rename(tmp_path / "id10002")
     with pytest.raises(UserError, match="8 of 24 files"):
-        build(root, root / "iden_split.txt", tmp_path / "out")
+        build(root, tmp_path / "out", root / "iden_split.txt")
 
 
 @pytest.mark.parametrize(
@@ -98,13 +98,13 @@ def test_a_speaker_that_is_not_there_at_all_is_missing_clips(root, tmp_path):
 def test_malformed_lists(root, tmp_path, line, hint):
     (root / "iden_split.txt").write_text(f"1 {CLIPS[0][0]}\n{line}\n")
     with pytest.raises(UserError, match=hint):
-        build(root, root / "iden_split.txt", tmp_path / "out")
+        build(root, tmp_path / "out", root / "iden_split.txt")
     (root / "veri_test.txt").write_text("2 a/b/c.wav d/e/f.wav\n")
     (root / "iden_split.txt").write_text(f"1 {CLIPS[0][0]}\n")
     with pytest.raises(UserError, match=r"veri_test\.txt, line 1: expected"):
-        build(root, root / "iden_split.txt", tmp_path / "out", root / "veri_test.txt")
+        build(root, tmp_path / "out", root / "iden_split.txt", trials=root / "veri_test.txt")
     with pytest.raises(UserError, match="VoxCeleb calls it"):
-        build(root, root / "none.txt", tmp_path / "out")
+        build(root, tmp_path / "out", root / "none.txt")
     (root / "iden_split.txt").write_text(f"3 {CLIPS[0][0]}\n")
     with pytest.raises(UserError, match="no clip for training"):
-        build(root, root / "iden_split.txt", tmp_path / "out")
+        build(root, tmp_path / "out", root / "iden_split.txt")

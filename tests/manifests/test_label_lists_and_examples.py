@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from amae_plugin.corpora.spoken_words import TWELVE, WORDS
+from amae_plugin.corpora.speech_commands import TWELVE, WORDS
 from amae_plugin.data.labels import Labels, read_names
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.data.trials import Trials

@@ -1,0 +1,168 @@
+"""Find the audio files of a corpus, and tell what differs from the publisher's lists and counts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import stat
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from amae_plugin.errors import UserError
+
+AUDIO_EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "au", "m4a", "mp4", "mkv", "webm")
+
+_SHOWN = 10  # missing files named in a message
+
+
+@dataclass
+class Found:
+    """The audio files of a tree.
+
+    Attributes:
+        names: paths relative to the tree, sorted.
+        duplicates: paths left out because they link to other files of the tree.
+        problems: folders that cannot be read and links that lead nowhere, with the reason.
+    """
+
+    names: list[str] = field(default_factory=list)
+    duplicates: list[str] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
+
+
+def find_audio(folder: Path, extensions: Collection[str] = AUDIO_EXTENSIONS) -> Found:
+    """Find the files of a tree that have one of the extensions, in either case.
+
+    Symbolic links are followed last: a file that lies in the tree goes by its own name, and a loop of links ends.
+
+    Raises:
+        UserError: the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    suffixes = _suffixes(extensions)
+    found = Found()
+    folders, links = deque([""]), deque[str]()
+    seen: set[tuple[int, int]] = set()
+
+    def add(name: str, identity: tuple[int, int]) -> None:
+        if name.lower().endswith(suffixes):
+            (found.duplicates if identity in seen else found.names).append(name)
+            seen.add(identity)
+
+    while folders or links:
+        name = (folders or links).popleft()
+        try:
+            status = (folder / name).stat()
+            identity = (status.st_dev, status.st_ino)
+            if not stat.S_ISDIR(status.st_mode):
+                add(name, identity)
+            elif identity not in seen:
+                seen.add(identity)
+                with os.scandir(folder / name) as entries:
+                    for entry in sorted(entries, key=lambda entry: entry.name):
+                        path = f"{name}/{entry.name}" if name else entry.name
+                        if entry.is_symlink():
+                            links.append(path)
+                        elif entry.is_dir():
+                            folders.append(path)
+                        else:
+                            add(path, (status.st_dev, entry.inode()))
+        except OSError as error:
+            found.problems[name or "."] = error.strerror or str(error)
+    found.names.sort()
+    return found
+
+
+def list_audio(folder: Path, pattern: str) -> list[str]:
+    """List the audio files that match a pattern, relative to *folder* and sorted, without hidden ones."""
+    suffixes = _suffixes(AUDIO_EXTENSIONS)
+    paths = (path for path in folder.glob(pattern) if not path.name.startswith("."))
+    return sorted(path.relative_to(folder).as_posix() for path in paths if path.name.lower().endswith(suffixes))
+
+
+def find_root(root: Path, marker: str, corpus: str) -> Path:
+    """Find the folder that holds *marker* (a pattern): *root*, or the one folder in it that does.
+
+    Raises:
+        UserError: no folder holds it, or several do.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder")
+    folders = [root] if any(root.glob(marker)) else sorted(root.iterdir())
+    found = [folder for folder in folders if folder.is_dir() and any(folder.glob(marker))]
+    if not found:
+        raise UserError(f"{root}: not the layout of {corpus}, which has {marker} there")
+    if len(found) > 1:
+        raise UserError(f"{root} holds {corpus} more than once; choose one of {', '.join(map(str, found))}")
+    return found[0]
+
+
+def add_allow_missing(parser: argparse.ArgumentParser) -> None:
+    """Add ``--allow-missing``."""
+    parser.add_argument("--allow-missing", action="store_true", help="leave out listed files that do not exist")
+
+
+def compare_sizes(found: Mapping[str, Collection], published: Mapping[str, int], what: str = "clips") -> list[str]:
+    """Return a warning for each part of a corpus that has more or fewer members than published."""
+    sizes = {part: len(found.get(part, ())) for part in published}
+    return [
+        f"{part}: {sizes[part]:,} {what}, as published there are {size:,}"
+        for part, size in published.items()
+        if sizes[part] != size
+    ]
+
+
+def find_listed(
+    root: Path, names: Sequence[str], listed_in: str, allow_missing: bool
+) -> tuple[dict[str, str], list[str]]:
+    """Find listed files. One that was converted to another format, and so has another extension, counts as found.
+
+    Args:
+        root: folder that the names are relative to.
+        names: files as the publisher lists them.
+        listed_in: name of the list, for the message.
+        allow_missing: whether missing files are left out.
+
+    Returns:
+        The file of each listed name that was found, and warnings.
+
+    Raises:
+        UserError: files are missing although *allow_missing* is False.
+    """
+    with ThreadPoolExecutor() as pool:
+        found = dict(zip(names, pool.map(lambda name: _find(root, name), names)))
+    missing = [name for name, path in found.items() if path is None]
+    warnings = report_missing(missing, len(found), f"listed in {listed_in} are not in {root}", allow_missing)
+    return {name: path for name, path in found.items() if path is not None}, warnings
+
+
+def report_missing(missing: Sequence[str], listed: int, what: str, allow_missing: bool) -> list[str]:
+    """Return a warning that counts the missing files, or an empty list if none are missing.
+
+    Raises:
+        UserError: files are missing although *allow_missing* is False; names the first ten of them.
+    """
+    if not missing:
+        return []
+    message = f"{len(missing):,} of {listed:,} files {what}"
+    if allow_missing:
+        return [f"{message}; left out"]
+    shown = "".join(f"\n  {name}" for name in missing[:_SHOWN])
+    more = f"\n  ... and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
+    raise UserError(f"{message}:{shown}{more}\nGo on without them with --allow-missing")
+
+
+def _suffixes(extensions: Collection[str]) -> tuple[str, ...]:
+    return tuple(f".{extension.lower().lstrip('.')}" for extension in extensions)
+
+
+def _find(root: Path, name: str) -> str | None:
+    if (root / name).is_file():
+        return name
+    stem = os.path.splitext(name)[0]  # noqa: PTH122 - Path has no way to do this to a string
+    others = (f"{stem}.{extension}" for extension in AUDIO_EXTENSIONS)
+    return next((other for other in others if (root / other).is_file()), None)

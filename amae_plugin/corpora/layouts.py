@@ -1,0 +1,9 @@
+"""The layouts that ``amae manifest`` knows, by name."""
+
+from __future__ import annotations
+
+from amae_plugin.corpora import audioset, esc50, folder, iemocap, librispeech, speech_commands, voxceleb1
+
+_CORPORA = (folder, speech_commands, voxceleb1, audioset, esc50, librispeech, iemocap)
+
+LAYOUTS = {corpus.LAYOUT.name: corpus.LAYOUT for corpus in _CORPORA}

@@ -1,0 +1,77 @@
+"""Divide clips into splits: at random, or into the runs of a five-fold cross-validation."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Union
+
+from amae_plugin.corpora.corpus import Splits
+from amae_plugin.errors import UserError
+
+FOLDS = (1, 2, 3, 4, 5)
+ALL = "all"
+Fold = Union[int, str]
+"""The number of a fold, or a word: ``all`` or ``next``."""
+
+
+def split_names(names: Sequence[str], fractions: Mapping[str, float], seed: int) -> dict[str, list[str]]:
+    """Choose files at random for each split of *fractions*; ``train`` gets the rest.
+
+    The choice orders the names by a hash of seed and name, so it is the same on every machine and hardly changes when
+    files are added. A fraction above 0 gives at least one file, and ``train`` keeps at least one.
+
+    Raises:
+        UserError: the fractions are not below 1 together, or there are fewer files than splits.
+    """
+    used = {split: fraction for split, fraction in fractions.items() if fraction > 0}
+    if any(fraction < 0 for fraction in fractions.values()) or sum(used.values()) >= 1:
+        raise UserError(f"fractions {dict(fractions)}: each must be 0 or more, and together below 1")
+    if len(names) < len(used) + 1:
+        raise UserError(f"{len(names)} audio files cannot be split into {len(used) + 1} parts; add files or use 0")
+    shuffled = sorted(
+        names, key=lambda name: hashlib.blake2b(f"{seed}:{name}".encode("utf-8", "surrogateescape")).digest()
+    )
+    splits: dict[str, list[str]] = {"train": []}
+    for position, (split, fraction) in enumerate(used.items()):
+        for_others = len(used) - position  # one each for the splits after this one, and for train
+        count = min(max(1, round(len(names) * fraction)), len(shuffled) - for_others)
+        splits[split] = sorted(shuffled[:count])
+        shuffled = shuffled[count:]
+    splits["train"] = sorted(shuffled)
+    return splits
+
+
+def add_fold(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--fold``; *what* says what the fold of that number is for."""
+    parser.add_argument(
+        "--fold",
+        type=number_or_word,
+        choices=(*FOLDS, ALL),
+        required=True,
+        help=f"{what}; all: each in turn, written to DIR/fold1, DIR/fold2, ...",
+    )
+
+
+def number_or_word(text: str) -> Fold:
+    """Return a fold's number as an integer and anything else as it is."""
+    return int(text) if text.isdecimal() else text
+
+
+def list_runs(out: Path, fold: Fold, split: Callable[[int], Splits]) -> dict[Path, Splits]:
+    """List the splits of each run of a cross-validation under the folder that its manifests go to.
+
+    Args:
+        out: folder of the one run, or the one in which ``all`` runs get the folders ``fold1`` to ``fold5``.
+        fold: number of the fold tested on, or ``all``.
+        split: gives the splits of the run that tests on a fold.
+
+    Raises:
+        UserError: the fold is none of these.
+    """
+    if fold not in (*FOLDS, ALL):
+        raise UserError(f"--fold {fold}: must be one of {FOLDS} or {ALL}")
+    numbers = {out / f"fold{number}": number for number in FOLDS} if fold == ALL else {out: int(fold)}
+    return {folder: split(number) for folder, number in numbers.items()}
