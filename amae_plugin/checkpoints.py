@@ -180,16 +180,17 @@ class Checkpoint:
             )
         return _PROBABILITIES[loss]
 
-    def require_finite(self, *values: Tensor) -> None:
-        """Refuse what the model gave if it is not finite.
+    def require_finite(self, values: Tensor) -> None:
+        """Refuse the model's values (B, ...) of B clips or windows if they are not finite.
 
         Raises:
             UserError: a value is infinite or not a number.
         """
-        if not all(bool(tensor.isfinite().all()) for tensor in values):
+        bad = int((~values.isfinite().flatten(1).all(dim=1)).sum())
+        if bad:
             raise UserError(
-                f"{self.path}: the model gives values that are not finite numbers; its training diverged, so take an "
-                "earlier checkpoint"
+                f"{self.path}: the model gives values that are not finite numbers for {bad:,} of {len(values):,} inputs; "
+                "its training diverged, so take an earlier checkpoint"
             )
 
     def model(self) -> Model:

@@ -13,7 +13,7 @@ from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.models.base import Encoder, PretrainingModel
 
 _SHOWN = 10  # names
-_FORMULAS = {"two_std": "(x - mean) / (2 std)", "one_std": "(x - mean) / std", "model": "by the encoder's input norm"}
+_FORMULAS = {"two_std": "(x - mean) / (2 std)", "one_std": "(x - mean) / std", "model": "in the encoder"}
 _SETTINGS = {
     "metric": ("checkpoint", "best_checkpoint_metric"),
     "save_dir": ("checkpoint", "save_dir"),

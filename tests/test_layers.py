@@ -1,7 +1,8 @@
-"""The two layers of the package: the method knows nothing of fairseq, and the shell changes nothing of it."""
+"""The rooms of the package: nothing imports upwards, the method knows nothing of fairseq, registration changes nothing."""
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,66 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "amae_plugin"
-SHELL = {"fairseq_plugin"}
-METHOD = sorted(
-    ".".join(("amae_plugin", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
-    for path in PACKAGE.rglob("*.py")
-    if path.relative_to(PACKAGE).parts[0] not in SHELL and path.name != "__main__.py"
+# In the order in which a clip meets them: from its manifest to the model, to what is made of it, to how it is trained,
+# to the commands around it. A room imports rooms before it, and itself.
+ROOMS = (
+    "errors",
+    "files",
+    "weight_files",
+    "data",
+    "corpora",
+    "modules",
+    "models",
+    "checkpoints",
+    "inspection",
+    "metrics",
+    "inference",
+    "visual",
+    "evaluation",
+    "interop",
+    "cluster",
+    "fairseq_plugin",
+    "recipes",
+    "benchmark",
+    "runs",
+    "demo",
+    "cli",
 )
+FAIRSEQ_SIDE = "fairseq_plugin"
+
+
+def room(module: str) -> str | None:
+    """The room of a module of the package; None of the package itself."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else None
+
+
+def modules() -> dict[str, Path]:
+    names = {path: (PACKAGE.name, *path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")}
+    return {".".join(parts).removesuffix(".__init__"): path for path, parts in names.items()}
+
+
+def imports(path: Path) -> list[str]:
+    """Modules of the package that a file imports, anywhere in it."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == PACKAGE.name else []
+            found += names or [node.module]
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+    return [name for name in found if name.split(".")[0] == PACKAGE.name and name in (*modules(), PACKAGE.name)]
+
+
+def test_every_room_has_its_place() -> None:
+    assert {room(name) for name in modules()} - {None} == set(ROOMS)
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if room(name)])
+def test_no_import_leads_upwards(module: str) -> None:
+    own = ROOMS.index(str(room(module)))
+    above = [name for name in imports(modules()[module]) if room(name) and ROOMS.index(str(room(name))) > own]
+    assert not above
 
 
 def run(script: str) -> str:
@@ -24,9 +79,10 @@ def run(script: str) -> str:
 
 
 def test_importing_the_method_imports_neither_fairseq_nor_hydra() -> None:
+    method = sorted(name for name in modules() if room(name) != FAIRSEQ_SIDE and not name.endswith("__main__"))
     script = f"""
 import importlib, sys
-for name in {METHOD!r}:
+for name in {method!r}:
     importlib.import_module(name)
 print(sorted({{"fairseq", "hydra"}} & set(sys.modules)))
 """
@@ -66,7 +122,8 @@ import amae_plugin
 after = names()
 new = sorted(f"{{kind}}:{{name}}" for kind in after for name in after[kind] if name not in before[kind])
 assert all(before[kind][name] is after[kind][name] for kind in before for name in before[kind])
-assert all(attributes()[key] == value for key, value in functions.items())
+now = attributes()
+assert all(now[key] == value for key, value in functions.items())
 print(new)
 """
     assert run(script) == str(
@@ -76,6 +133,7 @@ print(new)
             "arch:amae_mae_ast",
             "arch:amae_ssast",
             "criterion:amae_classification",
+            "criterion:amae_masked_prediction",
             "criterion:amae_reconstruction",
             "lr_scheduler:amae_cosine_by_time",
             "model:amae_audio_mae",

@@ -292,7 +292,8 @@ class AudioModel(nn.Module):
             source = torch.stack([window for window, _ in batch]).to(self._device)
             lengths = torch.tensor([frames for _, frames in batch], device=self._device)
             outputs = function(source, torch.arange(self.input.target_length, device=self._device) >= lengths[:, None])
-            self.checkpoint.require_finite(*outputs.values())
+            for values in outputs.values():
+                self.checkpoint.require_finite(values)
             for index in range(len(batch)):
                 yield {name: values[index] for name, values in outputs.items()}
 

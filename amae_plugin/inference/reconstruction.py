@@ -129,7 +129,7 @@ class Reconstructor:
         windows = Windows.cover(len(original), width, hop=width)
         parts = [self._fill_in(original, windows, at) for at in range(0, len(windows.starts), self.batch_size)]
         hidden, reconstructed = (windows.first(torch.cat(values)) for values in zip(*parts))
-        self.checkpoint.require_finite(reconstructed)
+        self.checkpoint.require_finite(reconstructed[None])
         # Visible values as they were, not as they return from the normalisation.
         return Reconstruction(original, hidden, torch.where(hidden, reconstructed, original), len(windows.starts))
 

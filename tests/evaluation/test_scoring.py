@@ -8,7 +8,7 @@ import torch
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.data.log_mel import LogMel
+from amae_plugin.data.log_mel import LogMel, ModelInput
 from amae_plugin.data.manifest import Manifest, write_manifest
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.scoring import Options, score_clips
@@ -48,8 +48,8 @@ class Counting:
 
 def directly(checkpoint, manifest, clip, position):
     """The logits of one piece of a clip."""
-    settings = {"target_length": 64, "mean": -6.0, "std": 4.0, "features": LogMel(num_mel_bins=64)}
-    dataset = AudioDataset(manifest, crop_position=position, **settings)
+    model_input = ModelInput(LogMel(num_mel_bins=64), target_length=64, mean=-6.0, std=4.0)
+    dataset = AudioDataset(manifest, model_input, crop_position=position)
     with torch.no_grad():
         return checkpoint.model()(dataset[clip]["source"][None])["logits"][0].double().numpy()
 
@@ -148,7 +148,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path, manifest, write_checkp
     content = torch.load(path)
     content["model"]["head.bias"][0] = float("nan")
     torch.save(content, path)
-    with pytest.raises(UserError, match=r"last\.pt: .* not finite numbers for 5 of 5 clips; its training diverged"):
+    with pytest.raises(UserError, match=r"last\.pt: .* not finite numbers for 5 of 5 inputs; its training diverged"):
         score_clips(Checkpoint.read(path), manifest, Counting(), options())
 
 
@@ -162,13 +162,16 @@ def test_a_missing_setting_is_named(tmp_path, manifest, write_checkpoint):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_missing_gpu_is_an_error_only_if_asked_for():
-    assert Options(device="auto").torch_device() == torch.device("cpu")
-    with pytest.raises(UserError, match="device cuda: PyTorch finds no such GPU"):
-        Options(device="cuda").torch_device()
+def test_a_missing_device_is_an_error_only_if_asked_for(checkpoint, manifest):
+    score_clips(checkpoint, manifest, Counting(), options(device="auto"))
+    for name in ("cuda", "cuda:1"):
+        with pytest.raises(UserError, match=f"device {name}: PyTorch finds no such GPU"):
+            score_clips(checkpoint, manifest, Counting(), options(device=name))
+    with pytest.raises(UserError, match="device tpu: must be auto, cpu, cuda or cuda:N"):
+        score_clips(checkpoint, manifest, Counting(), options(device="tpu"))
 
 
-@pytest.mark.parametrize("values", [{"crops": 0}, {"batch_size": 0}, {"workers": -1}, {"device": "tpu"}])
+@pytest.mark.parametrize("values", [{"crops": 0}, {"batch_size": 0}, {"workers": -1}])
 def test_impossible_options_are_refused(values):
     with pytest.raises(ValueError, match="must be"):
         Options(**values)
