@@ -189,8 +189,8 @@ class Checkpoint:
         bad = int((~values.isfinite().flatten(1).all(dim=1)).sum())
         if bad:
             raise UserError(
-                f"{self.path}: the model gives values that are not finite numbers for {bad:,} of {len(values):,} inputs; "
-                "its training diverged, so take an earlier checkpoint"
+                f"{self.path}: the model gives values that are not finite numbers for {bad:,} of {len(values):,} "
+                "inputs; its training diverged, so take an earlier checkpoint"
             )
 
     def model(self) -> Model:

@@ -1,4 +1,4 @@
-"""The rooms of the package: nothing imports upwards, the method knows nothing of fairseq, registration changes nothing."""
+"""The rooms of the package: no import leads upwards, the method needs no fairseq, registration changes nothing."""
 
 from __future__ import annotations
 
