@@ -12,10 +12,11 @@ from typing import Any, Union
 import torch
 from torch import Tensor
 
+from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.errors import UserError
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
 from amae_plugin.models.pretraining import PretrainingModel
-from amae_plugin.models.registry import SYSTEMS, input_settings, system_of
+from amae_plugin.models.registry import SYSTEMS, read_input
 from amae_plugin.weight_files import read_weights
 
 CLASSIFIER = "amae_classifier"
@@ -134,18 +135,16 @@ class Checkpoint:
         return self.model_settings["encoder"] if self.is_classifier else self.model_settings
 
     @property
-    def input_settings(self) -> dict[str, Any]:
-        """The settings of :func:`.registry.input_settings`, and ``target_length``, the frames of the input.
+    def input(self) -> ModelInput:
+        """Input that the model was trained with.
 
         Raises:
             UserError: the task section lacks a setting that describes the input.
         """
-        task = self.config.get("task") or {}
-        statistics = () if system_of(self.encoder_settings).normalizes_input else ("mean", "std")
-        missing = [name for name in ("target_length", "num_mel_bins", *statistics) if task.get(name) is None]
-        if missing:
-            raise UserError(f"{self.path}: its settings lack {', '.join(f'task.{name}' for name in missing)}")
-        return {"target_length": task["target_length"], **input_settings(task, self.encoder_settings)}
+        try:
+            return read_input(self.config.get("task") or {}, self.encoder_settings)
+        except ValueError as error:
+            raise UserError(f"{self.path}: {error}") from None
 
     @property
     def classes(self) -> tuple[str, ...]:

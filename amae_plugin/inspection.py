@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from amae_plugin.checkpoints import Checkpoint
-from amae_plugin.data.log_mel import LogMel
+from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.models.encoder import Encoder
 from amae_plugin.models.mae_ast.encoder import MAEASTEncoder
 from amae_plugin.modules.positions import GridPositions, LearnedPositions
@@ -31,8 +31,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     encoder: Encoder = model.encoder
     first_block: Any = encoder.blocks[0]
     task = checkpoint.config["task"]
-    settings = checkpoint.input_settings
-    features = LogMel.from_settings(settings)
+    expected = checkpoint.input
+    features = expected.front_end
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         parts[name.split(".")[0]] += parameter.numel()
@@ -50,17 +50,16 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "positions": _positions(encoder),
         "patch_size": list(encoder.patch_size),
         "patch_stride": list(encoder.patch_stride),
-        "grid": list(encoder.grid(settings["target_length"], settings["num_mel_bins"])),
+        "grid": list(encoder.grid(expected.target_length, expected.num_mel_bins)),
         "input": {
             "sample_rate": features.sample_rate,
-            "frames": settings["target_length"],
-            "seconds": features.samples_for(settings["target_length"]) / features.sample_rate,
+            "frames": expected.target_length,
+            "seconds": expected.samples / features.sample_rate,
             "num_mel_bins": features.num_mel_bins,
             "window_type": features.window_type,
             "window_ms": features.window_ms,
             "shift_ms": features.shift_ms,
-            "remove_mean": features.remove_mean,
-            **_statistics(encoder, settings),
+            **_statistics(encoder, expected),
         },
         "updates": checkpoint.updates,
         "epoch": (extra.get("train_iterator") or {}).get("epoch"),
@@ -100,7 +99,7 @@ def summary(facts: Mapping[str, Any]) -> str:
             "input",
             f"{heard['frames']} frames ({heard['seconds']:.4g} s), {heard['num_mel_bins']} mel bands, "
             f"{heard['window_type']} windows of {heard['window_ms']:g} ms every {heard['shift_ms']:g} ms at "
-            f"{heard['sample_rate']:,} Hz{', mean removed' if heard['remove_mean'] else ''}",
+            f"{heard['sample_rate']:,} Hz",
         ),
         (
             "normalised",
@@ -174,13 +173,13 @@ def _conversion(conversion: Mapping[str, Any] | None) -> str:
     return f"{conversion['source']} ({conversion['kind']}){more}"
 
 
-def _statistics(encoder: Encoder, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _statistics(encoder: Encoder, expected: ModelInput) -> dict[str, Any]:
     """Of the normalisation ``(x - mean) / (2 std)``, and where they come from."""
     if isinstance(encoder, MAEASTEncoder):
         norm = encoder.input_norm
         mean, std = norm.running_mean.item(), (norm.running_var + norm.eps).sqrt().item()
         return {"mean": mean, "std": std, "statistics": "learned by the encoder's input norm"}
-    return {"mean": settings["mean"], "std": settings["std"], "statistics": "task.mean and task.std"}
+    return {"mean": expected.mean, "std": expected.std, "statistics": "task.mean and task.std"}
 
 
 def _positions(encoder: Encoder) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _run(args: argparse.Namespace) -> int:
             f"{error}. If you know who made the file and trust them, --trust reads it all the same, and runs whatever "
             "it asks for"
         ) from None
-    given = {name: getattr(args, name) for name in ("mean", "std", "window_type", "remove_mean")}
+    given = {name: getattr(args, name) for name in ("mean", "std", "window_type")}
     conversion = convert(
         source,
         args.out,

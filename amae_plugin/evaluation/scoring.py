@@ -14,8 +14,7 @@ from tqdm import tqdm
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.audio import AudioError
-from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.data.log_mel import LogMel
+from amae_plugin.data.dataset import AudioDataset, Item
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.modules.compute import choose_device
@@ -131,7 +130,7 @@ def score_clips(
                         sums = np.zeros((len(manifest), values.shape[1]))
                     sums[ids] += values
                     pieces[ids] += 1
-                    longer.append(ids[batch["lengths"].numpy() == dataset.target_length])
+                    longer.append(ids[batch["lengths"].numpy() == dataset.input.target_length])
                 bar.update(len(failures) + (len(batch["id"]) if batch else 0))
             if number == 0:
                 left = np.concatenate([np.zeros(0, np.int64), *longer])
@@ -163,15 +162,7 @@ def dataset_of(checkpoint: Checkpoint, manifest: Manifest, position: float = CEN
     Raises:
         UserError: a setting of the checkpoint is missing.
     """
-    settings = checkpoint.input_settings
-    return AudioDataset(
-        manifest,
-        target_length=settings["target_length"],
-        mean=settings["mean"],
-        std=settings["std"],
-        features=LogMel.from_settings(settings),
-        crop_position=position,
-    )
+    return AudioDataset(manifest, checkpoint.input, crop_position=position)
 
 
 _Batch = tuple[dict[str, Any], list[tuple[int, AudioError]]]
@@ -187,7 +178,7 @@ class _Attempts(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> dict[str, Any] | tuple[int, AudioError] | None:
+    def __getitem__(self, index: int) -> Item | tuple[int, AudioError] | None:
         clip = int(self.clips[index])
         try:
             return self.dataset[clip]

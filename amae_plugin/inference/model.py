@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from amae_plugin.checkpoints import NO_CLASSES, Checkpoint
-from amae_plugin.data.log_mel import LogMel, fit_length, normalize
+from amae_plugin.data.log_mel import fit_length
 from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import Audio, load_waveform
 from amae_plugin.inference.windows import Windows
@@ -94,11 +94,9 @@ class AudioModel(nn.Module):
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.checkpoint = replace(checkpoint, state={})
         self.batch_size = batch_size
-        settings = checkpoint.input_settings
-        self.features = LogMel.from_settings(settings)
-        self.target_length: int = settings["target_length"]
-        self.mean: float = settings["mean"]
-        self.std: float = settings["std"]
+        self.input = checkpoint.input
+        self.features = self.input.front_end
+        self.target_length = self.input.target_length
         self.model: Any = checkpoint.model()
         self.sample_rate = self.features.sample_rate
         self.embed_dim = self.encoder.embed_dim
@@ -277,7 +275,7 @@ class AudioModel(nn.Module):
             layouts.append(self._layout(len(log_mel)))
             for start in layouts[-1].starts:
                 window = log_mel[start * self.encoder.patch_stride[0] :][: self.target_length]
-                yield normalize(fit_length(window, self.target_length), self.mean, self.std), len(window)
+                yield self.input.normalize(fit_length(window, self.target_length)), len(window)
 
     def _in_batches(
         self, windows: Iterator[tuple[Tensor, int]], function: Callable[[Tensor, Tensor], dict[str, Tensor]]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.inversion import invert
-from amae_plugin.data.log_mel import FLOOR, LogMel, fit_length, normalize
-from amae_plugin.data.seeding import clip_seed
+from amae_plugin.data.log_mel import FLOOR, FrontEnd, fit_length
+from amae_plugin.data.sampling import clip_seed
 from amae_plugin.errors import UserError
 from amae_plugin.metrics.band_errors import BandErrors, join_visible
 from amae_plugin.models.pretraining import PretrainingModel
@@ -109,11 +109,10 @@ class Reconstructor:
                 f"{checkpoint.path}: the model was trained without reconstruction (model.reconstruction_weight=0), so "
                 "it has no head that draws"
             )
-        task = checkpoint.input_settings
         self.checkpoint = checkpoint
-        self.features = LogMel.from_settings(task)
-        self.input_length = int(task["target_length"])
-        self.mean, self.std = float(task["mean"]), float(task["std"])
+        self.input = checkpoint.input
+        self.features = self.input.front_end
+        self.input_length = self.input.target_length
         self.seed = seed
         self.batch_size = batch_size
         self.device = torch.device(device)
@@ -145,14 +144,14 @@ class Reconstructor:
         windows = [original[starts[number] :][: self.input_length] for number in numbers]
         lengths = torch.tensor([len(window) for window in windows], device=self.device)
         source = torch.stack([fit_length(window, self.input_length) for window in windows]).to(self.device)
-        source = normalize(source, self.mean, self.std)
+        source = self.input.normalize(source)
         seeds = torch.tensor([clip_seed(self.seed, 0, number) for number in numbers], device=self.device)
         padding = torch.arange(self.input_length, device=self.device) >= lengths[:, None]
         with torch.inference_mode():
             output = self.model(source, seed=seeds, padding_mask=padding)
             drawn = self.model.reconstruct(source, output["prediction"], output["mask"], padding)
         hidden = self._hidden_values(output["mask"])
-        return hidden.cpu(), (drawn.float() * (2 * self.std) + self.mean).cpu()
+        return hidden.cpu(), self.input.denormalize(drawn.float()).cpu()
 
     def _hidden_values(self, mask: Tensor) -> Tensor:
         """A mask over the encoder's tokens (B, L) as one over the spectrogram (B, W, F)."""
@@ -162,7 +161,7 @@ class Reconstructor:
         return unpatchify(encoder.in_grid_order(mask, grid)[..., None].expand(-1, -1, values), grid, encoder.patch_size)
 
 
-def make_audible(reconstruction: Reconstruction, features: LogMel, samples: int) -> list[Tensor]:
+def make_audible(reconstruction: Reconstruction, features: FrontEnd, samples: int) -> list[Tensor]:
     """The original, the masked and the reconstructed clip as sounds of one gain, each (samples,) in [-1, 1].
 
     All of them come from the log-mel values, the original too, so that what differs between them is in these.

@@ -18,7 +18,7 @@ from amae_plugin.interop.mae_ast import MAEASTPretrained
 from amae_plugin.interop.ssast import ASTFineTuned, ImageNetViT, SSASTPretrained
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
 from amae_plugin.models.published import Kind, Options, PublishedFile, Reading
-from amae_plugin.models.registry import SYSTEMS, input_settings, system_of
+from amae_plugin.models.registry import SYSTEMS, read_input, system_of
 
 # In the order in which they are asked whether they recognise a file.
 KINDS: dict[str, Kind] = {
@@ -80,8 +80,7 @@ def convert(
         out: path of the result.
         options: what the user says of it.
         kind: one of :data:`KINDS`; recognised if None.
-        front_end: of the task's settings ``mean``, ``std``, ``window_type`` and ``remove_mean`` those that are not as
-            published.
+        front_end: of the task's settings ``mean``, ``std`` and ``window_type`` those that are not as published.
         multi_label: of a classifier, whether a clip may have several labels; if None, with AudioSet's 527 classes.
         partial: leave out tensors that have no place, and initialise those that are missing.
 
@@ -211,10 +210,9 @@ def _sections(model: Model, reading: Reading, front_end: Mapping[str, Any], mult
         "target_length": reading.target_length,
         "num_mel_bins": encoder["num_mel_bins"],
         **_AUDIOSET,
-        **system_of(encoder).front_end,
         **front_end,
     }
-    task.update(input_settings(task, encoder))
+    task.update(read_input(task, encoder).settings())
     sections: dict[str, Any] = {
         # What fairseq's tasks look up in other sections.
         "common": {"seed": 1, "tensorboard_logdir": None},

@@ -37,8 +37,7 @@ class Format(ABC):
     def __init__(self, checkpoint: Checkpoint, model: Model):
         self.checkpoint = checkpoint
         self.model = model
-        task = checkpoint.input_settings
-        self.input_size: Size2d = (task["target_length"], task["num_mel_bins"])
+        self.input_size: Size2d = (checkpoint.input.target_length, checkpoint.input.num_mel_bins)
 
     @abstractmethod
     def write(self, folder: Path) -> None:

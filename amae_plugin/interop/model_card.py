@@ -10,7 +10,6 @@ import torch
 
 from amae_plugin.checkpoints import Checkpoint, Model
 from amae_plugin.data.labels import LABELS_NAME
-from amae_plugin.data.log_mel import LogMel
 from amae_plugin.inspection import describe, summary
 from amae_plugin.models.encoder import Encoder
 
@@ -25,7 +24,7 @@ import torchaudio
 
 
 def log_mel_of(waveform):  # (samples,) float in [-1, 1], mono, {rate} Hz
-{centre}    features = torchaudio.compliance.kaldi.fbank(
+    features = torchaudio.compliance.kaldi.fbank(
         waveform[None],
         sample_frequency={rate},
         num_mel_bins={bands},
@@ -35,7 +34,7 @@ def log_mel_of(waveform):  # (samples,) float in [-1, 1], mono, {rate} Hz
     )
     spare = max(0, {frames} - len(features))
     features = torch.nn.functional.pad(features[:{frames}], (0, 0, 0, spare))
-    return (features - ({mean})) / (2 * {std})
+    return (features - ({shift})) / {scale}
 
 
 log_mel = torch.stack([log_mel_of(waveform) for waveform in waveforms])  # (clips, {frames}, {bands})
@@ -87,18 +86,17 @@ def _text(checkpoint: Checkpoint, model: Model, title: str, loading: Mapping[str
 
 
 def _input(checkpoint: Checkpoint) -> str:
-    task = checkpoint.input_settings
-    features = LogMel.from_settings(task)
+    features = checkpoint.input.front_end
+    shift, scale = checkpoint.input.shift_and_scale
     return _INPUT.format(
         rate=features.sample_rate,
-        centre="    waveform = waveform - waveform.mean()\n" if features.remove_mean else "",
         bands=features.num_mel_bins,
         window=features.window_type,
         window_ms=features.window_ms,
         shift_ms=features.shift_ms,
-        frames=task["target_length"],
-        mean=task["mean"],
-        std=task["std"],
+        frames=checkpoint.input.target_length,
+        shift=shift,
+        scale=scale,
     )
 
 

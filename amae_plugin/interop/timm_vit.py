@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from amae_plugin.checkpoints import Checkpoint, Model
-from amae_plugin.data.log_mel import LogMel
 from amae_plugin.errors import UserError
 from amae_plugin.interop.formats import Format
 from amae_plugin.models import state_dicts
@@ -120,8 +119,8 @@ class Timm(Format):
 
     def _config(self) -> dict[str, Any]:
         """What timm's own export writes, and how the input is made."""
-        arguments, features = self.vit.arguments, LogMel.from_settings(self.checkpoint.input_settings)
-        mean, std = (self.checkpoint.input_settings[name] for name in ("mean", "std"))
+        arguments, features = self.vit.arguments, self.checkpoint.input.front_end
+        shift, scale = self.checkpoint.input.shift_and_scale
         config = {
             "architecture": self.vit.architecture,
             "num_classes": arguments["num_classes"],
@@ -131,12 +130,12 @@ class Timm(Format):
             "pretrained_cfg": {
                 "input_size": [1, *arguments["img_size"]],
                 "fixed_input_size": True,
-                "mean": [mean],
-                "std": [2 * std],
+                "mean": [shift],
+                "std": [scale],
                 "first_conv": "patch_embed.proj",
                 "classifier": ["head", "head_dist"] if self.vit.architecture == _DEIT else "head",
             },
-            "log_mel": {**asdict(features), "mean": mean, "std": std},
+            "log_mel": {**asdict(features), **self.checkpoint.input.settings()},
         }
         if isinstance(self.model, Classifier):
             config["label_names"] = list(self.checkpoint.classes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from amae_plugin.data.log_mel import LogMel, ModelInput
 from amae_plugin.errors import UserError
 from amae_plugin.models import audio_mae, mae_ast, ssast
 from amae_plugin.models.system import Settings, System
@@ -28,21 +29,18 @@ def system_of(settings: Settings) -> System:
     return SYSTEMS[name]
 
 
-def input_settings(task: Mapping[str, Any], encoder: Settings) -> dict[str, Any]:
-    """The input that an encoder was or will be trained with.
+def read_input(task: Mapping[str, Any], encoder: Settings) -> ModelInput:
+    """Read the input that an encoder was or will be trained with.
 
     Args:
-        task: the task section of a recipe or a checkpoint. What it leaves open (null) of the front end, and the
-            statistics of a system that normalises its input, are the system's.
-        encoder: the model section of the encoder's system.
-
-    Returns:
-        ``num_mel_bins``, ``window_type``, ``remove_mean``, ``mean`` and ``std``.
+        task: task section of a recipe or a checkpoint; the system's input replaces what is null in it.
+        encoder: model section of the encoder's system.
 
     Raises:
         UserError: no system has that name.
+        ValueError: a setting is missing or cannot be used.
     """
     system = system_of(encoder)
-    given = {name: task[name] for name in system.front_end if task.get(name) is not None}
-    mean, std = (0.0, 0.5) if system.normalizes_input else (task["mean"], task["std"])
-    return {"num_mel_bins": task["num_mel_bins"], **system.front_end, **given, "mean": mean, "std": std}
+    front_end = LogMel(window_type=system.front_end["window_type"])
+    default = ModelInput(front_end, normalization="model" if system.normalizes_input else "two_std")
+    return ModelInput.from_settings(task, default)

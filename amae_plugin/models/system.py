@@ -30,7 +30,7 @@ class System:
     config: type[FromSettings]
     model_class: Callable[[Any], PretrainingModel]
     encoder_class: Callable[[Any], Encoder]
-    front_end: Mapping[str, Any] = field(default_factory=lambda: {"window_type": "hanning", "remove_mean": True})
+    front_end: Mapping[str, Any] = field(default_factory=lambda: {"window_type": "hanning"})
     normalizes_input: bool = False
     fits_positions: bool = False
 

@@ -11,6 +11,6 @@ SYSTEM = System(
     MAEASTConfig,
     MAEAST,
     MAEASTEncoder,
-    front_end={"window_type": "povey", "remove_mean": False},  # Kaldi's defaults
+    front_end={"window_type": "povey"},  # Kaldi's default
     normalizes_input=True,
 )
