@@ -8,7 +8,7 @@ import torch
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.data.log_mel import LogMel
+from amae_plugin.data.log_mel import LogMel, ModelInput
 from amae_plugin.data.manifest import Manifest, write_manifest
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.scoring import Options, score_clips
@@ -48,8 +48,8 @@ class Counting:
 
 def directly(checkpoint, manifest, clip, position):
     """The logits of one piece of a clip."""
-    settings = {"target_length": 64, "mean": -6.0, "std": 4.0, "features": LogMel(num_mel_bins=64)}
-    dataset = AudioDataset(manifest, crop_position=position, **settings)
+    model_input = ModelInput(LogMel(num_mel_bins=64), target_length=64, mean=-6.0, std=4.0)
+    dataset = AudioDataset(manifest, model_input, crop_position=position)
     with torch.no_grad():
         return checkpoint.model()(dataset[clip]["source"][None])["logits"][0].double().numpy()
 

@@ -13,11 +13,11 @@ from small_systems import ENCODERS, INPUT_SAMPLES
 
 from amae_plugin import load_model
 from amae_plugin.checkpoints import Checkpoint
-from amae_plugin.data.log_mel import LogMel, fit_length, normalize
+from amae_plugin.data.log_mel import LogMel, ModelInput, fit_length
 from amae_plugin.errors import UserError
 
 HANNING = LogMel(num_mel_bins=64)
-POVEY = LogMel(num_mel_bins=64, window_type="povey", remove_mean=False)
+POVEY = LogMel(num_mel_bins=64, window_type="povey")
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
 
@@ -33,7 +33,7 @@ def source_of(samples, name):
         source = fit_length(log_mel, 64, position=0.0)
     else:
         log_mel = HANNING(torch.from_numpy(samples))
-        source = normalize(fit_length(log_mel, 64, position=0.0), -6.0, 4.0)
+        source = ModelInput(mean=-6.0, std=4.0).normalize(fit_length(log_mel, 64, position=0.0))
     return source[None], (torch.arange(64) >= len(log_mel))[None]
 
 
@@ -295,7 +295,7 @@ def test_settings_and_devices_that_make_no_sense(pretrained, tmp_path):
     content = torch.load(pretrained["mae_ast"])
     del content["cfg"]["task"]["std"]
     torch.save(content, tmp_path / "y.pt")
-    assert load_model(tmp_path / "y.pt").std == 0.5  # it has statistics of its own
+    assert load_model(tmp_path / "y.pt").input.normalization == "model"  # it has statistics of its own
     with pytest.raises(UserError, match="device gpu: must be auto, cpu, cuda or cuda:N"):
         load_model(pretrained["audio_mae"], device="gpu")
     with pytest.raises(UserError, match="device cuda:99: PyTorch finds no such GPU"):

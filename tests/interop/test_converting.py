@@ -80,8 +80,8 @@ def test_audio_mae(tmp_path: Path, golden: Callable, decoder: str, capsys: pytes
     assert loss.item() == pytest.approx(float(archive["loss_raw"]), rel=1e-4)
     assert torch.equal(model.encoder.positions.pos_embed, archive["state/pos_embed"])
     assert checkpoint.model_settings["mask_ratio"] == 0.75
-    front_end = {name: checkpoint.config["task"][name] for name in ("mean", "std", "window_type", "remove_mean")}
-    assert front_end == {"mean": -4.2677393, "std": 4.5689974, "window_type": "hanning", "remove_mean": True}
+    front_end = {name: checkpoint.config["task"][name] for name in ("mean", "std", "window_type", "normalization")}
+    assert front_end == {"mean": -4.2677393, "std": 4.5689974, "window_type": "hanning", "normalization": "two_std"}
     assert checkpoint.untrained == ()
 
 
@@ -152,7 +152,7 @@ def test_mae_ast(tmp_path: Path, golden: Callable, tokens: str, as_namespace: bo
     output = trained.train()(source, mask)
     assert_same(output["prediction"][0][output["mask"][0]], archive["reconstruction"][0])
     task = checkpoint.config["task"]
-    assert [task[name] for name in ("mean", "std", "window_type", "remove_mean")] == [0.0, 0.5, "povey", False]
+    assert (task["window_type"], task["normalization"]) == ("povey", "model")
 
 
 def test_mae_ast_without_its_settings_needs_a_patch_size(golden: Callable) -> None:
