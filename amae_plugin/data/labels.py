@@ -97,17 +97,6 @@ class Labels:
             raise IndexError(f"{len(self)} clips have labels, asked for number {index}")
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
-    @property
-    def single(self) -> np.ndarray:
-        """The only class of each clip: (N,) int32.
-
-        Raises:
-            ValueError: some clips have several.
-        """
-        if len(self.ids) != len(self):
-            raise ValueError("some clips have several labels")
-        return self.ids
-
     def multi_hot(self, index: int) -> Tensor:
         """Return the target of one clip, (C,) float32: 1 for each of its classes, 0 elsewhere."""
         target = torch.zeros(len(self.names))

@@ -83,10 +83,10 @@ class FrontEnd(ABC):
         """Samples from one frame to the next."""
         return int(self.sample_rate * self.shift_ms / 1000)
 
-    @property
+    @functools.cached_property
     def window(self) -> Tensor:
-        """The analysis window: (window_samples,)."""
-        return _window(self.window_type, self.window_samples)
+        """Analysis window: (window_samples,)."""
+        return WINDOWS[self.window_type](self.window_samples)
 
     def samples_for(self, frames: int) -> int:
         """Count the samples of the shortest waveform that gives this many frames."""
@@ -115,10 +115,15 @@ class LogMel(FrontEnd):
         """Samples of the Fourier transform: a window, filled up with zeros to a power of two."""
         return 1 << math.ceil(math.log2(self.window_samples))
 
-    @property
+    @functools.cached_property
     def mel_filters(self) -> Tensor:
         """Weights of the power spectrum's bins in the bands: (fft_size // 2 + 1, num_mel_bins)."""
-        return _mel_filters(self.num_mel_bins, self.fft_size, self.sample_rate)
+        # Models describe their input by this module, and do without torchaudio.
+        from amae_plugin.data._torchaudio import kaldi
+
+        rate = float(self.sample_rate)
+        filters, _ = kaldi.get_mel_banks(self.num_mel_bins, self.fft_size, rate, LOW_HZ, 0.0, 100.0, -500.0, 1.0)
+        return torch.nn.functional.pad(filters, (0, 1)).T.contiguous()  # Kaldi gives the Nyquist bin no weight
 
     def __call__(self, waveform: Tensor) -> Tensor:
         """Map (samples,) float32 on the CPU to (frames, num_mel_bins), natural logarithms of the power.
@@ -272,18 +277,3 @@ def fit_length(spectrogram: Tensor, target_length: int, position: float = 0.5, p
         start = min(int(position * (spare + 1)), spare)
         return spectrogram[start : start + target_length]
     return torch.nn.functional.pad(spectrogram, (0, 0, 0, -spare), value=padding)
-
-
-@functools.lru_cache(maxsize=8)
-def _window(window_type: str, size: int) -> Tensor:
-    return WINDOWS[window_type](size)
-
-
-@functools.lru_cache(maxsize=8)
-def _mel_filters(num_mel_bins: int, fft_size: int, sample_rate: int) -> Tensor:
-    """(fft_size // 2 + 1, num_mel_bins); the Nyquist bin has no weight in Kaldi."""
-    # Models describe their input by this module, and do without torchaudio.
-    from amae_plugin.data._torchaudio import kaldi
-
-    filters, _ = kaldi.get_mel_banks(num_mel_bins, fft_size, float(sample_rate), LOW_HZ, 0.0, 100.0, -500.0, 1.0)
-    return torch.nn.functional.pad(filters, (0, 1)).T.contiguous()

@@ -154,7 +154,7 @@ def test_balanced_draws_hear_every_class_as_often() -> None:
     labels = labelled(rows, classes=3)
     clips = Sampling(np.arange(100), balanced_weights(labels), 9000).draw(1)
     # A class of one clip is drawn 1% less often.
-    assert np.bincount(labels.single[clips]) / 9000 == pytest.approx([1 / 3] * 3, abs=0.03)
+    assert np.bincount(labels.ids[clips]) / 9000 == pytest.approx([1 / 3] * 3, abs=0.03)
 
 
 def test_weights_are_read(tmp_path: Path) -> None:
