@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.utils.data
@@ -12,8 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from amae_plugin.data.audio import AudioError, Crop, load_clip
-from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.data.log_mel import fit_length, normalize
+from amae_plugin.data.dataset import AudioDataset, Item
 from amae_plugin.errors import UserError
 
 
@@ -56,8 +54,8 @@ def measure_loader(dataset: AudioDataset, indices: Sequence[int], batch: int, wo
 
 
 def _time_stages(dataset: AudioDataset, indices: Sequence[int], batch: int) -> tuple[dict[str, float], int]:
-    features = dataset.features
-    crop = Crop(features.samples_for(dataset.target_length), position=0.5)
+    expected = dataset.input
+    crop = Crop(expected.samples, position=0.5)
     seconds = {"decode": 0.0, "features": 0.0, "collate": 0.0}
     clips = 0
     with tqdm(total=len(indices), desc="stages of one worker", unit="clip") as progress:
@@ -67,15 +65,8 @@ def _time_stages(dataset: AudioDataset, indices: Sequence[int], batch: int) -> t
             read = [_decode(dataset, index, crop) for index in chosen]
             waveforms = [waveform for waveform in read if waveform is not None]
             decoded = time.perf_counter()
-            items: list[dict[str, Any] | None] = [
-                {
-                    "id": 0,
-                    "source": normalize(
-                        fit_length(features(waveform), dataset.target_length), dataset.mean, dataset.std
-                    ),
-                    "length": dataset.target_length,
-                    "seed": 0,
-                }
+            items = [
+                Item(id=0, source=expected.spectrogram(waveform), length=expected.target_length, seed=0)
                 for waveform in waveforms
             ]
             computed = time.perf_counter()
@@ -91,6 +82,6 @@ def _time_stages(dataset: AudioDataset, indices: Sequence[int], batch: int) -> t
 
 def _decode(dataset: AudioDataset, index: int, crop: Crop) -> Tensor | None:
     try:
-        return load_clip(dataset.manifest[index], dataset.features.sample_rate, crop)
+        return load_clip(dataset.manifest[index], dataset.input.sample_rate, crop)
     except AudioError:
         return None

@@ -18,6 +18,7 @@ from amae_plugin.benchmark.data_path import measure_loader, measure_stages
 from amae_plugin.benchmark.step import PRECISIONS, StepSpec, alone, count_flops, measure_step
 from amae_plugin.cli.arguments import natural, positive
 from amae_plugin.data.dataset import AudioDataset
+from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.recipes import model_settings
@@ -217,11 +218,9 @@ def _measure_data(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"{args.data}: holds no clips")
     dataset = AudioDataset(
         manifest,
-        target_length=args.target_length,
-        mean=0.0,
-        std=0.5,
+        ModelInput(target_length=args.target_length),
         on_bad_audio="skip",
-        max_bad_audio=len(manifest) + 2 * args.clips,
+        max_bad_audio=len(manifest),
     )
     clips = min(args.clips, len(manifest))
     indices = np.sort(np.random.default_rng(1).choice(len(manifest), clips, replace=False)).tolist()

@@ -17,7 +17,7 @@ from torch import Tensor
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.arguments import add_clips
 from amae_plugin.cli.files import writing
-from amae_plugin.data.log_mel import LogMel
+from amae_plugin.data.log_mel import FrontEnd
 from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import ClipFiles
 from amae_plugin.inference.reconstruction import Reconstructor, make_audible
@@ -116,7 +116,7 @@ def _make_room(out: Path, clips: ClipFiles) -> dict[Path, str]:
     return {path: str(path.absolute().relative_to(root)) for path in clips.names}
 
 
-def _write_clip(folder: Path, view: ClipView, features: LogMel, note: str | None) -> None:
+def _write_clip(folder: Path, view: ClipView, features: FrontEnd, note: str | None) -> None:
     from amae_plugin.visual.spectrograms import COLUMNS, plot_reconstructions
 
     shown = view.reconstruction

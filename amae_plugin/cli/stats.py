@@ -10,6 +10,7 @@ import numpy as np
 
 from amae_plugin.cli.arguments import natural, positive
 from amae_plugin.data.dataset import AudioDataset
+from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.data.statistics import measure
 from amae_plugin.errors import UserError
@@ -36,12 +37,9 @@ def _run(args: argparse.Namespace) -> int:
     manifest = Manifest.read(path)
     if not len(manifest):
         raise UserError(f"{path}: holds no clips")
-    # mean 0 and std 1/2 leave the features as they are.
     dataset = AudioDataset(
         manifest,
-        target_length=args.target_length,
-        mean=0.0,
-        std=0.5,
+        ModelInput(target_length=args.target_length, normalization="model"),  # log-mel values as they are
         train=True,
         seed=args.seed,
         on_bad_audio="skip",

@@ -1,4 +1,4 @@
-"""torchaudio, imported in one place, so that a build that does not fit torch is explained and not only traced back."""
+"""torchaudio, imported in one place: the error explains a build that does not fit torch."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ try:
     import torchaudio
     from torchaudio.compliance import kaldi
 except (ImportError, OSError, RuntimeError) as error:
-    _root: BaseException = error
-    while _root.__cause__ is not None:
-        _root = _root.__cause__
-    _reason = next(iter(str(_root).splitlines()), type(_root).__name__)
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    reason = next(iter(str(cause).splitlines()), type(cause).__name__)
     try:
-        _pair = f"torchaudio {version('torchaudio')} does not load with torch {version('torch')} ({_reason})"
+        problem = f"torchaudio {version('torchaudio')} does not load with torch {version('torch')} ({reason})"
     except PackageNotFoundError:
-        _pair = f"torchaudio cannot be imported ({_reason})"
+        problem = f"torchaudio cannot be imported ({reason})"
     raise UserError(
-        f"{_pair}: replace both by builds that fit each other, from the same index and without a label such as +cpu: "
+        f"{problem}: replace both by builds that fit each other, from the same index and without a label such as +cpu: "
         "pip install --force-reinstall -c constraints.txt torch torchaudio"
     ) from None
 

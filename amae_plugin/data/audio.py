@@ -1,7 +1,7 @@
 """Decode a clip: from a file, a stored zip member or a segment of a long file to a mono waveform at one sample rate.
 
-wav, flac, ogg, mp3 and whatever else libsndfile knows go through soundfile; what it does not recognise (mkv, mp4, webm,
-m4a...) goes through PyAV, which the extra ``amae-plugin[video]`` installs.
+soundfile decodes wav, flac, ogg, mp3 and the other formats of libsndfile. PyAV, which the extra ``amae-plugin[video]``
+installs, decodes the formats that libsndfile does not recognise (mkv, mp4, webm, m4a...).
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import functools
 import io
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO, Callable
+from typing import TYPE_CHECKING, BinaryIO, Callable
 
 import numpy as np
 import soundfile
@@ -24,7 +26,10 @@ from amae_plugin.data._torchaudio import torchaudio
 from amae_plugin.data.manifest import Clip
 from amae_plugin.errors import UserError
 
-# Lossy codecs need what lies before a seek point to settle.
+if TYPE_CHECKING:
+    import av
+
+# Lossy codecs need the samples before a seek point to settle.
 _PREROLL_SECONDS = 0.2
 _MP3_PREROLL_FRAMES = 10 * 1152  # libsndfile leaves this to its caller, for this format only
 _LOUDEST = 1e10  # full scale is 1; beyond this the power spectrum would overflow float32
@@ -34,7 +39,7 @@ _INCOMPLETE = 24
 
 
 class AudioError(UserError):
-    """A clip that cannot be decoded, with its path and the reason."""
+    """Error of a clip that cannot be decoded, with its path and the reason."""
 
     def __init__(self, path: str, reason: str | None = None):
         # A DataLoader raises a worker's exception again with the whole text as its only argument.
@@ -48,25 +53,25 @@ class AudioError(UserError):
 
 @dataclass(frozen=True)
 class Crop:
-    """Which piece of a longer clip is wanted.
+    """Piece of a longer clip.
 
     Attributes:
-        samples: its length at the output sample rate.
-        position: where it lies, in [0, 1]: 0 is the clip's beginning, 0.5 its centre, 1 its end.
+        samples: length at the output sample rate.
+        position: place in the clip, in [0, 1]: 0 is the clip's beginning, 0.5 its centre, 1 its end.
     """
 
     samples: int
     position: float
 
     def start(self, available: int, wanted: int) -> int:
-        """First of *wanted* frames out of *available*; a uniform position gives a uniform start."""
+        """Return the first of *wanted* frames out of *available*; a uniform position gives a uniform start."""
         spare = available - wanted
         return min(int(self.position * (spare + 1)), spare)
 
 
 @dataclass(frozen=True)
 class AudioHeader:
-    """What a file says about itself: frames (samples per channel), sample rate in Hz, channels."""
+    """Header of a file: frames (samples per channel), sample rate in Hz, channels."""
 
     frames: int
     sample_rate: int
@@ -76,14 +81,14 @@ class AudioHeader:
 def load_clip(clip: Clip, sample_rate: int = 16_000, crop: Crop | None = None) -> Tensor:
     """Decode a clip to mono.
 
-    Only what is needed is decoded: of a segment its frames, and with *crop* only that piece of the clip. Channels are
-    averaged, then the rate is converted by torchaudio's windowed-sinc resampler. A crop is cut before the conversion,
-    so its first and last dozen samples see silence where the whole clip would have neighbours.
+    Only the frames of a segment are decoded, and with *crop* only that piece of the clip. Channels are averaged, then
+    torchaudio's windowed-sinc resampler converts the rate. A crop is cut before the conversion, so its first and last
+    dozen samples see silence where the whole clip would have neighbours.
 
     Args:
-        clip: what to decode.
-        sample_rate: of the result, in Hz.
-        crop: the piece wanted of a clip that is longer; shorter clips come whole.
+        clip: place of the clip.
+        sample_rate: sample rate of the result, in Hz.
+        crop: piece of a longer clip; shorter clips come whole.
 
     Returns:
         (samples,) float32, full scale is [-1, 1].
@@ -104,10 +109,14 @@ def load_clip(clip: Clip, sample_rate: int = 16_000, crop: Crop | None = None) -
 
 
 def to_mono(samples: np.ndarray, name: str) -> Tensor:
-    """The mean over the channels of (frames, channels) float32, as (frames,).
+    """Average the channels: (frames, channels) float32 to (frames,).
+
+    Args:
+        samples: (frames, channels) float32.
+        name: name of the clip, for errors.
 
     Raises:
-        AudioError: there are no samples, or some that are not finite; of the clip of that name.
+        AudioError: there are no samples, or some are not finite.
     """
     if not len(samples):
         raise AudioError(name, "holds no samples")
@@ -118,7 +127,7 @@ def to_mono(samples: np.ndarray, name: str) -> Tensor:
 
 
 def read_header(path: str | os.PathLike[str]) -> AudioHeader:
-    """Length, rate and channels of a file, without decoding it; of a container, the length is what it declares.
+    """Read a file's length, rate and channels without decoding it; a container's length is the one it declares.
 
     Raises:
         AudioError: the file is missing or is not audio.
@@ -130,19 +139,18 @@ def read_header(path: str | os.PathLike[str]) -> AudioHeader:
             if sound is not None:
                 with sound:
                     return AudioHeader(sound.frames, sound.samplerate, sound.channels)
-            with _open_container(file, name) as container:
-                stream = _audio_stream(container, name)
+            with _open_container(file, name) as (container, stream):
                 return AudioHeader(_declared_frames(container, stream) or 0, stream.rate, stream.channels)
     except OSError as error:
         raise AudioError(name, error.strerror or str(error)) from None
 
 
 def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
-    """(samples,) at *source_rate* Hz to (ceil(samples x target / source),) at *target_rate* Hz, with cached kernels.
+    """Convert (samples,) at *source_rate* Hz to (ceil(samples x target / source),) at *target_rate* Hz.
 
     torchaudio's kernel table grows with the two rates after their common factors are removed, to gigabytes for a rate
     such as 22,051 Hz. Such a ratio is replaced by the nearest one with a denominator of at most 1000, which is off by
-    less than one in a million; the usual rates are exact.
+    less than one in a million; the usual rates are exact. The tables are cached.
     """
     if source_rate == target_rate:
         return waveform
@@ -161,7 +169,7 @@ def _raw(path: str | os.PathLike[str]) -> BinaryIO:
 
 def _member(clip: Clip) -> BinaryIO:
     with _raw(clip.path) as archive:
-        # Before anything is read: reading makes room for as many bytes as are asked for.
+        # Checked first, since read() makes room for as many bytes as it is asked for.
         beyond = clip.start + clip.length - os.fstat(archive.fileno()).st_size
         if beyond > 0:
             raise AudioError(str(clip), f"the archive ends {beyond} bytes before the entry does")
@@ -169,12 +177,12 @@ def _member(clip: Clip) -> BinaryIO:
         return io.BytesIO(archive.read(clip.length))
 
 
-# Given how many frames there are and their rate, the first frame to decode and how many.
 _Choose = Callable[[int, int], "tuple[int, int]"]
+"""Function from the frames of a file and their rate to the first frame wanted and the number of frames wanted."""
 
 
 def _decode(file: BinaryIO, clip: Clip, sample_rate: int, crop: Crop | None) -> tuple[np.ndarray, int]:
-    """Samples (frames, channels) float32 of the wanted piece, at the file's own rate, and that rate."""
+    """Decode the wanted piece: samples (frames, channels) float32 at the file's own rate, and that rate."""
     name = str(clip)
 
     def choose(total: int, rate: int) -> tuple[int, int]:
@@ -202,7 +210,7 @@ def _decode(file: BinaryIO, clip: Clip, sample_rate: int, crop: Crop | None) -> 
 
 
 def _open_sound(file: BinaryIO, name: str) -> soundfile.SoundFile | None:
-    """The file in soundfile, or None if libsndfile does not know the format."""
+    """Open a file in soundfile; None if libsndfile does not know the format."""
     try:
         if isinstance(file, io.BytesIO):
             return soundfile.SoundFile(file)
@@ -216,7 +224,9 @@ def _open_sound(file: BinaryIO, name: str) -> soundfile.SoundFile | None:
     return None
 
 
-def _pyav(name: str) -> Any:
+@contextmanager
+def _open_container(file: BinaryIO, name: str) -> Iterator[tuple[av.container.InputContainer, av.AudioStream]]:
+    """Open a file in PyAV, as the container and its first audio stream; the block's errors name the clip."""
     try:
         import av
     except ImportError:
@@ -225,28 +235,24 @@ def _pyav(name: str) -> Any:
             "not a format that soundfile knows; if it is a video or a container such as mp4, mkv or m4a: "
             "pip install 'amae-plugin[video]'",
         ) from None
-    return av
-
-
-def _open_container(file: BinaryIO, name: str) -> Any:
-    av = _pyav(name)
     try:
-        return av.open(file)
+        container = av.open(file)
     except av.FFmpegError as error:
         raise AudioError(name, f"not a format that soundfile or PyAV know ({error.strerror})") from None
+    with container:
+        if not container.streams.audio:
+            raise AudioError(name, "has no audio stream")
+        stream = container.streams.audio[0]
+        if not stream.rate:  # of a file that FFmpeg takes for audio by its name or its first bytes only
+            raise AudioError(name, "has an audio stream without a sample rate, so it is damaged or not audio")
+        try:
+            yield container, stream
+        except av.FFmpegError as error:
+            raise AudioError(name, error.strerror) from None
 
 
-def _audio_stream(container: Any, name: str) -> Any:
-    if not container.streams.audio:
-        raise AudioError(name, "has no audio stream")
-    stream = container.streams.audio[0]
-    if not stream.rate:  # what FFmpeg makes of a file that is a format by its name or its first bytes only
-        raise AudioError(name, "has an audio stream without a sample rate, so it is damaged or not audio")
-    return stream
-
-
-def _declared_frames(container: Any, stream: Any) -> int | None:
-    """Frames that the stream, or else the whole container, says it lasts; None if neither does."""
+def _declared_frames(container: av.container.InputContainer, stream: av.AudioStream) -> int | None:
+    """Return the length in frames that the stream, or else the container, declares; None if neither does."""
     if stream.duration is not None:
         return round(stream.duration * stream.time_base * stream.rate)
     if container.duration is not None:
@@ -255,35 +261,31 @@ def _declared_frames(container: Any, stream: Any) -> int | None:
 
 
 def _decode_container(file: BinaryIO, name: str, choose: _Choose) -> tuple[np.ndarray, int]:
-    av = _pyav(name)
-    with _open_container(file, name) as container:
-        stream = _audio_stream(container, name)
-        rate = stream.rate
-        total = _declared_frames(container, stream)
-        try:
-            if total is not None:
-                start, frames = choose(total, rate)
-                if start or frames < total:
-                    samples = _frames_from(container, stream, start, frames)
-                    if len(samples) == frames:
-                        return samples, rate
-                    container.seek(0)
-            # Everything was wanted, or the declared length was not that of the audio.
-            samples = _frames_from(container, stream, 0, None)
-        except av.FFmpegError as error:
-            raise AudioError(name, error.strerror) from None
+    with _open_container(file, name) as (container, stream):
+        rate, total = stream.rate, _declared_frames(container, stream)
+        if total is not None:
+            start, frames = choose(total, rate)
+            if start or frames < total:
+                samples = _frames_from(container, stream, start, frames)
+                if len(samples) == frames:
+                    return samples, rate
+                container.seek(0)
+        # The whole clip is wanted, or the declared length is not that of the audio.
+        samples = _frames_from(container, stream, 0, None)
         start, frames = choose(len(samples), rate)
         return samples[start : start + frames], rate
 
 
-def _frames_from(container: Any, stream: Any, start: int, frames: int | None) -> np.ndarray:
-    """(frames, channels) float32 from frame *start* on, placed by the container's time stamps.
+def _frames_from(
+    container: av.container.InputContainer, stream: av.AudioStream, start: int, frames: int | None
+) -> np.ndarray:
+    """Decode (frames, channels) float32 from frame *start* on, placed by the container's time stamps.
 
-    Those of Matroska are whole milliseconds, so a piece of such a file is placed to a millisecond.
+    Matroska's time stamps are whole milliseconds, so a piece of such a file is placed to a millisecond.
     """
     import av
 
-    # Not for the beginning: a decoder that sought there lacks the packet before it, which it has if it just starts.
+    # No seek to the beginning: a decoder that sought there would lack the packet before its first.
     seconds = start / stream.rate - _PREROLL_SECONDS
     if seconds > 0:
         container.seek(int(seconds / stream.time_base) + (stream.start_time or 0), stream=stream)

@@ -1,51 +1,102 @@
-"""Augmentations of one clip: callables ``(tensor, rng) -> tensor`` that draw everything random from *rng*.
-
-`Roll` and `Magnitude` act on the waveform, `SpecAugment` on the log-mel spectrogram before it is normalised, `Noise` on
-the normalised one; `Augmentations` holds those of a training. `mix` is the odd one out, as it takes two clips.
-"""
+"""Augmentations of training clips: classes by name, whose fields are the parameters that a recipe may set."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Union
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from amae_plugin.data.log_mel import centred
 
-Augmentation = Callable[[Tensor, np.random.Generator], Tensor]
-"""Takes (samples,) or (frames, bins) float32 and the clip's generator, returns the same; never changes its input."""
+@dataclass(frozen=True)
+class Augmentation:
+    """Base of the augmentations, one of which overrides the method of each stage at which it acts.
+
+    The methods are listed in the order of the stages. They draw everything random from the generator that they are
+    given, return the shape that they are given in float32, and never change their input.
+    """
+
+    def waveform(self, samples: Tensor, rng: np.random.Generator) -> Tensor:
+        """Change the decoded clip (samples,)."""
+        return samples
+
+    def draw_weight(self, rng: np.random.Generator) -> float:
+        """Draw the weight of a clip in a mixture with another clip, in [0, 1]; at 1 there is no mixture."""
+        return 1.0
+
+    def mix(self, samples: Tensor, partner: Tensor, weight: float) -> Tensor:
+        """Mix a clip (samples,) of that weight with its partner (any number,)."""
+        return samples
+
+    def log_mel(self, spectrogram: Tensor, rng: np.random.Generator) -> Tensor:
+        """Change the padded log-mel spectrogram (frames, bins) before it is normalised."""
+        return spectrogram
+
+    def normalized(self, spectrogram: Tensor, rng: np.random.Generator) -> Tensor:
+        """Change the normalised spectrogram (frames, bins)."""
+        return spectrogram
 
 
 @dataclass(frozen=True)
-class Roll:
+class Roll(Augmentation):
     """Cyclic shift of the waveform by a uniform offset (Audio-MAE, pretraining and fine-tuning recipes)."""
 
-    def __call__(self, waveform: Tensor, rng: np.random.Generator) -> Tensor:
-        """(samples,) to (samples,)."""
-        return torch.roll(waveform, int(rng.integers(len(waveform))))
+    def waveform(self, samples: Tensor, rng: np.random.Generator) -> Tensor:
+        """Shift (samples,)."""
+        return torch.roll(samples, int(rng.integers(len(samples))))
 
 
 @dataclass(frozen=True)
-class Magnitude:
-    """Multiply the waveform by Beta(*alpha*, *alpha*) + 0.5, so by 0.5 to 1.5 (Audio-MAE: alpha 10)."""
+class Magnitude(Augmentation):
+    """Multiplication of the waveform by Beta(*alpha*, *alpha*) + 0.5, so by 0.5 to 1.5 (Audio-MAE: alpha 10)."""
 
     alpha: float = 10.0
 
-    def __call__(self, waveform: Tensor, rng: np.random.Generator) -> Tensor:
-        """(samples,) to (samples,)."""
-        return waveform * (rng.beta(self.alpha, self.alpha) + 0.5)
+    def __post_init__(self) -> None:
+        _require(self.alpha > 0, f"alpha={self.alpha} must be above 0")
+
+    def waveform(self, samples: Tensor, rng: np.random.Generator) -> Tensor:
+        """Scale (samples,)."""
+        return samples * (rng.beta(self.alpha, self.alpha) + 0.5)
 
 
 @dataclass(frozen=True)
-class SpecAugment:
-    """Set one band of frequencies and one stretch of time to 0 (Park et al. 2019; AST and Audio-MAE fine-tuning).
+class Mixup(Augmentation):
+    """Mixture of the waveforms and the targets of two clips (Tokozume et al. 2018, as AST and Audio-MAE do it).
 
-    Acts on the padded log-mel spectrogram before normalisation, as the published code does: there 0 is loud, about one
-    standard deviation above AudioSet's mean. The widths are uniform in 0 to *frequency* - 1 bins and 0 to *time* - 1
-    frames, the places uniform over those where they fit.
+    Attributes:
+        share: share of the clips that are mixed with another one.
+        alpha: the weight of a mixed clip is drawn from Beta(*alpha*, *alpha*).
+    """
+
+    share: float = 0.5
+    alpha: float = 10.0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.share <= 1, f"share={self.share} must be a share of the clips, from 0 to 1")
+        _require(self.alpha > 0, f"alpha={self.alpha} must be above 0")
+
+    def draw_weight(self, rng: np.random.Generator) -> float:
+        """Draw a weight, which is 1 for the clips that are not in the share."""
+        return rng.beta(self.alpha, self.alpha) if rng.random() < self.share else 1.0
+
+    def mix(self, samples: Tensor, partner: Tensor, weight: float) -> Tensor:
+        """Return the weighted sum of both, each without its mean; the partner is cut or continued with zeros."""
+        partner = _centre(partner)[: len(samples)]
+        partner = torch.nn.functional.pad(partner, (0, len(samples) - len(partner)))
+        return weight * _centre(samples) + (1 - weight) * partner
+
+
+@dataclass(frozen=True)
+class SpecAugment(Augmentation):
+    """One band of frequencies and one stretch of time set to 0 (Park et al. 2019; AST and Audio-MAE fine-tuning).
+
+    Acts before normalisation, as the published code does: there 0 is loud, about one standard deviation above
+    AudioSet's mean. The widths are uniform in 0 to *frequency* - 1 bins and 0 to *time* - 1 frames, the places uniform
+    over those where they fit.
 
     Attributes:
         frequency: bins (Audio-MAE: 48; 24 for ESC-50).
@@ -55,69 +106,99 @@ class SpecAugment:
     frequency: int = 48
     time: int = 192
 
-    def __call__(self, log_mel: Tensor, rng: np.random.Generator) -> Tensor:
-        """(frames, bins) to (frames, bins)."""
-        masked = log_mel.clone()
-        frames, bins = log_mel.shape
+    def __post_init__(self) -> None:
+        for name, width in vars(self).items():
+            _require(width >= 0, f"{name}={width} must be 0 or more")
+
+    def log_mel(self, spectrogram: Tensor, rng: np.random.Generator) -> Tensor:
+        """Mask (frames, bins)."""
+        masked = spectrogram.clone()
+        frames, bins = spectrogram.shape
         masked[:, _stretch(bins, self.frequency, rng)] = 0.0
         masked[_stretch(frames, self.time, rng)] = 0.0
         return masked
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Add noise to the normalised spectrogram and roll its frames (Audio-MAE on Speech Commands and VoxCeleb).
+class Noise(Augmentation):
+    """Noise on the normalised spectrogram and a cyclic shift of its frames (Audio-MAE on Speech Commands, VoxCeleb).
 
     Attributes:
         amplitude: the noise is uniform in 0 to a level that is uniform in 0 to this.
-        frames: the cyclic shift is uniform in up to this many frames either way.
+        frames: the shift is uniform in up to this many frames either way.
     """
 
     amplitude: float = 0.1
     frames: int = 10
 
-    def __call__(self, spectrogram: Tensor, rng: np.random.Generator) -> Tensor:
-        """(frames, bins) to (frames, bins)."""
+    def __post_init__(self) -> None:
+        for name, limit in vars(self).items():
+            _require(limit >= 0, f"{name}={limit} must be 0 or more")
+
+    def normalized(self, spectrogram: Tensor, rng: np.random.Generator) -> Tensor:
+        """Add noise to (frames, bins) and shift them in time."""
         noise = torch.from_numpy(rng.random(spectrogram.shape, dtype=np.float32))
         noisy = spectrogram + noise * (rng.random() * self.amplitude)
         return torch.roll(noisy, int(rng.integers(-self.frames, self.frames, endpoint=True)), dims=0)
 
 
-@dataclass(frozen=True)
-class Augmentations:
-    """What is done to a training clip on its way, in order.
+AUGMENTATIONS: dict[str, type[Augmentation]] = {
+    "roll": Roll,
+    "magnitude": Magnitude,
+    "mixup": Mixup,
+    "spec_augment": SpecAugment,
+    "noise": Noise,
+}
+"""Augmentations by name."""
 
-    Attributes:
-        waveform: before mixup.
-        mixup: share of clips that are mixed with another one, by :func:`mix`.
-        log_mel: of the padded spectrogram, before it is normalised.
-        normalized: of the normalised spectrogram.
-    """
-
-    waveform: tuple[Augmentation, ...] = ()
-    mixup: float = 0.0
-    log_mel: tuple[Augmentation, ...] = ()
-    normalized: tuple[Augmentation, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.mixup <= 1:
-            raise ValueError(f"mixup is a share of the clips, from 0 to 1, not {self.mixup}")
+Parameters = Mapping[str, Any]
+Choice = Union[None, str, Sequence[Union[str, Mapping[str, Parameters]]], Mapping[str, Parameters]]
+"""Augmentations as a recipe names them, see :func:`read_choice`."""
 
 
-def mix(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """Two waveforms mixed (Tokozume et al. 2018, as AST and Audio-MAE do it).
+def read_choice(choice: Choice) -> dict[str, dict[str, Any]]:
+    """Read the augmentations that a recipe names: the parameters of each, by name and in order.
 
     Args:
-        first: (samples,).
-        second: (any number,), cut or continued with zeros to the length of *first*.
-        share: of *first*, in [0, 1].
-
-    Returns:
-        (samples,), the weighted sum of both, each without its mean.
+        choice: ``{roll: {}, magnitude: {alpha: 5}}``, where null stands for no parameters; a list of names, or of
+            such mappings; names separated by commas; or None for no augmentation.
     """
-    second = centred(second)[: len(first)]
-    second = torch.nn.functional.pad(second, (0, len(first) - len(second)))
-    return share * centred(first) + (1 - share) * second
+    if isinstance(choice, str):
+        choice = choice.replace(" ", "").split(",")
+    if not isinstance(choice, Mapping):
+        entries = [entry if isinstance(entry, Mapping) else {entry: {}} for entry in choice or ()]
+        choice = {name: parameters for entry in entries for name, parameters in entry.items()}
+    return {name: dict(parameters or {}) for name, parameters in choice.items()}
+
+
+def build_augmentations(choice: Mapping[str, Parameters]) -> tuple[Augmentation, ...]:
+    """Build augmentations from their parameters, by name and in order.
+
+    Raises:
+        ValueError: there is no augmentation or parameter of that name, or a parameter is out of range.
+    """
+    augmentations = []
+    for name, parameters in choice.items():
+        if name not in AUGMENTATIONS:
+            raise ValueError(f"no {name}; there are {', '.join(AUGMENTATIONS)}")
+        known = [field.name for field in fields(AUGMENTATIONS[name])]
+        for unknown in parameters.keys() - known:
+            raise ValueError(f"{name} has no parameter {unknown}; it has {', '.join(known) or 'none'}")
+        try:
+            augmentations.append(AUGMENTATIONS[name](**parameters))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: {error}") from None
+    return tuple(augmentations)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _centre(waveform: Tensor) -> Tensor:
+    # Not torch's mean, whose last bit depends on the number of threads, so on whether a worker computes it.
+    return waveform - float(waveform.numpy().mean())
 
 
 def _stretch(size: int, widest: int, rng: np.random.Generator) -> slice:

@@ -1,11 +1,11 @@
-"""From a manifest row to a normalised log-mel spectrogram: the rooms of this package in the order a clip meets them."""
+"""The way of a clip from its manifest row to a batch of normalised log-mel spectrograms."""
 
 from __future__ import annotations
 
 import logging
-import multiprocessing
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -13,22 +13,37 @@ import torch.utils.data
 from torch import Tensor
 
 from amae_plugin.data.audio import AudioError, Crop, load_clip
-from amae_plugin.data.augment import Augmentations, mix
+from amae_plugin.data.augment import Augmentation
 from amae_plugin.data.labels import Labels
 from amae_plugin.data.log_mel import ModelInput, fit_length
 from amae_plugin.data.manifest import Manifest
-from amae_plugin.data.sampling import Sampling
-from amae_plugin.data.seeding import clip_seed
+from amae_plugin.data.sampling import Sampling, clip_seed
 
 logger = logging.getLogger(__name__)
 
-# Of the Beta distribution that the share of a mixed clip is drawn from (AST, Audio-MAE).
-_MIXUP_ALPHA = 10.0
-
-
 BATCH_LENGTHS = ("fixed", "longest", "shortest")
+_BATCH_CROP = 1  # stream of a clip's random numbers
 
 
+class Item(TypedDict, total=False):
+    """A clip as the model takes it.
+
+    Attributes:
+        id: index of the item.
+        source: (frames, num_mel_bins) float32, normalised; with ``batch_length="fixed"`` padded to target_length.
+        length: frames before the padding begins.
+        seed: seed in [0, 2**63) of everything else that is random about the item, such as its mask.
+        target: (C,) float32, only with labels: 1 for the clip's classes, 0 for others, in between after mixup.
+    """
+
+    id: int
+    source: Tensor
+    length: int
+    seed: int
+    target: Tensor
+
+
+@dataclass(eq=False)
 class AudioDataset(torch.utils.data.Dataset):
     """Clips of a manifest as log-mel spectrograms, with their labels if they have any.
 
@@ -36,74 +51,57 @@ class AudioDataset(torch.utils.data.Dataset):
     *crop_position* is taken, without augmentation, and nothing depends on the epoch. Everything random about an item
     comes from ``clip_seed(seed, epoch, index)``, so the number of workers does not matter.
 
-    Args:
+    Attributes:
         manifest: the clips.
-        target_length: frames of a spectrogram at most.
-        mean: of the log-mel values of this corpus (``amae stats``).
-        std: their standard deviation.
-        features: the front end.
-        labels: of the manifest's clips.
-        augmentations: in training only; mixup needs labels.
-        sampling: which clips the items of an epoch are; every clip of the manifest once if None.
+        input: the model's input.
+        labels: labels of the manifest's clips.
+        augmentations: augmentations in order, in training only.
+        sampling: clips of each epoch; every clip of the manifest once if None.
         train: training or validation.
-        seed: of the run.
-        crop_position: of the piece taken of a longer clip when not training, in [0, 1]: 0 its beginning, 1 its end.
+        seed: random seed of the run.
+        crop_position: place of the piece taken of a longer clip when not training, in [0, 1]: 0 is its beginning, 1 its
+            end.
         batch_length: frames of the clips of a batch: ``"fixed"``: target_length, shorter clips are padded;
-            ``"longest"``: those of its longest clip, the others are padded; ``"shortest"``: those of its shortest one,
-            the others are cropped once more.
-        length_multiple: of which the length of a batch is a multiple, so that patches fit it.
-        manifest_rate: in Hz, at which the manifest counts samples; for the length of clips that are not yet decoded.
-        on_bad_audio: ``"raise"`` stops at a clip that cannot be decoded; ``"skip"`` logs it and goes on without it.
-        max_bad_audio: how many clips may be skipped, by all workers of this process together.
+            ``"longest"``: as many as its longest clip has, the others are padded; ``"shortest"``: as many as its
+            shortest clip has, the others are cropped once more.
+        length_multiple: divisor of the length of a batch, so that patches fit it.
+        manifest_rate: rate in Hz at which the manifest counts samples; it gives the length of clips not yet decoded.
+        on_bad_audio: ``"raise"`` stops at a clip that cannot be decoded; ``"skip"`` logs it and leaves it out.
+        max_bad_audio: number of clips that may be skipped, by all workers of this process and in all epochs together.
+        epoch: current epoch.
+
+    Raises:
+        ValueError: a setting cannot be used, or the labels are not those of the manifest.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        model_input: ModelInput,
-        *,
-        labels: Labels | None = None,
-        augmentations: Augmentations | None = None,
-        sampling: Sampling | None = None,
-        train: bool = False,
-        seed: int = 1,
-        crop_position: float = 0.5,
-        batch_length: str = "fixed",
-        length_multiple: int = 16,
-        manifest_rate: int = 16_000,
-        on_bad_audio: str = "raise",
-        max_bad_audio: int = 100,
-    ):
-        target_length = model_input.target_length
-        if batch_length not in BATCH_LENGTHS:
-            raise ValueError(f"batch_length is '{batch_length}', must be one of {', '.join(BATCH_LENGTHS)}")
-        if length_multiple < 1 or (batch_length != "fixed" and target_length % length_multiple):
-            raise ValueError(f"target_length={target_length} is not a multiple of length_multiple={length_multiple}")
-        if on_bad_audio not in ("raise", "skip"):
-            raise ValueError(f"on_bad_audio is '{on_bad_audio}', must be 'raise' or 'skip'")
-        if labels is not None and len(labels) != len(manifest):
-            raise ValueError(f"{len(labels)} labels do not fit {len(manifest)} clips")
-        self.manifest = manifest
-        self.input = model_input
-        self.target_length = target_length
-        self.features = model_input.front_end
-        self.labels = labels
-        self.augmentations = augmentations or Augmentations()
-        if self.augmentations.mixup and labels is None:
-            raise ValueError("mixup needs labels")
-        self.sampling = sampling
-        self.train = train
-        self.seed = seed
-        self.crop_position = crop_position
-        self.batch_length = batch_length
-        self.length_multiple = length_multiple
-        self.manifest_rate = manifest_rate
-        self.on_bad_audio = on_bad_audio
-        self.max_bad_audio = max_bad_audio
-        self.epoch = 0
-        self._clips = None if sampling is None else sampling.draw(0)
-        # A counter of the "spawn" context works in forked workers as well; the other way round it does not.
-        self._bad_audio = multiprocessing.get_context("spawn").Value("q", 0)
+    manifest: Manifest
+    input: ModelInput
+    labels: Labels | None = None
+    augmentations: Sequence[Augmentation] = ()
+    sampling: Sampling | None = None
+    train: bool = False
+    seed: int = 1
+    crop_position: float = 0.5
+    batch_length: str = "fixed"
+    length_multiple: int = 16
+    manifest_rate: int = 16_000
+    on_bad_audio: str = "raise"
+    max_bad_audio: int = 100
+    epoch: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.batch_length not in BATCH_LENGTHS:
+            raise ValueError(f"batch_length is '{self.batch_length}', must be one of {', '.join(BATCH_LENGTHS)}")
+        multiple, frames = self.length_multiple, self.input.target_length
+        if multiple < 1 or (self.batch_length != "fixed" and frames % multiple):
+            raise ValueError(f"target_length={frames} is not a multiple of length_multiple={multiple}")
+        if self.on_bad_audio not in ("raise", "skip"):
+            raise ValueError(f"on_bad_audio is '{self.on_bad_audio}', must be 'raise' or 'skip'")
+        if self.labels is not None and len(self.labels) != len(self.manifest):
+            raise ValueError(f"{len(self.labels)} labels do not fit {len(self.manifest)} clips")
+        self.set_epoch(0)
+        # Clips of the manifest that were skipped, in memory that all workers share.
+        self._skipped = torch.zeros(len(self.manifest), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.manifest) if self._clips is None else len(self._clips)
@@ -111,86 +109,82 @@ class AudioDataset(torch.utils.data.Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's clips, crops and augmentations; workers see it if they are started afterwards."""
         self.epoch = epoch
-        if self.sampling is not None:
-            self._clips = self.sampling.draw(epoch)
+        self._clips = None if self.sampling is None else self.sampling.draw(epoch)
 
     @property
     def frames(self) -> np.ndarray:
         """Frames that the items of this epoch take up in a batch, (N,) int64, by the samples in the manifest."""
+        longest = self.input.target_length
         if self.batch_length == "fixed":
-            return np.full(len(self), self.target_length, dtype=np.int64)
+            return np.full(len(self), longest, dtype=np.int64)
         sizes = self.manifest.sizes if self._clips is None else self.manifest.sizes[self._clips]
-        samples = sizes * (self.features.sample_rate / self.manifest_rate)
-        frames = 1 + (samples - self.features.window_samples) // self.features.shift_samples
-        return np.clip(frames, 1, self.target_length).astype(np.int64)
+        frames = self.input.front_end.frames_in(sizes * (self.input.sample_rate / self.manifest_rate))
+        return frames.clip(max=longest).astype(np.int64)
 
-    @property
-    def bad_audio(self) -> int:
-        """Clips skipped so far, by all workers."""
-        return self._bad_audio.value
-
-    def __getitem__(self, index: int) -> dict[str, Any] | None:
-        """One item.
-
-        Returns:
-            ``id`` (the index), ``source`` (frames, num_mel_bins) float32 normalised, with ``batch_length="fixed"``
-            padded to target_length frames, ``length`` (frames before the padding begins), ``seed`` (in [0, 2**63), for
-            whatever else is random about this item, such as its mask) and, with labels, ``target`` (C,) float32: 1 for
-            the clip's classes, 0 for others, and in between after mixup. None for a clip that was skipped.
+    def __getitem__(self, index: int) -> Item | None:
+        """Load one item; None if its clip was skipped.
 
         Raises:
             AudioError: a clip cannot be decoded and ``on_bad_audio`` is ``"raise"``, or too many could not.
         """
-        seed = clip_seed(self.seed, self.epoch if self.train else 0, index)
+        seed = self._seed(index)
         rng = np.random.default_rng(seed)
+        augmentations = self.augmentations if self.train else ()
         clip = index if self._clips is None else int(self._clips[index])
-        augment = self.augmentations if self.train else Augmentations()
+        waveform = self._load(clip, rng)
         target = None if self.labels is None else self.labels.multi_hot(clip)
+        for augmentation in augmentations:
+            weight = augmentation.draw_weight(rng)
+            if waveform is not None and weight < 1:
+                other = self._draw_partner(rng)
+                partner = self._load(other, rng)
+                waveform = None if partner is None else augmentation.mix(waveform, partner, weight)
+                if target is not None and self.labels is not None:
+                    target = weight * target + (1 - weight) * self.labels.multi_hot(other)
+        if waveform is None:
+            return None
+        log_mel = self.input.front_end(waveform)
+        length = min(len(log_mel), self.input.target_length)
+        source = fit_length(log_mel, self.input.target_length if self.batch_length == "fixed" else length)
+        for augmentation in augmentations:
+            source = augmentation.log_mel(source, rng)
+        source = self.input.normalize(source)
+        for augmentation in augmentations:
+            source = augmentation.normalized(source, rng)
+        item = Item(id=index, source=source, length=length, seed=seed)
+        if target is not None:
+            item["target"] = target
+        return item
+
+    def _seed(self, index: int, stream: int = 0) -> int:
+        return clip_seed(self.seed, self.epoch if self.train else 0, index, stream)
+
+    def _load(self, clip: int, rng: np.random.Generator) -> Tensor | None:
+        """Decode a clip of the manifest, and in training augment it; None if it is skipped."""
+        position = rng.random() if self.train else self.crop_position
         try:
-            waveform = self._load(clip, rng)
-            # Without mixup nothing is drawn for it, so that pretraining does not depend on it.
-            if augment.mixup and rng.random() < augment.mixup:
-                waveform, target = self._mix(waveform, target, rng)
+            waveform = load_clip(self.manifest[clip], self.input.sample_rate, Crop(self.input.samples, position))
         except AudioError as error:
             if self.on_bad_audio == "raise":
                 raise
-            self._count_bad(error)
+            self._skip(clip, error)
             return None
-        log_mel = self.features(waveform)
-        length = min(len(log_mel), self.target_length)
-        source = fit_length(log_mel, self.target_length if self.batch_length == "fixed" else length)
-        for augmentation in augment.log_mel:
-            source = augmentation(source, rng)
-        source = self.input.normalize(source)
-        for augmentation in augment.normalized:
-            source = augmentation(source, rng)
-        item = {"id": index, "source": source, "length": length, "seed": seed}
-        return item if target is None else {**item, "target": target}
-
-    def _load(self, clip: int, rng: np.random.Generator) -> Tensor:
-        position = rng.random() if self.train else self.crop_position
-        crop = Crop(self.features.samples_for(self.target_length), position)
-        waveform = load_clip(self.manifest[clip], self.features.sample_rate, crop)
-        if self.train:
-            for augmentation in self.augmentations.waveform:
-                waveform = augmentation(waveform, rng)
+        for augmentation in self.augmentations if self.train else ():
+            waveform = augmentation.waveform(waveform, rng)
         return waveform
 
-    def _mix(self, waveform: Tensor, target: Tensor | None, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """The clip and its target, mixed with another clip and its."""
-        assert target is not None and self.labels is not None
-        pool = len(self.manifest) if self.sampling is None else len(self.sampling.pool)
-        other = int(rng.integers(pool))
-        if self.sampling is not None:
-            other = int(self.sampling.pool[other])
-        share = rng.beta(_MIXUP_ALPHA, _MIXUP_ALPHA)
-        mixed = mix(waveform, self._load(other, rng), share)
-        return mixed, share * target + (1 - share) * self.labels.multi_hot(other)
+    def _draw_partner(self, rng: np.random.Generator) -> int:
+        """Draw a clip for a mixture, each with the same probability."""
+        if self.sampling is None:
+            return int(rng.integers(len(self.manifest)))
+        return int(rng.choice(self.sampling.pool))
 
-    def _count_bad(self, error: AudioError) -> None:
-        with self._bad_audio.get_lock():
-            self._bad_audio.value += 1
-            count = self._bad_audio.value
+    def _skip(self, clip: int, error: AudioError) -> None:
+        """Log and count a clip that cannot be decoded, once in all epochs."""
+        if self._skipped[clip]:
+            return
+        self._skipped[clip] = True
+        count = int(self._skipped.sum())
         logger.warning("skipped clip %d: %s", count, error)
         if count > self.max_bad_audio:
             raise AudioError(
@@ -198,13 +192,13 @@ class AudioDataset(torch.utils.data.Dataset):
                 f"the last one: {error}"
             )
 
-    def collate(self, items: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+    def collate(self, items: Sequence[Item | None]) -> dict[str, Tensor]:
         """Make a batch of B clips of one length T.
 
         Returns:
             ``id`` (B,) int64, ``source`` (B, T, F) float32, ``lengths`` (B,) int64, ``padding_mask`` (B, T) bool, True
-            from the end of a clip on, ``seed`` (B,) int64, with labels ``target`` (B, C) float32, and ``skipped``, the
-            number of clips that could not be decoded; an empty dict if none could.
+            from the end of a clip on, ``seed`` (B,) int64, and with labels ``target`` (B, C) float32; an empty dict if
+            no clip could be decoded.
         """
         good = [item for item in items if item is not None]
         if not good:
@@ -217,23 +211,22 @@ class AudioDataset(torch.utils.data.Dataset):
             "lengths": lengths,
             "padding_mask": torch.arange(frames) >= lengths[:, None],
             "seed": torch.tensor([item["seed"] for item in good]),
-            "skipped": len(items) - len(good),
         }
-        if "target" in good[0]:
+        if self.labels is not None:
             batch["target"] = torch.stack([item["target"] for item in good])
         return batch
 
     def _frames_of_batch(self, lengths: Sequence[int]) -> int:
         if self.batch_length == "fixed":
-            return self.target_length
+            return self.input.target_length
         if self.batch_length == "longest":
             return -(-max(lengths) // self.length_multiple) * self.length_multiple
         return max(1, min(lengths) // self.length_multiple) * self.length_multiple
 
-    def _fit(self, item: dict[str, Any], frames: int) -> Tensor:
-        source = item["source"]
+    def _fit(self, item: Item, frames: int) -> Tensor:
+        source, position = item["source"], self.crop_position
         if len(source) == frames:
             return source
-        # Another stream of the item's seed than the one that everything before came from.
-        position = np.random.default_rng((item["seed"], 1)).random() if self.train else self.crop_position
+        if self.train:
+            position = np.random.default_rng(self._seed(item["id"], _BATCH_CROP)).random()
         return fit_length(source, frames, position, self.input.silence)

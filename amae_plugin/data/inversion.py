@@ -1,4 +1,4 @@
-"""Log-mel spectrogram to waveform: the front end undone as far as it can be, with phases that fit the magnitudes."""
+"""Log-mel spectrogram to waveform: an approximate inverse of the front end."""
 
 from __future__ import annotations
 
@@ -8,30 +8,35 @@ import torch
 from torch import Tensor
 
 from amae_plugin.data._torchaudio import torchaudio
-from amae_plugin.data.log_mel import FLOOR, PREEMPHASIS, LogMel
+from amae_plugin.data.log_mel import FLOOR, PREEMPHASIS, FrontEnd, LogMel
 
-_SHARING_STEPS = 10  # after which the bands of speech fit to 0.05 dB on average
+_SHARING_STEPS = 10  # enough for the bands of speech to fit to 0.05 dB on average
 _GRIFFIN_LIM_STEPS = 60
-_LEAD = 2  # frames in front of the first and after the last, so that the clip's ends lie under whole windows
+_LEAD = 2  # frames added at either end, to put the clip's ends under whole windows
 
 
-def invert(log_mel: Tensor, features: LogMel, samples: int, seed: int = 0) -> Tensor:
-    """A waveform whose log-mel spectrogram is about the given one.
+def invert(log_mel: Tensor, features: FrontEnd, samples: int, seed: int = 0) -> Tensor:
+    """Make a waveform whose log-mel spectrogram is close to the given one.
 
-    The bands' power is shared out among the bins of the spectrum, Griffin-Lim (Griffin and Lim 1984, in the fast form
-    of Perraudin et al. 2013) finds phases, and the pre-emphasis is undone. The mean that the front end takes from the
-    waveform and from each window is lost.
+    The power of the bands is divided among the bins of the spectrum, Griffin-Lim (Griffin and Lim 1984, in the fast
+    form of Perraudin et al. 2013) finds phases that fit the magnitudes, and the pre-emphasis is undone. The mean that
+    the front end takes from each window is lost.
 
     Args:
         log_mel: (frames, num_mel_bins), as ``features`` computes it.
-        features: the front end.
+        features: the front end, Kaldi's.
         samples: length of the waveform, about that of ``frames`` windows.
-        seed: of the phases that Griffin-Lim begins with.
+        seed: random seed of the phases that Griffin-Lim begins with.
 
     Returns:
-        (samples,) float32, as loud as what the spectrogram was made from.
+        (samples,) float32, as loud as the waveform that the spectrogram was made from.
+
+    Raises:
+        ValueError: the front end is not Kaldi's.
     """
-    # Relative to the loudest value, so that no level is out of range; silence becomes none at all.
+    if not isinstance(features, LogMel):
+        raise ValueError(f"the front end '{features.name}' has no inverse here; that of '{LogMel.name}' has one")
+    # Powers relative to the loudest value, so that no level is out of range, and above that of digital silence.
     loudest = float(log_mel.max())
     mel = ((log_mel - loudest).exp() - math.exp(min(FLOOR - loudest, 0.0))).clamp(min=0)
     power = _share_out(mel, features.mel_filters)
@@ -48,7 +53,7 @@ def invert(log_mel: Tensor, features: LogMel, samples: int, seed: int = 0) -> Te
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         emphasised = griffin_lim(power.T)
-    # Kaldi's frames begin where they are counted from, PyTorch's have their middle there.
+    # Kaldi's frames begin at multiples of the shift; PyTorch's are centred there.
     start = _LEAD * shift - features.window_samples // 2
     emphasised = emphasised[start : start + samples]
     coefficients = torch.tensor([[1.0, -PREEMPHASIS], [1.0, 0.0]])
@@ -57,10 +62,10 @@ def invert(log_mel: Tensor, features: LogMel, samples: int, seed: int = 0) -> Te
 
 
 def _share_out(mel: Tensor, filters: Tensor) -> Tensor:
-    """Power spectrum (frames, bins), nowhere negative, whose mel bands are about the given ones (frames, bands).
+    """Find a power spectrum (frames, bins), nowhere negative, with about the given mel bands (frames, bands).
 
     Richardson-Lucy deconvolution, which minimises the Kullback-Leibler divergence of the bands. Low bands are narrower
-    than the bins are apart, so they do not determine the spectrum, nor can every set of values be met.
+    than the distance between bins, so they do not determine the spectrum, and some sets of values cannot be met.
     """
     tiny = torch.finfo(mel.dtype).tiny
     of_bands, of_bins = filters.sum(0).clamp(min=tiny), filters.sum(1).clamp(min=tiny)

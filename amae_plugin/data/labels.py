@@ -1,6 +1,6 @@
-"""The labels beside a manifest: ``<split>.lbl``, one line a clip, and ``labels.txt``, one class a line in index order.
+"""Labels of a manifest's clips: ``<split>.lbl``, one line a clip, and ``labels.txt``, one class a line in index order.
 
-Several labels of a clip are separated by a comma, so a class name holds none.
+A comma separates several labels of a clip, so a class name holds none.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ LABELS_NAME = "labels.txt"
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes of N clips: two integer arrays, no Python object per clip. Made by :meth:`read`.
+    """Classes of N clips in two integer arrays, without a Python object per clip. Made by :meth:`read`.
 
     Attributes:
         names: the C classes, in index order.
         ids: (M,) int32, classes of all clips one after the other.
-        offsets: (N + 1,) int64; those of clip i are ``ids[offsets[i] : offsets[i + 1]]``. Each clip has at least one.
+        offsets: (N + 1,) int64; clip i has the classes ``ids[offsets[i] : offsets[i + 1]]``, at least one.
     """
 
     names: tuple[str, ...]
@@ -45,18 +45,18 @@ class Labels:
     ) -> Labels:
         """Read and check the labels of one split.
 
-        Windows line ends, a byte order mark and blank lines at the end are tolerated, and so is a class that a clip has
-        twice, which counts once.
+        Windows line ends, a byte order mark and blank lines at the end are tolerated. A class that a clip has twice
+        counts once.
 
         Args:
             path: ``<split>.lbl``.
             names_path: ``labels.txt``.
-            length: clips of the manifest, N.
+            length: number of clips in the manifest, N.
             multi: whether a clip may have several labels.
 
         Raises:
             UserError: a file cannot be read; a label is not in *names_path*; a line is empty, or holds several labels
-                without *multi*; there are not *length* lines. Names the file and the line.
+                without *multi*; there are not *length* lines. The message names the file and the line.
         """
         path = Path(path)
         names = read_names(names_path)
@@ -70,16 +70,21 @@ class Labels:
         ids = array("i")
         offsets = np.zeros(length + 1, np.int64)
         for number, line in enumerate(lines, 1):
-            if line in index:
-                ids.append(index[line])
-            else:
-                found = _parse(path, number, line, index, names_path)
-                if len(found) > 1 and not multi:
+            labels = (line,) if line in index else dict.fromkeys(label.strip() for label in line.split(","))
+            if len(labels) > 1 and not multi:
+                raise UserError(
+                    f"{path}, line {number}: {len(labels)} labels in '{line}' where one is expected; "
+                    "several need a multi-label task"
+                )
+            for label in labels:
+                if not line:
+                    raise UserError(f"{path}, line {number}: empty; every clip needs a label")
+                if label not in index:
                     raise UserError(
-                        f"{path}, line {number}: {len(found)} labels in '{line}' where one is expected; "
-                        "several need a multi-label task"
+                        f"{path}, line {number}: '{label}' is not among the {len(index)} classes of {names_path}; "
+                        "correct the line or add the class"
                     )
-                ids.extend(found)
+                ids.append(index[label])
             offsets[number] = len(ids)
         return cls(names, np.array(ids, np.int32), offsets)
 
@@ -87,38 +92,27 @@ class Labels:
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """(k,) int32, the classes of one clip."""
+        """Return the classes of one clip, (k,) int32."""
         if not 0 <= index < len(self):
             raise IndexError(f"{len(self)} clips have labels, asked for number {index}")
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
-    @property
-    def single(self) -> np.ndarray:
-        """(N,) int32, the one class of each clip.
-
-        Raises:
-            ValueError: some clip has several.
-        """
-        if len(self.ids) != len(self):
-            raise ValueError("some clips have several labels")
-        return self.ids
-
     def multi_hot(self, index: int) -> Tensor:
-        """(C,) float32: 1 for each class of one clip, 0 elsewhere."""
+        """Return the target of one clip, (C,) float32: 1 for each of its classes, 0 elsewhere."""
         target = torch.zeros(len(self.names))
         target[torch.from_numpy(self[index].astype(np.int64))] = 1.0
         return target
 
     def counts(self) -> np.ndarray:
-        """(C,) int64, clips of each class."""
+        """Count the clips of each class: (C,) int64."""
         return np.bincount(self.ids, minlength=len(self.names))
 
 
 def read_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The classes in a ``labels.txt``.
+    """Read the classes in a ``labels.txt``.
 
     Raises:
-        UserError: the file cannot be read or is empty; a line is empty, holds a comma or stands there twice.
+        UserError: the file cannot be read or is empty; a line is empty, holds a comma or repeats another.
     """
     path = Path(path)
     names = _lines(path)
@@ -142,7 +136,7 @@ def write_names(path: str | os.PathLike[str], names: Sequence[str]) -> None:
     """Write a ``labels.txt``.
 
     Raises:
-        UserError: a name could not be read back: blank, with a comma or a line break, or with blanks around it.
+        UserError: a name cannot be read back: it is blank, has blanks around it, or holds a comma or a line break.
     """
     for name in names:
         if name != name.strip() or not name or any(character in name for character in ",\n\r"):
@@ -152,7 +146,7 @@ def write_names(path: str | os.PathLike[str], names: Sequence[str]) -> None:
 
 
 def write_labels(path: str | os.PathLike[str], rows: Iterable[Iterable[str]]) -> None:
-    """Write a ``.lbl``: for each clip its classes, which :func:`write_names` accepts."""
+    """Write a ``.lbl`` with the classes of each clip, which :func:`write_names` accepts."""
     with Path(path).open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{','.join(row)}\n" for row in rows)
 
@@ -171,17 +165,3 @@ def _lines(path: Path) -> list[str]:
     while lines and not lines[-1]:
         lines.pop()
     return lines
-
-
-def _parse(path: Path, number: int, line: str, index: dict[str, int], names_path: str | os.PathLike[str]) -> list[int]:
-    if not line:
-        raise UserError(f"{path}, line {number}: empty; every clip needs a label")
-    found = []
-    for label in dict.fromkeys(label.strip() for label in line.split(",")):
-        if label not in index:
-            raise UserError(
-                f"{path}, line {number}: '{label}' is not among the {len(index)} classes of {names_path}; "
-                "correct the line or add the class"
-            )
-        found.append(index[label])
-    return found

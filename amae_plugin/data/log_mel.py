@@ -1,27 +1,27 @@
-"""Waveform to log-mel spectrogram, as Audio-MAE and MAE-AST compute it with Kaldi's filter bank."""
+"""Waveform to log-mel spectrogram, and what a model takes of it: its length and its normalisation."""
 
 from __future__ import annotations
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Callable
+from typing import Any, Callable, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from amae_plugin.data._torchaudio import kaldi
-
 _EPSILON = torch.finfo(torch.float32).eps  # Kaldi's floor under the logarithm
 PREEMPHASIS = 0.97
-"""How much of the sample before is subtracted from each (Kaldi's default)."""
+"""Share of the previous sample that is subtracted from each sample (Kaldi's default)."""
 
 LOW_HZ = 20.0
-"""Where the lowest mel band begins (Kaldi's default)."""
+"""Lower end of the lowest mel band (Kaldi's default)."""
 
 FLOOR = math.log(_EPSILON)
-"""The log-mel value of digital silence."""
+"""Log-mel value of digital silence."""
 
 DB_PER_NEPER = 10 / math.log(10)
 """Decibels in a unit of log-mel values, which are natural logarithms of a power."""
@@ -30,42 +30,48 @@ WINDOWS: dict[str, Callable[[int], Tensor]] = {
     "hanning": functools.partial(torch.hann_window, periodic=False),
     "povey": lambda size: torch.hann_window(size, periodic=False).pow(0.85),
 }
-"""Analysis windows, by name: a function of their length in samples."""
+"""Analysis windows by name: functions of their length in samples."""
+
+NORMALIZATIONS: dict[str, float | None] = {"two_std": 2.0, "one_std": 1.0, "model": None}
+"""Normalisations by name: the number of standard deviations that become 1; None leaves the values as they are.
+
+``two_std`` is AST's and Audio-MAE's, ``one_std`` that of M2D and CAV-MAE. With ``model`` the model normalises its input
+itself, as MAE-AST does.
+"""
+
+Samples = TypeVar("Samples", int, np.ndarray)
 
 
 @dataclass(frozen=True)
-class LogMel:
-    """Kaldi's log-mel filter bank without dither; the defaults are Audio-MAE's (section 4.1).
-
-    The same function as ``torchaudio.compliance.kaldi.fbank``, which builds its window and mel filters anew on every
-    call; here they are made once. Kaldi's ``htk_compat`` has no counterpart, as it only orders an energy column that
-    neither system uses. MAE-AST's front end is ``LogMel(window_type="povey", remove_mean=False)``.
+class FrontEnd(ABC):
+    """Function from a waveform to its log-mel spectrogram.
 
     Attributes:
-        sample_rate: of the waveform, in Hz.
-        num_mel_bins: number of mel bands between 20 Hz and half the sample rate.
-        window_type: ``"hanning"`` or ``"povey"`` (Hann to the power of 0.85, Kaldi's default).
+        name: name in :data:`FRONT_ENDS`.
+        sample_rate: sample rate of the waveform, in Hz.
+        num_mel_bins: number of mel bands.
+        window_type: analysis window, one of :data:`WINDOWS`.
         window_ms: length of the analysis window.
-        shift_ms: from one frame to the next.
-        remove_mean: subtract the mean of the whole waveform first.
+        shift_ms: time from one frame to the next.
+
+    Raises:
+        ValueError: there is no such window.
     """
 
+    name: ClassVar[str]
     sample_rate: int = 16_000
     num_mel_bins: int = 128
     window_type: str = "hanning"
     window_ms: float = 25.0
     shift_ms: float = 10.0
-    remove_mean: bool = True
 
     def __post_init__(self) -> None:
         if self.window_type not in WINDOWS:
             raise ValueError(f"window_type is '{self.window_type}', must be one of {', '.join(sorted(WINDOWS))}")
 
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> LogMel:
-        """The front end that the task section of a recipe or a checkpoint describes; what it lacks is the default."""
-        names = ("num_mel_bins", "window_type", "remove_mean")
-        return cls(**{name: settings[name] for name in names if settings.get(name) is not None})
+    @abstractmethod
+    def __call__(self, waveform: Tensor) -> Tensor:
+        """Map (samples,) float32 on the CPU to (frames, num_mel_bins), natural logarithms of a power."""
 
     @property
     def window_samples(self) -> int:
@@ -77,33 +83,55 @@ class LogMel:
         """Samples from one frame to the next."""
         return int(self.sample_rate * self.shift_ms / 1000)
 
-    @property
-    def fft_size(self) -> int:
-        """Samples of the Fourier transform: those of a window and zeros, to a power of two."""
-        return 1 << math.ceil(math.log2(self.window_samples))
-
-    @property
+    @functools.cached_property
     def window(self) -> Tensor:
-        """The analysis window: (window_samples,)."""
-        return _window(self.window_type, self.window_samples)
-
-    @property
-    def mel_filters(self) -> Tensor:
-        """Weights of the power spectrum's bins in the bands: (fft_size // 2 + 1, num_mel_bins)."""
-        return _mel_filters(self.num_mel_bins, self.fft_size, self.sample_rate)
+        """Analysis window: (window_samples,)."""
+        return WINDOWS[self.window_type](self.window_samples)
 
     def samples_for(self, frames: int) -> int:
-        """The shortest waveform that gives this many frames."""
+        """Count the samples of the shortest waveform that gives this many frames."""
         return self.window_samples + (frames - 1) * self.shift_samples
 
+    def frames_in(self, samples: Samples) -> Samples:
+        """Count the frames of a waveform with this many samples, or of each in an array of lengths."""
+        frames = 1 + (samples - self.window_samples) // self.shift_samples
+        return max(frames, 1) if isinstance(frames, int) else frames.clip(min=1)
+
+
+@dataclass(frozen=True)
+class LogMel(FrontEnd):
+    """Kaldi's log-mel filter bank without dither; the defaults are Audio-MAE's (section 4.1).
+
+    The same function as ``torchaudio.compliance.kaldi.fbank``, which builds its window and mel filters anew on every
+    call; here they are made once. Kaldi's ``htk_compat`` has no counterpart, as it only orders an energy column that
+    no system uses. MAE-AST's front end is ``LogMel(window_type="povey")``, with the window that is Kaldi's default.
+    The mel bands lie between 20 Hz and half the sample rate.
+    """
+
+    name = "kaldi"
+
+    @property
+    def fft_size(self) -> int:
+        """Samples of the Fourier transform: a window, filled up with zeros to a power of two."""
+        return 1 << math.ceil(math.log2(self.window_samples))
+
+    @functools.cached_property
+    def mel_filters(self) -> Tensor:
+        """Weights of the power spectrum's bins in the bands: (fft_size // 2 + 1, num_mel_bins)."""
+        # Models describe their input by this module, and do without torchaudio.
+        from amae_plugin.data._torchaudio import kaldi
+
+        rate = float(self.sample_rate)
+        filters, _ = kaldi.get_mel_banks(self.num_mel_bins, self.fft_size, rate, LOW_HZ, 0.0, 100.0, -500.0, 1.0)
+        return torch.nn.functional.pad(filters, (0, 1)).T.contiguous()  # Kaldi gives the Nyquist bin no weight
+
     def __call__(self, waveform: Tensor) -> Tensor:
-        """(samples,) float32 on the CPU to (frames, num_mel_bins), natural logarithm of the power.
+        """Map (samples,) float32 on the CPU to (frames, num_mel_bins), natural logarithms of the power.
 
         There are ``1 + (samples - window_samples) // shift_samples`` frames: windows that do not fit are dropped. A
-        waveform shorter than one window is continued with zeros to one window and gives one frame.
+        waveform shorter than one window is continued with zeros to one window and gives one frame. Every frame loses
+        its own mean, so a constant added to the waveform changes nothing.
         """
-        if self.remove_mean:
-            waveform = centred(waveform)
         size = self.window_samples
         if len(waveform) < size:
             waveform = torch.nn.functional.pad(waveform, (0, size - len(waveform)))
@@ -111,124 +139,141 @@ class LogMel:
         frames = frames - frames.mean(dim=1, keepdim=True)
         emphasised = frames.clone()
         emphasised[:, 1:].sub_(frames[:, :-1], alpha=PREEMPHASIS)
-        emphasised[:, 0].mul_(1 - PREEMPHASIS)  # Kaldi takes the sample before a frame to be its first
+        emphasised[:, 0].mul_(1 - PREEMPHASIS)  # Kaldi takes a frame's first sample for the one before it
         emphasised.mul_(self.window)
         spectrum = torch.fft.rfft(emphasised, n=self.fft_size)
         power = spectrum.real.square().add_(spectrum.imag.square())
-        # The product of a single row depends in its last bit on the number of threads as well; that of two does not.
+        # The last bit of a one-row product depends on the number of threads; that of two rows does not.
         rows = power if len(power) > 1 else power.expand(2, -1)
         mel = rows @ self.mel_filters
         return mel[: len(power)].clamp_(min=_EPSILON).log_()
 
 
-def centred(waveform: Tensor) -> Tensor:
-    """(samples,) float32 on the CPU without its mean."""
-    # Not torch's mean, whose last bit depends on the number of threads, so on whether a worker computes it.
-    return waveform - float(waveform.numpy().mean())
-
-
-def fit_length(features: Tensor, target_length: int, position: float = 0.5, padding: float = 0.0) -> Tensor:
-    """Crop or pad log-mel features to a length in frames.
-
-    Args:
-        features: (frames, num_mel_bins).
-        target_length: frames wanted.
-        position: of the piece that is kept of a longer clip, in [0, 1]: 0 its beginning, 0.5 its centre, 1 its end.
-        padding: follows a shorter clip. Audio-MAE's code pads with 0 before it normalises, so that padding is not 0
-            afterwards.
-
-    Returns:
-        (target_length, num_mel_bins).
-    """
-    spare = len(features) - target_length
-    if spare > 0:
-        start = min(int(position * (spare + 1)), spare)
-        return features[start : start + target_length]
-    return torch.nn.functional.pad(features, (0, 0, 0, -spare), value=padding)
-
-
-def normalize(features: Tensor, mean: float, std: float) -> Tensor:
-    """``(features - mean) / (2 std)``, which gives a standard deviation of 0.5 (AST, Audio-MAE)."""
-    return (features - mean) / (2 * std)
-
-
-@functools.lru_cache(maxsize=8)
-def _window(window_type: str, size: int) -> Tensor:
-    return WINDOWS[window_type](size)
-
-
-@functools.lru_cache(maxsize=8)
-def _mel_filters(num_mel_bins: int, fft_size: int, sample_rate: int) -> Tensor:
-    """(fft_size // 2 + 1, num_mel_bins); the Nyquist bin has no weight in Kaldi."""
-    filters, _ = kaldi.get_mel_banks(num_mel_bins, fft_size, float(sample_rate), LOW_HZ, 0.0, 100.0, -500.0, 1.0)
-    return torch.nn.functional.pad(filters, (0, 1)).T.contiguous()
-
-
-NORMALIZATIONS: dict[str, float | None] = {"two_std": 2.0, "one_std": 1.0, "model": None}
+FRONT_ENDS: dict[str, type[FrontEnd]] = {LogMel.name: LogMel}
+"""Front ends by name."""
 
 
 @dataclass(frozen=True)
 class ModelInput:
-    """A model's input."""
+    """Input of a model: how a waveform becomes the spectrogram that it takes.
 
-    front_end: LogMel = LogMel()
+    Attributes:
+        front_end: function from the waveform to log-mel values.
+        target_length: frames of a spectrogram, at most.
+        mean: mean of the corpus's log-mel values (``amae stats``); the default is AudioSet's, as Audio-MAE gives it.
+        std: their standard deviation.
+        normalization: use of *mean* and *std*, one of :data:`NORMALIZATIONS`.
+
+    Raises:
+        ValueError: there is no such normalisation.
+    """
+
+    front_end: FrontEnd = LogMel()
     target_length: int = 1024
     mean: float = -4.2677393
     std: float = 4.5689974
     normalization: str = "two_std"
 
+    def __post_init__(self) -> None:
+        if self.normalization not in NORMALIZATIONS:
+            raise ValueError(f"normalization is '{self.normalization}', must be one of {', '.join(NORMALIZATIONS)}")
+
     @classmethod
     def from_settings(cls, task: Mapping[str, Any], default: ModelInput) -> ModelInput:
-        """Read."""
-        needed = ["target_length", "num_mel_bins"] + (["mean", "std"] if default.normalization != "model" else [])
-        missing = [f"task.{name}" for name in needed if task.get(name) is None]
+        """Read the input from the task section of a recipe or a checkpoint.
+
+        Args:
+            task: settings; of the keys of :meth:`settings`, those that are missing or null are taken from *default*.
+            default: input of the model's system.
+
+        Raises:
+            ValueError: a setting that no system decides is missing, or one cannot be used.
+        """
+        given = {key: task[key] for key in default.settings() if task.get(key) is not None}
+        needed = ["target_length", "num_mel_bins"]
+        if NORMALIZATIONS.get(given.get("normalization", default.normalization)) is not None:
+            needed += ["mean", "std"]
+        missing = [f"task.{key}" for key in needed if key not in given]
         if missing:
             raise ValueError(f"its settings lack {', '.join(missing)}")
-        front_end = replace(
-            default.front_end,
-            num_mel_bins=task["num_mel_bins"],
-            window_type=task.get("window_type") or default.front_end.window_type,
-        )
-        statistics = {n: task[n] for n in ("mean", "std") if default.normalization != "model"}
-        return replace(default, front_end=front_end, target_length=task["target_length"], **statistics)
+        front_end, name = default.front_end, given.pop("front_end", default.front_end.name)
+        if name != front_end.name:
+            if name not in FRONT_ENDS:
+                raise ValueError(f"front_end is '{name}', must be one of {', '.join(FRONT_ENDS)}")
+            front_end = FRONT_ENDS[name]()
+        own = {key: given.pop(key) for key in ("num_mel_bins", "window_type") if key in given}
+        return replace(default, front_end=replace(front_end, **own), **given)
 
-    def settings(self) -> dict[str, Any]:
-        """Settings."""
+    def settings(self) -> dict[str, str | int | float]:
+        """Describe the input by plain values, under their names in the task section."""
         return {
-            "target_length": self.target_length,
+            "front_end": self.front_end.name,
             "num_mel_bins": self.num_mel_bins,
             "window_type": self.front_end.window_type,
+            "target_length": self.target_length,
             "mean": self.mean,
             "std": self.std,
             "normalization": self.normalization,
         }
 
     @property
-    def num_mel_bins(self) -> int:
-        """Bands."""
-        return self.front_end.num_mel_bins
-
-    @property
     def sample_rate(self) -> int:
-        """Rate."""
+        """Sample rate of the waveform, in Hz."""
         return self.front_end.sample_rate
 
     @property
+    def num_mel_bins(self) -> int:
+        """Number of mel bands, F."""
+        return self.front_end.num_mel_bins
+
+    @property
     def samples(self) -> int:
-        """Samples."""
+        """Samples of the shortest waveform that fills the input."""
         return self.front_end.samples_for(self.target_length)
 
     @property
     def silence(self) -> float:
-        """Silence."""
-        return float(self.normalize(torch.zeros(())))
+        """Normalised value of padding, which is 0 before normalisation (AST, Audio-MAE)."""
+        shift, scale = self.shift_and_scale
+        return -shift / scale
+
+    @property
+    def shift_and_scale(self) -> tuple[float, float]:
+        """Value that becomes 0, and how far above it lies the value that becomes 1."""
+        deviations = NORMALIZATIONS[self.normalization]
+        return (0.0, 1.0) if deviations is None else (self.mean, deviations * self.std)
 
     def normalize(self, log_mel: Tensor) -> Tensor:
-        """Normalise."""
-        scale = NORMALIZATIONS[self.normalization]
-        return log_mel if scale is None else (log_mel - self.mean) / (scale * self.std)
+        """Map log-mel values of any shape to the values that the model takes."""
+        shift, scale = self.shift_and_scale
+        return (log_mel - shift) / scale
 
     def denormalize(self, values: Tensor) -> Tensor:
-        """Inverse."""
-        scale = NORMALIZATIONS[self.normalization]
-        return values if scale is None else values * (scale * self.std) + self.mean
+        """Undo :meth:`normalize`."""
+        shift, scale = self.shift_and_scale
+        return values * scale + shift
+
+    def spectrogram(self, waveform: Tensor) -> Tensor:
+        """Map (samples,) float32 on the CPU to (target_length, F): the centre of a longer clip, or a padded one."""
+        return self.normalize(fit_length(self.front_end(waveform), self.target_length))
+
+
+def fit_length(spectrogram: Tensor, target_length: int, position: float = 0.5, padding: float = 0.0) -> Tensor:
+    """Crop or pad a spectrogram to a length in frames.
+
+    Args:
+        spectrogram: (frames, num_mel_bins).
+        target_length: frames of the result.
+        position: place of the piece that is kept of a longer clip, in [0, 1]: 0 its beginning, 0.5 its centre, 1 its
+            end.
+        padding: value that follows a shorter clip. Audio-MAE's code pads with 0 before it normalises, so padding is
+            not 0 afterwards.
+
+    Returns:
+        (target_length, num_mel_bins).
+    """
+    spare = len(spectrogram) - target_length
+    if spare > 0:
+        start = min(int(position * (spare + 1)), spare)
+        return spectrogram[start : start + target_length]
+    return torch.nn.functional.pad(spectrogram, (0, 0, 0, -spare), value=padding)

@@ -1,4 +1,4 @@
-"""fairseq's audio manifest: which clips there are, and where their bytes lie.
+"""fairseq's audio manifest: the list of clips and the places of their bytes.
 
 The first line is the root folder; every other line is ``path<TAB>samples``. A path is relative to the root (or
 absolute) and takes one of three forms:
@@ -8,8 +8,8 @@ absolute) and takes one of three forms:
   *offset* (fairseq's stored-zip entries);
 * ``path:start:frames``          a segment of a longer file, in frames at the file's own sample rate.
 
-``samples`` is the clip's length at the file's own sample rate. A relative root is taken relative to the folder that
-holds the manifest, so that a data set can be moved as one folder.
+``samples`` is the clip's length at the file's own sample rate. A relative root is relative to the folder that holds the
+manifest, so a data set can be moved as one folder.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _MAX_DIGITS = 18  # always fits int64
 
 @dataclass(frozen=True)
 class Clip:
-    """Where one clip lies.
+    """Place of one clip.
 
     Attributes:
         path: absolute path of the file or archive.
         kind: ``"file"``, ``"zip"`` or ``"segment"``.
         start: first byte of a zip member, or first frame of a segment at the file's own rate; 0 for a file.
-        length: bytes of a zip member or frames of a segment; 0 for a file, which is as long as it is.
+        length: bytes of a zip member or frames of a segment; 0 for a whole file.
     """
 
     path: str
@@ -56,11 +56,11 @@ class Clip:
 class Manifest:
     """A manifest held as one memory-mapped file and three integer arrays (24 bytes a line).
 
-    Forked workers share all of it, as there are no Python objects per line; a pickled manifest is only its path and is
-    read again where it is unpickled (workers started with ``spawn``). Made by :meth:`read`.
+    Forked workers share all of it, as there are no Python objects per line. A pickled manifest is only its path, and is
+    read again where it is unpickled (in workers started with ``spawn``). Made by :meth:`read`.
 
     Attributes:
-        path: the manifest file.
+        path: manifest file.
         root: absolute path of the folder that the entries are relative to.
         sizes: (N,) int64, samples of each clip at its file's own sample rate.
     """
@@ -81,7 +81,7 @@ class Manifest:
         kept as Python keeps them in file names (``surrogateescape``).
 
         Raises:
-            UserError: the file or its root does not exist, or a line is malformed; names the file and the line.
+            UserError: the file or its root does not exist, or a line is malformed. The message names file and line.
         """
         path = Path(path).absolute()
         try:
@@ -120,7 +120,7 @@ class Manifest:
         return len(self.sizes)
 
     def __getitem__(self, index: int) -> Clip:
-        """The clip of line ``index + 2``."""
+        """Return the clip of line ``index + 2``."""
         head, numbers = _split(self.name(index))
         path = os.path.join(self.root, head)  # noqa: PTH118 - called for every clip, and Path is slow
         if not numbers:
@@ -131,7 +131,7 @@ class Manifest:
         return Manifest.read, (self.path,)
 
     def name(self, index: int) -> str:
-        """The path as the manifest has it, with ``:offset:length`` or ``:start:frames``."""
+        """Return the path as the manifest has it, with ``:offset:length`` or ``:start:frames``."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.path} has {len(self)} clips, asked for number {index}")
         return self._text[self._starts[index] : self._ends[index]].decode("utf-8", "surrogateescape")
@@ -139,7 +139,7 @@ class Manifest:
     def _refuse_escapes(self) -> None:
         """Refuse paths that lead elsewhere than they seem to: out of the root, or cut off at a NUL.
 
-        An absolute path may lie anywhere, as it says where it leads, but not turn back on its way.
+        An absolute path may lie anywhere, since it shows where it leads, but must not hold "..".
         """
         nul = self._text.find(b"\0")
         if nul >= 0:
@@ -166,7 +166,7 @@ class Manifest:
 
 
 def _split(name: str) -> tuple[str, tuple[int, ...]]:
-    """The path of an entry, and its two numbers, or none."""
+    """Split an entry into its path and its two numbers, if it has them."""
     head, *numbers = name.rsplit(":", 2)
     if len(numbers) == 2 and all(number.isascii() and number.isdigit() for number in numbers):
         return head, (int(numbers[0]), int(numbers[1]))
@@ -177,8 +177,8 @@ def write_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str], r
     """Write a manifest, whole or not at all.
 
     Args:
-        path: the file to write or replace; its folder must exist.
-        root: written as it is given; an absolute path makes the manifest independent of where it lies.
+        path: file to write or replace, in a folder that exists.
+        root: root folder, written as it is given; an absolute path makes the manifest independent of its own place.
         rows: (path relative to *root*, samples at the file's own rate).
 
     Raises:
@@ -202,7 +202,7 @@ def write_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str], r
 
 
 def expressible(name: str) -> bool:
-    """Whether a manifest can hold this name: no tab, no line break, and not blank."""
+    """Tell whether a manifest can hold this name: it is not blank, and holds neither a tab nor a line break."""
     return not any(character in name for character in "\t\n\r") and bool(name.strip())
 
 
@@ -219,7 +219,7 @@ def _umask() -> int:
 
 
 def _positions(text: mmap.mmap, character: bytes) -> np.ndarray:
-    """Offsets of *character*, int64, ascending."""
+    """Find the offsets of *character*: int64, ascending."""
     bytes_ = np.frombuffer(text, np.uint8)
     found = [
         np.flatnonzero(bytes_[offset : offset + _SCAN_BYTES] == ord(character)) + offset
@@ -250,7 +250,7 @@ def _refuse_tabs(path: Path, text: mmap.mmap, starts: np.ndarray, ends: np.ndarr
 
 
 def _parse_sizes(path: Path, bytes_: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """The decimal numbers in ``bytes_[starts[i]:ends[i]]`` as (N,) int64, all lines at once."""
+    """Read the decimal numbers in ``bytes_[starts[i]:ends[i]]``, all lines at once: (N,) int64."""
     lengths = ends - starts
     sizes = np.zeros(len(starts), np.int64)
     bad = (lengths < 1) | (lengths > _MAX_DIGITS)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.utils.data
 from torch import Tensor
 from tqdm import tqdm
 
-from amae_plugin.data.dataset import AudioDataset
+from amae_plugin.data.dataset import AudioDataset, Item
 from amae_plugin.errors import UserError
 
 _CLIPS_PER_STEP = 8
@@ -40,13 +39,13 @@ def measure(dataset: AudioDataset, indices: Sequence[int], workers: int) -> dict
     clips, frames, value_sum, square_sum = total.tolist()
     if not clips:
         raise UserError(f"{dataset.manifest.path}: none of the {len(indices)} clips drawn can be decoded")
-    values = frames * dataset.features.num_mel_bins
+    values = frames * dataset.input.num_mel_bins
     mean = value_sum / values
     std = math.sqrt(max(0.0, square_sum / values - mean**2))
     return {"mean": mean, "std": std, "clips": int(clips), "frames": int(frames), "skipped": len(indices) - int(clips)}
 
 
-def _moments(items: Sequence[dict[str, Any] | None]) -> Tensor:
+def _moments(items: Sequence[Item | None]) -> Tensor:
     """(4,) float64: clips, real frames, sum and sum of squares of their values."""
     real = [item["source"][: item["length"]].double() for item in items if item is not None]
     sums = [[1.0, len(values), float(values.sum()), float(values.square().sum())] for values in real]

@@ -1,4 +1,4 @@
-"""Verification trials: pairs of clips, and whether both are of the same speaker."""
+"""Verification trials: pairs of clips that are of the same speaker or not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Trials:
     """T trials over the clips of a manifest.
 
     Attributes:
-        same: (T,) bool, whether both clips are of one speaker.
+        same: (T,) bool, True where both clips are of one speaker.
         pairs: (T, 2) int64, indices into the manifest.
     """
 
@@ -27,10 +27,10 @@ class Trials:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], manifest: Manifest) -> Trials:
-        """Read VoxCeleb's format, lines of ``<0|1> <path> <path>``, with paths as *manifest* has them.
+        """Read VoxCeleb's format: lines of ``<0|1> <path> <path>``, with the paths of *manifest*.
 
         Raises:
-            UserError: the file cannot be read, a line is malformed, or names a clip that the manifest lacks.
+            UserError: the file cannot be read, or a line is malformed or names a clip that the manifest lacks.
         """
         index = {manifest.name(number): number for number in range(len(manifest))}
         same, pairs = array("b"), array("q")
@@ -44,10 +44,10 @@ class Trials:
 
 
 def read_trial_lines(path: str | os.PathLike[str]) -> list[tuple[int, int, tuple[str, str]]]:
-    """(line number, 0 or 1, the two paths) of each line that is not blank.
+    """Read the lines that are not blank as (line number, 0 or 1, the two paths).
 
     Raises:
-        UserError: the file cannot be read or holds nothing, or a line is not ``<0|1> <path> <path>``.
+        UserError: the file cannot be read or holds no trials, or a line is not ``<0|1> <path> <path>``.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()

@@ -27,7 +27,7 @@ from amae_plugin.demo.words import SPEAKERS, Speaker, make_words
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.classification import evaluate
 from amae_plugin.evaluation.report import write
-from amae_plugin.evaluation.scoring import Options, dataset_of
+from amae_plugin.evaluation.scoring import Options, validation_dataset
 from amae_plugin.models.base import PretrainingModel
 from amae_plugin.runs.statistics import statistics_of
 from amae_plugin.runs.training import COMMAND, Training, complete, read_losses, write_json
@@ -139,7 +139,7 @@ def draw(demo: Demo, pretraining: Training) -> None:
         return
     _save(plot_loss(read_losses(pretraining.log), title="Pretraining of a tiny Audio-MAE on spoken words"), losses)
     checkpoint = Checkpoint.read(pretraining.checkpoint)
-    dataset = dataset_of(checkpoint, Manifest.read(demo.manifests / "valid.tsv"))
+    dataset = validation_dataset(checkpoint, Manifest.read(demo.manifests / "valid.tsv"))
     # Clips of full length, far apart in a manifest that is sorted by word.
     full = np.flatnonzero(dataset.manifest.sizes == dataset.manifest.sizes.max())
     clips = full[np.linspace(0, len(full) - 1, 2 * _CLIPS_DRAWN + 1).round().astype(int)[1::2]].tolist()

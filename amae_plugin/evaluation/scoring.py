@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.audio import AudioError
-from amae_plugin.data.dataset import AudioDataset
+from amae_plugin.data.dataset import AudioDataset, Item
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.inference.windows import CENTRE, piece_positions
@@ -114,7 +114,7 @@ def score_clips(
                         sums = np.zeros((len(manifest), values.shape[1]))
                     sums[ids] += values
                     pieces[ids] += 1
-                    longer.append(ids[batch["lengths"].numpy() == dataset.target_length])
+                    longer.append(ids[batch["lengths"].numpy() == dataset.input.target_length])
                 bar.update(len(failures) + (len(batch["id"]) if batch else 0))
             if number == 0:
                 left = np.concatenate([np.zeros(0, np.int64), *longer])
@@ -157,7 +157,7 @@ class _Attempts(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> dict[str, Any] | tuple[int, AudioError] | None:
+    def __getitem__(self, index: int) -> Item | tuple[int, AudioError] | None:
         clip = int(self.clips[index])
         try:
             return self.dataset[clip]

@@ -1,6 +1,7 @@
 """What the tasks share: clips of a manifest in fairseq's batches."""
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
+import functools
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
@@ -10,21 +11,21 @@ from fairseq.data import iterators
 from fairseq.dataclass import FairseqDataclass
 from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
+from fairseq.logging.meters import StopwatchMeter
 from fairseq.optim import FairseqOptimizer
 from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING
 from torch import nn
 
-from amae_plugin.data.augment import Augmentation, Augmentations, Magnitude, Roll
+from amae_plugin.data.augment import Augmentation, build_augmentations, read_choice
 from amae_plugin.data.dataset import AudioDataset
+from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.checkpoints import make_writing_atomic, remove_partial_files
-from amae_plugin.fairseq_plugin.dataset import FairseqAudioDataset, Stopwatch, watch
+from amae_plugin.fairseq_plugin.dataset import FairseqAudioDataset, TimedBatches
 from amae_plugin.fairseq_plugin.hydra import user_path
 from amae_plugin.models.registry import find_system
-
-WAVEFORM_AUGMENTATIONS: Dict[str, Augmentation] = {"roll": Roll(), "magnitude": Magnitude()}
 
 
 @dataclass
@@ -36,16 +37,17 @@ class AudioTaskConfig(FairseqDataclass):
     target_length: int = field(default=1024, metadata={"help": "frames of a spectrogram at most (10 ms each)"})
     num_mel_bins: int = field(default=128, metadata={"help": "mel bands"})
     mean: float = field(
-        default=-4.2677393,
+        default=ModelInput.mean,
         metadata={"help": "mean of the corpus's log-mel values (amae stats); MAE-AST finds its own"},
     )
-    std: float = field(default=4.5689974, metadata={"help": "their standard deviation"})
+    std: float = field(default=ModelInput.std, metadata={"help": "their standard deviation"})
+    front_end: Optional[str] = field(default=None, metadata={"help": "log-mel front end: kaldi; null: the system's"})
     window_type: Optional[str] = field(
-        default=None, metadata={"help": "of the analysis: hanning or povey; null: as the system has it (MAE-AST povey)"}
+        default=None, metadata={"help": "analysis window: hanning or povey; null: the system's (MAE-AST's is povey)"}
     )
-    remove_mean: Optional[bool] = field(
+    normalization: Optional[str] = field(
         default=None,
-        metadata={"help": "subtract the mean of a clip's waveform first; null: as the system has it (MAE-AST not)"},
+        metadata={"help": "two_std: (x - mean) / (2 std); one_std; model: by the model itself; null: the system's"},
     )
     batch_length: str = field(
         default="fixed",
@@ -59,16 +61,21 @@ class AudioTaskConfig(FairseqDataclass):
     )
     sample_rate: int = field(
         default=16_000,
-        metadata={"help": "longest, shortest: rate in Hz at which the manifest counts samples, to tell lengths by"},
+        metadata={"help": "longest, shortest: rate in Hz at which the manifest counts samples"},
     )
-    augmentations: List[str] = field(
-        default_factory=lambda: ["roll", "magnitude"],
-        metadata={"help": "of the training waveforms, in order: roll, magnitude"},
+    augmentations: Any = field(
+        default="roll,magnitude",
+        metadata={
+            "help": "augmentations of training clips, in order: {name: parameters}, or a list of names; null: none "
+            "(roll, magnitude, mixup, spec_augment, noise: see amae_plugin/data/augment.py)"
+        },
     )
     on_bad_audio: str = field(
         default="raise", metadata={"help": "a clip that cannot be decoded: raise stops, skip counts and logs it"}
     )
-    max_bad_audio: int = field(default=100, metadata={"help": "clips that may be skipped, on each device"})
+    max_bad_audio: int = field(
+        default=100, metadata={"help": "number of clips that may be skipped, on each device, in all epochs together"}
+    )
     clips_per_update: Optional[int] = field(
         default=None, metadata={"help": "global batch; recipes compute update_freq, lr and updates from it"}
     )
@@ -88,13 +95,8 @@ class AudioTask(FairseqTask):
 
     def __init__(self, cfg: AudioTaskConfig):
         super().__init__(cfg)
-        unknown = [name for name in cfg.augmentations if name not in WAVEFORM_AUGMENTATIONS]
-        if unknown:
-            raise UserError(
-                f"task.augmentations: no {', '.join(unknown)}; there are {', '.join(WAVEFORM_AUGMENTATIONS)}"
-            )
         self.data = user_path(cfg.data)
-        self.stopwatch = Stopwatch()
+        self.data_wait = StopwatchMeter()
         # Of the system whose input the clips become; fairseq builds the model before it loads data.
         self.encoder_settings: Mapping[str, Any] = {"_name": "amae_audio_mae"}
 
@@ -128,36 +130,42 @@ class AudioTask(FairseqTask):
         """Read ``<split>.tsv``."""
         return Manifest.read(self.data / f"{split}.tsv")
 
-    def wrap(self, manifest: Manifest, split: str, augmentations: Augmentations, **settings: Any) -> None:
+    def make_dataset(self, manifest: Manifest, split: str, **settings: Any) -> None:
         """Make the data set of a split; the split ``train`` is shuffled, cropped at random and augmented."""
-        train = split.startswith("train")
-        cfg = self.cfg
+        same = ("seed", "batch_length", "length_multiple", "on_bad_audio", "max_bad_audio")
+        settings.update({name: self.cfg[name] for name in same}, manifest_rate=self.cfg.sample_rate)
         try:
             dataset = AudioDataset(
                 manifest,
-                find_system(self.encoder_settings).read_input(cfg),
-                augmentations=augmentations,
-                train=train,
-                seed=cfg.seed,
-                batch_length=cfg.batch_length,
-                length_multiple=cfg.length_multiple,
-                manifest_rate=cfg.sample_rate,
-                on_bad_audio=cfg.on_bad_audio,
-                max_bad_audio=cfg.max_bad_audio,
+                find_system(self.encoder_settings).read_input(self.cfg),
+                augmentations=self.augmentations,
+                train=split.startswith("train"),
                 **settings,
             )
         except ValueError as error:
             raise UserError(f"task: {error}") from None
-        self.datasets[split] = FairseqAudioDataset(dataset, shuffle=train)
+        self.datasets[split] = FairseqAudioDataset(dataset)
 
-    def waveform_augmentations(self) -> Tuple[Augmentation, ...]:
-        """Those that the settings name, in order."""
-        return tuple(WAVEFORM_AUGMENTATIONS[name] for name in self.cfg.augmentations)
+    @functools.cached_property
+    def augmentations(self) -> Tuple[Augmentation, ...]:
+        """Augmentations of training clips.
+
+        Raises:
+            UserError: there is no augmentation or parameter of that name, or a parameter is out of range.
+        """
+        try:
+            return build_augmentations(self.chosen_augmentations())
+        except ValueError as error:
+            raise UserError(f"task.augmentations: {error}") from None
+
+    def chosen_augmentations(self) -> Dict[str, Dict[str, Any]]:
+        """Return the parameters of the chosen augmentations, by name and in order."""
+        return read_choice(self.cfg.augmentations)
 
     def get_batch_iterator(
         self, dataset: FairseqAudioDataset, max_tokens: Optional[int] = None, **kwargs: Any
     ) -> iterators.EpochBatchIterator:
-        """fairseq's iterator over the order that the data set gives, with the time that training waits for it added up.
+        """Make fairseq's iterator over the order that the data set gives; in training it adds up the time of waiting.
 
         fairseq would shuffle the batches once more. Without that, an update's clips are a run of the epoch's order,
         the same for every batch size, number of devices and number of accumulation steps that make up its global batch.
@@ -174,8 +182,10 @@ class AudioTask(FairseqTask):
             )
         iterator = super().get_batch_iterator(dataset, max_tokens=max_tokens, **kwargs)
         iterator.disable_shuffling = not dataset.by_length
-        # fairseq builds its iterator deep inside that method, and may return one it built before.
-        watch(iterator, self.stopwatch if dataset.shuffle else None)  # in training, not in validation
+        if dataset.dataset.train:
+            # The method of the class, since fairseq may return an iterator that it returned before.
+            next_epoch = functools.partial(iterators.EpochBatchIterator.next_epoch_itr, iterator)
+            iterator.next_epoch_itr = lambda **options: TimedBatches(next_epoch(**options), self.data_wait)
         return iterator
 
     def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: FairseqCriterion) -> None:
@@ -193,4 +203,5 @@ class AudioTask(FairseqTask):
     def optimizer_step(self, optimizer: FairseqOptimizer, model: nn.Module, update_num: int) -> None:
         """Step, and log the seconds waited for data since the last one."""
         super().optimizer_step(optimizer, model, update_num)
-        metrics.log_scalar("data_wait", self.stopwatch.lap(), priority=850, round=3)
+        metrics.log_scalar("data_wait", self.data_wait.sum, priority=850, round=3)
+        self.data_wait.reset()

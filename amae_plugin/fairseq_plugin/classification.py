@@ -12,7 +12,6 @@ from omegaconf import II, DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from amae_plugin.checkpoints import Checkpoint
-from amae_plugin.data.augment import Augmentation, Augmentations, Noise, SpecAugment
 from amae_plugin.data.labels import LABELS_NAME, Labels, read_names
 from amae_plugin.data.sampling import Sampling, balanced_weights, class_subset, read_weights
 from amae_plugin.errors import UserError
@@ -26,6 +25,15 @@ from amae_plugin.models.registry import find_system
 
 logger = logging.getLogger(__name__)
 
+ALIASES = {
+    "mixup": ("mixup", "share"),
+    "spec_augment_time": ("spec_augment", "time"),
+    "spec_augment_frequency": ("spec_augment", "frequency"),
+    "noise": ("noise", "amplitude"),
+    "noise_roll": ("noise", "frames"),
+}
+"""Augmentations and parameters that settings of their own stand for."""
+
 
 @dataclass
 class AmaeClassificationTaskConfig(AudioTaskConfig):
@@ -35,14 +43,14 @@ class AmaeClassificationTaskConfig(AudioTaskConfig):
         default=None, metadata={"help": "cross-validation: the manifests are those in <data>/fold<N>"}
     )
     multi_label: bool = field(default=False, metadata={"help": "a clip may have several labels"})
-    mixup: float = field(default=0.0, metadata={"help": "share of training clips that are mixed with another one"})
-    spec_augment_time: int = field(default=192, metadata={"help": "longest stretch of frames set to 0; 0: none"})
-    spec_augment_frequency: int = field(default=48, metadata={"help": "widest band of bins set to 0; 0: none"})
-    noise: float = field(
-        default=0.0,
-        metadata={"help": "uniform noise up to this on the normalised spectrogram; 0: none (Audio-MAE: 0.1)"},
+    augmentations: Any = "roll,magnitude,spec_augment"
+    mixup: Optional[float] = field(default=None, metadata={"help": "sets augmentations.mixup.share; 0: no mixup"})
+    spec_augment_time: Optional[int] = field(default=None, metadata={"help": "sets augmentations.spec_augment.time"})
+    spec_augment_frequency: Optional[int] = field(
+        default=None, metadata={"help": "sets augmentations.spec_augment.frequency"}
     )
-    noise_roll: int = field(default=10, metadata={"help": "with noise: frames rolled by up to this many"})
+    noise: Optional[float] = field(default=None, metadata={"help": "sets augmentations.noise.amplitude; 0: no noise"})
+    noise_roll: Optional[int] = field(default=None, metadata={"help": "with noise: sets augmentations.noise.frames"})
     balanced_samples: Optional[int] = field(
         default=None,
         metadata={
@@ -64,8 +72,6 @@ class AmaeClassificationTask(AudioTask):
         super().__init__(cfg)
         if cfg.fold is not None:
             self.data = self.data / f"fold{cfg.fold}"
-        if not 0 <= cfg.mixup <= 1:
-            raise UserError(f"task.mixup={cfg.mixup}: a share of the clips, from 0 to 1")
         if not 0 < cfg.label_fraction <= 1:
             raise UserError(f"task.label_fraction={cfg.label_fraction}: above 0 and at most 1")
         if cfg.balanced_samples is not None and cfg.balanced_samples < 1:
@@ -100,15 +106,20 @@ class AmaeClassificationTask(AudioTask):
             self.data / f"{split}.lbl", self.data / LABELS_NAME, len(manifest), multi=self.cfg.multi_label
         )
         sampling = self._sampling(split, labels) if split.startswith("train") else None
-        self.wrap(manifest, split, self._augmentations(), labels=labels, sampling=sampling)
+        self.make_dataset(manifest, split, labels=labels, sampling=sampling)
 
-    def _augmentations(self) -> Augmentations:
-        cfg = self.cfg
-        log_mel: Tuple[Augmentation, ...] = ()
-        if cfg.spec_augment_time or cfg.spec_augment_frequency:
-            log_mel = (SpecAugment(frequency=cfg.spec_augment_frequency, time=cfg.spec_augment_time),)
-        normalized = (Noise(amplitude=cfg.noise, frames=cfg.noise_roll),) if cfg.noise else ()
-        return Augmentations(self.waveform_augmentations(), cfg.mixup, log_mel, normalized)
+    def chosen_augmentations(self) -> Dict[str, Dict[str, Any]]:
+        """Return the parameters of the chosen augmentations, with those that settings of their own stand for."""
+        chosen = super().chosen_augmentations()
+        for setting, (name, parameter) in ALIASES.items():
+            value = self.cfg[setting]
+            if value is None or (setting == "noise_roll" and "noise" not in chosen):
+                continue
+            logger.info(f"task.{setting}={value} stands for task.augmentations.{name}.{parameter}={value}")
+            chosen[name] = {**chosen.get(name, {}), parameter: value}
+            if not value and setting in ("mixup", "noise"):
+                del chosen[name]
+        return chosen
 
     def _sampling(self, split: str, labels: Labels) -> Optional[Sampling]:
         cfg = self.cfg

@@ -1,68 +1,57 @@
-"""The data set and its iterator as fairseq knows them."""
+"""The data set and its batches as fairseq knows them."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+import os
+import signal
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from fairseq.data import FairseqDataset
-from fairseq.data.iterators import CountingIterator, EpochBatchIterator
+from fairseq.data.iterators import CountingIterator
+from fairseq.logging.meters import StopwatchMeter
+from torch.utils.data import get_worker_info
 
-from amae_plugin.cluster import signals
-from amae_plugin.data.dataset import AudioDataset
+from amae_plugin.data.dataset import AudioDataset, Item
 
 
 class FairseqAudioDataset(FairseqDataset):
     """An :class:`AudioDataset` with fairseq's data set interface.
 
-    Args:
+    In training, the order of the clips is new in each epoch: fairseq seeds NumPy by seed and epoch before it asks for
+    it.
+
+    Attributes:
         dataset: the clips.
-        shuffle: a new order in each epoch; fairseq seeds NumPy by seed and epoch before it asks for the order.
+        sizes: (N,) int64, frames of each item of this epoch in a batch.
     """
 
-    def __init__(self, dataset: AudioDataset, shuffle: bool):
+    def __init__(self, dataset: AudioDataset):
         self.dataset = dataset
-        self.shuffle = shuffle
-        self._frames = dataset.frames
+        self.sizes = dataset.frames
 
-    @property
-    def sizes(self) -> np.ndarray:
-        """Frames of all items, which may be others in each epoch."""
-        return self._frames
-
-    def __getitem__(self, index: int) -> dict[str, Any] | None:
+    def __getitem__(self, index: int) -> Item | None:
+        if get_worker_info() is not None:
+            _end_with_parent_only()
         return self.dataset[int(index)]
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def collater(self, samples: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
-        """A batch in fairseq's form; empty if no clip of it could be decoded, which fairseq knows to skip."""
-        batch = self.dataset.collate(samples)
-        if not batch:
-            return {}
-        labels = {"target": batch["target"]} if "target" in batch else {}
-        return {
-            **labels,
-            "id": batch["id"],
-            "nsentences": len(batch["id"]),
-            "ntokens": int(batch["lengths"].sum()),
-            "net_input": {name: batch[name] for name in ("source", "seed", "padding_mask")},
-        }
-
-    def num_tokens(self, index: int) -> int:
-        """Frames of a clip in a batch."""
-        return int(self._frames[index])
+    def collater(self, samples: Sequence[Item | None]) -> dict[str, Any]:
+        """Make a batch in fairseq's form; empty, which fairseq skips, if no clip of it could be decoded."""
+        batch: dict[str, Any] = dict(self.dataset.collate(samples))
+        if batch:
+            batch["net_input"] = {name: batch.pop(name) for name in ("source", "seed", "padding_mask")}
+            batch["nsentences"] = len(batch["id"])
+            batch["ntokens"] = int(batch.pop("lengths").sum())
+        return batch
 
     def num_tokens_vec(self, indices: np.ndarray) -> np.ndarray:
-        """Frames of several clips in a batch."""
+        """Return the frames of several clips in a batch."""
         return self.sizes[indices]
-
-    def size(self, index: int) -> int:
-        """Frames of a clip in a batch."""
-        return int(self._frames[index])
 
     @property
     def by_length(self) -> bool:
@@ -70,66 +59,41 @@ class FairseqAudioDataset(FairseqDataset):
         return self.dataset.batch_length != "fixed"
 
     def ordered_indices(self) -> np.ndarray:
-        """Order of the clips in this epoch; the longest first where batches are made by length."""
-        order = np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))
-        return order[np.argsort(-self._frames[order], kind="stable")] if self.by_length else order
+        """Order the clips of this epoch; the longest come first where batches are made by length."""
+        order = np.random.permutation(len(self)) if self.dataset.train else np.arange(len(self))
+        return order[np.argsort(-self.sizes[order], kind="stable")] if self.by_length else order
 
     def set_epoch(self, epoch: int) -> None:
-        """See :meth:`AudioDataset.set_epoch`."""
+        """Choose the epoch's clips, crops and augmentations."""
         self.dataset.set_epoch(epoch)
-        self._frames = self.dataset.frames
+        self.sizes = self.dataset.frames
 
 
-class Stopwatch:
-    """Adds up the seconds that a training loop spends waiting for batches."""
+class TimedBatches(CountingIterator):
+    """The batches of an epoch, with a stopwatch that runs while training waits for one."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def lap(self) -> float:
-        """Seconds since the last lap."""
-        seconds, self.seconds = self.seconds, 0.0
-        return seconds
-
-
-def watch(iterator: EpochBatchIterator, stopwatch: Stopwatch | None) -> None:
-    """Have all coming epochs of an iterator outlive its workers, timed if there is a stopwatch; once is enough."""
-    make = iterator._get_iterator_for_epoch
-    if not isinstance(make, _Watched):
-        iterator._get_iterator_for_epoch = _Watched(make, stopwatch)
-
-
-class _Watched:
-    """An iterator's ``_get_iterator_for_epoch`` that returns the same batches, watched."""
-
-    def __init__(self, make: Callable[..., CountingIterator | None], stopwatch: Stopwatch | None):
-        self.make = make
+    def __init__(self, batches: CountingIterator, stopwatch: StopwatchMeter):
+        super().__init__(batches, total=batches.total)
         self.stopwatch = stopwatch
 
-    def __call__(self, *args: Any, **kwargs: Any) -> CountingIterator | None:
-        batches = self.make(*args, **kwargs)
-        if batches is None:
-            return None
+    def __next__(self) -> dict[str, Any]:
+        self.stopwatch.start()
+        batch = super().__next__()
+        self.stopwatch.stop()
+        return batch
 
-        def rest(position: int) -> CountingIterator | None:
-            return self.make(*args, **{**kwargs, "offset": position})
 
-        return CountingIterator(self._watch(batches, rest), start=batches.n, total=batches.total)
+def _end_with_parent_only() -> None:
+    """Have this worker end at a SIGTERM of its parent, and at nobody else's.
 
-    def _watch(self, batches: CountingIterator | None, rest: Callable[[int], CountingIterator | None]) -> Iterator[Any]:
-        restarted = False
-        while batches is not None and batches.has_next():
-            start = time.perf_counter()
-            try:
-                batch = next(batches)
-            except (RuntimeError, EOFError, OSError):
-                # SLURM sends the SIGTERM before a preemption to all processes of a job, and the workers end at it,
-                # some of them while they hand over a batch, though this process has an update to finish: others start
-                # where they stopped.
-                if restarted or signals.received() is None:
-                    raise
-                restarted, batches = True, rest(batches.n)
-                continue
-            if self.stopwatch is not None:
-                self.stopwatch.seconds += time.perf_counter() - start
-            yield batch
+    SLURM sends the SIGTERM before a preemption to all processes of a job, and the training process has an update to
+    finish. A worker that ignored the signal altogether would be waited for in vain at the end of a run.
+    """
+    if signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}):
+        threading.Thread(target=_await_parents_signal, daemon=True).start()
+
+
+def _await_parents_signal() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -13,7 +13,6 @@ from omegaconf import II, DictConfig
 from tensorboardX import SummaryWriter
 from torch import nn
 
-from amae_plugin.data.augment import Augmentations
 from amae_plugin.fairseq_plugin.audio_task import AudioTask, AudioTaskConfig
 from amae_plugin.fairseq_plugin.models import plain_module
 from amae_plugin.models.base import PretrainingModel
@@ -47,7 +46,7 @@ class AmaePretraining(AudioTask):
 
     def load_dataset(self, split: str, combine: bool = False, **kwargs: Any) -> None:
         """Load ``<split>.tsv``."""
-        self.wrap(self.read_manifest(split), split, Augmentations(waveform=self.waveform_augmentations()))
+        self.make_dataset(self.read_manifest(split), split)
 
     def optimizer_step(self, optimizer: FairseqOptimizer, model: nn.Module, update_num: int) -> None:
         """Step, and draw a picture when it is time."""

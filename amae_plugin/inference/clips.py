@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, find_audio
 from amae_plugin.data.audio import AudioError, load_clip, resample, to_mono
-from amae_plugin.data.log_mel import LogMel
+from amae_plugin.data.log_mel import FrontEnd, LogMel
 from amae_plugin.data.manifest import Clip
 from amae_plugin.errors import UserError
 
@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 
 
 def load_waveform(
-    audio: Audio, sample_rate: float | None = None, features: LogMel | None = None, name: str = "the array"
+    audio: Audio, sample_rate: float | None = None, features: FrontEnd | None = None, name: str = "the array"
 ) -> Tensor:
     """A clip as the mono waveform that a front end takes.
 
@@ -111,7 +111,7 @@ class ClipFiles:
     def __init__(
         self,
         paths: Iterable[str | os.PathLike[str]],
-        features: LogMel | None = None,
+        features: FrontEnd | None = None,
         workers: int = 0,
         progress: str | None = None,
     ):
@@ -198,7 +198,7 @@ class ClipFiles:
 class _Waveforms(torch.utils.data.Dataset):
     """Waveforms of files, or the error: returned, since a worker's exceptions arrive with tracebacks."""
 
-    def __init__(self, paths: list[Path], features: LogMel):
+    def __init__(self, paths: list[Path], features: FrontEnd):
         self.paths = paths
         self.features = features
 

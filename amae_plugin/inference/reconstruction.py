@@ -9,8 +9,8 @@ from torch import Tensor
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.inversion import invert
-from amae_plugin.data.log_mel import FLOOR, LogMel, fit_length
-from amae_plugin.data.seeding import clip_seed
+from amae_plugin.data.log_mel import FLOOR, FrontEnd, fit_length
+from amae_plugin.data.sampling import clip_seed
 from amae_plugin.errors import UserError
 from amae_plugin.inference.windows import Windows
 from amae_plugin.metrics.band_errors import BandErrors, join_visible
@@ -156,7 +156,7 @@ class Reconstructor:
         return unpatchify(mask[..., None].expand(-1, -1, values), grid, encoder.patch_size)
 
 
-def make_audible(reconstruction: Reconstruction, features: LogMel, samples: int) -> list[Tensor]:
+def make_audible(reconstruction: Reconstruction, features: FrontEnd, samples: int) -> list[Tensor]:
     """The original, the masked and the reconstructed clip as sounds of one gain, each (samples,) in [-1, 1].
 
     Even the original is resynthesised from its log-mel values, so the sounds differ only where these differ.

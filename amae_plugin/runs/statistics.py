@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from amae_plugin.data.dataset import AudioDataset
+from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.data.statistics import measure
 from amae_plugin.runs.training import available_cpus, write_json
@@ -25,8 +26,7 @@ def statistics_of(path: Path, target_length: int, cache: Path) -> tuple[float, f
     """
     if not cache.exists() or cache.stat().st_mtime < path.stat().st_mtime:
         manifest = Manifest.read(path)
-        # mean 0 and std 1/2 leave the features as they are.
-        dataset = AudioDataset(manifest, target_length=target_length, mean=0.0, std=0.5)
+        dataset = AudioDataset(manifest, ModelInput(target_length=target_length, normalization="model"))
         clips = np.linspace(0, len(manifest) - 1, min(len(manifest), _MOST_CLIPS)).round().astype(int)
         write_json(cache, measure(dataset, clips.tolist(), workers=available_cpus()))
     figures = json.loads(cache.read_text())

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.image import imsave
 
-from amae_plugin.data.log_mel import DB_PER_NEPER, LOW_HZ, LogMel
+from amae_plugin.data.log_mel import DB_PER_NEPER, LOW_HZ, FrontEnd
 from amae_plugin.inference.reconstruction import Reconstruction
 from amae_plugin.metrics.band_errors import BandErrors
 from amae_plugin.visual.spectrograms import (
@@ -63,7 +63,7 @@ class ClipView(NamedTuple):
     sounds: Sequence[bytes]
 
 
-def render(clips: Sequence[ClipView], features: LogMel, facts: Mapping[str, str]) -> str:
+def render(clips: Sequence[ClipView], features: FrontEnd, facts: Mapping[str, str]) -> str:
     """The page.
 
     It asks nothing of a network, which a content security policy in it makes sure of.
@@ -109,7 +109,7 @@ def render(clips: Sequence[ClipView], features: LogMel, facts: Mapping[str, str]
 """
 
 
-def _clip(number: int, clip: ClipView, features: LogMel) -> str:
+def _clip(number: int, clip: ClipView, features: FrontEnd) -> str:
     shown = clip.reconstruction
     seconds = len(shown.original) * features.shift_samples / features.sample_rate
     original, reconstructed = (
@@ -141,7 +141,7 @@ def _clip(number: int, clip: ClipView, features: LogMel) -> str:
 """
 
 
-def _all_clips(clips: Sequence[ClipView], features: LogMel) -> str:
+def _all_clips(clips: Sequence[ClipView], features: FrontEnd) -> str:
     error = reduce(add, (clip.reconstruction.error for clip in clips))
     reference = reduce(add, (clip.reconstruction.reference for clip in clips))
     return f"""<article aria-labelledby="all-clips">
@@ -150,7 +150,7 @@ def _all_clips(clips: Sequence[ClipView], features: LogMel) -> str:
 """
 
 
-def _panel(column: str, clip: str, says: str, picture: bytes, sound: bytes, seconds: float, features: LogMel) -> str:
+def _panel(column: str, clip: str, says: str, picture: bytes, sound: bytes, seconds: float, features: FrontEnd) -> str:
     name = column.capitalize()
     image = f'<img src="{_data("image/png", picture)}" alt="{html.escape(says)}">'
     cursor = '<i class="cursor" aria-hidden="true" hidden></i>'
@@ -164,7 +164,7 @@ src="{_data("audio/wav", sound)}"></audio></div>
 """
 
 
-def _errors(error: BandErrors, reference: BandErrors, features: LogMel) -> str:
+def _errors(error: BandErrors, reference: BandErrors, features: FrontEnd) -> str:
     """The error of each band as a plot, and that of ranges of bands as a table."""
     rms, straight = error.rms().numpy(), reference.rms().numpy()
     known = np.concatenate([rms, straight])
@@ -232,7 +232,7 @@ def _png(decibels: np.ndarray, span: float) -> bytes:
         return file.getvalue()
 
 
-def _hz(place: float, features: LogMel) -> str:
+def _hz(place: float, features: FrontEnd) -> str:
     return f"{hz_of_band(place, features):,.0f}"
 
 

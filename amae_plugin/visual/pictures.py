@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -40,7 +39,7 @@ def draw_clips(
     if not decoded:
         raise ValueError(f"{dataset.manifest.path}: none of the clips {list(clips)} can be decoded")
     by_clip = dict(zip(clips, names if names is not None else (_file_name(dataset, index) for index in clips)))
-    batch: dict[str, Any] = dataset.collate([item for _, item in decoded])
+    batch = dataset.collate([item for _, item in decoded])
     if title is None and model.normalizes_targets:
         title = NORMALIZED_TARGETS
     device = next(model.parameters()).device
@@ -55,17 +54,18 @@ def draw_clips(
     finally:
         model.train(was_training)
     encoder = model.encoder
+    shift, scale = dataset.input.shift_and_scale
     return plot_reconstructions(
         source,
         output["mask"],
         reconstructed,
         patch_size=encoder.patch_size,
-        mean=dataset.mean,
-        std=dataset.std,
+        mean=shift,
+        std=scale / 2,
         lengths=batch["lengths"],
         names=[by_clip[index] for index, _ in decoded],
         title=title,
-        features=dataset.features,
+        features=dataset.input.front_end,
     )
 
 

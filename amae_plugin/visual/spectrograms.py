@@ -13,7 +13,7 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from amae_plugin.data.log_mel import DB_PER_NEPER, LOW_HZ, LogMel
+from amae_plugin.data.log_mel import DB_PER_NEPER, LOW_HZ, FrontEnd, LogMel
 from amae_plugin.modules.embedding import Size2d, grid_size, unpatchify
 from amae_plugin.visual.style import add_title
 
@@ -39,7 +39,7 @@ def plot_reconstructions(
     lengths: Sequence[int] | Tensor | None = None,
     names: Sequence[str] | None = None,
     title: str | None = None,
-    features: LogMel | None = None,
+    features: FrontEnd | None = None,
 ) -> Figure:
     """One row a clip: the spectrogram, the patches that the encoder saw, and what the decoder made of them.
 
@@ -128,13 +128,13 @@ def time_ticks(seconds: float) -> list[float]:
     return np.arange(0, seconds + step / 100, step).tolist()
 
 
-def frequency_ticks(features: LogMel) -> dict[int, float]:
+def frequency_ticks(features: FrontEnd) -> dict[int, float]:
     """Frequencies in Hz, an octave apart, and where they lie on an axis whose band i covers i to i + 1."""
     places = {hz: _band(hz, features) for hz in _TICKS_HZ}
     return {hz: place for hz, place in places.items() if 0.5 < place < features.num_mel_bins - 0.5}
 
 
-def hz_of_band(place: float, features: LogMel) -> float:
+def hz_of_band(place: float, features: FrontEnd) -> float:
     """The frequency at a place on an axis whose band i covers i to i + 1."""
     low, width = _mel_axis(features)
     return 700 * (math.exp((low + (place + 0.5) * width) / 1127) - 1)
@@ -159,7 +159,7 @@ def _draw(ax: Axes, values: np.ndarray, span: float) -> None:
     )
 
 
-def _label_axes(axes: np.ndarray, frames: int, seconds_a_frame: float, features: LogMel) -> None:
+def _label_axes(axes: np.ndarray, frames: int, seconds_a_frame: float, features: FrontEnd) -> None:
     seconds = time_ticks(frames * seconds_a_frame)
     places = frequency_ticks(features)
     axes[0, 0].set_xlim(0, frames)
@@ -175,13 +175,13 @@ def _label_axes(axes: np.ndarray, frames: int, seconds_a_frame: float, features:
         ax.set_ylabel("kHz", fontsize=8)
 
 
-def _band(hz: float, features: LogMel) -> float:
+def _band(hz: float, features: FrontEnd) -> float:
     """Where a frequency lies on the axis of the mel bands, whose band i covers i to i + 1."""
     low, width = _mel_axis(features)
     return (_mel(hz) - low) / width - 0.5
 
 
-def _mel_axis(features: LogMel) -> tuple[float, float]:
+def _mel_axis(features: FrontEnd) -> tuple[float, float]:
     """Where the lowest band begins, and how far it is from the centre of a band to the next, on the mel scale."""
     low, high = _mel(LOW_HZ), _mel(features.sample_rate / 2)
     return low, (high - low) / (features.num_mel_bins + 1)

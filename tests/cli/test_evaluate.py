@@ -14,7 +14,7 @@ import torch
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.main import main
 from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.data.log_mel import LogMel
+from amae_plugin.data.log_mel import LogMel, ModelInput
 from amae_plugin.data.manifest import Manifest, write_manifest
 from amae_plugin.metrics.verification import equal_error_rate
 
@@ -184,9 +184,9 @@ def test_probabilities_are_averaged_over_pieces(single, tmp_path, capsys, write_
     assert (metrics["crops"], metrics["clips"], metrics["clips_longer_than_input"]) == (3, 30, 6)
     assert "6 clips are longer than the input, each in 3 pieces" in capsys.readouterr().out
     model = Checkpoint.read(path).model()
-    settings = {"target_length": 64, "mean": -6.0, "std": 4.0, "features": LogMel(num_mel_bins=64)}
+    model_input = ModelInput(LogMel(num_mel_bins=64), target_length=64, mean=-6.0, std=4.0)
     manifest = Manifest.read(single / "test.tsv")
-    datasets = [AudioDataset(manifest, crop_position=position, **settings) for position in (0.0, 0.5, 1.0)]
+    datasets = [AudioDataset(manifest, model_input, crop_position=position) for position in (0.0, 0.5, 1.0)]
     predictions = rows_of(tmp_path / "evaluation" / "test" / "predictions.csv")
     for clip in (0, 1, 5):
         with torch.no_grad():
@@ -232,9 +232,9 @@ def test_trials(trials, tmp_path, capsys, write_checkpoint, kind):
     out = tmp_path / "run" / "evaluation" / "trials"
     assert {path.name for path in out.iterdir()} == {"trials.json", "scores.csv"}
     model = Checkpoint.read(path).model()
-    settings = {"target_length": 64, "mean": -6.0, "std": 4.0, "features": LogMel(num_mel_bins=64)}
+    model_input = ModelInput(LogMel(num_mel_bins=64), target_length=64, mean=-6.0, std=4.0)
     manifest = Manifest.read(trials / "trials.tsv")
-    first, last = (AudioDataset(manifest, crop_position=position, **settings) for position in (0.0, 1.0))
+    first, last = (AudioDataset(manifest, model_input, crop_position=position) for position in (0.0, 1.0))
     features = []
     for clip in range(7):
         source = torch.stack([dataset[clip]["source"] for dataset in (first, last)])

@@ -76,7 +76,7 @@ def test_silence_is_a_second_of_a_part_of_the_recordings_that_only_one_split_hea
     for split in ("train", "valid", "test"):
         manifest = Manifest.read(tmp_path / f"{split}.tsv")
         labels = Labels.read(tmp_path / f"{split}.lbl", tmp_path / "labels.txt", len(manifest))
-        for i in np.flatnonzero(labels.single == TWELVE.index("_silence_")):
+        for i in np.flatnonzero(labels.ids == TWELVE.index("_silence_")):
             clip = manifest[int(i)]
             assert clip.kind == "segment"
             assert clip.length == manifest.sizes[i] == (8_000 if "bike" in clip.path else 16_000)

@@ -1,17 +1,32 @@
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from amae_plugin.data.augment import Augmentations, Magnitude, Noise, Roll, SpecAugment, mix
+from amae_plugin.data.augment import (
+    AUGMENTATIONS,
+    Augmentation,
+    Magnitude,
+    Mixup,
+    Noise,
+    Roll,
+    SpecAugment,
+    build_augmentations,
+    read_choice,
+)
+
+mix = Mixup().mix
 
 
 def test_roll_is_a_cyclic_shift_by_any_offset():
     waveform = torch.arange(20.0)
     offsets = set()
     for seed in range(300):
-        rolled = Roll()(waveform, np.random.default_rng(seed))
+        rolled = Roll().waveform(waveform, np.random.default_rng(seed))
         offset = int(rolled[0])
         assert torch.equal(rolled, torch.cat([waveform[offset:], waveform[:offset]]))
         offsets.add(offset)
@@ -21,7 +36,7 @@ def test_roll_is_a_cyclic_shift_by_any_offset():
 def test_magnitude_is_half_to_one_and_a_half_around_one():
     rng = np.random.default_rng(0)
     waveform = torch.ones(3)
-    factors = np.array([Magnitude()(waveform, rng)[0].item() for _ in range(2000)])
+    factors = np.array([Magnitude().waveform(waveform, rng)[0].item() for _ in range(2000)])
     assert 0.5 < factors.min() < factors.max() < 1.5
     # Beta(10, 10) has mean 1/2 and variance 1/84.
     assert abs(factors.mean() - 1) < 0.01
@@ -32,9 +47,9 @@ def test_the_result_is_float32_and_the_input_is_kept():
     waveform = torch.rand(100)
     before = waveform.clone()
     for augmentation in (Roll(), Magnitude()):
-        first = augmentation(waveform, np.random.default_rng(5))
+        first = augmentation.waveform(waveform, np.random.default_rng(5))
         assert first.dtype == torch.float32
-        assert torch.equal(first, augmentation(waveform, np.random.default_rng(5)))
+        assert torch.equal(first, augmentation.waveform(waveform, np.random.default_rng(5)))
     assert torch.equal(waveform, before)
 
 
@@ -42,7 +57,7 @@ def test_spec_augment_masks_one_band_and_one_stretch():
     rng = np.random.default_rng(0)
     frames, bins = [], []
     for _ in range(500):
-        masked = SpecAugment(frequency=6, time=10)(torch.ones(40, 16), rng) == 0
+        masked = SpecAugment(frequency=6, time=10).log_mel(torch.ones(40, 16), rng) == 0
         rows, columns = masked.all(dim=1).nonzero()[:, 0], masked.all(dim=0).nonzero()[:, 0]
         # Each is one stretch, and nothing else is masked.
         for places in (rows, columns):
@@ -56,11 +71,11 @@ def test_spec_augment_masks_one_band_and_one_stretch():
 
 def test_spec_augment_places_are_uniform_and_masks_wider_than_the_clip_are_cut():
     rng = np.random.default_rng(0)
-    masked = torch.stack([SpecAugment(frequency=0, time=8)(torch.ones(8, 2), rng) == 0 for _ in range(500)])
+    masked = torch.stack([SpecAugment(frequency=0, time=8).log_mel(torch.ones(8, 2), rng) == 0 for _ in range(500)])
     assert masked[:, 0].any() and masked[:, -1].any()
     assert torch.equal(masked[..., 0], masked[..., 1])
-    assert not SpecAugment(frequency=0, time=0)(torch.ones(8, 2), rng).eq(0).any()
-    SpecAugment(frequency=48, time=192)(torch.ones(20, 4), rng)
+    assert not SpecAugment(frequency=0, time=0).log_mel(torch.ones(8, 2), rng).eq(0).any()
+    SpecAugment(frequency=48, time=192).log_mel(torch.ones(20, 4), rng)
 
 
 def test_noise_is_small_positive_and_rolls_by_a_few_frames():
@@ -68,7 +83,7 @@ def test_noise_is_small_positive_and_rolls_by_a_few_frames():
     ramp = torch.arange(100.0)[:, None].repeat(1, 4)
     shifts, levels = set(), []
     for _ in range(400):
-        noisy = Noise()(ramp, rng)
+        noisy = Noise().normalized(ramp, rng)
         shift = int(noisy[:, 0].argmin())
         difference = torch.roll(noisy, -shift, dims=0) - ramp
         assert difference.min() > -1e-4
@@ -82,10 +97,10 @@ def test_noise_is_small_positive_and_rolls_by_a_few_frames():
 def test_spectrogram_augmentations_keep_their_input_and_repeat():
     spectrogram = torch.randn(200, 128)
     before = spectrogram.clone()
-    for augmentation in (SpecAugment(), Noise()):
-        first = augmentation(spectrogram, np.random.default_rng(5))
+    for augment in (SpecAugment().log_mel, Noise().normalized):
+        first = augment(spectrogram, np.random.default_rng(5))
         assert first.dtype == torch.float32 and first.shape == spectrogram.shape
-        assert torch.equal(first, augmentation(spectrogram, np.random.default_rng(5)))
+        assert torch.equal(first, augment(spectrogram, np.random.default_rng(5)))
         assert not torch.equal(first, spectrogram)
     assert torch.equal(spectrogram, before)
 
@@ -139,7 +154,77 @@ def test_mixing_does_not_depend_on_the_number_of_threads():
     assert all(torch.equal(one, other) for one, other in zip(*mixed))
 
 
-@pytest.mark.parametrize("mixup", [-0.1, 1.1, float("nan")])
-def test_mixup_is_a_share_of_the_clips(mixup):
-    with pytest.raises(ValueError, match="from 0 to 1"):
-        Augmentations(mixup=mixup)
+def test_mixtures_are_the_share_of_the_clips():
+    rng = np.random.default_rng(0)
+    weights = np.array([Mixup(share=0.3).draw_weight(rng) for _ in range(3000)])
+    # Limits are five standard deviations; Beta(10, 10) has variance 1/84.
+    assert abs(np.mean(weights < 1) - 0.3) < 5 * np.sqrt(0.3 * 0.7 / 3000)
+    assert abs(weights[weights < 1].mean() - 0.5) < 5 * np.sqrt(1 / 84 / 900)
+    assert {Mixup(share=0.0).draw_weight(rng) for _ in range(100)} == {1.0}
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS.values())
+def test_an_augmentation_leaves_the_other_stages_as_they_are(augmentation):
+    tensor = torch.randn(200, 128)
+    before = tensor.clone()
+    one = augmentation()
+    changed = [
+        method
+        for method in ("waveform", "log_mel", "normalized")
+        if not torch.equal(getattr(one, method)(tensor, np.random.default_rng(3)), tensor)
+    ]
+    assert torch.equal(tensor, before)
+    mixes = {one.draw_weight(np.random.default_rng(seed)) < 1 for seed in range(20)} != {False}
+    assert len(changed) + mixes == 1
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        (None, ()),
+        ([], ()),
+        ({}, ()),
+        ("roll,magnitude", (Roll(), Magnitude())),
+        (["magnitude", "roll"], (Magnitude(), Roll())),
+        ({"roll": None, "magnitude": {}}, (Roll(), Magnitude())),
+        ({"mixup": {"share": 0.3}, "noise": {"frames": 0}}, (Mixup(share=0.3), Noise(frames=0))),
+        (["roll", {"spec_augment": {"time": 96}}, {"noise": None}], (Roll(), SpecAugment(time=96), Noise())),
+    ],
+)
+def test_ways_to_name_augmentations(choice, expected):
+    assert build_augmentations(read_choice(choice)) == expected
+    assert build_augmentations(read_choice(OmegaConf.create({"chosen": choice}).chosen)) == expected
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (["shuffle"], "no shuffle; there are roll, magnitude, mixup, spec_augment, noise"),
+        ({"mixup": {"ratio": 0.5}}, "mixup has no parameter ratio; it has share, alpha"),
+        ({"roll": {"by": 3}}, "roll has no parameter by; it has none"),
+        ({"magnitude": {"alpha": 0}}, "magnitude: alpha=0 must be above 0"),
+        ({"mixup": {"share": -0.1}}, "mixup: share=-0.1 must be a share of the clips, from 0 to 1"),
+        ({"mixup": {"share": 1.1}}, "mixup: share=1.1 must be a share"),
+        ({"mixup": {"share": float("nan")}}, "mixup: share=nan must be a share"),
+        ({"mixup": {"alpha": 0}}, "mixup: alpha=0 must be above 0"),
+        ({"spec_augment": {"time": -1}}, "spec_augment: time=-1 must be 0 or more"),
+        ({"noise": {"amplitude": -0.1}}, "noise: amplitude=-0.1 must be 0 or more"),
+        ({"noise": {"frames": "many"}}, "noise: .*'str'"),
+    ],
+)
+def test_names_and_parameters_that_do_not_exist_or_fit_are_refused(choice, message):
+    with pytest.raises(ValueError, match=message):
+        build_augmentations(read_choice(choice))
+
+
+@dataclass(frozen=True)
+class Louder(Augmentation):
+    by: float = 1.0
+
+    def normalized(self, spectrogram, rng):
+        return spectrogram + self.by
+
+
+def test_an_augmentation_is_a_class_and_an_entry(monkeypatch):
+    monkeypatch.setitem(AUGMENTATIONS, "louder", Louder)
+    assert build_augmentations(read_choice({"louder": {"by": 2.0}})) == (Louder(2.0),)

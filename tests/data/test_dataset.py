@@ -1,4 +1,5 @@
 import logging
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -7,15 +8,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from amae_plugin.data.audio import AudioError, load_clip
-from amae_plugin.data.augment import Augmentations, Magnitude, Noise, Roll, SpecAugment, mix
+from amae_plugin.data.augment import Augmentation, Magnitude, Mixup, Noise, Roll, SpecAugment
 from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.labels import Labels
-from amae_plugin.data.log_mel import LogMel, fit_length, normalize
+from amae_plugin.data.log_mel import LogMel, ModelInput, fit_length
 from amae_plugin.data.manifest import Manifest, write_manifest
-from amae_plugin.data.sampling import Sampling
-from amae_plugin.data.seeding import clip_seed
+from amae_plugin.data.sampling import Sampling, clip_seed
 
-SETTINGS = {"target_length": 64, "mean": -5.0, "std": 4.0}
+INPUT = ModelInput(target_length=64, mean=-5.0, std=4.0)
+mix = Mixup().mix
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +50,8 @@ def bad(folder):
     return Manifest.read(folder / "bad.tsv")
 
 
-def training(manifest, **settings):
-    settings = {**SETTINGS, "augmentations": Augmentations((Roll(), Magnitude())), **settings}
-    return AudioDataset(manifest, train=True, **settings)
+def training(manifest, model_input=INPUT, **settings):
+    return AudioDataset(manifest, model_input, train=True, **{"augmentations": (Roll(), Magnitude()), **settings})
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def one_class_each(clips):
 
 def mixing(manifest, share=1.0, **settings):
     """Training on mixed clips, without any other augmentation."""
-    settings = {"labels": one_class_each(len(manifest)), "augmentations": Augmentations(mixup=share), **settings}
+    settings = {"labels": one_class_each(len(manifest)), "augmentations": (Mixup(share),), **settings}
     return training(manifest, **settings)
 
 
@@ -91,8 +91,8 @@ def partner(item, clip):
     return (others[0] if others else clip), share
 
 
-def all_augmentations(mixup):
-    return Augmentations((Roll(), Magnitude()), mixup, (SpecAugment(8, 16),), (Noise(),))
+def all_augmentations(share):
+    return Roll(), Magnitude(), Mixup(share), SpecAugment(8, 16), Noise()
 
 
 def load(dataset, workers, **options):
@@ -111,25 +111,25 @@ def assert_same_items(first, second):
 
 
 def test_validation_is_the_normalised_centre_of_the_clip(good):
-    dataset = AudioDataset(good, **SETTINGS, augmentations=Augmentations((Roll(),)))
+    dataset = AudioDataset(good, INPUT, augmentations=(Roll(),))
     assert len(dataset) == 6
     samples = LogMel().samples_for(64)
     start = (64_000 - samples) // 2
     waveform = load_clip(good[3])[start : start + samples]
     item = dataset[3]
-    assert torch.equal(item["source"], normalize(LogMel()(waveform), -5.0, 4.0))
+    assert torch.equal(item["source"], INPUT.normalize(LogMel()(waveform)))
     assert item["source"].shape == (64, 128)
     assert (item["id"], item["length"]) == (3, 64)
     assert item["seed"] == clip_seed(1, 0, 3)
 
 
 def test_short_clips_are_padded_before_they_are_normalised(good):
-    item = AudioDataset(good, **SETTINGS)[1]
+    item = AudioDataset(good, INPUT)[1]
     log_mel = LogMel()(load_clip(good[1]))
     assert item["length"] == len(log_mel) == 28
-    assert torch.equal(item["source"], normalize(fit_length(log_mel, 64), -5.0, 4.0))
+    assert torch.equal(item["source"], INPUT.normalize(fit_length(log_mel, 64)))
     assert (item["source"][28:] == 5.0 / 8.0).all()
-    assert AudioDataset(good, **SETTINGS)[4]["length"] == 1
+    assert AudioDataset(good, INPUT)[4]["length"] == 1
 
 
 def test_silence_is_a_clip_like_any_other(good):
@@ -139,7 +139,7 @@ def test_silence_is_a_clip_like_any_other(good):
 
 
 def test_training_changes_with_the_epoch_and_the_seed_and_validation_does_not(good):
-    train, valid = training(good), AudioDataset(good, **SETTINGS)
+    train, valid = training(good), AudioDataset(good, INPUT)
     first, held_out = train[3], valid[3]
     assert_same_items([first], [train[3]])
     train.set_epoch(2)
@@ -151,7 +151,7 @@ def test_training_changes_with_the_epoch_and_the_seed_and_validation_does_not(go
 
 
 def test_training_crops_come_from_the_whole_clip(good):
-    dataset = AudioDataset(good, train=True, **SETTINGS)
+    dataset = AudioDataset(good, INPUT, train=True)
     silent = set()
     for epoch in range(40):
         dataset.set_epoch(epoch)
@@ -168,19 +168,19 @@ def test_the_number_of_workers_does_not_matter(good):
     assert here[0]["source"].shape == (2, 64, 128)
 
 
-def test_spawned_workers_read_the_manifest_again_and_share_the_count(bad):
-    dataset = training(
-        bad,
-        on_bad_audio="skip",
-        labels=one_class_each(8),
-        augmentations=all_augmentations(0.5),
-        sampling=Sampling(np.array([0, 1, 2]), np.array([3, 1, 3]), 8),
-    )
-    here = load(dataset, workers=0)
-    count = dataset.bad_audio
-    assert 0 < count < 8
+def test_spawned_workers_read_the_manifest_again_and_share_the_skipped_clips(bad, caplog):
+    settings = {
+        "on_bad_audio": "skip",
+        "labels": one_class_each(8),
+        "augmentations": all_augmentations(0.5),
+        "sampling": Sampling(np.array([0, 1, 2]), np.array([3, 1, 3]), 8),
+    }
+    here = load(training(bad, **settings), workers=0)
+    assert len(caplog.messages) == 1
+    dataset = training(bad, **settings)
     assert_same_items(here, load(dataset, workers=2, multiprocessing_context="spawn"))
-    assert dataset.bad_audio == 2 * count
+    load(dataset, workers=0)
+    assert len(caplog.messages) == 1
 
 
 def test_a_batch(good):
@@ -192,7 +192,6 @@ def test_a_batch(good):
     assert batch["lengths"].tolist() == [64, 28]
     assert batch["seed"].tolist() == [clip_seed(1, 0, 0), clip_seed(1, 0, 1)]
     assert batch["seed"].dtype == batch["id"].dtype == batch["lengths"].dtype == torch.int64
-    assert batch["skipped"] == 1
     assert dataset.collate([None, None]) == {}
 
 
@@ -208,10 +207,8 @@ def test_skipped_clips_are_logged_and_counted(bad, caplog):
         batches = load(dataset, workers=0)
     assert batches[0]["id"].tolist() == [0]
     assert batches[1]["id"].tolist() == [2]
-    assert [batch.get("skipped") for batch in batches] == [1, 1, None, None]
-    assert batches[2] == {}
-    assert dataset.bad_audio == 6
-    assert len(caplog.messages) == 6
+    assert batches[2] == batches[3] == {}
+    assert [message.split(":")[0] for message in caplog.messages] == [f"skipped clip {count}" for count in range(1, 7)]
     assert "missing.wav" in caplog.text
     assert "No such file" in caplog.text
 
@@ -221,9 +218,16 @@ def test_the_limit_counts_the_clips_of_all_workers(bad, workers):
     # Each of two workers meets fewer than 5 bad clips; together they meet 6.
     with pytest.raises(AudioError, match=r"task\.max_bad_audio=5 .*(broken|missing)\.wav"):
         load(training(bad, on_bad_audio="skip", max_bad_audio=5), workers)
+    load(training(bad, on_bad_audio="skip", max_bad_audio=6), workers)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_limit_counts_a_clip_once_in_all_epochs(bad, workers, caplog):
     dataset = training(bad, on_bad_audio="skip", max_bad_audio=6)
-    load(dataset, workers)
-    assert dataset.bad_audio == 6
+    for epoch in range(5):
+        dataset.set_epoch(epoch)
+        assert [batch["id"].tolist() for batch in load(dataset, workers) if batch] == [[0], [2]]
+    assert workers or len(caplog.messages) == 6
 
 
 def test_an_unknown_answer_to_bad_audio_is_refused(good):
@@ -234,11 +238,11 @@ def test_an_unknown_answer_to_bad_audio_is_refused(good):
 def test_targets_are_the_classes_of_the_clip(short):
     labels = Labels(tuple("abcd"), np.array([1, 0, 2, 3, 0, 1, 2, 0], np.int32), np.array([0, 1, 2, 4, 5, 7, 8]))
     for train in (True, False):
-        dataset = AudioDataset(short, **SETTINGS, labels=labels, train=train)
+        dataset = AudioDataset(short, INPUT, labels=labels, train=train)
         assert dataset[0]["target"].tolist() == [0, 1, 0, 0]
         assert dataset[2]["target"].tolist() == [0, 0, 1, 1]
         assert dataset[2]["target"].dtype == torch.float32
-    assert "target" not in AudioDataset(short, **SETTINGS)[0]
+    assert "target" not in AudioDataset(short, INPUT)[0]
 
 
 def test_a_batch_with_targets(short):
@@ -246,15 +250,19 @@ def test_a_batch_with_targets(short):
     batch = dataset.collate([dataset[0], None, dataset[3]])
     assert torch.equal(batch["target"], torch.stack([dataset[0]["target"], dataset[3]["target"]]))
     assert batch["target"].shape == (2, 6) and batch["target"].dtype == torch.float32
-    assert batch["skipped"] == 1
     assert "target" not in training(short).collate([training(short)[0]])
 
 
-def test_labels_of_another_manifest_are_refused_and_mixup_needs_some(short):
+def test_labels_of_another_manifest_are_refused(short):
     with pytest.raises(ValueError, match="5 labels do not fit 6 clips"):
-        AudioDataset(short, **SETTINGS, labels=one_class_each(5))
-    with pytest.raises(ValueError, match="mixup needs labels"):
-        training(short, augmentations=Augmentations(mixup=0.1))
+        AudioDataset(short, INPUT, labels=one_class_each(5))
+
+
+def test_clips_without_labels_are_mixed_as_well(short):
+    labelled, unlabelled = mixing(short), mixing(short, labels=None)
+    for clip in range(6):
+        assert torch.equal(unlabelled[clip]["source"], labelled[clip]["source"])
+        assert "target" not in unlabelled[clip]
 
 
 def test_mixed_clips_are_mixed_in_the_share_that_their_target_says(short):
@@ -268,7 +276,7 @@ def test_mixed_clips_are_mixed_in_the_share_that_their_target_says(short):
             other, share = partner(item, clip)
             log_mel = LogMel()(mix(waveforms[clip], waveforms[other], share))
             # The share is known from a float32 only.
-            torch.testing.assert_close(item["source"], normalize(fit_length(log_mel, 64), -5.0, 4.0), rtol=0, atol=1e-3)
+            torch.testing.assert_close(item["source"], INPUT.normalize(fit_length(log_mel, 64)), rtol=0, atol=1e-3)
             assert item["length"] == len(log_mel)
             assert item["source"].dtype == item["target"].dtype == torch.float32
             shorter += len(waveforms[other]) < len(waveforms[clip])
@@ -290,7 +298,7 @@ def test_targets_of_several_classes_are_mixed_as_well(short):
 def test_shares_are_beta_distributed_and_partners_uniform(tmp_path):
     soundfile.write(tmp_path / "clip.wav", np.random.default_rng(0).normal(0, 0.1, 500), 16_000)
     write_manifest(tmp_path / "train.tsv", tmp_path, [("clip.wav", 500)] * 400)
-    dataset = mixing(Manifest.read(tmp_path / "train.tsv"), target_length=2)
+    dataset = mixing(Manifest.read(tmp_path / "train.tsv"), model_input=ModelInput(target_length=2))
     mixed = []
     for epoch in range(3):
         dataset.set_epoch(epoch)
@@ -328,7 +336,7 @@ def test_without_mixup_nothing_is_drawn_for_it(good):
         assert torch.equal(plain[clip]["source"], labelled[clip]["source"])
 
 
-def test_a_partner_that_cannot_be_decoded_is_a_bad_clip(bad):
+def test_a_partner_that_cannot_be_decoded_is_a_bad_clip(bad, caplog):
     dataset = mixing(bad, on_bad_audio="skip", sampling=Sampling(np.arange(4)))
     items = []
     for epoch in range(20):
@@ -336,7 +344,9 @@ def test_a_partner_that_cannot_be_decoded_is_a_bad_clip(bad):
         items.append(dataset[0])
     good = [item for item in items if item is not None]
     assert {partner(item, 0)[0] for item in good} == {0, 2}
-    assert dataset.bad_audio == 20 - len(good) > 0
+    assert 0 < len(good) < 20
+    assert len(caplog.messages) == 2
+    assert "broken.wav" in caplog.text and "missing.wav" in caplog.text
     strict = mixing(bad, sampling=Sampling(np.arange(4)))
     strict.set_epoch(items.index(None))
     with pytest.raises(AudioError, match="cannot use"):
@@ -345,80 +355,81 @@ def test_a_partner_that_cannot_be_decoded_is_a_bad_clip(bad):
 
 def test_no_augmentation_touches_validation(good):
     labels = one_class_each(6)
-    plain = AudioDataset(good, **SETTINGS, labels=labels)
-    augmented = AudioDataset(good, **SETTINGS, labels=labels, augmentations=all_augmentations(1.0))
+    plain = AudioDataset(good, INPUT, labels=labels)
+    augmented = AudioDataset(good, INPUT, labels=labels, augmentations=all_augmentations(1.0))
     assert_same_items(list(map(plain.__getitem__, range(6))), list(map(augmented.__getitem__, range(6))))
 
 
-def squared(tensor, rng):
-    return tensor.square()
+@dataclass(frozen=True)
+class Affine(Augmentation):
+    """Multiplies and shifts what one stage works on."""
 
+    stage: str
+    factor: float = 1.0
+    shift: float = 0.0
 
-def halved(tensor, rng):
-    return tensor / 2
+    def apply(self, stage, tensor):
+        return tensor * self.factor + self.shift if stage == self.stage else tensor
 
+    def waveform(self, samples, rng):
+        return self.apply("waveform", samples)
 
-def middle_band_0(log_mel, rng):
-    return torch.cat([log_mel[:, :50], torch.zeros(64, 28), log_mel[:, 78:]], dim=1)
+    def log_mel(self, spectrogram, rng):
+        return self.apply("log_mel", spectrogram)
 
-
-def louder(log_mel, rng):
-    return log_mel + 1
-
-
-def limited(spectrogram, rng):
-    return spectrogram.clamp(-0.5, 0.5)
+    def normalized(self, spectrogram, rng):
+        return self.apply("normalized", spectrogram)
 
 
 def test_augmentations_follow_one_another(short):
-    augmentations = Augmentations((halved, squared), 1.0, (louder, middle_band_0), (limited, halved))
+    augmentations = (
+        *(Affine("normalized", shift=3), Affine("log_mel", shift=1), Affine("waveform", shift=-0.2), Mixup(1.0)),
+        *(Affine("waveform", factor=4), Affine("log_mel", factor=0.5), Affine("normalized", factor=2)),
+    )
     dataset = training(short, augmentations=augmentations, labels=one_class_each(6))
-    waveforms = [(load_clip(clip) / 2).square() for clip in short]
+    waveforms = [(load_clip(clip) - 0.2) * 4 for clip in short]
     partners = set()
     for clip in range(6):
         item = dataset[clip]
         other, share = partner(item, clip)
         partners.add(other)
         # Both waveforms are augmented, then mixed; then the padded log-mel values, then the normalised ones.
-        log_mel = fit_length(LogMel()(mix(waveforms[clip], waveforms[other], share)), 64) + 1
-        log_mel[:, 50:78] = 0
-        expected = ((log_mel + 5) / 8).clamp(-0.5, 0.5) / 2
-        torch.testing.assert_close(item["source"], expected, rtol=0, atol=1e-3)
+        log_mel = (fit_length(LogMel()(mix(waveforms[clip], waveforms[other], share)), 64) + 1) / 2
+        torch.testing.assert_close(item["source"], ((log_mel + 5) / 8 + 3) * 2, rtol=0, atol=1e-3)
     assert len(partners) > 1
 
 
 def test_the_partner_has_augmentations_of_its_own(short):
-    def item(*waveform, mixup):
-        augmentations = Augmentations(waveform, mixup)
+    def item(*augmentations):
         return mixing(short, augmentations=augmentations, sampling=Sampling(np.array([0])))[0]["source"]
 
     # Mixed with itself, a clip is the same as alone, unless the two are rolled differently.
-    torch.testing.assert_close(item(mixup=0.0), item(mixup=1.0), rtol=0, atol=1e-3)
-    assert (item(Roll(), mixup=0.0) - item(Roll(), mixup=1.0)).abs().mean() > 0.05
+    torch.testing.assert_close(item(), item(Mixup(1.0)), rtol=0, atol=1e-3)
+    assert (item(Roll()) - item(Roll(), Mixup(1.0))).abs().mean() > 0.05
 
 
 @pytest.mark.parametrize("position", [0.0, 1.0])
 def test_validation_can_take_the_beginning_or_the_end(good, position):
-    dataset = AudioDataset(good, **SETTINGS, crop_position=position)
+    dataset = AudioDataset(good, INPUT, crop_position=position)
     samples = LogMel().samples_for(64)
     waveform = load_clip(good[5])
     waveform = waveform[-samples:] if position else waveform[:samples]
-    assert torch.equal(dataset[5]["source"], normalize(LogMel()(waveform), -5.0, 4.0))
-    assert torch.equal(dataset[1]["source"], AudioDataset(good, **SETTINGS)[1]["source"])
+    assert torch.equal(dataset[5]["source"], INPUT.normalize(LogMel()(waveform)))
+    assert torch.equal(dataset[1]["source"], AudioDataset(good, INPUT)[1]["source"])
 
 
 def test_items_are_the_clips_of_the_pool(short):
-    dataset = AudioDataset(short, **SETTINGS, labels=one_class_each(6), sampling=Sampling(np.array([1, 4, 5])))
+    dataset = AudioDataset(short, INPUT, labels=one_class_each(6), sampling=Sampling(np.array([1, 4, 5])))
     items = [dataset[index] for index in range(len(dataset))]
     assert [item["id"] for item in items] == [0, 1, 2]
     assert [int(item["target"].argmax()) for item in items] == [1, 4, 5]
-    whole = AudioDataset(short, **SETTINGS)
+    whole = AudioDataset(short, INPUT)
     assert all(torch.equal(item["source"], whole[clip]["source"]) for item, clip in zip(items, [1, 4, 5]))
 
 
 def test_drawn_items_are_others_in_each_epoch(short):
     sampling = Sampling(np.array([0, 2, 3]), np.array([1.0, 2.0, 3.0]), 9)
-    dataset = AudioDataset(short, **SETTINGS, labels=one_class_each(6), sampling=sampling, train=True)
+    dataset = AudioDataset(short, INPUT, labels=one_class_each(6), sampling=sampling, train=True)
     for epoch in (0, 1, 2, 1):
         dataset.set_epoch(epoch)
         assert len(dataset) == 9
@@ -428,10 +439,8 @@ def test_drawn_items_are_others_in_each_epoch(short):
 
 def test_a_clip_drawn_twice_is_cropped_and_augmented_twice(good):
     sampling = Sampling(np.array([5]), np.ones(1), 4)
-    cropped = AudioDataset(good, **SETTINGS, sampling=sampling, train=True)
-    masked = AudioDataset(
-        good, **SETTINGS, sampling=sampling, train=True, augmentations=Augmentations(log_mel=(SpecAugment(),))
-    )
+    cropped = AudioDataset(good, INPUT, sampling=sampling, train=True)
+    masked = AudioDataset(good, INPUT, sampling=sampling, train=True, augmentations=(SpecAugment(),))
     for items in ([dataset[index] for index in range(4)] for dataset in (cropped, masked)):
         assert len({item["seed"] for item in items}) == 4
         for index in range(4):
@@ -456,7 +465,7 @@ LENGTHS = [58, 18, 48, 28, 38, 8]  # frames of the clips of `short`
 
 
 def by_length(manifest, batch_length, train=False, **settings):
-    return AudioDataset(manifest, **{**SETTINGS, "batch_length": batch_length, "train": train, **settings})
+    return AudioDataset(manifest, INPUT, batch_length=batch_length, train=train, **settings)
 
 
 def test_items_of_batches_by_length_are_not_padded(good, short):
@@ -526,4 +535,4 @@ def test_frames_are_told_from_the_manifest(good, short):
 )
 def test_batch_lengths_that_make_no_sense(short, settings, message):
     with pytest.raises(ValueError, match=message):
-        AudioDataset(short, **{**SETTINGS, **settings})
+        AudioDataset(short, INPUT, **settings)

@@ -11,7 +11,7 @@ from amae_plugin.data.log_mel import DB_PER_NEPER, FLOOR, LogMel
 
 FRONT_ENDS = [
     LogMel(),
-    LogMel(window_type="povey", remove_mean=False),
+    LogMel(window_type="povey"),
     LogMel(num_mel_bins=64),
 ]
 

@@ -46,8 +46,8 @@ def test_what_is_written_is_read(tmp_path_factory, data, names):
 
 def test_one_label_a_clip(write):
     labels = Labels.read(*write("b\na\nc\nb\n"), 4)
-    assert labels.single.tolist() == [1, 0, 2, 1]
-    assert labels.single.dtype == np.int32
+    assert labels.ids.tolist() == [1, 0, 2, 1]
+    assert labels.ids.dtype == np.int32
     assert labels.multi_hot(2).tolist() == [0.0, 0.0, 1.0]
     assert labels.counts().tolist() == [1, 2, 1]
     with pytest.raises(IndexError):
@@ -58,8 +58,6 @@ def test_several_labels_are_arrays_and_pickle(write):
     labels = Labels.read(*write("b\na,c\n"), 2, multi=True)
     assert labels.ids.tolist() == [1, 0, 2]
     assert labels.offsets.tolist() == [0, 1, 3]
-    with pytest.raises(ValueError, match="several"):
-        _ = labels.single
     assert pickle.loads(pickle.dumps(labels))[1].tolist() == [0, 2]
 
 

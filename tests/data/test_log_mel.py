@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -6,9 +7,10 @@ import torch
 import torchaudio
 
 from amae_plugin.data.audio import resample
-from amae_plugin.data.log_mel import LogMel, fit_length, normalize
+from amae_plugin.data.inversion import invert
+from amae_plugin.data.log_mel import FRONT_ENDS, FrontEnd, LogMel, ModelInput, fit_length
 
-MAE_AST = LogMel(window_type="povey", remove_mean=False)
+MAE_AST = LogMel(window_type="povey")
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +29,14 @@ def assert_same(actual, expected):
 
 
 def test_equals_audio_mae_on_audioset(golden, speech):
-    source = normalize(fit_length(LogMel()(speech), 1024), -4.2677393, 4.5689974)
+    source = ModelInput().spectrogram(speech)
     assert source.shape == (1024, 128)
     assert_same(source[:260], golden["audio_mae_audioset_1024"])
 
 
 def test_equals_audio_mae_on_speech_commands(golden, speech):
-    source = normalize(fit_length(LogMel()(speech[:16_000]), 128), -6.845978, 5.5654526)
-    assert_same(source, golden["audio_mae_speechcommands_128"])
+    speech_commands = ModelInput(target_length=128, mean=-6.845978, std=5.5654526)
+    assert_same(speech_commands.spectrogram(speech[:16_000]), golden["audio_mae_speechcommands_128"])
 
 
 def test_equals_mae_ast(golden, speech):
@@ -51,7 +53,7 @@ def test_44khz_stereo_becomes_the_same_16khz_mono(golden):
 def test_is_kaldis_function(features, samples):
     waveform = torch.rand(samples, generator=torch.Generator().manual_seed(1)) - 0.3
     expected = torchaudio.compliance.kaldi.fbank(
-        (waveform - waveform.mean() if features.remove_mean else waveform)[None],
+        waveform[None],
         num_mel_bins=features.num_mel_bins,
         window_type=features.window_type,
         sample_frequency=features.sample_rate,
@@ -81,12 +83,27 @@ def test_the_waveform_is_left_as_it_was():
     assert torch.equal(waveform, before)
 
 
+def test_a_constant_in_the_waveform_changes_nothing(speech):
+    log_mel = LogMel()(speech)
+    for constant in (-0.2, 1.0):
+        torch.testing.assert_close(LogMel()(speech + constant), log_mel, rtol=0, atol=1e-2)
+
+
 @pytest.mark.parametrize("frames", [1, 2, 1024])
 def test_samples_for_is_the_shortest_waveform_with_that_many_frames(frames):
     features = LogMel()
     samples = features.samples_for(frames)
     assert len(features(torch.zeros(samples))) == frames
     assert frames == 1 or len(features(torch.zeros(samples - 1))) == frames - 1
+    assert [features.frames_in(samples + more) for more in (0, 159, 160)] == [frames, frames, frames + 1]
+
+
+@pytest.mark.parametrize("features", [LogMel(), LogMel(sample_rate=44_100)])
+def test_frames_in_a_waveform_are_those_that_it_gives(features):
+    lengths = np.array([1, features.window_samples - 1, features.window_samples, 5_000, 30_001])
+    frames = [len(features(torch.zeros(length))) for length in lengths]
+    assert features.frames_in(lengths).tolist() == frames
+    assert [features.frames_in(int(length)) for length in lengths] == frames
 
 
 def test_fit_length_crops_at_the_position_and_pads_with_zeros_behind():
@@ -103,7 +120,81 @@ def test_an_unknown_window_is_refused():
         LogMel(window_type="hann")
 
 
-def test_the_front_end_of_settings():
-    settings = {"num_mel_bins": 64, "window_type": "povey", "remove_mean": False, "target_length": 100}
-    assert LogMel.from_settings(settings) == LogMel(num_mel_bins=64, window_type="povey", remove_mean=False)
-    assert LogMel.from_settings({"num_mel_bins": 64}) == LogMel(num_mel_bins=64)
+TASK = {"num_mel_bins": 64, "target_length": 100, "mean": -6.0, "std": 3.0}
+"""A task section as old checkpoints have it; the settings that it lacks are the system's."""
+SYSTEM = ModelInput(MAE_AST, target_length=7, mean=1.0)
+
+
+def test_settings_that_are_null_or_missing_are_the_systems():
+    front_end = LogMel(num_mel_bins=64, window_type="povey")
+    assert ModelInput.from_settings(TASK, SYSTEM) == ModelInput(front_end, 100, -6.0, 3.0)
+    left_open = {"window_type": None, "normalization": None, "front_end": None, "remove_mean": False}
+    assert ModelInput.from_settings({**TASK, **left_open}, SYSTEM) == ModelInput(front_end, 100, -6.0, 3.0)
+    chosen = {"window_type": "hanning", "normalization": "one_std", "front_end": "kaldi"}
+    expected = ModelInput(LogMel(num_mel_bins=64), 100, -6.0, 3.0, "one_std")
+    assert ModelInput.from_settings({**TASK, **chosen}, SYSTEM) == expected
+
+
+def test_settings_describe_the_input_as_plain_values():
+    model_input = ModelInput(LogMel(num_mel_bins=64, window_type="povey"), 100, -6.0, 3.0, "one_std")
+    settings = model_input.settings()
+    assert json.loads(json.dumps(settings)) == settings
+    assert ModelInput.from_settings(settings, ModelInput()) == model_input
+
+
+@pytest.mark.parametrize("key", TASK)
+def test_missing_settings_are_named(key):
+    with pytest.raises(ValueError, match=rf"lack task\.{key}$"):
+        ModelInput.from_settings({**TASK, key: None}, SYSTEM)
+
+
+def test_a_model_that_normalises_its_input_itself_needs_no_statistics():
+    own = ModelInput(normalization="model")
+    model_input = ModelInput.from_settings({"num_mel_bins": 64, "target_length": 100}, own)
+    log_mel = torch.randn(5, 64)
+    assert torch.equal(model_input.normalize(log_mel), log_mel)
+    assert torch.equal(model_input.denormalize(log_mel), log_mel)
+    assert model_input.silence == 0
+
+
+@pytest.mark.parametrize(("normalization", "deviations"), [("two_std", 2), ("one_std", 1)])
+def test_normalisation_and_its_inverse(normalization, deviations):
+    model_input = ModelInput(mean=-5.0, std=4.0, normalization=normalization)
+    log_mel = torch.randn(50, 64)
+    normalized = model_input.normalize(log_mel)
+    torch.testing.assert_close(normalized, (log_mel + 5) / (4 * deviations))
+    torch.testing.assert_close(model_input.denormalize(normalized), log_mel)
+    assert model_input.silence == 5 / (4 * deviations)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"normalization": "three_std"}, "normalization is 'three_std', must be one of two_std, one_std, model"),
+        ({"front_end": "mfcc"}, "front_end is 'mfcc', must be one of kaldi"),
+        ({"window_type": "hamming"}, "window_type is 'hamming', must be one of hanning, povey"),
+    ],
+)
+def test_settings_that_do_not_exist_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ModelInput.from_settings({**TASK, **settings}, SYSTEM)
+
+
+class Doubling(FrontEnd):
+    """A front end of another kind: frames of two samples, twice as loud."""
+
+    name = "doubling"
+
+    def __call__(self, waveform):
+        return 2 * waveform.unfold(0, 2, 2)
+
+
+def test_a_front_end_is_a_class_and_an_entry(monkeypatch):
+    monkeypatch.setitem(FRONT_ENDS, "doubling", Doubling)
+    model_input = ModelInput.from_settings({**TASK, "front_end": "doubling"}, SYSTEM)
+    assert model_input.front_end == Doubling(num_mel_bins=64)
+    spectrogram = model_input.spectrogram(torch.ones(8))
+    assert spectrogram[:, 0].tolist() == pytest.approx([(2 + 6) / 6] * 4 + [1] * 96)
+    assert ModelInput.from_settings(model_input.settings(), SYSTEM) == model_input
+    with pytest.raises(ValueError, match="'doubling' has no inverse"):
+        invert(spectrogram, model_input.front_end, 8)

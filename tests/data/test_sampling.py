@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amae_plugin.data.labels import Labels
-from amae_plugin.data.sampling import Sampling, balanced_weights, class_subset, read_weights
+from amae_plugin.data.sampling import Sampling, balanced_weights, class_subset, clip_seed, read_weights
 from amae_plugin.errors import UserError
 
 CLASSES = 5
@@ -153,7 +154,7 @@ def test_balanced_draws_hear_every_class_as_often() -> None:
     labels = labelled(rows, classes=3)
     clips = Sampling(np.arange(100), balanced_weights(labels), 9000).draw(1)
     # A class of one clip is drawn 1% less often.
-    assert np.bincount(labels.single[clips]) / 9000 == pytest.approx([1 / 3] * 3, abs=0.03)
+    assert np.bincount(labels.ids[clips]) / 9000 == pytest.approx([1 / 3] * 3, abs=0.03)
 
 
 def test_weights_are_read(tmp_path: Path) -> None:
@@ -200,3 +201,25 @@ def test_weights_that_are_none_are_refused_by_name(tmp_path: Path, weights: list
     np.save(path, np.array(weights))
     with pytest.raises(UserError, match=re.escape(str(path)) + ": weights must be numbers, finite, not negative"):
         read_weights(path, 2)
+
+
+def test_a_seed_is_a_63_bit_integer_that_depends_on_each_argument() -> None:
+    seeds = {clip_seed(seed, epoch, index) for seed in range(-3, 12) for epoch in range(15) for index in range(200)}
+    assert len(seeds) == 15 * 15 * 200
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert clip_seed(1, 2, 3) != clip_seed(3, 2, 1) != clip_seed(2, 1, 3)
+    assert len({clip_seed(*numbers) for numbers in itertools.product((0, 1, 2**32, -1, 2**64 - 2), repeat=4)}) == 5**4
+
+
+def test_neighbouring_clips_have_unrelated_seeds() -> None:
+    bits = np.array([[clip_seed(1, 1, index) >> bit & 1 for bit in range(63)] for index in range(4000)])
+    assert np.abs(bits.mean(axis=0) - 0.5).max() < 0.05
+    flips = (bits[1:] != bits[:-1]).mean(axis=0)
+    assert np.abs(flips - 0.5).max() < 0.05
+
+
+def test_seeds_stay_the_same_from_release_to_release() -> None:
+    # A change here changes every run that is resumed.
+    assert clip_seed(1, 1, 0) == 5_828_223_018_625_649_104
+    assert clip_seed(2**40, 300, 1_999_999) == 3_514_519_019_480_116_804
+    assert clip_seed(-7, 3, 5, stream=2) == 153_166_357_479_909_878

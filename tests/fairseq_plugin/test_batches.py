@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
+import time
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
+from fairseq.logging import metrics
 from omegaconf import OmegaConf
 
+from amae_plugin.data.augment import Augmentation, Magnitude, Mixup, Noise, Roll, SpecAugment
+from amae_plugin.data.dataset import AudioDataset
+from amae_plugin.data.labels import write_labels, write_names
+from amae_plugin.data.log_mel import LogMel, ModelInput
 from amae_plugin.data.manifest import write_manifest
 from amae_plugin.errors import UserError
+from amae_plugin.fairseq_plugin.audio_task import AudioTask
+from amae_plugin.fairseq_plugin.classification import AmaeClassificationTask, AmaeClassificationTaskConfig
 from amae_plugin.fairseq_plugin.pretraining import AmaePretraining, AmaePretrainingConfig
 from amae_plugin.models.registry import SYSTEMS
 
@@ -29,6 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append((f"{index}.wav", samples))
     for split in ("train", "valid"):
         write_manifest(folder / f"{split}.tsv", folder, rows)
+    write_names(folder / "labels.txt", ["a", "b"])
+    write_labels(folder / "train.lbl", ["ab"[index % 2] for index in range(len(rows))])
     return folder
 
 
@@ -37,6 +51,14 @@ def task(folder: Path, split: str = "train", **settings: object) -> AmaePretrain
     config = OmegaConf.structured(AmaePretrainingConfig)
     made = AmaePretraining(OmegaConf.merge(config, {**values, "tensorboard_logdir": None, **settings}))
     made.load_dataset(split)
+    return made
+
+
+def classification(folder: Path, **settings: object) -> AmaeClassificationTask:
+    values = {"data": str(folder), "target_length": 128, "seed": 1, "best_checkpoint_metric": "loss"}
+    config = OmegaConf.structured(AmaeClassificationTaskConfig)
+    made = AmaeClassificationTask(OmegaConf.merge(config, {**values, "save_dir": "", **settings}))
+    made.load_dataset("train")
     return made
 
 
@@ -93,10 +115,90 @@ def test_the_front_end_is_the_systems_unless_it_is_set(system: str, folder: Path
     made.encoder_settings = {"_name": system}
     made.load_dataset("valid")
     dataset = made.dataset("valid").dataset
-    own = system == "amae_mae_ast"
-    assert (dataset.features.window_type, dataset.features.remove_mean) == (
-        ("povey", False) if own else ("hanning", True)
-    )
-    assert (dataset.mean, dataset.std) == ((0.0, 0.5) if own else (-4.2677393, 4.5689974))
-    chosen = task(folder, window_type="povey", remove_mean=False)
-    assert chosen.dataset("train").dataset.features.window_type == "povey"
+    window, normalization = ("povey", "model") if system == "amae_mae_ast" else ("hanning", "two_std")
+    assert dataset.input == ModelInput(LogMel(window_type=window), 128, -4.2677393, 4.5689974, normalization)
+    chosen = task(folder, window_type="povey", normalization="one_std").dataset("train").dataset.input
+    assert (chosen.front_end.window_type, chosen.normalization) == ("povey", "one_std")
+
+
+def augmentations(made: AudioTask) -> tuple[Augmentation, ...]:
+    return made.dataset("train").dataset.augmentations
+
+
+@pytest.mark.parametrize("kind", [task, classification])
+def test_augmentations_are_chosen_alike_in_pretraining_and_fine_tuning(kind: Callable, folder: Path) -> None:
+    chosen = {"roll": None, "mixup": {"share": 0.25}, "noise": {"frames": 3}}
+    assert augmentations(kind(folder, augmentations=chosen)) == (Roll(), Mixup(0.25), Noise(frames=3))
+    assert augmentations(kind(folder, augmentations=["magnitude"])) == (Magnitude(),)
+    assert augmentations(kind(folder, augmentations=None)) == ()
+    with pytest.raises(UserError, match=r"^task\.augmentations: no shuffle; there are roll, magnitude, mixup"):
+        kind(folder, augmentations=["shuffle"])
+    with pytest.raises(UserError, match=r"^task\.augmentations: mixup: share=2 must be a share of the clips"):
+        kind(folder, augmentations={"mixup": {"share": 2}})
+
+
+def test_augmentations_that_are_not_chosen(folder: Path) -> None:
+    assert augmentations(task(folder)) == (Roll(), Magnitude())
+    assert augmentations(classification(folder)) == (Roll(), Magnitude(), SpecAugment(48, 192))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"mixup": 0.5}, (Roll(), Mixup(0.5))),
+        ({"mixup": 0.0}, (Roll(),)),
+        ({"noise": 0.2, "noise_roll": 5}, (Roll(), Noise(0.2, 5))),
+        ({"noise": 0.0, "noise_roll": 5}, (Roll(),)),
+        ({"noise_roll": 5}, (Roll(),)),
+        ({"spec_augment_time": 96, "spec_augment_frequency": 24}, (Roll(), SpecAugment(24, 96))),
+        ({"spec_augment_time": 0}, (Roll(), SpecAugment(48, 0))),
+        ({"augmentations": ["roll", {"mixup": {"alpha": 5}}], "mixup": 0.1}, (Roll(), Mixup(0.1, 5))),
+        ({"augmentations": {"mixup": {}, "noise": {}, "roll": {}}, "mixup": 0.0, "noise": 0.0}, (Roll(),)),
+    ],
+)
+def test_settings_of_their_own_change_augmentations(
+    settings: dict, expected: tuple[Augmentation, ...], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        made = classification(folder, **{"augmentations": ["roll"], **settings})
+    assert augmentations(made) == expected
+    for name, value in {"mixup": "mixup.share", "noise": "noise.amplitude"}.items():
+        if name in settings:
+            assert f"task.{name}={settings[name]} stands for task.augmentations.{value}={settings[name]}" in caplog.text
+
+
+class Optimizer:
+    def step(self) -> None:
+        pass
+
+
+def test_training_logs_the_time_that_it_waits_for_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_item = AudioDataset.__getitem__
+    monkeypatch.setattr(AudioDataset, "__getitem__", lambda self, index: time.sleep(0.01) or make_item(self, index))
+    made = task(folder)
+    for _ in range(2):  # fairseq asks for the iterator anew in each epoch, and gets the same one
+        iterator = made.get_batch_iterator(made.dataset("train"), max_sentences=5)
+        assert len(list(iterator.next_epoch_itr(shuffle=True))) == 2
+    waited = made.data_wait.sum
+    assert 2 * 10 * 0.01 < waited < 4 * 10 * 0.01 + 1
+    made.load_dataset("valid")
+    batches(made, split="valid", max_sentences=5)
+    assert made.data_wait.sum == waited
+    with metrics.aggregate(new_root=True) as log:
+        made.optimizer_step(Optimizer(), torch.nn.Identity(), 1)
+        assert log["data_wait"].val == waited
+        made.optimizer_step(Optimizer(), torch.nn.Identity(), 2)
+        assert log["data_wait"].val == 0
+
+
+def epoch_begun(folder: Path) -> None:
+    made = task(folder)
+    iterator = made.get_batch_iterator(made.dataset("train"), max_sentences=1, num_workers=2, data_buffer_size=1)
+    next(iterator.next_epoch_itr(shuffle=True))
+
+
+def test_a_process_ends_in_the_middle_of_an_epoch(folder: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(target=epoch_begun, args=(folder,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0

@@ -13,7 +13,7 @@ from small_systems import ENCODERS, INPUT_SAMPLES
 
 from amae_plugin import load_model
 from amae_plugin.checkpoints import Checkpoint
-from amae_plugin.data.log_mel import LogMel, fit_length, normalize
+from amae_plugin.data.log_mel import LogMel, ModelInput, fit_length
 from amae_plugin.errors import UserError
 
 HANNING = LogMel(num_mel_bins=64)
@@ -33,7 +33,7 @@ def source_of(samples, name):
         source = fit_length(log_mel, 64, position=0.0)
     else:
         log_mel = HANNING(torch.from_numpy(samples))
-        source = normalize(fit_length(log_mel, 64, position=0.0), -6.0, 4.0)
+        source = ModelInput(mean=-6.0, std=4.0).normalize(fit_length(log_mel, 64, position=0.0))
     return source[None], (torch.arange(64) >= len(log_mel))[None]
 
 

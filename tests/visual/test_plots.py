@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.data.log_mel import LogMel, fit_length, normalize
+from amae_plugin.data.log_mel import LogMel, ModelInput
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
 from amae_plugin.visual import draw_clips, plot_loss, plot_reconstructions
@@ -36,7 +36,7 @@ def tone(hz: float, seconds: float, amplitude: float = 0.5) -> torch.Tensor:
 
 
 def clip(hz: float, frames: int = 128) -> torch.Tensor:
-    return normalize(fit_length(LogMel()(tone(hz, ONE_GRID)), frames), MEAN, STD)
+    return ModelInput(target_length=frames, mean=MEAN, std=STD).spectrogram(tone(hz, ONE_GRID))
 
 
 def half_hidden(clips: int, patches: int) -> torch.Tensor:
@@ -126,7 +126,7 @@ def dataset(tmp_path: Path) -> AudioDataset:
     (tmp_path / "valid.tsv").write_text("\n".join(lines) + "\n")
     (tmp_path / "300.wav").write_bytes(b"no audio")
     return AudioDataset(
-        Manifest.read(tmp_path / "valid.tsv"), target_length=128, mean=MEAN, std=STD, on_bad_audio="skip"
+        Manifest.read(tmp_path / "valid.tsv"), ModelInput(target_length=128, mean=MEAN, std=STD), on_bad_audio="skip"
     )
 
 
