@@ -6,8 +6,8 @@ the normalised one; `Augmentations` holds those of a training. `mix` is the odd 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 import torch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -17,7 +19,7 @@ def test_windows_cover_the_clip_and_overlap_by_half(windows):
     starts, steps, width = windows.starts, windows.steps, windows.width
     assert starts[0] == 0
     assert max(starts) + width == max(steps, width)
-    assert all(0 < after - before <= max(1, width // 2) for before, after in zip(starts, starts[1:]))
+    assert all(0 < after - before <= max(1, width // 2) for before, after in itertools.pairwise(starts))
     assert windows.counts.tolist() == [sum(start <= step < start + width for start in starts) for step in range(steps)]
     assert windows.counts.min() >= 1
 
