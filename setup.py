@@ -16,15 +16,13 @@ setup(
     packages=[*find_packages(include=["amae_plugin", "amae_plugin.*"]), "hydra_plugins"],
     package_dir={"hydra_plugins": "slurm/hydra_plugins"},
     package_data={"amae_plugin.visual": ["page.css", "page.js"]},
-    python_requires=">=3.9",
+    python_requires=">=3.11",
     install_requires=[
         "torch",
         "torchaudio",
-        # fairseq's last release does not run on Python 3.11; fairseq-fixed is its main branch made to.
-        'fairseq-fixed; python_version >= "3.11"',
-        'fairseq==0.12.2; python_version < "3.11"',
+        # fairseq's last release does not run on Python 3.11 and later; fairseq-fixed is its main branch made to.
+        "fairseq-fixed",
         "hydra-core",
-        "hydra-submitit-launcher",
         "matplotlib",
         "numpy",
         "omegaconf",

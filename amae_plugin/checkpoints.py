@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.errors import UserError
+from amae_plugin.files import replacing, writing
 from amae_plugin.models.base import DownstreamModel, Model
 from amae_plugin.models.downstream import DOWNSTREAM, build_model, encoder_section
 from amae_plugin.models.registry import SYSTEMS, find_system
@@ -103,16 +103,10 @@ class Checkpoint:
             "extra_state": dict(self.extra_state),
             "last_optimizer_state": None,
         }
-        partial = self.path.with_name(f"{self.path.name}.tmp")
-        try:
+        with writing(self.path, "the checkpoint"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(content, partial)
-            partial.replace(self.path)
-        except (OSError, RuntimeError) as error:  # PyTorch raises the latter where a file cannot be opened
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise UserError(f"{self.path}: cannot write the checkpoint ({reason})") from None
+            with replacing(self.path) as partial, partial.open("wb") as file:
+                torch.save(content, file)
 
     @property
     def untrained(self) -> tuple[str, ...]:

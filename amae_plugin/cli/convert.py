@@ -1,12 +1,11 @@
-"""``amae convert``: a published checkpoint to one of this plugin."""
+"""``amae convert``: published weights as a checkpoint of this plugin."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from amae_plugin.cli.arguments import positive
+from amae_plugin.cli.arguments import above_zero, positive
 from amae_plugin.data.labels import read_names
 from amae_plugin.data.log_mel import WINDOWS
 from amae_plugin.errors import UserError
@@ -18,72 +17,68 @@ from amae_plugin.weight_files import UnsafeFileError
 
 _DESCRIPTION = """
 Reads published weights and writes a checkpoint that fairseq loads, that recipes fine-tune (model.pretrained=OUT) and
-that the other commands take. The kind is recognised and the sizes are read from the tensors; every tensor is used or
-listed.
+that the other commands take. Recognises the kind of the file and reads the sizes from its tensors. Uses or lists every
+tensor.
 """
 _KINDS = "\n".join(f"  {name:20}{kind.title}" for name, kind in FORMATS.items())
+_NUMBERS = {
+    "--num-heads": "attention heads of the encoder (default: of 64 dimensions each)",
+    "--decoder-num-heads": "attention heads of the decoder (default: 16 in an Audio-MAE of width 512, the "
+    "encoder's number in a MAE-AST, else of 64 dimensions each)",
+    "--num-mel-bins": "bands of the input (default: 128)",
+    "--target-length": "frames of the input (default: what the positions cover, else 1024)",
+}
+_PAIRS = {
+    "--patch-size": "patch of a MAE-AST whose file lacks its cfg: 16 16 or 2 128",
+    "--patch-stride": "distance of an AST's patches (default: what fits the positions)",
+}
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``convert``."""
     parser = subparsers.add_parser(
         "convert",
-        help="a published checkpoint to one of this plugin",
+        help="convert published weights to a checkpoint of this plugin",
         description=_DESCRIPTION,
         epilog=f"kinds:\n{_KINDS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="what torch.save wrote, or a .safetensors file")
-    parser.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write")
-    parser.add_argument("--kind", choices=tuple(FORMATS), help="(recognised)")
-    parser.add_argument("--partial", action="store_true", help="go on if tensors are missing or have no place")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="file written by torch.save, or .safetensors file")
+    parser.add_argument("out", type=Path, metavar="OUT", help="checkpoint to write")
+    parser.add_argument("--kind", choices=FORMATS, help="kind of SOURCE (default: recognised)")
+    parser.add_argument("--partial", action="store_true", help="continue if tensors are missing or have no place")
     parser.add_argument(
         "--trust", action="store_true", help="unpickle any object in SOURCE, which runs whatever code it asks for"
     )
-    sizes = parser.add_argument_group("what a file may not tell")
-    sizes.add_argument("--num-heads", type=positive, metavar="N", help="of the encoder (64 wide a head)")
+    sizes = parser.add_argument_group("facts that SOURCE may lack")
+    for flag, text in _NUMBERS.items():
+        sizes.add_argument(flag, type=positive, metavar="N", help=text)
+    for flag, text in _PAIRS.items():
+        sizes.add_argument(flag, type=positive, nargs=2, metavar=("FRAMES", "BANDS"), help=text)
+    sizes.add_argument("--pooling", choices=POOLINGS, help="pooling of a classifier (default: as published)")
     sizes.add_argument(
-        "--decoder-num-heads",
-        type=positive,
-        metavar="N",
-        help="of the decoder (64 wide a head; of an Audio-MAE that is 512 wide, 16; of a MAE-AST, the encoder's)",
+        "--labels", type=Path, metavar="FILE", help="classes of a classifier, one a line (default: numbers)"
     )
-    for name, what in (
-        ("--patch-size", "of MAE-AST without its cfg: 16 16 or 2 128"),
-        ("--patch-stride", "of an AST (as the positions fit)"),
-    ):
-        sizes.add_argument(name, type=positive, nargs=2, metavar=("FRAMES", "BANDS"), help=what)
-    sizes.add_argument("--num-mel-bins", type=positive, metavar="N", help="bands of the input (128)")
-    sizes.add_argument(
-        "--target-length", type=positive, metavar="N", help="frames of the input (as the positions say, else 1024)"
-    )
-    sizes.add_argument("--pooling", choices=POOLINGS, help="of a classifier (as published)")
-    sizes.add_argument("--labels", type=Path, metavar="FILE", help="classes of a classifier, one a line (numbers)")
     sizes.add_argument(
         "--multi-label",
         action=argparse.BooleanOptionalAction,
-        help="whether a clip may have several labels (with the 527 classes of AudioSet)",
+        help="a clip may have several labels (default: with AudioSet's 527 classes)",
     )
-    audio = parser.add_argument_group("the audio that the model was trained on (as published)")
-    audio.add_argument("--mean", type=float, metavar="X", help="of the log-mel values")
-    audio.add_argument("--std", type=float, metavar="X", help="their standard deviation")
-    audio.add_argument("--window-type", choices=sorted(WINDOWS), help="of the analysis")
-    audio.add_argument(
-        "--remove-mean", action=argparse.BooleanOptionalAction, help="whether the waveform's mean is subtracted"
-    )
+    audio = parser.add_argument_group("input that the model was trained on (default: as published)")
+    audio.add_argument("--mean", type=float, metavar="X", help="mean of the log-mel values")
+    audio.add_argument("--std", type=above_zero, metavar="X", help="standard deviation of the log-mel values")
+    audio.add_argument("--window-type", choices=sorted(WINDOWS), help="window of the spectral analysis")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     if args.source.exists() and args.out.exists() and args.out.samefile(args.source):
         raise UserError(f"{args.out}: is SOURCE itself; give another name for the result")
-    if args.std is not None and not args.std > 0:
-        raise UserError(f"--std {args.std}: must be above 0")
     options = ConversionOptions(
         num_heads=args.num_heads,
         decoder_num_heads=args.decoder_num_heads,
-        patch_size=_pair(args.patch_size),
-        patch_stride=_pair(args.patch_stride),
+        patch_size=args.patch_size and tuple(args.patch_size),
+        patch_stride=args.patch_stride and tuple(args.patch_stride),
         num_mel_bins=args.num_mel_bins,
         target_length=args.target_length,
         pooling=args.pooling,
@@ -113,12 +108,8 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _pair(values: Sequence[int] | None) -> tuple[int, int] | None:
-    return (values[0], values[1]) if values else None
-
-
 def _report(conversion: Conversion) -> list[str]:
-    """What became of every tensor of the file."""
+    """Say what became of every tensor of the file."""
     lines = [f"{conversion.kind.name}: {conversion.kind.title}; {conversion.used:,} tensors used"]
     lines += [f"note: {note}" for note in conversion.notes]
     for reason in dict.fromkeys(conversion.without_effect.values()):

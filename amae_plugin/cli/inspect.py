@@ -1,4 +1,4 @@
-"""``amae inspect``: what a checkpoint is."""
+"""``amae inspect``: a description of a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from amae_plugin.inspection import describe, summary
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``inspect``."""
-    parser = subparsers.add_parser("inspect", help="what a checkpoint is: model, input, training, measures")
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of a model of this plugin")
-    parser.add_argument("--json", action="store_true", help="everything, for programs")
+    parser = subparsers.add_parser("inspect", help="describe a checkpoint: model, input, training, measures")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint of this plugin")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, for programs")
     parser.set_defaults(run=_run)
 
 

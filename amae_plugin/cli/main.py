@@ -29,9 +29,13 @@ SUBCOMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code (0 done, 1 some inputs failed, 2 the input cannot be used)."""
+    """Run one subcommand.
+
+    Returns:
+        The exit code: 0 done, 1 some inputs failed, 2 the input cannot be used.
+    """
     given = sys.argv[1:] if argv is None else list(argv)
-    # Together the subcommands import everything there is, which takes seconds.
+    # Only the module of the subcommand given is imported; all of them take seconds.
     needed = [name for name in SUBCOMMANDS if given[:1] == [name]] or SUBCOMMANDS
     parser = argparse.ArgumentParser(prog="amae", description="Tools around the amae_plugin fairseq plugin.")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -15,10 +15,10 @@ import soundfile
 from torch import Tensor
 
 from amae_plugin.checkpoints import Checkpoint
-from amae_plugin.cli.arguments import add_clips
-from amae_plugin.cli.files import writing
+from amae_plugin.cli.clips import add_clips, conclude
 from amae_plugin.data.log_mel import FrontEnd
 from amae_plugin.errors import UserError
+from amae_plugin.files import writing
 from amae_plugin.inference.clips import ClipFiles
 from amae_plugin.inference.reconstruction import Reconstructor, make_audible
 from amae_plugin.modules.compute import choose_device
@@ -84,7 +84,7 @@ def _run(args: argparse.Namespace) -> int:
         sounds = [_wav(sound, features.sample_rate) for sound in make_audible(shown, features, len(waveform))]
         views.append(ClipView(_printable(names[path]), shown, sounds))
         _write_clip(args.out / names[path], views[-1], features, facts.get("normalised targets"))
-    code = clips.conclude()
+    code = conclude(clips)
     page = render(views, features, facts)
     _write(args.out / "index.html", page.encode())
     error, reference = (

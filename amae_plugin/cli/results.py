@@ -10,8 +10,8 @@ from amae_plugin.evaluation.sweep import summarize
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``results``."""
-    parser = subparsers.add_parser("results", help="validation results of the runs of a sweep, with mean and std")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="whose subfolders are runs, with checkpoints/")
+    parser = subparsers.add_parser("results", help="validation results of a sweep's runs, with mean and std")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the sweep; its subfolders are the runs")
     parser.set_defaults(run=_run)
 
 

@@ -6,14 +6,9 @@ import argparse
 import os
 from pathlib import Path
 
-import numpy as np
-
 from amae_plugin.cli.arguments import natural, positive
-from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.data.statistics import measure
-from amae_plugin.errors import UserError
 from amae_plugin.files import write_json, writing
 
 
@@ -35,20 +30,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _run(args: argparse.Namespace) -> int:
     path = args.manifest / f"{args.split}.tsv" if args.manifest.is_dir() else args.manifest
     manifest = Manifest.read(path)
-    if not len(manifest):
-        raise UserError(f"{path}: holds no clips")
-    dataset = AudioDataset(
-        manifest,
-        ModelInput(target_length=args.target_length, normalization="model"),  # log-mel values as they are
-        train=True,
-        seed=args.seed,
-        on_bad_audio="skip",
-        max_bad_audio=len(manifest),
+    figures = measure(
+        manifest, target_length=args.target_length, clips=args.clips, seed=args.seed, workers=args.workers
     )
-    chosen = np.arange(len(manifest))
-    if 0 < args.clips < len(manifest):
-        chosen = np.sort(np.random.default_rng(args.seed).choice(len(manifest), args.clips, replace=False))
-    figures = measure(dataset, chosen.tolist(), args.workers)
     clips, frames, skipped = (f"{figures[key]:,}" for key in ("clips", "frames", "skipped"))
     print(f"{clips} clips of {len(manifest):,}, {frames} frames, {skipped} unreadable")
     print(f"task.mean={figures['mean']:.7g} task.std={figures['std']:.7g}")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from amae_plugin.errors import UserError
+from amae_plugin.files import reading
 
 LABELS_NAME = "labels.txt"
 
@@ -152,14 +153,8 @@ def write_labels(path: str | os.PathLike[str], rows: Iterable[Iterable[str]]) ->
 
 
 def _lines(path: Path) -> list[str]:
-    try:
+    with reading(path, "the labels", "`amae manifest` writes them for labelled corpora"):
         text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot read the labels ({error.strerror}); `amae manifest` writes them for labelled corpora"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error})") from None
     # Not splitlines(), which also breaks lines at characters that a name may hold.
     lines = [line.strip() for line in text.split("\n")]
     while lines and not lines[-1]:

@@ -14,11 +14,9 @@ manifest, so a data set can be moved as one folder.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import posixpath
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from typing import NoReturn
 import numpy as np
 
 from amae_plugin.errors import UserError
+from amae_plugin.files import reading, replacing
 
 _FORMAT_HELP = "expected '<path><TAB><samples>'; `amae manifest` writes such files"
 _SCAN_BYTES = 1 << 24  # bytes scanned for separators at a time, which bounds the temporary memory
@@ -84,15 +83,10 @@ class Manifest:
             UserError: the file or its root does not exist, or a line is malformed. The message names file and line.
         """
         path = Path(path).absolute()
-        try:
-            with path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size == 0:
-                    raise UserError(f"{path}: empty; the first line must be the root folder. {_FORMAT_HELP}")
-                text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise UserError(
-                f"{path}: cannot read the manifest ({error.strerror}); make one with `amae manifest folder`"
-            ) from None
+        with reading(path, "the manifest", "make one with `amae manifest folder`"), path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise UserError(f"{path}: empty; the first line must be the root folder. {_FORMAT_HELP}")
+            text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
         line_ends = _positions(text, b"\n")
         if not len(line_ends) or line_ends[-1] != len(text) - 1:
@@ -185,20 +179,13 @@ def write_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str], r
         UserError: a name holds a tab or a line break, which the format cannot express.
     """
     path = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            file.write(f"{_expressible(path, os.fspath(root))}\n")
-            for name, samples in rows:
-                file.write(f"{_expressible(path, name)}\t{samples}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # noqa: PTH101 - mkstemp lets only the owner read
-        os.replace(temporary, path)  # noqa: PTH105
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)  # noqa: PTH108
-        raise
+    with (
+        replacing(path) as partial,
+        partial.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file,
+    ):
+        file.write(f"{_expressible(path, os.fspath(root))}\n")
+        for name, samples in rows:
+            file.write(f"{_expressible(path, name)}\t{samples}\n")
 
 
 def expressible(name: str) -> bool:
@@ -210,12 +197,6 @@ def _expressible(path: Path, name: str) -> str:
     if not expressible(name):
         raise UserError(f"{path}: {name!r} is blank or holds a tab or a line break; rename it")
     return name
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _positions(text: mmap.mmap, character: bytes) -> np.ndarray:

@@ -5,44 +5,70 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.utils.data
 from torch import Tensor
 from tqdm import tqdm
 
 from amae_plugin.data.dataset import AudioDataset, Item
+from amae_plugin.data.log_mel import ModelInput
+from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 
 _CLIPS_PER_STEP = 8
 
 
-def measure(dataset: AudioDataset, indices: Sequence[int], workers: int) -> dict[str, float | int]:
-    """Mean and standard deviation over all bands of all real frames (not the padding) of some clips.
+def measure(
+    manifest: Manifest, *, target_length: int = 1024, clips: int = 2000, seed: int = 1, workers: int = 0
+) -> dict[str, float | int]:
+    """Measure the log-mel values of a manifest: mean and standard deviation over all bands of all real frames.
+
+    Args:
+        manifest: clips of the corpus; those that cannot be decoded are left out.
+        target_length: frames taken of longer clips, at random.
+        clips: clips drawn at random; 0 means all.
+        seed: seed of the draws.
+        workers: processes that decode.
 
     Returns:
-        ``mean``, ``std``, and how many ``clips`` and ``frames`` they were computed from and how many were ``skipped``.
+        ``mean``, ``std``, and the numbers of ``clips`` and ``frames`` measured and of clips ``skipped``.
 
     Raises:
-        UserError: none of the clips could be decoded.
+        UserError: the manifest holds no clips, or none of them can be decoded.
     """
+    if not len(manifest):
+        raise UserError(f"{manifest.path}: holds no clips")
+    dataset = AudioDataset(
+        manifest,
+        ModelInput(target_length=target_length, normalization="model"),  # log-mel values as they are
+        train=True,
+        seed=seed,
+        on_bad_audio="skip",
+        max_bad_audio=len(manifest),
+    )
+    chosen = np.arange(len(manifest))
+    if 0 < clips < len(manifest):
+        chosen = np.sort(np.random.default_rng(seed).choice(len(manifest), clips, replace=False))
     loader = torch.utils.data.DataLoader(
-        torch.utils.data.Subset(dataset, indices),
+        torch.utils.data.Subset(dataset, chosen.tolist()),
         batch_size=_CLIPS_PER_STEP,
         num_workers=workers,
         collate_fn=_moments,
     )
     total = torch.zeros(4, dtype=torch.float64)
-    with tqdm(total=len(indices), desc="measuring", unit="clip") as progress:
+    with tqdm(total=len(chosen), desc="measuring", unit="clip") as progress:
         for moments in loader:
             total += moments
-            progress.update(min(_CLIPS_PER_STEP, len(indices) - progress.n))
-    clips, frames, value_sum, square_sum = total.tolist()
-    if not clips:
-        raise UserError(f"{dataset.manifest.path}: none of the {len(indices)} clips drawn can be decoded")
+            progress.update(min(_CLIPS_PER_STEP, len(chosen) - progress.n))
+    decoded, frames, value_sum, square_sum = total.tolist()
+    if not decoded:
+        raise UserError(f"{manifest.path}: none of the {len(chosen)} clips drawn can be decoded")
     values = frames * dataset.input.num_mel_bins
     mean = value_sum / values
     std = math.sqrt(max(0.0, square_sum / values - mean**2))
-    return {"mean": mean, "std": std, "clips": int(clips), "frames": int(frames), "skipped": len(indices) - int(clips)}
+    skipped = len(chosen) - int(decoded)
+    return {"mean": mean, "std": std, "clips": int(decoded), "frames": int(frames), "skipped": skipped}
 
 
 def _moments(items: Sequence[Item | None]) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
+from amae_plugin.files import reading
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,8 @@ def read_trial_lines(path: str | os.PathLike[str]) -> list[tuple[int, int, tuple
     Raises:
         UserError: the file cannot be read or holds no trials, or a line is not ``<0|1> <path> <path>``.
     """
-    try:
+    with reading(path, "the trials"):
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the trials ({error.strerror})") from None
     trials = []
     for number, line in enumerate(lines, 1):
         fields = line.split()

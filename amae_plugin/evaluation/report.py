@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.classification import Evaluation
 from amae_plugin.evaluation.verification import Verification
+from amae_plugin.files import writing
 from amae_plugin.metrics.classification import SingleLabelMetrics
 from amae_plugin.visual import plot_class_scores, plot_confusion
 from amae_plugin.visual.style import shorten
@@ -98,10 +99,8 @@ def write_json(path: Path, result: Union[Evaluation, Verification]) -> None:
         UserError: the file cannot be written.
     """
     make_folder(path.parent)
-    try:
+    with writing(path, "it"):
         path.write_text(json.dumps(as_json(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot write it ({error.strerror})") from None
 
 
 def make_folder(folder: Path) -> None:
@@ -136,14 +135,12 @@ def write(result: Union[Evaluation, Verification], folder: Path) -> list[Path]:
         paths = [folder / "metrics.json", folder / "predictions.csv", folder / picture]
         rows = _prediction_rows(result)
     write_json(paths[0], result)
-    try:
+    with writing(folder, "the results there"):
         # Paths that are not UTF-8 are written as the manifest has them.
         with paths[1].open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
         if not isinstance(result, Verification):
             draw(result).savefig(paths[2])
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write the results there ({error.strerror})") from None
     return paths
 
 

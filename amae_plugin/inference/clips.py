@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -91,7 +90,7 @@ class ClipFiles:
     """Audio files to be worked through, some of which may turn out to be unusable.
 
     Iterating gives the path and the waveform of each file that can be used; the others, and the reasons, gather in
-    ``skipped``. At the end, :meth:`conclude` lists them.
+    ``skipped``.
 
     Args:
         paths: of files and of folders, which are searched for audio as ``amae manifest folder`` does.
@@ -176,23 +175,6 @@ class ClipFiles:
             else:
                 self.skipped[str(path)] = waveform.reason or str(waveform)
                 bar.update()
-
-    def conclude(self) -> int:
-        """List what was skipped on standard error.
-
-        Returns:
-            The exit code of a command: 0, or 1 if anything was skipped.
-
-        Raises:
-            UserError: nothing at all could be used.
-        """
-        if not self.skipped:
-            return 0
-        lines = [f"{name}: {reason}" for name, reason in self.skipped.items()]
-        if self.skipped.keys() >= set(map(str, self.names)):
-            raise UserError(f"cannot use {lines[0]}" if len(lines) == 1 else "\n  ".join(["cannot use any of", *lines]))
-        print("\n  ".join([f"left out, as they cannot be used: {len(lines):,}", *lines]), file=sys.stderr)
-        return 1
 
 
 class _Waveforms(torch.utils.data.Dataset):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.labels import LABELS_NAME, write_names
 from amae_plugin.errors import UserError
+from amae_plugin.files import writing
 from amae_plugin.interop import model_card
 from amae_plugin.interop.formats import Format
 from amae_plugin.interop.onnx_file import Onnx
@@ -66,7 +67,7 @@ def export(checkpoint: Checkpoint, folder: Path, formats: Sequence[str]) -> Expo
     if not forms:
         raise UserError(f"{checkpoint.path}: {' '.join(refused.values())}")
     _require([package for form in forms.values() for package in form.packages])
-    try:
+    with writing(folder):
         _refuse_other_files(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Elsewhere first: a folder holds a whole and checked export, or what it held before.
@@ -76,8 +77,6 @@ def export(checkpoint: Checkpoint, folder: Path, formats: Sequence[str]) -> Expo
             loading = {name: form.loading(folder.name) for name, form in forms.items()}
             model_card.write(checkpoint, model, partial, folder.name, loading)
             files = _move(partial, folder)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write there ({error.strerror})") from None
     return Export(files, differences, refused)
 
 

@@ -14,8 +14,9 @@ from amae_plugin.errors import UserError
 from amae_plugin.evaluation.classification import evaluate
 from amae_plugin.evaluation.report import write
 from amae_plugin.evaluation.scoring import Options
-from amae_plugin.runs.statistics import statistics_of
-from amae_plugin.runs.training import Training, complete, read_losses, write_json
+from amae_plugin.files import write_json
+from amae_plugin.runs.statistics import read_or_measure
+from amae_plugin.runs.training import Training, complete, read_losses
 from amae_plugin.visual import plot_comparison
 
 FINE_TUNING = "finetune_audio_mae_tiny"
@@ -242,7 +243,7 @@ def _fine_tuning(
 
 def _arguments(comparison: Comparison, recipe: str, data: Path, overrides: Sequence[str]) -> list[str]:
     frames = _setting(comparison, recipe, "task.target_length", overrides)
-    mean, std = statistics_of(data / "train.tsv", frames, comparison.root / f"statistics_of_{data.name}.json")
+    mean, std = read_or_measure(data / "train.tsv", frames, comparison.root / "statistics.json")
     return [
         *("--config-dir", str(comparison.config_dir), "--config-name", recipe),
         f"task.data={data}",

@@ -1,30 +1,33 @@
-"""``fairseq-hydra-train`` in a process of its own: a progress bar while it runs, its losses from what it logged."""
+"""``fairseq-hydra-train`` in processes of its own: progress bars while they run, and the losses that they logged."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tqdm import tqdm
 
 from amae_plugin.errors import UserError
+from amae_plugin.files import write_json
 
 COMMAND = "fairseq-hydra-train"
 _LOG_LINE = re.compile(r"\[(train_inner|valid)\]\[INFO\] - (\{.*\})$")
 _LINES_ON_FAILURE = 30
 _SETTINGS = "settings.json"
-_PROGRESS = {"update": "num_updates", "s": "wall"}
-"""What fairseq logs of a run's progress, by unit."""
-_BARS = {"update": None, "s": "{l_bar}{bar}| {n_fmt}/{total_fmt} s{postfix}"}
-"""Progress bars by unit: of time no rate, which would be seconds in a second."""
+_UNITS = {"update": ("num_updates", None), "s": ("wall", "{l_bar}{bar}| {n_fmt}/{total_fmt} s{postfix}")}
+"""By unit: name under which fairseq logs a run's progress, and format of the bar; a bar of seconds shows no rate."""
+_SERIES = {"train_inner": ("training", ""), "valid": ("validation", "valid_")}
+"""By kind of log line: name of its losses, and prefix of its values' names."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,11 @@ class Training:
     """A run of ``fairseq-hydra-train``.
 
     Attributes:
-        description: of the progress bar.
-        arguments: of the command; the run must log in JSON, as this package's recipes do.
-        end: of the run, in updates or, with ``unit``, in seconds.
-        folder: of the run; ``output.log`` in it gets everything that the command prints.
-        unit: of ``end``.
+        description: title of the progress bar.
+        arguments: arguments of the command; the run must log in JSON, as this package's recipes do.
+        end: length of the run in updates or, with ``unit``, in seconds.
+        folder: folder of the run; everything that the command prints goes to ``output.log`` in it.
+        unit: unit of ``end``.
     """
 
     description: str
@@ -47,30 +50,40 @@ class Training:
 
     @property
     def log(self) -> Path:
-        """What the command printed."""
+        """File of everything that the command printed."""
         return self.folder / "output.log"
 
     @property
     def checkpoint(self) -> Path:
-        """The model at the end of the run."""
+        """Checkpoint of the end of the run."""
         return self.folder / "checkpoints" / "checkpoint_last.pt"
 
 
 def complete(trainings: Sequence[Training]) -> None:
     """Run those trainings that are not done, as many at a time as there are processors.
 
-    An interrupted training goes on from its last checkpoint.
+    An interrupted training continues from its last checkpoint. If one fails or this process is interrupted, the others
+    are terminated and those that wait do not start.
 
     Raises:
         UserError: a command failed, or a folder holds a training with other settings.
     """
-    todo = [training for training in trainings if not _is_done(training)]
+    asyncio.run(_complete([training for training in trainings if not _is_done(training)]))
+
+
+async def _complete(trainings: Sequence[Training]) -> None:
     cpus = available_cpus()
-    # Threads of trainings that run side by side would wait for each other, several times as long as they work.
-    threads = max(1, cpus // max(1, len(todo)))
-    with ThreadPoolExecutor(cpus) as pool:
-        for result in [pool.submit(_train, training, threads, position) for position, training in enumerate(todo)]:
-            result.result()
+    # Threads of trainings that run at the same time would wait for each other, several times as long as they work.
+    threads = max(1, cpus // max(1, len(trainings)))
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(cpus))  # one reads each training's output
+    waiting = iter(enumerate(trainings))
+
+    async def work() -> None:
+        for row, training in waiting:
+            await _train(training, threads, row)
+
+    # asyncio.run cancels the workers that are left when one of them raises an error, and waits for them.
+    await asyncio.gather(*(work() for _ in range(cpus)))
 
 
 def _is_done(training: Training) -> bool:
@@ -83,81 +96,73 @@ def _is_done(training: Training) -> bool:
     return bool(found["done"])
 
 
-def _train(training: Training, threads: int, position: int) -> None:
-    """Train, with a progress bar at that line below the cursor."""
-    training.folder.mkdir(parents=True, exist_ok=True)
+async def _train(training: Training, threads: int, row: int) -> None:
+    """Train, with a progress bar *row* lines below the cursor."""
     settings = {"done": False, "arguments": list(training.arguments)}
+    training.folder.mkdir(parents=True, exist_ok=True)
     write_json(training.folder / _SETTINGS, settings)
     tqdm.write(f"{COMMAND} {' '.join(training.arguments)}")
-    _run(training, threads, position)
+    with tqdm(
+        total=training.end,
+        desc=training.description,
+        unit=training.unit,
+        bar_format=_UNITS[training.unit][1],
+        position=row,
+    ) as progress:
+        await _run(training, threads, progress)
     write_json(training.folder / _SETTINGS, {**settings, "done": True})
 
 
-def write_json(path: Path, values: object) -> None:
-    """Write a file that is never there in part."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=1) + "\n")
-    partial.replace(path)
-
-
-def _run(training: Training, threads: int, position: int) -> None:
+async def _run(training: Training, threads: int, progress: tqdm) -> None:
     command = [str(Path(sys.executable).with_name(COMMAND)), *training.arguments]
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    lines: list[str] = []
+    last_lines: deque[str] = deque(maxlen=_LINES_ON_FAILURE)
     with (
-        # Line by line: whatever ends this, the log is whole.
-        training.log.open("a", encoding="utf-8", buffering=1) as file,
-        tqdm(
-            total=training.end,
-            desc=training.description,
-            unit=training.unit,
-            bar_format=_BARS[training.unit],
-            position=position,
-        ) as progress,
+        training.log.open("a", encoding="utf-8", buffering=1) as log,  # by line: the log is whole, whatever ends this
         subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
         ) as process,
     ):
         assert process.stdout is not None
         try:
-            for line in process.stdout:
-                file.write(line)
-                lines = [*lines[1 - _LINES_ON_FAILURE :], line]
-                for kind, figures in _logged([line]):
+            while line := await asyncio.to_thread(process.stdout.readline):
+                log.write(line)
+                last_lines.append(line)
+                for kind, values in _logged([line]):
                     if kind == "train_inner":
-                        done = int(figures[_PROGRESS[training.unit]])
+                        done = int(values[_UNITS[training.unit][0]])
                         if not progress.n:
-                            progress.initial = progress.n = done  # what a resumed run did before takes no time now
+                            progress.initial = progress.n = done  # a resumed run did these before
                         progress.update(done - progress.n)
-                        progress.set_postfix_str(f"loss {float(figures['loss']):.3f}")
-            if process.wait() == 0:
-                progress.update(training.end - progress.n)  # the last few may be fewer than are logged at a time
+                        progress.set_postfix_str(f"loss {float(values['loss']):.3f}")
         except BaseException:
             process.terminate()  # leaving the block waits for it
             raise
     if process.returncode != 0:
-        sys.stderr.writelines(lines)
+        sys.stderr.writelines(last_lines)
         raise UserError(
             f"{COMMAND} failed (exit code {process.returncode}); everything it printed is in {training.log}"
         )
+    progress.update(training.end - progress.n)  # the last updates may be fewer than are logged at a time
 
 
 def read_losses(log: Path) -> dict[str, list[tuple[float, float]]]:
-    """The losses in a log of fairseq in JSON: ``training`` and ``validation``, each (update, loss) by update.
+    """Read the losses in a log of fairseq in JSON.
 
-    Of an update that was run twice, because the run was resumed from before it, the later loss counts.
+    Returns:
+        ``training`` and ``validation``, each a list of (update, loss) by update. If an update was run twice, because
+        the run was resumed from before it, the later loss counts.
     """
-    losses: dict[str, dict[float, float]] = {"training": {}, "validation": {}}
+    losses: dict[str, dict[float, float]] = {name: {} for name, _ in _SERIES.values()}
     with log.open(encoding="utf-8") as lines:
-        for kind, figures in _logged(lines):
-            if kind == "train_inner":
-                losses["training"][float(figures["num_updates"])] = float(figures["loss"])
-            else:
-                losses["validation"][float(figures["valid_num_updates"])] = float(figures["valid_loss"])
+        for kind, values in _logged(lines):
+            name, prefix = _SERIES[kind]
+            losses[name][float(values[f"{prefix}num_updates"])] = float(values[f"{prefix}loss"])
     return {name: sorted(points.items()) for name, points in losses.items()}
 
 
-def _logged(lines: Iterable[str]) -> Iterable[tuple[str, dict[str, Any]]]:
+def _logged(lines: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the kind and the values of each line that reports on training or validation."""
     for line in lines:
         match = _LOG_LINE.search(line.rstrip())
         if match:
@@ -165,5 +170,5 @@ def _logged(lines: Iterable[str]) -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 def available_cpus() -> int:
-    """Processors that this process may use."""
+    """Count the processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

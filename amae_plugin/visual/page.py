@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -183,7 +184,7 @@ def _errors(error: BandErrors, reference: BandErrors, features: FrontEnd) -> str
     rows = "".join(
         f"<tr><th scope='row'>{_hz(low, features)} to {_hz(high, features)}</th>"
         f"<td>{_db(error.range_rms(low, high))}</td><td>{_db(reference.range_rms(low, high))}</td></tr>"
-        for low, high in zip(edges, edges[1:])
+        for low, high in itertools.pairwise(edges)
     )
     return f"""<section class="errors">
 <h3>Error of the hidden part, band by band</h3>

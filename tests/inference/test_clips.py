@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 
+from amae_plugin.cli.clips import conclude
 from amae_plugin.data.audio import AudioError, load_clip
 from amae_plugin.data.log_mel import LogMel
 from amae_plugin.data.manifest import Clip
@@ -128,7 +129,7 @@ def test_bad_files_of_a_folder_are_left_out_and_listed(tmp_path, wav, capsys, wo
     found = list(clips)
     assert [path for path, _ in found] == sorted(good)
     assert torch.equal(found[1][1], load_waveform(good[0]))
-    assert clips.conclude() == 1
+    assert conclude(clips) == 1
     error = capsys.readouterr().err
     assert "reading: 100%" in error and "10/10" in error
     lines = error.splitlines()
@@ -142,7 +143,7 @@ def test_bad_files_of_a_folder_are_left_out_and_listed(tmp_path, wav, capsys, wo
 def test_nothing_to_list(wav, capsys):
     clips = ClipFiles([wav(NOISE)])
     assert len(list(clips)) == 1
-    assert clips.conclude() == 0
+    assert conclude(clips) == 0
     assert capsys.readouterr() == ("", "")
 
 
@@ -150,11 +151,11 @@ def test_files_none_of_which_can_be_used(tmp_path, wav):
     clips = ClipFiles([wav(np.zeros(9000))])
     assert list(clips) == []
     with pytest.raises(UserError, match=r"^cannot use .*a\.wav: is silent: all its samples are equal$"):
-        clips.conclude()
+        conclude(clips)
     clips = ClipFiles([tmp_path / "a.wav", tmp_path / "b.wav"])
     assert list(clips) == []
     with pytest.raises(UserError, match=r"(?s)^cannot use any of\n  .*a\.wav: is silent.*\n  .*b\.wav: No such file"):
-        clips.conclude()
+        conclude(clips)
 
 
 def test_a_folder_without_audio(tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import subprocess
 import sys
@@ -388,7 +389,7 @@ def test_groups_with_long_names_do_not_overlap() -> None:
     figure = plot_comparison({f"{LONG} {index}": {"model": 0.5} for index in range(5)}, ylabel="accuracy")
     pixels(figure)
     boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
-    assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:]))
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 @pytest.mark.parametrize("name", ["a $b", "$\\broken{$", "_unknown_"])

@@ -1,0 +1,58 @@
+"""Statistics that are measured once, and again only if a manifest changes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from amae_plugin.cli.main import main
+from amae_plugin.data.manifest import write_manifest
+from amae_plugin.runs.statistics import read_or_measure
+
+
+@pytest.fixture
+def manifests(tmp_path: Path) -> dict[str, Path]:
+    """Manifests of a loud and of a quiet corpus, in folders of the same name."""
+    paths = {}
+    rng = np.random.default_rng(0)
+    for name, level in (("loud", 0.3), ("quiet", 0.0003)):
+        folder = tmp_path / name / "manifests"
+        folder.mkdir(parents=True)
+        for index in range(3):
+            soundfile.write(folder / f"{index}.wav", level * rng.standard_normal(8000), 16_000)
+        paths[name] = folder / "train.tsv"
+        write_manifest(paths[name], folder, [(f"{index}.wav", 8000) for index in range(3)])
+    return paths
+
+
+def test_they_are_those_of_amae_stats(manifests: dict[str, Path], tmp_path: Path) -> None:
+    measured = read_or_measure(manifests["loud"], 32, tmp_path / "cache.json")
+    command = ["stats", str(manifests["loud"]), "--target-length", "32", "--workers", "0"]
+    assert main([*command, "--json", str(tmp_path / "stats.json")]) == 0
+    shown = json.loads((tmp_path / "stats.json").read_text())
+    assert measured == pytest.approx((shown["mean"], shown["std"]))
+
+
+def test_each_manifest_and_length_has_its_own_and_is_measured_once(manifests: dict[str, Path], tmp_path: Path) -> None:
+    cache = tmp_path / "cache.json"
+    keys = [(path, frames) for path in manifests.values() for frames in (16, 32)]
+    measured = [read_or_measure(*key, cache) for key in keys]
+    assert len(set(measured)) == len(keys)
+    assert measured[0][0] > measured[2][0] + 5
+    for path in manifests.values():
+        modified = path.stat()
+        path.write_text("changed, but at the same time")  # is not read again
+        os.utime(path, ns=(modified.st_atime_ns, modified.st_mtime_ns))
+    assert [read_or_measure(*key, cache) for key in keys] == measured
+
+
+def test_a_manifest_that_changed_is_measured_again(manifests: dict[str, Path], tmp_path: Path) -> None:
+    cache = tmp_path / "cache.json"
+    loud = read_or_measure(manifests["loud"], 32, cache)
+    manifests["loud"].write_bytes(manifests["quiet"].read_bytes().replace(b"loud", b"quiet"))
+    assert read_or_measure(manifests["loud"], 32, cache)[0] < loud[0] - 5

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from amae_plugin.errors import UserError
+from amae_plugin.files import reading, remove_partial_files, replacing, write_json, writing
+
+
+def test_a_replaced_file_is_what_it_was_or_the_whole_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+    with replacing(path) as partial:
+        partial.write_text("half")
+        assert path.read_text() == "old"
+        partial.write_text("new")
+    assert path.read_text() == "new"
+    for error in (KeyboardInterrupt, ValueError):
+        with pytest.raises(error), replacing(path) as partial:
+            partial.write_text("half")
+            raise error
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    with replacing(path) as first, replacing(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    code = "import os, sys\nfrom amae_plugin.files import replacing\n"
+    code += "with replacing(sys.argv[1]) as partial:\n    partial.touch()\n    os.kill(os.getpid(), 9)"
+    for name in ("x.pt", "x.txt"):
+        assert subprocess.run([sys.executable, "-c", code, tmp_path / name], check=False).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    remove_partial_files(tmp_path, "*.pt")
+    assert [path.name.split(".")[1:3] for path in tmp_path.iterdir()] == [["x", "txt"]]
+
+
+def test_errors_name_the_path_the_reason_and_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "x.txt"
+    with pytest.raises(UserError) as error, reading(path, "the list", "make one"):
+        path.read_text()
+    assert str(error.value) == f"{path}: cannot read the list (No such file or directory); make one"
+    with pytest.raises(UserError) as error, writing(path):
+        write_json(path, {})
+    assert str(error.value) == f"{path}: cannot write there (No such file or directory)"
+    (tmp_path / "x.txt").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"x\.txt: not UTF-8 text"), reading(tmp_path / "x.txt"):
+        (tmp_path / "x.txt").read_text(encoding="utf-8")
+
+
+def test_a_full_disk_is_the_reason_and_not_the_error_of_torch(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    with (
+        pytest.raises(UserError, match=r"cannot write the checkpoint \(No space left on device\)$"),
+        writing(path, "the checkpoint"),
+        replacing(path) as partial,
+    ):
+        partial.symlink_to("/dev/full")
+        with partial.open("wb") as file:
+            torch.save({"weights": torch.zeros(10**6)}, file)
+    assert not any(tmp_path.iterdir())
+
+
+def test_json_is_written_as_it_is_read(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": [1, 2.5, None]})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [1, 2.5, None]}
