@@ -15,7 +15,7 @@ setup(
     # Hydra looks for its plugins in the namespace hydra_plugins.
     packages=[*find_packages(include=["amae_plugin", "amae_plugin.*"]), "hydra_plugins"],
     package_dir={"hydra_plugins": "slurm/hydra_plugins"},
-    package_data={"amae_plugin.visual": ["page.css", "page.js"]},
+    package_data={"amae_plugin.visual": ["page.css", "page.html", "page.js"]},
     python_requires=">=3.9",
     install_requires=[
         "torch",
@@ -25,6 +25,7 @@ setup(
         'fairseq==0.12.2; python_version < "3.11"',
         "hydra-core",
         "hydra-submitit-launcher",
+        "jinja2",
         "matplotlib",
         "numpy",
         "omegaconf",
