@@ -20,7 +20,6 @@ from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.modules.compute import choose_device
 
-DEVICES = ("auto", "cpu", "cuda")
 CENTRE = 0.5
 
 
@@ -33,7 +32,7 @@ class Options:
             is its centre.
         batch_size: pieces at a time.
         workers: processes that decode; 0: this one does.
-        device: ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU if there is one.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"`` for a GPU if there is one.
         skip_bad_audio: leave out clips that cannot be decoded, instead of stopping at the first.
         progress: whether to show a progress bar, on standard error.
     """
@@ -48,8 +47,6 @@ class Options:
     def __post_init__(self) -> None:
         if self.crops < 1 or self.batch_size < 1 or self.workers < 0:
             raise ValueError("crops and batch_size must be at least 1, and workers 0 or more")
-        if self.device not in DEVICES:
-            raise ValueError(f"device is '{self.device}', must be one of {', '.join(DEVICES)}")
 
     @property
     def positions(self) -> Sequence[float]:

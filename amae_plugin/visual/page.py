@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -135,7 +136,7 @@ def _errors(error: BandErrors, reference: BandErrors, front_end: LogMel) -> dict
         "lines": [(name, points) for name, values in lines.items() for points in _polylines(values / ticks[-1])],
         "rows": [
             (hz[low], hz[high], error.range_rms(low, high), reference.range_rms(low, high))
-            for low, high in zip(edges, edges[1:])
+            for low, high in itertools.pairwise(edges)
         ],
     }
 
