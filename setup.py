@@ -15,7 +15,7 @@ setup(
     # Hydra looks for its plugins in the namespace hydra_plugins.
     packages=[*find_packages(include=["amae_plugin", "amae_plugin.*"]), "hydra_plugins"],
     package_dir={"hydra_plugins": "slurm/hydra_plugins"},
-    package_data={"amae_plugin.visual": ["page.css", "page.html", "page.js"]},
+    package_data={"amae_plugin.interop": ["*.jinja"], "amae_plugin.visual": ["*.css", "*.jinja", "*.js"]},
     python_requires=">=3.9",
     install_requires=[
         "torch",

@@ -116,9 +116,9 @@ def multi_label(scores: ArrayLike, targets: ArrayLike) -> MultiLabelMetrics:
     if not np.isin(targets, (0, 1)).all():
         raise ValueError("targets must be 0 or 1")
     targets = targets.astype(bool)
-    positives = targets.any(axis=0)
-    precision = _measure_classes(sklearn.metrics.average_precision_score, scores, targets, positives)
-    auc = _measure_classes(sklearn.metrics.roc_auc_score, scores, targets, positives & ~targets.all(axis=0))
+    counts = targets.sum(axis=0)
+    precision = _measure_classes(sklearn.metrics.average_precision_score, scores, targets, counts > 0)
+    auc = _measure_classes(sklearn.metrics.roc_auc_score, scores, targets, (counts > 0) & (counts < len(targets)))
     mean_auc = _mean(auc)
     return MultiLabelMetrics(_mean(precision), mean_auc, d_prime(mean_auc), precision, auc)
 

@@ -26,12 +26,14 @@ class PretrainingModel(nn.Module, ABC):
         loss_weights: of the objectives that :meth:`token_losses` gives, by name; the loss is the sum of their means
             over hidden tokens, so weighted.
         masking: what samples the masks.
+        output_name: name of what :meth:`outputs` gives.
     """
 
     config: Any
     encoder: Encoder
     loss_weights: Mapping[str, float]
     masking: Masking
+    output_name = "features"
 
     @abstractmethod
     def forward(
@@ -103,6 +105,10 @@ class PretrainingModel(nn.Module, ABC):
         with matrix_precision(source.device, self.config.bf16):
             features = self.encoder(patches, grid, padding_mask=attendable(padding))
         return features.float(), self.encoder.with_prefix(padding)
+
+    def outputs(self, source: Tensor) -> Tensor:
+        """Encode whole spectrograms (B, T, F), nothing hidden: (B, prefix + L, D)."""
+        return self.extract_features(source)[0]
 
     def patch_padding(self, padding_mask: Tensor) -> Tensor:
         """See :meth:`Encoder.patch_padding`."""

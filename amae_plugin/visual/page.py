@@ -88,7 +88,7 @@ def render(clips: Sequence[ClipView], front_end: LogMel, facts: Mapping[str, str
     bands = front_end.num_mel_bins
     errors = [(clip.reconstruction.error, clip.reconstruction.reference) for clip in clips]
     error, reference = map(BandErrors.pool, zip(*errors))
-    return environment.get_template("page.html").render(
+    return environment.get_template("page.html.jinja").render(
         facts=facts,
         clips=[_clip(clip, *of_clip, front_end) for clip, of_clip in zip(clips, errors)],
         errors=_errors(error, reference, front_end),

@@ -39,6 +39,8 @@ class Classifier(nn.Module):
             classes, or a ratio is outside [0, 1).
     """
 
+    output_name = "logits"
+
     def __init__(self, config: ClassifierConfig):
         super().__init__()
         if config.pooling not in POOLINGS:
@@ -113,6 +115,10 @@ class Classifier(nn.Module):
             tokens = self.encoder(patches, grid, visible, attendable(unused), scales).float()
         features = self.batch_norm(self.fc_norm(self._pool(tokens, unused)))
         return {"logits": self.head(features), "features": features}
+
+    def outputs(self, source: Tensor) -> Tensor:
+        """Classify whole spectrograms (B, T, F), nothing hidden: logits (B, C)."""
+        return self(source)["logits"]
 
     def _pool(self, tokens: Tensor, unused: Tensor | None) -> Tensor:
         if self.config.pooling == "cls":
