@@ -21,9 +21,7 @@ clips in DIR/trials.txt, prints the equal error rate, and writes trials.json and
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``evaluate``."""
-    parser = subparsers.add_parser(
-        "evaluate", help="measures and predictions of a checkpoint on a split", description=_DESCRIPTION
-    )
+    parser = subparsers.add_parser("evaluate", help="measure a checkpoint on a split", description=_DESCRIPTION)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint of a fairseq run")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of manifests and labels")
     what = parser.add_mutually_exclusive_group()
@@ -52,7 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _run(args: argparse.Namespace) -> int:
     # scikit-learn and matplotlib take a second or two to import, which other commands save.
     from amae_plugin.evaluation.classification import evaluate
-    from amae_plugin.evaluation.report import Result, summary, write, write_json
+    from amae_plugin.evaluation.report import Result, summary, write, write_measures
     from amae_plugin.evaluation.scoring import Options
     from amae_plugin.evaluation.verification import verify
 
@@ -74,7 +72,7 @@ def _run(args: argparse.Namespace) -> int:
     print(summary(result))
     written = write(result, out)
     if args.json:
-        write_json(args.json, result)
+        write_measures(args.json, result)
         written.append(args.json)
     print(f"\nwritten: {', '.join(map(str, written))}")
     return 0

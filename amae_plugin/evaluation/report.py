@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 
 from amae_plugin.evaluation.classification import Evaluation
 from amae_plugin.evaluation.verification import Verification
-from amae_plugin.files import writing
+from amae_plugin.files import write_json, writing
 from amae_plugin.metrics.classification import SingleLabelMetrics
 from amae_plugin.visual import plot_class_scores, plot_confusion
 from amae_plugin.visual.style import shorten
@@ -83,7 +82,7 @@ def as_json(result: Result) -> dict[str, object]:
     return values
 
 
-def write_json(path: Path, result: Result) -> None:
+def write_measures(path: Path, result: Result) -> None:
     """Write :func:`as_json` to a file; its folder is made if it does not exist.
 
     Raises:
@@ -91,7 +90,7 @@ def write_json(path: Path, result: Result) -> None:
     """
     with writing(path, "it"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(as_json(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(path, as_json(result))
 
 
 def write(result: Result, folder: Path) -> list[Path]:
@@ -112,7 +111,7 @@ def write(result: Result, folder: Path) -> list[Path]:
         picture = "confusion.png" if isinstance(result.measures, SingleLabelMetrics) else "class_ap.png"
         names, rows = ["metrics.json", "predictions.csv", picture], _prediction_rows(result)
     paths = [folder / name for name in names]
-    write_json(paths[0], result)
+    write_measures(paths[0], result)
     with writing(folder, "the results there"):
         # Paths that are not UTF-8 are written as the manifest has them.
         with paths[1].open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:

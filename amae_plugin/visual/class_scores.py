@@ -63,32 +63,33 @@ def plot_class_scores(
         figure = new_figure(7, height + _CURVE_INCHES)
         curve, ax = figure.subplots(2, height_ratios=(_CURVE_INCHES, height))
         _draw_curve(curve, scores[order], mean, measure)
+        between, middle = f"{len(order) - len(shown)} classes between", _EACH_END + (_GAP - 1) / 2
+        text = ax.text(0.5, middle, between, transform=ax.get_yaxis_transform(), ha="center", va="center", fontsize=8)
+        text.set(color=NOTE, bbox={"facecolor": "white", "edgecolor": "none", "pad": 2})
     else:
         figure = new_figure(7, max(height, 2.2))
         ax = figure.subplots()
-
-    bars = ax.barh(rows, scores[shown], height=0.72, color=np.where(worst, RED, BLUE).tolist())
-    ax.bar_label(bars, fmt="{:.3f}", padding=3, fontsize=7, path_effects=OVER_LINES)
+    _draw_bars(ax, rows, scores[shown], mean, np.where(worst, RED, BLUE).tolist())
+    ax.set_xlabel(measure)
+    ax.set_yticks(rows, [shorten(names[index]) for index in shown], fontsize=7.5, parse_math=False)
     if counts is not None:
         for row, count in zip(rows, np.asarray(counts)[shown]):
             beside = ((1, row), (4, 0), ("axes fraction", "data"), "offset points")
             ax.annotate(f"n={count:,}", *beside, va="center", fontsize=7, color=NOTE)
-    if folded:
-        ax.text(
-            0.5,
-            _EACH_END + (_GAP - 1) / 2,
-            f"{len(order) - len(shown)} classes between",
-            transform=ax.get_yaxis_transform(),
-            ha="center",
-            va="center",
-            fontsize=8,
-            color=NOTE,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 2},
-        )
-    low, high = min(scores[shown].min(), 0.0), max(scores[shown].max(), 1.0)
+    left_out = classes - len(order)
+    if left_out:
+        figure.supxlabel(f"left out: {left_out} of {classes} classes, without positives", fontsize=8, color=NOTE)
+    add_title(figure, title)
+    return figure
+
+
+def _draw_bars(ax: Axes, rows: np.ndarray, scores: np.ndarray, mean: float, colours: Sequence[str]) -> None:
+    """Draw bars from the top down, with their values at their ends, and the mean as a line."""
+    bars = ax.barh(rows, scores, height=0.72, color=colours)
+    ax.bar_label(bars, fmt="{:.3f}", padding=3, fontsize=7, path_effects=OVER_LINES)
+    low, high = min(scores.min(), 0.0), max(scores.max(), 1.0)
     margin = 0.09 * (high - low)  # for the values at the longest bars
-    ax.set(xlim=(low - margin * (low < 0), high + margin), ylim=(rows[-1] + 0.7, -0.7), xlabel=measure)
-    ax.set_yticks(rows, [shorten(names[index]) for index in shown], fontsize=7.5, parse_math=False)
+    ax.set(xlim=(low - margin * (low < 0), high + margin), ylim=(rows[-1] + 0.7, -0.7))
     ax.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND_STEPS))
     ax.tick_params(axis="y", length=0)
     ax.tick_params(axis="x", labelsize=8)
@@ -96,11 +97,6 @@ def plot_class_scores(
     ax.axvline(mean, color="black", linewidth=0.9, linestyle="--")
     above = ((mean, 1), (0, 3), ("data", "axes fraction"), "offset points")
     ax.annotate(f"mean {mean:.3f}", *above, ha="center", fontsize=8)
-    left_out = classes - len(order)
-    if left_out:
-        figure.supxlabel(f"left out: {left_out} of {classes} classes, without positives", fontsize=8, color=NOTE)
-    add_title(figure, title)
-    return figure
 
 
 def _draw_curve(ax: Axes, scores: np.ndarray, mean: float, measure: str) -> None:

@@ -104,21 +104,16 @@ def _side(classes: int) -> float:
 
 
 def _enlarge(shares: np.ndarray, width: int) -> np.ndarray:
-    """Let every share (C, C) also fill the *width* x *width* cells around it.
+    """Let every share (C, C) also fill the *width* x *width* cells around it; *width* is odd.
 
     Where several meet, the highest error is shown, and the diagonal where there is none.
     """
     errors = np.nan_to_num(shares)
     diagonal = np.diag(np.diagonal(errors))
-    errors, diagonal = _highest(errors - diagonal, width), _highest(diagonal, width)
+    planes = torch.from_numpy(np.stack([errors - diagonal, diagonal]))
+    errors, diagonal = torch.nn.functional.max_pool2d(planes, width, stride=1, padding=width // 2).numpy()
     enlarged = np.where(errors > 0, errors, diagonal)
     return np.where(np.isnan(shares) & (enlarged == 0), np.nan, enlarged)
-
-
-def _highest(values: np.ndarray, width: int) -> np.ndarray:
-    """Return the highest of the *width* x *width* values (C, C) around each; *width* is odd."""
-    pooled = torch.nn.functional.max_pool2d(torch.from_numpy(values)[None], width, stride=1, padding=width // 2)
-    return pooled[0].numpy()
 
 
 def _write_counts(ax: Axes, confusion: np.ndarray, shares: np.ndarray, cell: float) -> None:
