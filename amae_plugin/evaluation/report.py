@@ -47,7 +47,7 @@ def summary(result: Result) -> str:
     return "\n\n".join(parts)
 
 
-def as_json(result: Result) -> dict[str, object]:
+def _as_json(result: Result) -> dict[str, object]:
     """Return everything but the single clips or trials, in JSON's types; numbers that are not finite become None."""
     values: dict[str, object] = {"checkpoint": str(result.checkpoint.absolute()), "data": str(result.data.absolute())}
     if isinstance(result, Verification):
@@ -83,14 +83,14 @@ def as_json(result: Result) -> dict[str, object]:
 
 
 def write_measures(path: Path, result: Result) -> None:
-    """Write :func:`as_json` to a file; its folder is made if it does not exist.
+    """Write everything but the single clips or trials to a JSON file; its folder is made if it does not exist.
 
     Raises:
         UserError: the file cannot be written.
     """
     with writing(path, "it"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, as_json(result))
+        write_json(path, _as_json(result))
 
 
 def write(result: Result, folder: Path) -> list[Path]:
@@ -117,11 +117,11 @@ def write(result: Result, folder: Path) -> list[Path]:
         with paths[1].open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
         if isinstance(result, Evaluation):
-            draw(result).savefig(paths[2])
+            _draw(result).savefig(paths[2])
     return paths
 
 
-def draw(result: Evaluation) -> Figure:
+def _draw(result: Evaluation) -> Figure:
     """Draw the confusion of the classes; with several labels a clip, the average precision of the classes."""
     measures, clips = result.measures, f"{len(result.clips):,} clips"
     if isinstance(measures, SingleLabelMetrics):
