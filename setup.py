@@ -15,7 +15,7 @@ setup(
     # Hydra looks for its plugins in the namespace hydra_plugins.
     packages=[*find_packages(include=["amae_plugin", "amae_plugin.*"]), "hydra_plugins"],
     package_dir={"hydra_plugins": "slurm/hydra_plugins"},
-    package_data={"amae_plugin.visual": ["page.css", "page.js"]},
+    package_data={"amae_plugin.interop": ["*.jinja"], "amae_plugin.visual": ["*.css", "*.jinja", "*.js"]},
     python_requires=">=3.11",
     install_requires=[
         "torch",
@@ -23,6 +23,7 @@ setup(
         # fairseq's last release does not run on Python 3.11 and later; fairseq-fixed is its main branch made to.
         "fairseq-fixed",
         "hydra-core",
+        "jinja2",
         "matplotlib",
         "numpy",
         "omegaconf",
@@ -33,6 +34,7 @@ setup(
         "submitit",
         "tensorboardX",
         "tqdm",
+        "typing_extensions",
         "wrapt",
     ],
     extras_require={

@@ -16,7 +16,6 @@ from amae_plugin.inference.windows import Windows
 from amae_plugin.metrics.band_errors import BandErrors, join_visible
 from amae_plugin.models.base import PretrainingModel
 from amae_plugin.models.settings import PretrainingConfig
-from amae_plugin.modules.embedding import unpatchify
 
 _LOUDEST = 0.9  # of full scale
 
@@ -145,15 +144,8 @@ class Reconstructor:
         with torch.inference_mode():
             output = self.model(source, seed=seeds, padding_mask=padding)
             drawn = self.model.reconstruct(source, output["prediction"], output["mask"], padding)
-        hidden = self._hidden_values(output["mask"])
+        hidden = self.model.encoder.expand_mask(output["mask"], width)
         return hidden.cpu(), self.input.denormalize(drawn.float()).cpu()
-
-    def _hidden_values(self, mask: Tensor) -> Tensor:
-        """Expand a mask over tokens (B, L) to the spectrogram (B, W, F)."""
-        encoder = self.model.encoder
-        grid = encoder.grid(self.input.target_length, self.input.num_mel_bins)
-        values = encoder.patch_size[0] * encoder.patch_size[1]
-        return unpatchify(mask[..., None].expand(-1, -1, values), grid, encoder.patch_size)
 
 
 def make_audible(reconstruction: Reconstruction, features: FrontEnd, samples: int) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Checkpoints of this plugin to files that other tools load, each checked against the checkpoint as it is written."""
+"""Checkpoints of this plugin as files that other tools load, each checked against the checkpoint when it is written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from amae_plugin.checkpoints import Checkpoint
@@ -19,23 +18,21 @@ from amae_plugin.interop import model_card
 from amae_plugin.interop.formats import Format
 from amae_plugin.interop.onnx_file import Onnx
 from amae_plugin.interop.timm_vit import Timm
-from amae_plugin.models.base import Model
 
 FORMATS: dict[str, type[Format]] = {form.name: form for form in (Timm, Onnx)}
-"""The forms in which others load a model, by name."""
+"""Formats of other tools, by name."""
 TOLERANCE = 1e-4
 """Largest difference from what the checkpoint computes, relative to its largest output."""
-_BATCHES = (1, 3)
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was exported.
+    """Result of an export.
 
     Attributes:
-        files: that were written.
-        differences: of each format, the largest from what the checkpoint computes.
-        refused: of each format that has no such model, why.
+        files: paths of the written files.
+        differences: largest difference from what the checkpoint computes, by format.
+        refused: reasons against the formats that cannot hold the model.
     """
 
     files: Sequence[Path]
@@ -44,21 +41,21 @@ class Export:
 
 
 def export(checkpoint: Checkpoint, folder: Path, formats: Sequence[str]) -> Export:
-    """Write a model in other forms, check them, and write a page about them.
+    """Write a model in the formats of other tools, check them, and write a page about them.
 
     Args:
-        checkpoint: of a classifier, or of a pretraining model, whose encoder is exported.
-        folder: where to; made if it does not exist.
-        formats: of :data:`FORMATS`.
+        checkpoint: checkpoint of a classifier, or of a pretraining model, whose encoder is exported.
+        folder: folder of the files; made if it does not exist.
+        formats: names in :data:`FORMATS`.
 
     Raises:
-        UserError: none of the formats has such a model, a package is missing, the folder holds other things, a file
-            cannot be written, or what it computes is not what the checkpoint does.
+        UserError: none of the formats can hold the model, a package is missing, the folder holds other things, a file
+            cannot be written, or it does not compute what the checkpoint does.
     """
     model = checkpoint.model()
     model.config.bf16 = False
     forms: dict[str, Format] = {}
-    refused = {}
+    refused: dict[str, str] = {}
     for name in formats:
         try:
             forms[name] = FORMATS[name](checkpoint, model)
@@ -66,28 +63,35 @@ def export(checkpoint: Checkpoint, folder: Path, formats: Sequence[str]) -> Expo
             refused[name] = str(error)
     if not forms:
         raise UserError(f"{checkpoint.path}: {' '.join(refused.values())}")
-    _require([package for form in forms.values() for package in form.packages])
+    packages = [package for form in forms.values() for package in form.packages]
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise UserError(f"the export needs {', '.join(missing)}: pip install 'amae-plugin[export]'")
     with writing(folder):
         _refuse_other_files(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Elsewhere first: a folder holds a whole and checked export, or what it held before.
+        # Files are written elsewhere first: a folder holds either a whole and checked export or what it held before.
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
             partial = Path(name)
-            differences = _write(checkpoint, model, forms, partial)
+            if model.output_name == "logits":
+                write_names(partial / LABELS_NAME, checkpoint.classes)
+            differences = _write(checkpoint, forms, partial)
             loading = {name: form.loading(folder.name) for name, form in forms.items()}
             model_card.write(checkpoint, model, partial, folder.name, loading)
             files = _move(partial, folder)
     return Export(files, differences, refused)
 
 
-def _write(checkpoint: Checkpoint, model: Model, forms: Mapping[str, Format], folder: Path) -> dict[str, float]:
-    """Write and check all files but the page; returns the largest difference of each format."""
-    if checkpoint.downstream is not None:
-        write_names(folder / LABELS_NAME, checkpoint.classes)
+def _write(checkpoint: Checkpoint, forms: Mapping[str, Format], folder: Path) -> dict[str, float]:
+    """Write and check the files of the formats.
+
+    Returns:
+        The largest difference of each format.
+    """
     differences = {}
     for name, form in tqdm(forms.items(), desc="exporting", unit="format"):
         form.write(folder)
-        differences[name] = form.largest_difference(folder, _sources(form))
+        differences[name] = form.largest_difference(folder)
         if not differences[name] <= TOLERANCE:
             raise UserError(
                 f"{checkpoint.path}: not exported, since its outputs as {name} differ from its own by "
@@ -104,20 +108,8 @@ def _move(source: Path, folder: Path) -> list[Path]:
     return [path.replace(folder / path.name) for path in sorted(source.iterdir())]
 
 
-def _require(packages: Sequence[str]) -> None:
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise UserError(f"the export needs {', '.join(missing)}: pip install 'amae-plugin[export]'")
-
-
 def _refuse_other_files(folder: Path) -> None:
-    """Only what an earlier export wrote is written over."""
+    """Refuse a folder that holds files, unless an earlier export wrote its page."""
     page = folder / model_card.FILE
     if folder.exists() and any(folder.iterdir()) and not (page.is_file() and model_card.is_own(page)):
         raise UserError(f"{folder}: holds files, and not those of an earlier export; choose a folder of its own")
-
-
-def _sources(form: Format) -> list[torch.Tensor]:
-    """Batches of several sizes of noise with the spread of normalised input."""
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(batch, *form.input_size, generator=generator) / 2 for batch in _BATCHES]

@@ -1,9 +1,8 @@
-"""What a form of a model that other tools load offers, so that one command writes and checks them all."""
+"""The interface of a format that other tools load, by which one command writes and checks all formats."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,20 +13,22 @@ from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.models.base import Model
 from amae_plugin.modules.embedding import Size2d
 
+_BATCHES = (1, 3)  # sizes of the batches of a check
+
 
 class Format(ABC):
-    """A model in another form.
+    """A model in a format of another tool.
 
     Attributes:
-        name: for ``--format``.
-        packages: that writing and checking it needs, all of the extra ``export``.
-        files: names of those that it may write.
-        checkpoint: what the model was read from.
-        model: in evaluation mode, in float32.
-        input_size: frames and bands of its input.
+        name: value of ``--format``.
+        packages: packages of the extra ``export`` that writing and checking needs.
+        files: names of the files that it may write.
+        checkpoint: checkpoint of the model.
+        model: model in evaluation mode, in float32.
+        input_size: frames and bands of the model's input.
 
     Raises:
-        UserError: there is no such form of this model.
+        UserError: this format cannot hold the model.
     """
 
     name: ClassVar[str]
@@ -45,31 +46,32 @@ class Format(ABC):
 
     @abstractmethod
     def outputs(self, folder: Path, source: Tensor) -> Tensor:
-        """What the other tool computes with the written files.
+        """Compute with the other tool what the model's ``outputs`` computes.
 
         Args:
-            folder: of the files.
-            source: (B, T, F) log-mel, as the model takes it.
+            folder: folder of the written files.
+            source: (B, T, F) log-mel, the model's input.
 
         Returns:
-            Of a classifier its logits (B, C), else the features (B, prefix + L, D).
+            Logits (B, C) of a classifier, features (B, prefix + L, D) of a pretraining model.
         """
 
     @abstractmethod
     def loading(self, folder: str) -> str:
-        """How the files are loaded from a folder, in Markdown; ``log_mel`` is the input (B, T, F)."""
+        """Explain in Markdown how to load the files from a folder; ``log_mel`` is the input (B, T, F)."""
 
-    def largest_difference(self, folder: Path, sources: Sequence[Tensor]) -> float:
-        """How far what the other tool computes is from what the model computes, relative to the largest output.
+    def largest_difference(self, folder: Path) -> float:
+        """Compare the other tool's outputs with the model's on noise with the spread of normalised input.
 
-        Args:
-            folder: of the written files.
-            sources: batches (B, T, F).
+        Returns:
+            The largest difference over batches of several sizes, relative to the largest output of the batch.
         """
-        largest = 0.0
-        for source in sources:
+        generator = torch.Generator().manual_seed(0)
+        differences = []
+        for batch in _BATCHES:
+            source = torch.randn(batch, *self.input_size, generator=generator) / 2
             with torch.inference_mode():
                 expected = self.model.outputs(source)
                 actual = self.outputs(folder, source)
-            largest = max(largest, float((actual - expected).abs().max() / expected.abs().max()))
-        return largest
+            differences.append(float((actual - expected).abs().max() / expected.abs().max()))
+        return max(differences)

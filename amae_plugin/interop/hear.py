@@ -8,25 +8,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from amae_plugin.inference.model import load_model as load_audio_model
+from amae_plugin.inference import model as inference
 
 
 class HearModel(nn.Module):
     """A checkpoint's model with the attributes that HEAR reads.
 
     Attributes:
-        model: the model.
-        sample_rate: of the audio that it takes, in Hz.
-        scene_embedding_size: of a clip.
-        timestamp_embedding_size: of a time step.
+        model: model of the checkpoint.
+        sample_rate: sample rate of the audio in Hz.
+        scene_embedding_size: width of the embedding of a clip.
+        timestamp_embedding_size: width of the embedding of a time step.
     """
 
     def __init__(self, path: str):
         super().__init__()
-        self.model = load_audio_model(path, device="cpu")  # HEAR moves it
+        self.model = inference.load_model(path, device="cpu")  # HEAR moves it
         self.sample_rate = self.model.sample_rate
-        self.scene_embedding_size = self.model.embed_dim
-        self.timestamp_embedding_size = self.model.embed_dim
+        self.scene_embedding_size = self.timestamp_embedding_size = self.model.embed_dim
 
 
 def load_model(model_file_path: str) -> HearModel:
@@ -39,11 +38,11 @@ def load_model(model_file_path: str) -> HearModel:
 
 
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
-    """Embeddings of clips, see :meth:`~amae_plugin.inference.model.AudioModel.embed`.
+    """Embed clips, see :meth:`~amae_plugin.inference.model.AudioModel.embed`.
 
     Args:
         audio: (clips, samples) at the model's rate, on any device.
-        model: of :func:`load_model`.
+        model: result of :func:`load_model`.
 
     Returns:
         (clips, scene_embedding_size) float32 on the device of the audio.
@@ -52,11 +51,11 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
 
 
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
-    """Embeddings of the time steps of clips, see :meth:`~amae_plugin.inference.model.AudioModel.embed_timestamps`.
+    """Embed the time steps of clips, see :meth:`~amae_plugin.inference.model.AudioModel.embed_timestamps`.
 
     Args:
         audio: (clips, samples) at the model's rate, on any device.
-        model: of :func:`load_model`.
+        model: result of :func:`load_model`.
 
     Returns:
         Embeddings (clips, steps, timestamp_embedding_size), and timestamps (clips, steps), the centres of the steps in

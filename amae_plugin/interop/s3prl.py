@@ -8,14 +8,13 @@ s3prl finds upstreams by name in ``s3prl.hub``::
     s3prl.hub.amae_local = amae_local
     upstream = s3prl.nn.S3PRLUpstream("amae_local", path_or_url="checkpoint.pt")
 
-s3prl is not needed here. (Its release 0.4.18 cannot be imported beside torchaudio 2.11, which lacks functions that two
-other upstreams of s3prl import; with stand-ins for them, all of the above was tried.)
+This module does not import s3prl. The release 0.4.18 of s3prl cannot be imported with torchaudio 2.11, which lacks
+functions that two of its other upstreams import; with stand-ins for these functions, the lines above work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -31,22 +30,22 @@ class UpstreamExpert(nn.Module):
 
     Args:
         ckpt: path of the checkpoint.
-        kwargs: what s3prl passes to every upstream, unused.
+        kwargs: further arguments that s3prl passes to every upstream, unused.
 
     Raises:
         UserError: the file is no checkpoint of this plugin.
     """
 
-    def __init__(self, ckpt: str, **kwargs: Any):
+    def __init__(self, ckpt: str, **kwargs: object):
         super().__init__()
         self.model = load_model(ckpt, device="cpu")  # s3prl moves it
 
     def get_downsample_rates(self, key: str) -> int:
-        """Samples at 16 kHz from one time step to the next, of every hidden state."""
+        """Return the samples at 16 kHz from one time step to the next, the same for every hidden state."""
         return self.model.step_samples
 
     def forward(self, wavs: Sequence[Tensor]) -> dict[str, list[Tensor]]:
-        """Hidden states of clips.
+        """Compute the hidden states of clips.
 
         Args:
             wavs: (samples,) each, at 16 kHz.
@@ -60,6 +59,5 @@ class UpstreamExpert(nn.Module):
         return {"hidden_states": list(pad_sequence(of_clips, batch_first=True).unbind(dim=2))}
 
 
-def amae_local(ckpt: str, **kwargs: Any) -> UpstreamExpert:
-    """s3prl's entry of :class:`UpstreamExpert`."""
-    return UpstreamExpert(ckpt, **kwargs)
+amae_local = UpstreamExpert
+"""Entry of the upstream in ``s3prl.hub``."""

@@ -1,1 +1,1 @@
-"""What a model's scores are worth, computed on a whole split at once."""
+"""Measures of a model's scores and reconstructions."""

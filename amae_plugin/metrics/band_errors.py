@@ -1,9 +1,11 @@
-"""How far hidden parts of a spectrogram were guessed from what was there, band by band."""
+"""Errors of reconstructed spectrograms, mel band by mel band."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,50 +14,55 @@ from amae_plugin.data.log_mel import DB_PER_NEPER
 
 @dataclass(frozen=True)
 class BandErrors:
-    """Squared errors of hidden values, summed by mel band; of several clips, those of all hidden values together.
+    """Squared errors of hidden values, summed by mel band.
 
     Attributes:
         squares: (F,) float64, sums of squared errors in dB squared.
-        counts: (F,) int64, hidden values of the bands.
+        counts: (F,) int64, numbers of hidden values.
     """
 
     squares: Tensor
     counts: Tensor
 
     @classmethod
-    def of(cls, original: Tensor, guessed: Tensor, hidden: Tensor) -> BandErrors:
-        """Errors of a guess (T, F) where something was hidden (T, F); log-mel values as natural logarithms."""
-        errors = (guessed.double() - original.double()) * DB_PER_NEPER
+    def of(cls, original: Tensor, guess: Tensor, hidden: Tensor) -> BandErrors:
+        """Measure a guess (T, F) where values are hidden (T, F); log-mel values are natural logarithms."""
+        errors = (guess.double() - original.double()) * DB_PER_NEPER
         return cls((errors.square() * hidden).sum(0), hidden.sum(0))
 
-    def __add__(self, other: BandErrors) -> BandErrors:
-        return BandErrors(self.squares + other.squares, self.counts + other.counts)
+    @classmethod
+    def pool(cls, errors: Iterable[BandErrors]) -> BandErrors:
+        """Add up the errors of one or more clips, in which every hidden value counts the same."""
+        squares, counts = zip(*((one.squares, one.counts) for one in errors))
+        return cls(torch.stack(squares).sum(0), torch.stack(counts).sum(0))
 
     def rms(self) -> Tensor:
-        """Root mean squared error of each band in dB: (F,), NaN in bands of which nothing was hidden."""
+        """Return the root mean squared error of each band in dB: (F,), NaN in bands without hidden values."""
         return (self.squares / self.counts).sqrt()
 
     def range_rms(self, first: int, end: int) -> float:
-        """Root mean squared error of the bands from the first to before the end in dB; NaN if nothing was hidden."""
+        """Return the root mean squared error of bands *first* to *end* - 1 in dB; NaN without hidden values."""
         return float((self.squares[first:end].sum() / self.counts[first:end].sum()).sqrt())
 
     @property
     def total_rms(self) -> float:
-        """Root mean squared error of all hidden values in dB; NaN if nothing was hidden."""
+        """Root mean squared error of all hidden values in dB; NaN if nothing is hidden."""
         return self.range_rms(0, len(self.counts))
 
 
 def join_visible(log_mel: Tensor, hidden: Tensor) -> Tensor:
-    """Hidden values (T, F) as straight lines between the nearest visible frames of their band: what needs no model.
+    """Fill the hidden part of a log-mel spectrogram on the CPU with straight lines between visible frames.
 
-    Before the first and after the last of them the line is level; a band that is hidden throughout gets the mean of all
-    that is visible.
+    A model's errors are compared with those of these lines, which need no model. A line is level before the first
+    visible frame of its band and after the last. A band that is hidden throughout gets the mean of everything visible.
+
+    Args:
+        log_mel: (T, F).
+        hidden: (T, F) bool.
     """
-    frames = torch.arange(len(log_mel), device=log_mel.device)[:, None].expand_as(hidden)
-    before = frames.masked_fill(hidden, -1).cummax(dim=0).values
-    after = frames.masked_fill(hidden, len(log_mel)).flip(0).cummin(dim=0).values.flip(0)
-    first, last = before.clamp(min=0), after.clamp(max=len(log_mel) - 1)
-    first, last = torch.where(before < 0, last, first), torch.where(after == len(log_mel), first, last)
-    share = (frames - first).to(log_mel.dtype) / (last - first).clamp(min=1)
-    line = torch.lerp(log_mel.gather(0, first), log_mel.gather(0, last), share)
-    return torch.where(hidden.all(dim=0), log_mel[~hidden].mean(), line)
+    lines = torch.full_like(log_mel, float(log_mel[~hidden].mean())).numpy()
+    values, visible = log_mel.numpy(), ~hidden.numpy()
+    for band in np.flatnonzero(visible.any(axis=0)):
+        frames = np.flatnonzero(visible[:, band])
+        lines[:, band] = np.interp(np.arange(len(lines)), frames, values[frames, band])
+    return torch.from_numpy(lines)

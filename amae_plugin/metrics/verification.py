@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import sklearn.metrics
+from numpy.typing import ArrayLike
 
 
-def cosine_scores(features: Any, pairs: Any) -> np.ndarray:
-    """Cosine of the angle between the features of both clips of each trial.
+def cosine_scores(features: ArrayLike, pairs: ArrayLike) -> np.ndarray:
+    """Return the cosine of the angle between the features of the two clips of each trial.
 
     Args:
         features: (N, D), one pooled vector a clip.
@@ -19,29 +18,28 @@ def cosine_scores(features: Any, pairs: Any) -> np.ndarray:
         (T,) float64 in [-1, 1].
 
     Raises:
-        ValueError: a clip has features of length 0, which have no direction, or that are not finite.
+        ValueError: the features of a clip are not finite, or all 0, so that they have no direction.
     """
     vectors = np.asarray(features, np.float64)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     bad = ~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0))
     if bad.any():
         raise ValueError(f"the features of clip {int(bad.argmax())} are all 0 or not finite")
-    vectors = vectors / norms
-    left, right = np.asarray(pairs).T
-    return np.einsum("td,td->t", vectors[left], vectors[right])
+    left, right = (vectors / norms)[np.asarray(pairs).T]
+    return np.einsum("td,td->t", left, right)
 
 
-def equal_error_rate(scores: Any, same: Any) -> float:
-    """The rate at which as many pairs of one speaker are refused as pairs of two are accepted.
+def equal_error_rate(scores: ArrayLike, same: ArrayLike) -> float:
+    """Return the rate at which pairs of one speaker are refused as often as pairs of two speakers are accepted.
 
-    Both error rates are steps of the threshold; between the two thresholds where they cross, both are taken as linear.
+    Both error rates are steps of the threshold. They are taken as linear between the two thresholds where they cross.
 
     Args:
         scores: (T,), higher for pairs that are more alike.
         same: (T,), 1 (or True) where both clips are of one speaker, else 0.
 
     Returns:
-        In [0, 1].
+        A rate in [0, 1].
 
     Raises:
         ValueError: shapes do not fit, a score is NaN, labels are not 0 or 1, or all trials are of one kind.
@@ -54,8 +52,5 @@ def equal_error_rate(scores: Any, same: Any) -> float:
     if np.isnan(scores).any():
         raise ValueError(f"{int(np.isnan(scores).sum())} of {len(scores)} scores are NaN")
     accepted_wrongly, accepted_rightly, _ = sklearn.metrics.roc_curve(same, scores, drop_intermediate=False)
-    # Falls from 1 (nothing is accepted) to -1 (everything is).
-    surplus = (1 - accepted_rightly) - accepted_wrongly
-    after = int(np.argmax(surplus <= 0))
-    share = surplus[after - 1] / (surplus[after - 1] - surplus[after])
-    return float(accepted_wrongly[after - 1] + share * (accepted_wrongly[after] - accepted_wrongly[after - 1]))
+    surplus = (1 - accepted_rightly) - accepted_wrongly  # falls from 1 (nothing is accepted) to -1 (everything is)
+    return float(np.interp(0, surplus[::-1], accepted_wrongly[::-1]))

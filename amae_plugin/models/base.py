@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from amae_plugin.models.settings import DownstreamConfig, ModelConfig, PretrainingConfig, Settings
 from amae_plugin.modules.compute import compile_modules
-from amae_plugin.modules.embedding import Positions, Size2d, grid_size, overlapping_grid_size
+from amae_plugin.modules.embedding import Positions, Size2d, grid_size, overlapping_grid_size, unpatchify
 from amae_plugin.modules.masking import Masking, attention_padding
 
 
@@ -125,6 +125,11 @@ class Encoder(nn.Module, ABC):
         grid = self.grid(padding_mask.shape[1], self.num_mel_bins)
         columns = padding_mask.unfold(1, self.patch_size[0], self.patch_stride[0]).all(dim=-1)
         return columns.repeat_interleave(grid[1], dim=1)
+
+    def expand_mask(self, mask: Tensor, frames: int) -> Tensor:
+        """Expand a mask (B, L) of patches without overlap to the values of a spectrogram (B, T, F)."""
+        values = mask[..., None].expand(-1, -1, self.patch_size[0] * self.patch_size[1])
+        return unpatchify(values, self.grid(frames, self.num_mel_bins), self.patch_size)
 
     def relevant_padding(self, padding_mask: Tensor | None) -> Tensor | None:
         """The padding mask (B, T) if there is padding and this system masks it, else None."""

@@ -1,4 +1,4 @@
-"""Pictures for people: what a masked autoencoder filled in, how its loss fell, and what a classifier gets right.
+"""Pictures: what a masked autoencoder filled in, how its loss fell, and which classes a classifier gets right.
 
 Every function returns a matplotlib ``Figure`` of its own and touches no global state of matplotlib, so it works in a
 training process without a display. Save it with ``figure.savefig("name.png")``.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from amae_plugin.visual.style import GRID, OVER_LINES, PALETTE, add_title, text_inches, wrap
+from amae_plugin.visual.style import OVER_LINES, PALETTE, add_title, new_figure, open_axes, text_inches, wrap
 
 _BAR_INCHES = 0.62
 _SPACE_INCHES = 0.55  # between groups
@@ -22,14 +22,14 @@ def plot_comparison(
     title: str | None = None,
     chance: float | None = None,
 ) -> Figure:
-    """Bars of several series in groups, in percent; a series that a group lacks leaves a gap there.
+    """Draw bars of several series in groups, in percent; a series that a group lacks leaves a gap there.
 
     Args:
-        accuracies: for each group, such as ``10% of the labels``, the values in [0, 1] of its series, such as
-            ``pretrained`` and ``from scratch``. Both are drawn in the order in which they come.
-        ylabel: what the values are.
-        title: of the figure.
-        chance: what guessing would reach, in [0, 1], drawn as a dotted line.
+        accuracies: values in [0, 1] by group, such as ``10% of the labels``, and series, such as ``pretrained`` and
+            ``from scratch``; drawn in this order.
+        ylabel: name of the values.
+        title: title of the figure.
+        chance: accuracy of guessing, in [0, 1], drawn as a dotted line.
 
     Raises:
         ValueError: there is no value, or one is not in [0, 1].
@@ -43,30 +43,25 @@ def plot_comparison(
             raise ValueError(f"values must be in [0, 1], not {value} ({name})")
 
     group_inches = _BAR_INCHES * len(series) + _SPACE_INCHES
-    figure = Figure(figsize=(max(5.0, group_inches * len(accuracies) + 0.9), 4), dpi=150, layout="constrained")
+    figure = new_figure(max(5.0, group_inches * len(accuracies) + 0.9), 4)
     ax = figure.subplots()
     width = _BAR_INCHES / group_inches  # groups are one apart
-    legend: dict[str, Any] = {}
+    legend: dict[str, Artist] = {}
     for index, name in enumerate(series):
-        here = [(group, values[name]) for group, values in enumerate(accuracies.values()) if name in values]
-        centres = [group + (index - (len(series) - 1) / 2) * width for group, _ in here]
-        heights = [value for _, value in here]
-        bars = ax.bar(centres, heights, 0.92 * width, color=PALETTE[index % len(PALETTE)])
-        legend[name] = bars
-        ax.bar_label(bars, [f"{value:.1%}" for value in heights], padding=2, fontsize=8.5, path_effects=OVER_LINES)
+        bars = {group: values[name] for group, values in enumerate(accuracies.values()) if name in values}
+        centres = [group + (index - (len(series) - 1) / 2) * width for group in bars]
+        drawn = ax.bar(centres, list(bars.values()), 0.92 * width, color=PALETTE[index % len(PALETTE)])
+        ax.bar_label(drawn, fmt="{:.1%}", padding=2, fontsize=8.5, path_effects=OVER_LINES)
+        legend[name] = drawn.patches[0]
     if chance is not None:
         legend[f"chance ({chance:.1%})"] = ax.axhline(chance, color="black", linewidth=1.2, linestyle=":")
-    ax.set_ylim(0, 1)
+    ax.set(xlim=(-0.5, len(accuracies) - 0.5), ylim=(0, 1), ylabel=ylabel)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.set_xlim(-0.5, len(accuracies) - 0.5)
     ax.set_xticks(range(len(accuracies)), [wrap(name, group_inches, 10) for name in accuracies], parse_math=False)
     ax.tick_params(axis="x", length=0)
-    ax.set_ylabel(ylabel)
-    ax.grid(True, axis="y", color=GRID, linewidth=0.7)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    open_axes(ax, "y")
     columns = int(figure.get_figwidth() / (text_inches(max(map(len, legend)), _LEGEND_SIZE) + 0.5))
-    drawn = figure.legend(
+    texts = figure.legend(
         list(legend.values()),
         list(legend),
         loc="outside lower center",
@@ -74,8 +69,8 @@ def plot_comparison(
         columnspacing=1.2,
         frameon=False,
         fontsize=_LEGEND_SIZE,
-    )
-    for text in drawn.get_texts():
+    ).get_texts()
+    for text in texts:
         text.set_parse_math(False)
     add_title(figure, title)
     return figure

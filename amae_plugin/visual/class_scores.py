@@ -1,99 +1,81 @@
-"""How well each class is recognised."""
+"""A score of each class."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
-from amae_plugin.visual.style import BLUE, GRID, NOTE, OVER_LINES, RED, add_title, shorten
+from amae_plugin.visual.style import BLUE, NOTE, OVER_LINES, RED, ROUND_STEPS, add_title, new_figure, open_axes, shorten
 
 _ALL_UP_TO = 60
-_EACH_END = 25  # classes drawn of the best and of the worst where there are too many
+_EACH_END = 25  # bars of the best and of the worst classes where there are too many for a bar each
 _GAP = 2  # bars wide
 _BAR_INCHES = 0.17
 _CURVE_INCHES = 2.3
-_MEAN_LINE: dict[str, Any] = {"color": "black", "linewidth": 0.9, "linestyle": "--"}
 
 
 def plot_class_scores(
-    scores: np.ndarray,
+    scores: ArrayLike,
     names: Sequence[str],
     *,
     measure: str,
-    counts: np.ndarray | None = None,
+    counts: ArrayLike | None = None,
     title: str | None = None,
 ) -> Figure:
-    """A measure of each class as bars, the best on top, with its mean over the classes.
+    """Draw a score of each class as bars, the best on top, and their mean.
 
-    Of more than 60 classes, the 25 best and the 25 worst have bars, below a curve of all of them.
+    More than 60 classes are drawn as a curve, with bars of the 25 best and the 25 worst below it.
 
     Args:
-        scores: (C,), higher is better; NaN for a class without positives, which is left out, as a note says.
-        names: of the C classes.
-        measure: what the scores are, such as ``average precision``.
+        scores: (C,), higher is better; a class without positives, whose score is NaN, is left out, and a note says so.
+        names: names of the C classes.
+        measure: name of the scores, such as ``average precision``.
         counts: (C,) clips of each class, written beside its bar.
-        title: of the figure.
+        title: title of the figure.
 
     Raises:
-        ValueError: the shapes do not agree, a score is infinite, or all are NaN, as those of no classes are.
+        ValueError: the shapes do not agree, a score is infinite, or no score is a number.
     """
     scores = np.asarray(scores, np.float64)
     classes = len(names)
-    if scores.shape != (classes,) or (counts is not None and np.shape(counts) != (classes,)):
-        found = f"{scores.shape}" if counts is None else f"{scores.shape} and {np.shape(counts)}"
+    shapes = [np.shape(values) for values in (scores, counts) if values is not None]
+    if set(shapes) != {(classes,)}:
+        found = " and ".join(map(str, shapes))
         raise ValueError(f"{classes} names need scores, and counts if there are any, ({classes},), not {found}")
     if np.isinf(scores).any():
         raise ValueError(f"the score of class {int(np.isinf(scores).argmax())} is infinite")
-    order = np.argsort(-scores, kind="stable")  # NaN last
-    order = order[: int((~np.isnan(scores)).sum())]
+    order = np.argsort(-scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]  # NaN come last
     if not len(order):
         raise ValueError("there are no scores to draw: all are NaN")
 
-    everything = len(order) <= _ALL_UP_TO
-    shown = order if everything else np.concatenate([order[:_EACH_END], order[-_EACH_END:]])
-    rows = np.arange(len(shown)) + (0 if everything else _GAP * (np.arange(len(shown)) >= _EACH_END))
+    folded = len(order) > _ALL_UP_TO
+    shown = np.concatenate([order[:_EACH_END], order[-_EACH_END:]]) if folded else order
+    worst = np.arange(len(shown)) >= (_EACH_END if folded else len(shown))
+    rows = np.arange(len(shown)) + _GAP * worst
     height = _BAR_INCHES * (rows[-1] + 1) + 1.2
-    if everything:
-        figure = Figure(figsize=(7, max(height, 2.2)), dpi=150, layout="constrained")
-        bars = figure.subplots()
+    mean = float(scores[order].mean())
+    if folded:
+        figure = new_figure(7, height + _CURVE_INCHES)
+        curve, ax = figure.subplots(2, height_ratios=(_CURVE_INCHES, height))
+        _draw_curve(curve, scores[order], mean, measure)
+        between, middle = f"{len(order) - len(shown)} classes between", _EACH_END + (_GAP - 1) / 2
+        text = ax.text(0.5, middle, between, transform=ax.get_yaxis_transform(), ha="center", va="center", fontsize=8)
+        text.set(color=NOTE, bbox={"facecolor": "white", "edgecolor": "none", "pad": 2})
     else:
-        figure = Figure(figsize=(7, height + _CURVE_INCHES), dpi=150, layout="constrained")
-        curve, bars = figure.subplots(2, height_ratios=(_CURVE_INCHES, height))
-        _draw_curve(curve, scores[order], measure)
-    colours = [BLUE if everything or place < _EACH_END else RED for place in range(len(shown))]
-    _draw_bars(bars, rows, scores[shown], [shorten(names[index]) for index in shown], colours)
-    _draw_mean(bars, float(scores[order].mean()))
-    bars.set_xlabel(measure)
+        figure = new_figure(7, max(height, 2.2))
+        ax = figure.subplots()
+    _draw_bars(ax, rows, scores[shown], mean, np.where(worst, RED, BLUE).tolist())
+    ax.set_xlabel(measure)
+    ax.set_yticks(rows, [shorten(names[index]) for index in shown], fontsize=7.5, parse_math=False)
     if counts is not None:
         for row, count in zip(rows, np.asarray(counts)[shown]):
-            bars.annotate(
-                f"n={count:,}",
-                (1, row),
-                (4, 0),
-                ("axes fraction", "data"),
-                "offset points",
-                va="center",
-                fontsize=7,
-                color=NOTE,
-            )
-    if not everything:
-        between = len(order) - len(shown)
-        middle = _EACH_END + (_GAP - 1) / 2
-        bars.annotate(
-            f"{between} classes between",
-            (0.5, middle),
-            xycoords=("axes fraction", "data"),
-            ha="center",
-            va="center",
-            fontsize=8,
-            color=NOTE,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 2},
-        )
+            beside = ((1, row), (4, 0), ("axes fraction", "data"), "offset points")
+            ax.annotate(f"n={count:,}", *beside, va="center", fontsize=7, color=NOTE)
     left_out = classes - len(order)
     if left_out:
         figure.supxlabel(f"left out: {left_out} of {classes} classes, without positives", fontsize=8, color=NOTE)
@@ -101,54 +83,33 @@ def plot_class_scores(
     return figure
 
 
-def _draw_bars(ax: Axes, rows: np.ndarray, scores: np.ndarray, names: Sequence[str], colours: Sequence[str]) -> None:
-    """Bars from the top down, with their values at their ends."""
-    ax.barh(rows, scores, height=0.72, color=colours)
-    for row, score in zip(rows, scores):
-        ax.annotate(
-            f"{score:.3f}",
-            (max(score, 0), row),
-            (3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=7,
-            path_effects=OVER_LINES,
-        )
-    ax.set_yticks(rows, names, fontsize=7.5, parse_math=False)
-    ax.set_ylim(rows[-1] + 0.7, -0.7)
-    low, high = min(float(scores.min()), 0.0), max(float(scores.max()), 1.0)
-    ax.set_xlim(low, high + 0.09 * (high - low))  # the value of the longest bar lies inside
-    ax.set_xticks([tick for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high) if low <= tick <= high])
+def _draw_bars(ax: Axes, rows: np.ndarray, scores: np.ndarray, mean: float, colours: Sequence[str]) -> None:
+    """Draw bars from the top down, with their values at their ends, and the mean as a line."""
+    bars = ax.barh(rows, scores, height=0.72, color=colours)
+    ax.bar_label(bars, fmt="{:.3f}", padding=3, fontsize=7, path_effects=OVER_LINES)
+    low, high = min(scores.min(), 0.0), max(scores.max(), 1.0)
+    margin = 0.09 * (high - low)  # for the values at the longest bars
+    ax.set(xlim=(low - margin * (low < 0), high + margin), ylim=(rows[-1] + 0.7, -0.7))
+    ax.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND_STEPS))
     ax.tick_params(axis="y", length=0)
     ax.tick_params(axis="x", labelsize=8)
-    ax.grid(True, axis="x", color=GRID, linewidth=0.7)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    open_axes(ax, "x")
+    ax.axvline(mean, color="black", linewidth=0.9, linestyle="--")
+    above = ((mean, 1), (0, 3), ("data", "axes fraction"), "offset points")
+    ax.annotate(f"mean {mean:.3f}", *above, ha="center", fontsize=8)
 
 
-def _draw_mean(ax: Axes, mean: float) -> None:
-    ax.axvline(mean, **_MEAN_LINE)
-    ax.annotate(
-        f"mean {mean:.3f}", (mean, 1), (0, 3), ("data", "axes fraction"), "offset points", ha="center", fontsize=8
-    )
-
-
-def _draw_curve(ax: Axes, scores: np.ndarray, measure: str) -> None:
-    """Sorted scores of all classes over their rank; those that have bars below are marked."""
-    ranks = np.arange(1, len(scores) + 1)
-    ax.plot(ranks, scores, color=BLUE, linewidth=1.6)
-    mean = float(scores.mean())
-    ax.axhline(mean, **_MEAN_LINE)
-    ax.annotate(
-        f"mean {mean:.3f}", (1, mean), (-2, 3), ("axes fraction", "data"), "offset points", ha="right", fontsize=8
-    )
-    for first, last, colour in ((1, _EACH_END, BLUE), (len(scores) - _EACH_END + 1, len(scores), RED)):
-        ax.axvspan(first - 0.5, last + 0.5, color=colour, alpha=0.14, linewidth=0)
-    ax.set_xlim(0.5, len(scores) + 0.5)
-    ax.set_ylim(min(float(scores.min()), 0.0), max(float(scores.max()), 1.0) * 1.02)
-    ax.set_xlabel(f"rank among {len(scores)} classes", fontsize=8.5)
+def _draw_curve(ax: Axes, scores: np.ndarray, mean: float, measure: str) -> None:
+    """Draw sorted scores over their rank; those that have bars are marked."""
+    classes = len(scores)
+    ax.plot(range(1, classes + 1), scores, color=BLUE, linewidth=1.6)
+    ax.axhline(mean, color="black", linewidth=0.9, linestyle="--")
+    place = ((1, mean), (-2, 3), ("axes fraction", "data"), "offset points")
+    ax.annotate(f"mean {mean:.3f}", *place, ha="right", fontsize=8)
+    for first, colour in ((0.5, BLUE), (classes - _EACH_END + 0.5, RED)):
+        ax.axvspan(first, first + _EACH_END, color=colour, alpha=0.14, linewidth=0)
+    ax.set(xlim=(0.5, classes + 0.5), ylim=(min(scores.min(), 0.0), max(scores.max(), 1.0) * 1.02))
+    ax.set_xlabel(f"rank among {classes} classes", fontsize=8.5)
     ax.set_ylabel(measure, fontsize=8.5)
     ax.tick_params(labelsize=8)
-    ax.grid(True, color=GRID, linewidth=0.7)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    open_axes(ax, "both")

@@ -1,4 +1,4 @@
-"""Which classes were taken for which."""
+"""Confusion matrices: the classes that clips of each class were taken for."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap, Normalize, PowerNorm
+from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
-from amae_plugin.visual.style import BLUE, NOTE, add_title, shorten, text_inches
+from amae_plugin.visual.style import BLUE, DPI, NOTE, ROUND_STEPS, add_title, new_figure, shorten, text_inches
 
 _COUNTS_UP_TO = 20  # classes; more, and the numbers would be too small to read
 _NAMES_UP_TO = 60
@@ -19,22 +21,22 @@ _DEEP_BLUE = "#12305e"
 _PALE_BLUE = "#cbdcf1"
 _NO_CLIPS = "#cccccc"  # a neutral grey, which the colour maps do not contain
 _ZERO = "#a3adb5"
-_DPI = 150
-_PIXELS = 5  # about a side of what is drawn for a cell if cells are smaller
+_LEAST_SHARE = 1e-9  # smaller than any share but 0
+_PIXELS = 5  # least width of what is drawn for a cell
 
 
-def plot_confusion(confusion: np.ndarray, names: Sequence[str], *, title: str | None = None) -> Figure:
-    """How often clips of each class (rows) were taken for each class (columns), coloured by share of the row.
+def plot_confusion(confusion: ArrayLike, names: Sequence[str], *, title: str | None = None) -> Figure:
+    """Draw how often clips of each class (rows) were taken for each class (columns), coloured by share of the row.
 
-    Up to 20 classes the clips are counted in the cells; up to 60 the classes are named, beyond that numbered. Where no
-    counts are written, every cell that is not zero stands out from white and the colours follow the root of the share,
-    so that single errors are seen. Among so many classes that a cell has few pixels, what is not zero is drawn larger:
-    errors over smaller ones and over the diagonal. Rows of classes without clips are grey.
+    Up to 20 classes, the cells hold the counts of clips. Beyond that, every cell that is not zero stands out from white
+    and the colours follow the root of the share, which makes single errors visible. Up to 60 classes are named, more
+    are numbered. Among so many classes that a cell has few pixels, cells that are not zero are drawn larger, errors
+    over smaller errors and over the diagonal. Rows of classes without clips are grey.
 
     Args:
         confusion: (C, C) clips; row: the clip's class, column: the chosen one.
-        names: of the C classes.
-        title: of the figure.
+        names: names of the C classes.
+        title: title of the figure.
 
     Raises:
         ValueError: there are no classes, or the shapes do not agree.
@@ -54,34 +56,37 @@ def plot_confusion(confusion: np.ndarray, names: Sequence[str], *, title: str | 
     longest = text_inches(max(map(len, labels), default=5), size)
     angle = 0 if not named or longest < 0.9 * cell else 45 if counted else 90
     below = longest * math.sin(math.radians(angle))
-    figure = Figure(figsize=(side + longest + 1.5, side + below + 1.1), dpi=_DPI, layout="compressed")
+    figure = new_figure(side + longest + 1.5, side + below + 1.1, layout="compressed")
     ax = figure.subplots()
-    norm, colours = (Normalize(0, 1), _from_white()) if counted else (PowerNorm(0.5, 0, 1), _apart_from_white())
-    width = 2 * round((_PIXELS / (cell * _DPI) - 1) / 2) + 1  # the nearest odd number of cells
-    image = ax.imshow(np.ma.masked_invalid(_enlarge(shares, width)), cmap=colours, norm=norm, interpolation="nearest")
+    norm = Normalize(0, 1) if counted else PowerNorm(0.5, _LEAST_SHARE, 1)
+    colours = LinearSegmentedColormap.from_list("shares", ["white" if counted else _PALE_BLUE, BLUE, _DEEP_BLUE], 1024)
+    width = 2 * round((_PIXELS / (cell * DPI) - 1) / 2) + 1  # the nearest odd number of cells
+    image = ax.imshow(
+        np.ma.masked_invalid(_enlarge(shares, width)),
+        cmap=colours.with_extremes(under="white", bad=_NO_CLIPS),
+        norm=norm,
+        interpolation="nearest",
+    )
     if counted:
         _write_counts(ax, confusion, shares, cell)
     if named:
         ax.set_xticks(range(classes), labels, fontsize=size, parse_math=False)
         ax.set_yticks(range(classes), labels, fontsize=size, parse_math=False)
-        if angle:
-            for label in ax.get_xticklabels():
-                label.set(rotation=angle, ha="right", va="center" if angle == 90 else "top", rotation_mode="anchor")
-        ax.set_xlabel("chosen class")
-        ax.set_ylabel("class of the clip")
+        for label in ax.get_xticklabels() if angle else ():
+            label.set(rotation=angle, rotation_mode="anchor", ha="right", va="center" if angle == 90 else "top")
     else:
         for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-        ax.set_xlabel("chosen class (class index)")
-        ax.set_ylabel("class of the clip (class index)")
+            axis.set_major_locator(MaxNLocator(8, integer=True, steps=ROUND_STEPS))
+    unit = "" if named else " (class index)"
+    ax.set(xlabel=f"chosen class{unit}", ylabel=f"class of the clip{unit}")
     ax.tick_params(length=2.5, width=0.6)
     ax.spines[:].set_linewidth(0.6)
     bar = figure.colorbar(image, ax=ax, fraction=0.05, pad=0.02, aspect=30)
-    bar.set_ticks([0, 0.25, 0.5, 0.75, 1] if counted else [0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
-    bar.set_ticklabels([f"{tick:.0%}" if tick or counted else ">0%" for tick in bar.get_ticks()])
+    ticks = [0, 0.25, 0.5, 0.75, 1] if counted else [_LEAST_SHARE, 0.01, 0.05, 0.1, 0.25, 0.5, 1]
+    bar.set_ticks(ticks, labels=[">0%" if tick == _LEAST_SHARE else f"{tick:.0%}" for tick in ticks])
     bar.ax.tick_params(labelsize=7.5)
     bar.set_label("share of the class's clips", fontsize=8.5)
-    without = int((clips == 0).sum())
+    without = np.count_nonzero(clips == 0)
     if without:
         note = f"grey: {without} {'class' if without == 1 else 'classes'} without clips"
         ax.annotate(note, (1, 1), (0, 3), "axes fraction", "offset points", ha="right", fontsize=7.5, color=NOTE)
@@ -90,7 +95,7 @@ def plot_confusion(confusion: np.ndarray, names: Sequence[str], *, title: str | 
 
 
 def _side(classes: int) -> float:
-    """Inches of the square that all cells make."""
+    """Return the side in inches of the square that all cells make."""
     if classes <= _COUNTS_UP_TO:
         return max(2.6, 0.42 * classes)
     if classes <= _NAMES_UP_TO:
@@ -99,37 +104,20 @@ def _side(classes: int) -> float:
 
 
 def _enlarge(shares: np.ndarray, width: int) -> np.ndarray:
-    """(C, C) like the shares, every one of which also fills the *width* x *width* cells around it.
+    """Let every share (C, C) also fill the *width* x *width* cells around it; *width* is odd.
 
     Where several meet, the highest error is shown, and the diagonal where there is none.
     """
     errors = np.nan_to_num(shares)
     diagonal = np.diag(np.diagonal(errors))
-    errors = _highest(errors - diagonal, width)
-    enlarged = np.where(errors > 0, errors, _highest(diagonal, width))
+    planes = torch.from_numpy(np.stack([errors - diagonal, diagonal]))
+    errors, diagonal = torch.nn.functional.max_pool2d(planes, width, stride=1, padding=width // 2).numpy()
+    enlarged = np.where(errors > 0, errors, diagonal)
     return np.where(np.isnan(shares) & (enlarged == 0), np.nan, enlarged)
 
 
-def _highest(values: np.ndarray, width: int) -> np.ndarray:
-    """(C, C), the highest of the *width* x *width* values around each; *width* is odd."""
-    values = np.pad(values, width // 2)
-    for axis in (0, 1):
-        values = np.lib.stride_tricks.sliding_window_view(values, width, axis=axis).max(axis=-1)
-    return values
-
-
-def _from_white() -> Colormap:
-    return LinearSegmentedColormap.from_list("shares", ["white", BLUE, _DEEP_BLUE]).with_extremes(bad=_NO_CLIPS)
-
-
-def _apart_from_white() -> Colormap:
-    """White for 0 alone: the least other share has a colour that is seen."""
-    others = LinearSegmentedColormap.from_list("shares", [_PALE_BLUE, BLUE, _DEEP_BLUE], N=1023)
-    return ListedColormap(["white", *others(np.linspace(0, 1, 1023))]).with_extremes(bad=_NO_CLIPS)
-
-
 def _write_counts(ax: Axes, confusion: np.ndarray, shares: np.ndarray, cell: float) -> None:
-    """Numbers in cells of this many inches, of one size; none in rows without clips."""
+    """Write numbers of one size into cells of this many inches, except in rows without clips."""
     size = min(9.0, 9.0 * 0.85 * cell / text_inches(len(str(confusion.max())), 9.0))
     for (row, column), count in np.ndenumerate(confusion):
         if not np.isnan(shares[row, column]):

@@ -1,31 +1,27 @@
-"""How the loss fell."""
+"""Loss over updates."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from amae_plugin.visual.style import BLUE, GREEN, GRID, PURPLE, RED
+from amae_plugin.visual.style import BLUE, GREEN, PURPLE, RED, add_title, new_figure, open_axes
 
-_STYLES: tuple[dict[str, Any], ...] = (
-    {"color": BLUE, "linewidth": 1.4},
-    {"color": RED, "linewidth": 1.6, "marker": "o", "markersize": 4},
-    {"color": GREEN, "linewidth": 1.4, "linestyle": "--"},
-    {"color": PURPLE, "linewidth": 1.4, "linestyle": ":"},
-)
+_STYLES = ((BLUE, 1.4, "-", ""), (RED, 1.6, "-", "o"), (GREEN, 1.4, "--", ""), (PURPLE, 1.4, ":", ""))
+"""Colours, widths, dashes and markers of the curves, in their order."""
 
 
 def plot_loss(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str | None = None) -> Figure:
-    """Loss over updates, with a logarithmic loss axis.
+    """Draw loss over updates, with a logarithmic loss axis.
 
     Args:
-        curves: for each name, such as ``training`` and ``validation``, its points (update, loss) in order. Points
-            whose loss is not finite or not positive, which a logarithmic axis cannot show, are left out.
-        title: of the figure.
+        curves: points (update, loss) in order, by the name of the curve, such as ``training`` and ``validation``.
+            Points that a logarithmic axis cannot show, whose loss is not finite or not positive, are left out.
+        title: title of the figure.
 
     Raises:
         ValueError: no curve has a point to draw.
@@ -34,25 +30,21 @@ def plot_loss(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str
     drawable = {name: points for name, points in drawable.items() if points}
     if not drawable:
         raise ValueError("there is no loss to draw: no curve has a finite, positive point")
-    figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
+    figure = new_figure(7, 4)
     ax = figure.subplots()
-    for index, (name, points) in enumerate(drawable.items()):
-        updates, losses = zip(*points)
-        ax.plot(updates, losses, label=f"{name} (last {losses[-1]:.3g})", **_STYLES[index % len(_STYLES)])
+    for (name, points), (colour, width, dashes, marker) in zip(drawable.items(), itertools.cycle(_STYLES)):
+        label = f"{name} (last {points[-1][1]:.3g})"
+        ax.plot(*zip(*points), dashes, color=colour, linewidth=width, marker=marker, markersize=4, label=label)
     ax.set_yscale("log")
     low, high = ax.get_ylim()
-    # Powers of ten alone would leave an axis that spans less than a few of them without labels.
+    # Powers of ten would leave an axis that spans less than a few of them without labels.
     ax.yaxis.set_major_locator(MaxNLocator(6) if high < 5 * low else LogLocator(subs=(1, 2, 5), numticks=12))
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     ax.set_xlim(left=0)
-    ax.set_xlabel("updates")
-    ax.set_ylabel("loss (mean squared error on hidden patches)")
-    ax.grid(True, which="major", color=GRID, linewidth=0.7)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    ax.set(xlabel="updates", ylabel="loss (mean squared error on hidden patches)")
+    open_axes(ax, "both")
     ax.legend(frameon=False)
-    if title is not None:
-        ax.set_title(title, fontsize=11)
+    add_title(figure, title)
     return figure

@@ -1,4 +1,4 @@
-"""Clips of a data set, reconstructed by a model."""
+"""Reconstructions of clips of a data set."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from amae_plugin.data.dataset import AudioDataset
+from amae_plugin.inference.reconstruction import Reconstruction
 from amae_plugin.models.base import PretrainingModel
 from amae_plugin.visual.spectrograms import NORMALIZED_TARGETS, plot_reconstructions
 
@@ -22,52 +23,42 @@ def draw_clips(
 ) -> Figure:
     """Hide patches of some clips, reconstruct them and draw both.
 
-    The masks depend on the clips alone, so two models of the same grid are shown the same patches. The model computes
+    The masks depend on the clips only, so two models of the same grid are shown the same patches. The model computes
     as it does in validation and is left in the mode it was in.
 
     Args:
-        model: of any system, also inside fairseq's subclass, on any device.
-        dataset: whose clips are meant to be those of validation: not augmented, not cropped at random.
-        clips: their indices.
-        names: what is written above them; their file names if None.
-        title: of the figure; if None, of a model with normalised targets, what it predicts.
+        model: model of any system that draws, also inside fairseq's subclass, on any device.
+        dataset: validation clips, neither augmented nor cropped at random.
+        clips: indices of the clips; those that cannot be decoded are left out.
+        names: names of the clips; their file names if None.
+        title: title of the figure; if None, a note on the prediction of a model with normalised targets.
 
     Raises:
-        ValueError: none of the clips could be decoded.
+        ValueError: none of the clips can be decoded.
     """
-    decoded = [(index, item) for index, item in zip(clips, (dataset[index] for index in clips)) if item is not None]
+    if names is None:
+        names = [Path(dataset.manifest[index].path).name for index in clips]
+    decoded = [(name, item) for name, item in zip(names, (dataset[index] for index in clips)) if item is not None]
     if not decoded:
         raise ValueError(f"{dataset.manifest.path}: none of the clips {list(clips)} can be decoded")
-    by_clip = dict(zip(clips, names if names is not None else (_file_name(dataset, index) for index in clips)))
-    batch = dataset.collate([item for _, item in decoded])
+    names, items = zip(*decoded)
     if title is None and model.normalizes_targets:
         title = NORMALIZED_TARGETS
+    batch = dataset.collate(items)
     device = next(model.parameters()).device
-    source = batch["source"].to(device)
+    source, seed, padding_mask = (batch[key].to(device) for key in ("source", "seed", "padding_mask"))
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            padding_mask = batch["padding_mask"].to(device)
-            output = model(source, seed=batch["seed"].to(device), padding_mask=padding_mask)
+            output = model(source, seed=seed, padding_mask=padding_mask)
             reconstructed = model.reconstruct(source, output["prediction"], output["mask"], padding_mask)
     finally:
         model.train(was_training)
-    encoder = model.encoder
-    shift, scale = dataset.input.shift_and_scale
-    return plot_reconstructions(
-        source,
-        output["mask"],
-        reconstructed,
-        patch_size=encoder.patch_size,
-        mean=shift,
-        std=scale / 2,
-        lengths=batch["lengths"],
-        names=[by_clip[index] for index, _ in decoded],
-        title=title,
-        features=dataset.input.front_end,
-    )
-
-
-def _file_name(dataset: AudioDataset, index: int) -> str:
-    return Path(dataset.manifest[index].path).name
+    hidden = model.encoder.expand_mask(output["mask"], source.shape[1])
+    original, reconstructed = (dataset.input.denormalize(values.double().cpu()) for values in (source, reconstructed))
+    drawn = [
+        Reconstruction(original[clip, :length], hidden[clip, :length].cpu(), reconstructed[clip, :length], windows=1)
+        for clip, length in enumerate(batch["lengths"].tolist())
+    ]
+    return plot_reconstructions(drawn, dataset.input.front_end, names=names, title=title)

@@ -1,152 +1,130 @@
-"""Spectrograms as they were, as the encoder saw them, and as the decoder filled them in."""
+"""Spectrograms of clips: original, with a part hidden, and with that part reconstructed."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
-from torch import Tensor
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from amae_plugin.data.log_mel import DB_PER_NEPER, LOW_HZ, FrontEnd, LogMel
-from amae_plugin.modules.embedding import Size2d, grid_size, unpatchify
-from amae_plugin.visual.style import add_title
+from amae_plugin.data.log_mel import DB_PER_NEPER, LOW_HZ, FrontEnd
+from amae_plugin.inference.reconstruction import Reconstruction
+from amae_plugin.visual.style import ROUND_STEPS, add_title, new_figure, wrap
 
 COLUMNS = ("original", "masked", "reconstructed")
 NORMALIZED_TARGETS = "Predicted: the pattern in hidden patches; level and spread come from visible ones"
-"""What is to be said of pictures of a model with normalised targets."""
+"""Note for pictures of a model with normalised targets."""
 
 SIDE_BY_SIDE_UP_TO = 4.0
-"""Seconds of a clip whose three panels fit side by side; those of a longer one need the width of a page each."""
+"""Longest clip in seconds whose three panels fit side by side; each panel of a longer one needs a page's width."""
 _HIDDEN = "#a9b4bd"  # a cool grey, which the colour map does not contain
 _TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000, 16000)
-_LEAST_DB, _MOST_DB = 30.0, 80.0  # of the colour scale
+_LEAST_DB, _MOST_DB = 30.0, 80.0  # limits of the colours' range
 
 
 def plot_reconstructions(
-    original: Tensor,
-    mask: Tensor,
-    reconstructed: Tensor,
-    *,
-    patch_size: Size2d,
-    mean: float,
-    std: float,
-    lengths: Sequence[int] | Tensor | None = None,
-    names: Sequence[str] | None = None,
-    title: str | None = None,
-    features: FrontEnd | None = None,
+    clips: Sequence[Reconstruction], front_end: FrontEnd, *, names: Sequence[str] | None = None, title: str | None = None
 ) -> Figure:
-    """One row a clip: the spectrogram, the patches that the encoder saw, and what the decoder made of them.
+    """Draw each clip in a row: the spectrogram, its visible part, and the reconstruction.
 
-    A single clip of more than four seconds has them below each other instead.
-
-    Colours are decibels below the loudest value of the clip's original, the same in all three columns.
+    The panels of a single clip of more than four seconds are below each other instead. Colours are decibels below the
+    loudest value of the clip's original, the same in all columns.
 
     Args:
-        original: (B, T, F) log-mel, normalised as ``(x - mean) / (2 std)``.
-        mask: (B, L) bool, True = hidden; time-major patches, L together.
-        reconstructed: (B, T, F), normalised in the same way, as a model's ``reconstruct`` gives it.
-        patch_size: frames and bands of a patch.
-        mean: of the normalisation.
-        std: of the normalisation.
-        lengths: (B,) frames of each clip before its padding begins, which is not drawn; all T if None.
-        names: of the clips, written above the rows.
-        title: of the figure.
-        features: the front end, whose frame shift and mel bands give the axes; Audio-MAE's with F bands if None.
+        clips: reconstructions of clips of any lengths.
+        front_end: front end of the clips, whose frame shift and mel bands give the axes.
+        names: names of the clips, written above the rows.
+        title: title of the figure.
 
     Raises:
-        ValueError: there are no clips, or the shapes do not agree.
+        ValueError: there are no clips, or the spectrograms of a clip have different shapes.
     """
-    clips, frames, bands = original.shape
-    grid = grid_size(frames, bands, patch_size)
-    if not clips or reconstructed.shape != original.shape or mask.shape != (clips, grid[0] * grid[1]):
-        raise ValueError(
-            f"originals {tuple(original.shape)}, reconstructions {tuple(reconstructed.shape)} and masks "
-            f"{tuple(mask.shape)} do not belong together: (B, T, F) twice and (B, {grid[0] * grid[1]}), B at least 1"
-        )
-    features = features or LogMel(num_mel_bins=bands)
-    ends = [frames] * clips if lengths is None else [min(max(int(length), 1), frames) for length in lengths]
-    shown = min(max(ends), frames)
-    hidden = unpatchify(mask[..., None].expand(-1, -1, patch_size[0] * patch_size[1]), grid, patch_size).cpu().numpy()
-    originals, reconstructions = (_decibels(values, mean, std) for values in (original, reconstructed))
-    peaks = [float(clip[:end].max()) for clip, end in zip(originals, ends)]
-    floors = [float(np.percentile(clip[:end], 2)) for clip, end in zip(originals, ends)]
-    span = colour_span(max(p - f for p, f in zip(peaks, floors)))
+    if not clips:
+        raise ValueError("there are no clips to draw")
+    panels = [decibel_panels(clip) for clip in clips]
+    span = colour_span(*(original for original, _, _ in panels))
+    frames_a_second = front_end.sample_rate / front_end.shift_samples
+    seconds = max(len(clip.original) for clip in clips) / frames_a_second
 
-    seconds_a_frame = features.shift_samples / features.sample_rate
-    stacked = clips == 1 and shown * seconds_a_frame > SIDE_BY_SIDE_UP_TO
-    rows, columns = (3, 1) if stacked else (clips, 3)
-    panel_width = min(max(2.2, shown * seconds_a_frame * 0.55), 12.0 if stacked else 4.6)
-    figure = Figure(figsize=(columns * panel_width + 1.3, 1.55 * rows + 0.75), dpi=150)
+    stacked = len(clips) == 1 and seconds > SIDE_BY_SIDE_UP_TO
+    rows, columns = (3, 1) if stacked else (len(clips), 3)
+    panel_width = min(max(2.2, seconds * 0.55), 12.0 if stacked else 4.6)
+    figure = new_figure(columns * panel_width + 1.3, 1.55 * rows + 0.75)
     figure.set_layout_engine("constrained", h_pad=0.04, w_pad=0.05, hspace=0.03, wspace=0.02)
-    grid_of_axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    axes = grid_of_axes.reshape(clips, 3)
-    for row in range(clips):
-        masked = np.where(hidden[row], np.nan, originals[row])
-        for column, values in enumerate((originals[row], masked, reconstructions[row])):
-            _draw(axes[row, column], values[: ends[row]] - peaks[row], span)
-        if names is not None:
-            axes[row, 0].annotate(
-                names[row],
-                (0, 1),
-                (0, 3),
-                "axes fraction",
-                "offset points",
-                va="bottom",
-                fontsize=8.5,
-                weight="bold",
-                parse_math=False,
-            )
-    _label_axes(grid_of_axes, shown, seconds_a_frame, features)
-    for column, name in enumerate(COLUMNS):
-        axes[0, column].set_title(name, fontsize=10, pad=17 if names is not None and rows == clips else 5)
-    bar = figure.colorbar(axes[0, 0].images[0], ax=axes, fraction=0.03, pad=0.015, aspect=20 + 8 * rows)
-    bar.set_label("dB below the loudest value of the clip", fontsize=8)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    axes = grid.reshape(len(clips), 3)
+    for row, of_clip in zip(axes, panels):
+        for ax, values in zip(row, of_clip):
+            _draw(ax, values, span, len(values) / frames_a_second)
+    if names is not None:
+        for ax, name in zip(axes[:, 0], names):
+            place = ((0, 1), (0, 3), "axes fraction", "offset points")
+            ax.annotate(name, *place, va="bottom", fontsize=8.5, weight="bold", parse_math=False)
+    for ax, column in zip(axes[0], COLUMNS):
+        ax.set_title(column, fontsize=10, pad=5 if names is None or stacked else 17)
+    for ax in grid[-1]:
+        ax.set_xlabel("seconds", fontsize=8)
+    for ax in grid[:, 0]:
+        ax.set_ylabel("kHz", fontsize=8)
+    ticks = frequency_ticks(front_end)
+    first = axes[0, 0]  # whose axes all panels share
+    first.set(xlim=(0, seconds), ylim=(0, front_end.num_mel_bins))
+    first.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND_STEPS))
+    first.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    first.set_yticks(list(ticks.values()), [f"{hz / 1000:g}" for hz in ticks])
+    bar = figure.colorbar(first.images[0], ax=axes, fraction=0.03, pad=0.015, aspect=20 + 8 * rows)
+    bar.set_label(wrap("dB below the loudest value of the clip", 1.3 * rows, 8), fontsize=8)
     bar.ax.tick_params(labelsize=7.5)
     add_title(figure, title)
     return figure
 
 
+def decibel_panels(clip: Reconstruction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the three spectrograms (T, F) of a clip in dB below the original's loudest value, NaN where hidden.
+
+    Raises:
+        ValueError: their shapes differ.
+    """
+    shapes = [tuple(values.shape) for values in (clip.original, clip.hidden, clip.reconstructed)]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"original, hidden part and reconstruction must have one shape, not {shapes}")
+    original, reconstructed = (
+        (values.double() * DB_PER_NEPER).numpy() for values in (clip.original, clip.reconstructed)
+    )
+    peak = original.max()
+    return original - peak, np.where(clip.hidden.numpy(), np.nan, original - peak), reconstructed - peak
+
+
 def colours() -> Colormap:
-    """Of spectrograms; what is hidden has one that no value has."""
+    """Return the colour map of spectrograms, with a colour for hidden parts that no value has."""
     return colormaps["magma"].with_extremes(bad=_HIDDEN)
 
 
-def colour_span(range_db: float) -> float:
-    """Decibels that the colours stand for, for values that lie in a range of so many."""
-    return min(max(range_db, _LEAST_DB), _MOST_DB)
+def colour_span(*originals: np.ndarray) -> float:
+    """Return the decibels that the colours stand for, the same for several originals (T, F) whose loudest is 0 dB."""
+    return float(np.clip(max(-np.percentile(original, 2) for original in originals), _LEAST_DB, _MOST_DB))
 
 
-def time_ticks(seconds: float) -> list[float]:
-    """About five round times from 0 on, for an axis of this duration."""
-    step = round_step(seconds)
-    return np.arange(0, seconds + step / 100, step).tolist()
+def frequency_ticks(front_end: FrontEnd) -> dict[int, float]:
+    """Return places by frequency in Hz, an octave apart, on an axis whose band i covers i to i + 1."""
+    edges = band_edges(front_end)
+    places = {hz: float(np.interp(hz, edges, np.arange(len(edges)))) for hz in _TICKS_HZ}
+    return {hz: place for hz, place in places.items() if 0.5 < place < front_end.num_mel_bins - 0.5}
 
 
-def frequency_ticks(features: FrontEnd) -> dict[int, float]:
-    """Frequencies in Hz, an octave apart, and where they lie on an axis whose band i covers i to i + 1."""
-    places = {hz: _band(hz, features) for hz in _TICKS_HZ}
-    return {hz: place for hz, place in places.items() if 0.5 < place < features.num_mel_bins - 0.5}
+def band_edges(front_end: FrontEnd) -> np.ndarray:
+    """Return the F + 1 frequencies in Hz between neighbouring mel bands, the outer ends included (Kaldi's scale)."""
+    low, high = 1127 * np.log1p(np.array([LOW_HZ, front_end.sample_rate / 2]) / 700)
+    # The bands' centres are F points at equal distances between the two ends; the edges lie half way between them.
+    return 700 * np.expm1(np.linspace(low, high, 2 * front_end.num_mel_bins + 3)[1::2] / 1127)
 
 
-def hz_of_band(place: float, features: FrontEnd) -> float:
-    """The frequency at a place on an axis whose band i covers i to i + 1."""
-    low, width = _mel_axis(features)
-    return 700 * (math.exp((low + (place + 0.5) * width) / 1127) - 1)
-
-
-def _decibels(values: Tensor, mean: float, std: float) -> np.ndarray:
-    log_mel = values.detach().to("cpu", torch.float64) * (2 * std) + mean
-    return (log_mel * DB_PER_NEPER).numpy()
-
-
-def _draw(ax: Axes, values: np.ndarray, span: float) -> None:
-    """(frames, bands) with time to the right and frequency upwards; the axes count frames and bands."""
+def _draw(ax: Axes, values: np.ndarray, span: float, seconds: float) -> None:
+    """Draw (frames, bands) with time to the right and frequency upwards; the axes are in seconds and bands."""
     ax.imshow(
         np.ma.masked_invalid(values.T),
         origin="lower",
@@ -155,43 +133,7 @@ def _draw(ax: Axes, values: np.ndarray, span: float) -> None:
         cmap=colours(),
         vmin=-span,
         vmax=0,
-        extent=(0, values.shape[0], 0, values.shape[1]),
+        extent=(0, seconds, 0, values.shape[1]),
     )
-
-
-def _label_axes(axes: np.ndarray, frames: int, seconds_a_frame: float, features: FrontEnd) -> None:
-    seconds = time_ticks(frames * seconds_a_frame)
-    places = frequency_ticks(features)
-    axes[0, 0].set_xlim(0, frames)
-    axes[0, 0].set_ylim(0, features.num_mel_bins)
-    axes[0, 0].set_xticks([value / seconds_a_frame for value in seconds], [f"{value:g}" for value in seconds])
-    axes[0, 0].set_yticks(list(places.values()), [f"{hz / 1000:g}" for hz in places])
-    for ax in axes.flat:
-        ax.tick_params(labelsize=7.5, length=2.5, width=0.6)
-        ax.spines[:].set_linewidth(0.6)
-    for ax in axes[-1]:
-        ax.set_xlabel("seconds", fontsize=8)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("kHz", fontsize=8)
-
-
-def _band(hz: float, features: FrontEnd) -> float:
-    """Where a frequency lies on the axis of the mel bands, whose band i covers i to i + 1."""
-    low, width = _mel_axis(features)
-    return (_mel(hz) - low) / width - 0.5
-
-
-def _mel_axis(features: FrontEnd) -> tuple[float, float]:
-    """Where the lowest band begins, and how far it is from the centre of a band to the next, on the mel scale."""
-    low, high = _mel(LOW_HZ), _mel(features.sample_rate / 2)
-    return low, (high - low) / (features.num_mel_bins + 1)
-
-
-def _mel(hz: float) -> float:
-    return 1127 * math.log(1 + hz / 700)  # Kaldi's scale
-
-
-def round_step(duration: float) -> float:
-    """A step of 1, 2 or 5 times a power of ten that makes about five ticks."""
-    power = 10.0 ** math.floor(math.log10(duration / 4))
-    return next(factor * power for factor in (1, 2, 5, 10) if duration / (factor * power) <= 6)
+    ax.tick_params(labelsize=7.5, length=2.5, width=0.6)
+    ax.spines[:].set_linewidth(0.6)

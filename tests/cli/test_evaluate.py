@@ -334,19 +334,19 @@ def test_data_that_cannot_be_evaluated(single, trials, tmp_path, capsys, write_c
     (empty / "test.lbl").write_text("")
     (empty / "labels.txt").write_text("".join(f"{name}\n" for name in CLASSES))
     assert "test.tsv: holds no clips" in refused(capsys, checkpoint, empty)
+    # Of two values, the last one counts.
+    assert "device tpu: must be auto, cpu, cuda or cuda:N" in refused(capsys, checkpoint, single, "--device", "tpu")
 
 
 def test_results_that_cannot_be_written_are_refused_before_the_work(single, tmp_path, capsys, write_checkpoint):
     checkpoint = write_checkpoint(tmp_path / "last.pt", CLASSES)
     (tmp_path / "file").write_text("")
     error = refused(capsys, checkpoint, single, "--out", str(tmp_path / "file" / "out"))
-    assert f"{tmp_path / 'file' / 'out'}: cannot make the folder" in error
+    assert f"{tmp_path / 'file' / 'out'}: cannot write there (Not a directory)" in error
     assert "scoring" not in error
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--crops", "0"], ["--split", "valid", "--trials"], ["--batch-size", "many"], ["--device", "tpu"]]
-)
+@pytest.mark.parametrize("arguments", [["--crops", "0"], ["--split", "valid", "--trials"], ["--batch-size", "many"]])
 def test_arguments_that_make_no_sense(tmp_path, arguments):
     with pytest.raises(SystemExit) as caught:
         evaluate(tmp_path / "last.pt", tmp_path, *arguments)

@@ -13,13 +13,14 @@ import torch
 from matplotlib.figure import Figure
 
 from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.data.log_mel import LogMel, ModelInput
+from amae_plugin.data.log_mel import LogMel, fit_length
 from amae_plugin.data.manifest import Manifest
+from amae_plugin.inference.reconstruction import Reconstruction
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
+from amae_plugin.modules.patching import unpatchify
 from amae_plugin.visual import draw_clips, plot_loss, plot_reconstructions
 
 MEAN, STD = -6.0, 4.0
-PATCH = (16, 16)
 ONE_GRID = 1.295  # seconds, 128 frames
 
 
@@ -36,11 +37,14 @@ def tone(hz: float, seconds: float, amplitude: float = 0.5) -> torch.Tensor:
 
 
 def clip(hz: float, frames: int = 128) -> torch.Tensor:
-    return ModelInput(target_length=frames, mean=MEAN, std=STD).spectrogram(tone(hz, ONE_GRID))
+    return fit_length(LogMel()(tone(hz, ONE_GRID)), frames)
 
 
-def half_hidden(clips: int, patches: int) -> torch.Tensor:
-    return (torch.arange(patches) % 2 == 0).expand(clips, -1)
+def half_hidden(clip: torch.Tensor, louder: float = 0.0) -> Reconstruction:
+    """Every second patch of 16 frames and bands, the first among them, and a reconstruction that is louder."""
+    patches = (torch.arange(clip.numel() // 256) % 2 == 0)[None, :, None].expand(1, -1, 256)
+    hidden = unpatchify(patches, (len(clip) // 16, clip.shape[1] // 16), (16, 16))[0]
+    return Reconstruction(clip, hidden, clip + louder, windows=1)
 
 
 def plotted(figure: Figure, row: int, column: int) -> np.ma.MaskedArray:
@@ -50,10 +54,9 @@ def plotted(figure: Figure, row: int, column: int) -> np.ma.MaskedArray:
 
 @pytest.fixture
 def figure() -> Figure:
-    source = torch.stack([clip(300), clip(3000)])
-    return plot_reconstructions(
-        source, half_hidden(2, 64), source + 0.1, patch_size=PATCH, mean=MEAN, std=STD, lengths=[128, 90], names="ab"
-    )
+    first, second = half_hidden(clip(300), louder=0.8), half_hidden(clip(3000))
+    shorter = Reconstruction(second.original[:90], second.hidden[:90], second.reconstructed[:90], windows=1)
+    return plot_reconstructions([first, shorter], LogMel(), names="ab")
 
 
 def test_values_are_decibels_below_the_loudest(figure: Figure) -> None:
@@ -61,9 +64,8 @@ def test_values_are_decibels_below_the_loudest(figure: Figure) -> None:
         log_mel = LogMel()(tone(hz, ONE_GRID))[: (128, 90)[row]].numpy()
         power = np.exp(log_mel.astype(np.float64))
         np.testing.assert_allclose(plotted(figure, row, 0), 10 * np.log10(power / power.max()), atol=1e-3)
-    # 0.1 of the normalised values are 0.1 * 2 std nepers of power.
     louder = plotted(figure, 0, 2) - plotted(figure, 0, 0)
-    np.testing.assert_allclose(louder, 0.1 * 2 * STD * 10 / math.log(10), atol=1e-3)
+    np.testing.assert_allclose(louder, 0.8 * 10 / math.log(10), atol=1e-3)
 
 
 def test_hidden_patches_are_blank_and_the_others_are_not(figure: Figure) -> None:
@@ -81,7 +83,7 @@ def test_hidden_patches_have_a_colour_that_no_value_has(figure: Figure) -> None:
     assert np.abs(values - hidden).sum(axis=1).min() > 0.2
 
 
-def test_padding_is_not_drawn(figure: Figure) -> None:
+def test_clips_have_their_own_lengths(figure: Figure) -> None:
     assert plotted(figure, 0, 0).shape == (128, 128)
     assert plotted(figure, 1, 2).shape == (90, 128)
 
@@ -93,8 +95,7 @@ def test_columns_of_a_row_share_their_colours(figure: Figure) -> None:
 
 @pytest.mark.parametrize("hz", [250, 500, 1000, 2000, 4000])
 def test_a_tone_lies_at_its_tick(hz: int) -> None:
-    source = clip(hz)[None]
-    figure = plot_reconstructions(source, half_hidden(1, 64), source, patch_size=PATCH, mean=MEAN, std=STD)
+    figure = plot_reconstructions([half_hidden(clip(hz))], LogMel())
     axes = figure.axes[0]
     ticks = {text.get_text(): position for text, position in zip(axes.get_yticklabels(), axes.get_yticks())}
     loudest = plotted(figure, 0, 0)[60].argmax()
@@ -103,18 +104,33 @@ def test_a_tone_lies_at_its_tick(hz: int) -> None:
 
 @pytest.mark.parametrize(("frames", "last"), [(128, "1.2"), (512, "5"), (1024, "10")])
 def test_time_axis_is_in_seconds(frames: int, last: str) -> None:
-    source = clip(500, frames)[None]
-    figure = plot_reconstructions(source, half_hidden(1, frames // 2), source, patch_size=PATCH, mean=MEAN, std=STD)
-    axes = figure.axes[2]
-    seconds = [float(text.get_text()) for text in axes.get_xticklabels()]
-    np.testing.assert_allclose(np.array(seconds) * 100, axes.get_xticks())
+    axes = plot_reconstructions([half_hidden(clip(500, frames))], LogMel()).axes[2]
+    assert axes.get_xlim() == (0, frames / 100) and axes.images[0].get_extent()[1] == frames / 100
+    ticks = {float(text.get_text()): at for text, at in zip(axes.get_xticklabels(), axes.get_xticks())}
+    np.testing.assert_allclose(list(ticks), list(ticks.values()))
+    seconds = [tick for tick in ticks if tick <= frames / 100]
     assert 3 <= len(seconds) <= 7 and seconds[-1] >= 0.75 * float(last)
 
 
-def test_shapes_that_do_not_agree_are_named() -> None:
-    source = clip(500)[None]
-    with pytest.raises(ValueError, match=r"masks \(1, 60\)"):
-        plot_reconstructions(source, half_hidden(1, 60), source, patch_size=PATCH, mean=MEAN, std=STD)
+def test_what_cannot_be_drawn_is_an_error() -> None:
+    source = clip(500)
+    with pytest.raises(ValueError, match=r"\(128, 128\), \(128, 60\)"):
+        plot_reconstructions([Reconstruction(source, source[:, :60] > 0, source, windows=1)], LogMel())
+    with pytest.raises(ValueError, match="no clips"):
+        plot_reconstructions([], LogMel())
+
+
+@pytest.mark.parametrize("names", [["a.wav"], None])
+@pytest.mark.parametrize("frames", [96, 128, 512])
+def test_no_text_is_cut_off_in_a_picture_of_one_clip(names: list[str] | None, frames: int) -> None:
+    figure = plot_reconstructions([half_hidden(clip(500, frames))], LogMel(), names=names, title="one")
+    pixels(figure)
+    width, height = figure.canvas.get_width_height()
+    label = figure.axes[-1].yaxis.label
+    assert label.get_text().replace("\n", " ") == "dB below the loudest value of the clip"
+    for text in (label, *(ax.xaxis.label for ax in figure.axes), *(ax.title for ax in figure.axes)):
+        box = text.get_window_extent()
+        assert not text.get_text() or min(box.x0, box.y0, width - box.x1, height - box.y1) >= -1, text.get_text()
 
 
 @pytest.fixture
@@ -126,7 +142,7 @@ def dataset(tmp_path: Path) -> AudioDataset:
     (tmp_path / "valid.tsv").write_text("\n".join(lines) + "\n")
     (tmp_path / "300.wav").write_bytes(b"no audio")
     return AudioDataset(
-        Manifest.read(tmp_path / "valid.tsv"), ModelInput(target_length=128, mean=MEAN, std=STD), on_bad_audio="skip"
+        Manifest.read(tmp_path / "valid.tsv"), target_length=128, mean=MEAN, std=STD, on_bad_audio="skip"
     )
 
 
@@ -143,6 +159,9 @@ def test_clips_of_a_data_set(model: AudioMAE, dataset: AudioDataset) -> None:
     figure = draw_clips(model, dataset, [0, 1, 2], title="three, of which one is broken")
     assert model.training and torch.equal(torch.get_rng_state(), state)
     assert [text.get_text() for axes in figure.axes for text in axes.texts] == ["1000.wav", "3000.wav"]
+    samples, _ = soundfile.read(Path(dataset.manifest.root) / "1000.wav", dtype="float32")
+    log_mel = LogMel()(torch.from_numpy(samples)).double().numpy() * 10 / math.log(10)
+    np.testing.assert_allclose(plotted(figure, 0, 0), log_mel - log_mel.max(), atol=1e-3)  # no padding
     assert np.ma.getmaskarray(plotted(figure, 0, 1))[:96].mean() == pytest.approx(0.8, abs=0.1)
     visible = ~np.ma.getmaskarray(plotted(figure, 1, 1))
     np.testing.assert_allclose(plotted(figure, 1, 2)[visible], plotted(figure, 1, 0)[visible], atol=1e-3)
