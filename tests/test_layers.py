@@ -76,6 +76,7 @@ print(new)
             "arch:amae_mae_ast",
             "arch:amae_ssast",
             "criterion:amae_classification",
+            "criterion:amae_masked_prediction",
             "criterion:amae_reconstruction",
             "lr_scheduler:amae_cosine_by_time",
             "model:amae_audio_mae",

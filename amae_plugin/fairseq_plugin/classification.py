@@ -1,15 +1,22 @@
-"""Classification of labelled clips: fine-tuning, linear probe, and training from scratch."""
+"""Classification of labelled clips (fine-tuning, linear probe, from scratch): task, criterion, registered model."""
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 import logging
+import math
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, List, Mapping, Optional, Tuple
 
 import numpy as np
-from fairseq.criterions import FairseqCriterion
-from fairseq.tasks import register_task
+import torch
+import torch.nn.functional as F
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
+from fairseq.logging.meters import MetersDict
+from fairseq.models import register_model
+from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, DictConfig, OmegaConf, open_dict
-from torch import nn
+from torch import Tensor, nn
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.augment import Augmentation, Augmentations, Noise, SpecAugment
@@ -17,9 +24,11 @@ from amae_plugin.data.labels import LABELS_NAME, Labels, read_names
 from amae_plugin.data.sampling import Sampling, balanced_weights, class_subset, read_weights
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.audio_task import AudioTask, AudioTaskConfig
+from amae_plugin.fairseq_plugin.bases import SummedCriterion, TrainedConfig, TrainedModel, Values
 from amae_plugin.fairseq_plugin.hydra import user_path
-from amae_plugin.fairseq_plugin.meters import log_split
+from amae_plugin.fairseq_plugin.optim import set_overrides
 from amae_plugin.metrics.classification import multi_label, single_label
+from amae_plugin.models.classifier import Classifier, ClassifierConfig
 from amae_plugin.models.registry import system_of
 from amae_plugin.models.ssast.interop import load_imagenet_file
 
@@ -53,6 +62,7 @@ class AmaeClassificationTaskConfig(AudioTaskConfig):
         default=1.0, metadata={"help": "share of the training clips that is used, drawn class by class"}
     )
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
+    maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
 
 
 @register_task("amae_classification", dataclass=AmaeClassificationTaskConfig)
@@ -75,10 +85,10 @@ class AmaeClassificationTask(AudioTask):
                 f"checkpoint.best_checkpoint_metric={cfg.best_checkpoint_metric}: with "
                 f"task.multi_label={str(cfg.multi_label).lower()} it must be one of {', '.join(measured)}"
             )
-        self._scored: Optional[Dict[str, np.ndarray]] = None
+        self._scored: List[Tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.state.add_factory("classes", lambda: list(read_names(self.data / LABELS_NAME)))
 
-    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Values) -> None:
         """Take over a checkpoint's classes.
 
         Raises:
@@ -92,14 +102,14 @@ class AmaeClassificationTask(AudioTask):
             )
         super().load_state_dict(state_dict)
 
-    def load_dataset(self, split: str, combine: bool = False, **kwargs: Any) -> None:
+    def load_dataset(self, split: str, combine: bool = False, **kwargs: object) -> None:
         """Load ``<split>.tsv`` and ``<split>.lbl``."""
         manifest = self.read_manifest(split)
         labels = Labels.read(
             self.data / f"{split}.lbl", self.data / LABELS_NAME, len(manifest), multi=self.cfg.multi_label
         )
         sampling = self._sampling(split, labels) if split.startswith("train") else None
-        self.wrap(manifest, split, self._augmentations(), labels=labels, sampling=sampling)
+        self.make_dataset(manifest, split, self._augmentations(), labels=labels, sampling=sampling)
 
     def _augmentations(self) -> Augmentations:
         cfg = self.cfg
@@ -172,18 +182,38 @@ class AmaeClassificationTask(AudioTask):
             )
         return Checkpoint.read(user_path(path))
 
-    def valid_step(self, sample: Dict[str, Any], model: nn.Module, criterion: nn.Module) -> Any:
+    def valid_step(self, sample: Values, model: nn.Module, criterion: nn.Module) -> Tuple[Tensor, int, Values]:
         """fairseq's step; the scores stay on this device until the whole split is measured."""
         loss, sample_size, log = super().valid_step(sample, model, criterion)
-        self._scored = {name: log.pop(name) for name in ("id", "scores", "target")}
+        self._scored.append((log.pop("id"), log.pop("scores"), log.pop("target")))
         return loss, sample_size, log
 
-    def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: FairseqCriterion) -> None:
-        """Log what every task logs, and in validation the measures of the whole split."""
+    def reduce_metrics(self, logging_outputs: List[Values], criterion: FairseqCriterion) -> None:
+        """Log what every task logs, and in validation a place for each measure, which fairseq looks up early."""
         super().reduce_metrics(logging_outputs, criterion)
         if not criterion.training:
-            log_split(self._scored, self.measure_names, self.measures)
-            self._scored = None
+            for name in self.measure_names:
+                metrics.log_derived(name, lambda meters: math.nan)
+
+    def post_validate(self, model: nn.Module, stats: Values, agg: MetersDict) -> None:
+        """Put the measures of the whole split into what fairseq prints of it and chooses the best checkpoint by.
+
+        The scores come from all devices, which must call this together. Each clip counts once.
+        """
+        parts, self._scored = self._scored, []
+        if torch.distributed.is_initialized():
+            everywhere: List[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(everywhere, parts)
+            parts = [part for device in everywhere for part in device]
+        if not parts:
+            return
+        ids, scores, targets = (np.concatenate(arrays) for arrays in zip(*parts))
+        once = np.unique(ids, return_index=True)[1]
+        stats.update(self.measures(scores[once], targets[once]))
+        metric = self.cfg.best_checkpoint_metric
+        if f"best_{metric}" in stats:  # so far the best of the validations before
+            best = max if self.cfg.maximize_best_checkpoint_metric else min
+            stats[f"best_{metric}"] = best(stats[f"best_{metric}"], stats[metric])
 
     @property
     def measure_names(self) -> Tuple[str, ...]:
@@ -196,3 +226,94 @@ class AmaeClassificationTask(AudioTask):
             multi_label(scores, targets) if self.cfg.multi_label else single_label(scores, targets.argmax(axis=1))
         )
         return measured.headline
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """(B, C) logits and probabilities to (B,)."""
+    return F.cross_entropy(logits, target, reduction="none")
+
+
+def _binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """(B, C) logits and probabilities to (B,), the mean over classes."""
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=1)
+
+
+LOSSES = {"cross_entropy": _cross_entropy, "bce": _binary_cross_entropy}
+
+
+@dataclass
+class AmaeClassificationConfig(FairseqDataclass):
+    """Options of :class:`AmaeClassification`."""
+
+    loss: str = field(
+        default="cross_entropy",
+        metadata={"help": "cross_entropy (softmax), or bce (sigmoid; for several labels a clip, or with mixup)"},
+    )
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "share of the target spread over all classes, in training only"}
+    )
+
+
+@register_criterion("amae_classification", dataclass=AmaeClassificationConfig)
+class AmaeClassification(SummedCriterion):
+    """Cross-entropy or binary cross-entropy against soft targets.
+
+    The sum is over clips (of the mean over classes for ``bce``). In validation the log also holds the scores of every
+    clip, which cannot be summed: the task takes them out and measures all together.
+    """
+
+    def __init__(self, task: FairseqTask, loss: str, label_smoothing: float):
+        super().__init__(task)
+        if loss not in LOSSES:
+            raise UserError(f"criterion.loss={loss}: must be one of {', '.join(LOSSES)}")
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"criterion.label_smoothing={label_smoothing}: must be at least 0 and below 1")
+        self.clip_losses = LOSSES[loss]
+        self.label_smoothing = label_smoothing
+
+    def forward(self, model: nn.Module, sample: Values, reduce: bool = True) -> Tuple[Tensor, int, Values]:
+        """Return the loss of a batch of the task (summed over clips), their number, and the log."""
+        logits, target = model(**sample["net_input"])["logits"], sample["target"]
+        smoothed = target
+        if self.training and self.label_smoothing:
+            smoothed = target * (1 - self.label_smoothing) + self.label_smoothing / target.shape[1]
+        loss = self.clip_losses(logits.float(), smoothed).sum()
+        log = self.log({"loss": loss}, len(target), sample)
+        if not self.training:
+            scored = {"id": sample["id"], "scores": logits.float(), "target": target.to(torch.uint8)}
+            log.update({name: values.cpu().numpy() for name, values in scored.items()})
+        return loss, len(target), log
+
+
+@dataclass
+class AmaeClassifierConfig(ClassifierConfig, TrainedConfig):
+    """:class:`ClassifierConfig` with what training adds: initial weights, learning rates, and compilation."""
+
+    pretrained: Optional[str] = field(
+        default=None,
+        metadata={"help": "checkpoint of this plugin whose encoder is taken; null trains model.encoder from scratch"},
+    )
+    imagenet: Optional[str] = field(
+        default=None,
+        metadata={"help": "timm's weights of a ViT or DeiT, a file; the encoder starts from them if its system can"},
+    )
+    layer_decay: float = field(
+        default=0.75, metadata={"help": "learning rate of a layer over that of the one above it"}
+    )
+
+
+@register_model("amae_classifier", dataclass=AmaeClassifierConfig)
+class AmaeClassifier(Classifier, TrainedModel):
+    """A classifier as fairseq trains it."""
+
+    plain_config = ClassifierConfig
+
+    @classmethod
+    def build_model(cls, cfg: DictConfig, task: FairseqTask) -> "AmaeClassifier":
+        """Build the model from a config whose interpolations are resolved; the task loads pretrained weights."""
+        if not 0 < cfg.layer_decay <= 1:
+            raise UserError(f"model.layer_decay={cfg.layer_decay}: must be above 0 and at most 1")
+        model = super().build_model(cfg, task)
+        depth = len(model.encoder.blocks) + 1
+        set_overrides(model, lambda name: cfg.layer_decay ** (depth - model.depth_of(name)))  # BEiT, MAE
+        return model

@@ -22,7 +22,7 @@ from amae_plugin.errors import UserError
 
 
 class RegisterPlugin(Callback):
-    """Registers the plugin by being imported, keeps the runs of a sweep apart, and returns their results.
+    """Registers the plugin by being imported, prepares fairseq for a run, and returns the run's result.
 
     Attributes:
         result: of the latest run in this process; None if it was not validated.
@@ -31,13 +31,19 @@ class RegisterPlugin(Callback):
     result: float | None = None
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Forget what fairseq keeps in its modules of the run before in the same process; start processes our way."""
-        # Imported here: with a launcher of its own, a sweep's process starts no run and needs no fairseq.
-        from amae_plugin.fairseq_plugin import launch
-        from amae_plugin.fairseq_plugin.isolation import forget_earlier_run
+        """Make the plugin's changes to fairseq, if they fit it.
 
-        forget_earlier_run()
-        launch.install()
+        Raises:
+            SystemExit: they do not; Hydra would turn any other error into a warning, and train without them.
+        """
+        try:
+            # Imported here: with a launcher of its own, a sweep's process starts no run and needs no fairseq.
+            from amae_plugin.fairseq_plugin import patches
+
+            patches.check()
+            patches.install()
+        except (ImportError, UserError) as error:
+            raise SystemExit(f"amae_plugin: {error}") from error
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Return the best validation result, ``checkpoint.best_checkpoint_metric``: what a sweeper optimises.
@@ -130,14 +136,5 @@ def positive(number: float) -> bool:
     return float(number) > 0
 
 
-for _name, _resolver in {
-    "plugin_dir": plugin_dir,
-    "updates": updates,
-    "updates_of": updates_of,
-    "update_freq": update_freq,
-    "update_freq_of_frames": update_freq_of_frames,
-    "scaled_lr": scaled_lr,
-    "devices": devices,
-    "positive": positive,
-}.items():
-    OmegaConf.register_new_resolver(f"amae.{_name}", _resolver, replace=True)
+for _resolver in (plugin_dir, updates, updates_of, update_freq, update_freq_of_frames, scaled_lr, devices, positive):
+    OmegaConf.register_new_resolver(f"amae.{_resolver.__name__}", _resolver, replace=True)

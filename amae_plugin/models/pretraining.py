@@ -83,6 +83,11 @@ class PretrainingModel(nn.Module, ABC):
         return False
 
     @property
+    def draws(self) -> bool:
+        """Whether the objectives predict a spectrogram, of which there can be a picture."""
+        return "reconstruction" in self.loss_weights
+
+    @property
     def blocks(self) -> tuple[nn.Module, ...]:
         """The transformer blocks, where nearly all the time goes."""
         return tuple(self.encoder.blocks)
