@@ -184,7 +184,7 @@ class AudioTask(FairseqTask):
             metrics.log_speed("clips_per_second", clips, priority=90, round=1)
 
     def valid_step(self, sample: Values, model: nn.Module, criterion: nn.Module) -> Any:
-        """fairseq's step, never compiled: that would cost more than a validation's few batches take."""
+        """Run fairseq's step without compilation, which would cost more time than a validation's few batches."""
         with torch.compiler.set_stance("force_eager"):
             return super().valid_step(sample, model, criterion)
 

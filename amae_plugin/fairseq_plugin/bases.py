@@ -1,4 +1,4 @@
-"""What the kinds of tasks share, besides the task itself: the base of their criterions and that of their models."""
+"""Bases of the criterion and the registered models of every kind of task."""
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from amae_plugin.fairseq_plugin.optim import set_overrides
 from amae_plugin.models.settings import FromSettings
 
 Values = Dict[str, Any]
-"""A batch of the task, or the log of a step: fairseq's dictionaries of tensors, arrays and numbers."""
+"""A batch of a task, or the log of a step."""
 
 
 class SummedCriterion(FairseqCriterion):
@@ -59,7 +59,7 @@ class SummedCriterion(FairseqCriterion):
 
 @dataclass
 class TrainedConfig(FairseqDataclass):
-    """The settings that training adds to those of a plain model."""
+    """Settings that training adds to those of a plain model."""
 
     compile: bool = field(
         default=False, metadata={"help": "compile the transformer blocks at their first use (a minute or two)"}
@@ -72,7 +72,7 @@ class TrainedModel(BaseFairseqModel):
     A registered model inherits from the plain model first and from this class second.
 
     Attributes:
-        plain_config: class of the plain model's config.
+        plain_config: config class of the plain model.
     """
 
     plain_config: Type[FromSettings]

@@ -4,7 +4,7 @@
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import Any, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -79,7 +79,8 @@ class AmaeClassificationTask(AudioTask):
             raise UserError(f"task.label_fraction={cfg.label_fraction}: above 0 and at most 1")
         if cfg.balanced_samples is not None and cfg.balanced_samples < 1:
             raise UserError(f"task.balanced_samples={cfg.balanced_samples}: at least 1, or null")
-        measured = ("loss", *self.measure_names)
+        self.measures = ("mAP", "mAUC", "d_prime") if cfg.multi_label else ("accuracy", "macro_f1")
+        measured = ("loss", *self.measures)
         if cfg.best_checkpoint_metric not in measured:
             raise UserError(
                 f"checkpoint.best_checkpoint_metric={cfg.best_checkpoint_metric}: with "
@@ -137,9 +138,9 @@ class AmaeClassificationTask(AudioTask):
     def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> nn.Module:
         """Build the classifier, with the weights of ``model.pretrained`` or ``model.imagenet``.
 
-        A checkpoint that is only being read brings weights and settings itself. Otherwise the encoder's settings are
-        those of the pretrained one, with what ``model.encoder`` says of them, and go into ``cfg`` with the number of
-        classes, so that checkpoints hold them.
+        A checkpoint that is only read brings its own weights and settings. Otherwise ``cfg``, which checkpoints keep,
+        gets the number of classes and the encoder's settings: those of the pretrained encoder, overridden by
+        ``model.encoder``.
         """
         pretrained = None
         with open_dict(cfg):
@@ -183,20 +184,20 @@ class AmaeClassificationTask(AudioTask):
         return Checkpoint.read(user_path(path))
 
     def valid_step(self, sample: Values, model: nn.Module, criterion: nn.Module) -> Tuple[Tensor, int, Values]:
-        """fairseq's step; the scores stay on this device until the whole split is measured."""
+        """Run fairseq's step, and keep the scores on this device until the whole split is measured."""
         loss, sample_size, log = super().valid_step(sample, model, criterion)
         self._scored.append((log.pop("id"), log.pop("scores"), log.pop("target")))
         return loss, sample_size, log
 
     def reduce_metrics(self, logging_outputs: List[Values], criterion: FairseqCriterion) -> None:
-        """Log what every task logs, and in validation a place for each measure, which fairseq looks up early."""
+        """Log what every task logs; in validation also a place for each measure, since fairseq reads one early."""
         super().reduce_metrics(logging_outputs, criterion)
         if not criterion.training:
-            for name in self.measure_names:
+            for name in self.measures:
                 metrics.log_derived(name, lambda meters: math.nan)
 
     def post_validate(self, model: nn.Module, stats: Values, agg: MetersDict) -> None:
-        """Put the measures of the whole split into what fairseq prints of it and chooses the best checkpoint by.
+        """Add the measures of the whole split to what fairseq prints and compares checkpoints by.
 
         The scores come from all devices, which must call this together. Each clip counts once.
         """
@@ -209,36 +210,19 @@ class AmaeClassificationTask(AudioTask):
             return
         ids, scores, targets = (np.concatenate(arrays) for arrays in zip(*parts))
         once = np.unique(ids, return_index=True)[1]
-        stats.update(self.measures(scores[once], targets[once]))
-        metric = self.cfg.best_checkpoint_metric
-        if f"best_{metric}" in stats:  # so far the best of the validations before
-            best = max if self.cfg.maximize_best_checkpoint_metric else min
-            stats[f"best_{metric}"] = best(stats[f"best_{metric}"], stats[metric])
-
-    @property
-    def measure_names(self) -> Tuple[str, ...]:
-        """What validation logs, any of which ``checkpoint.best_checkpoint_metric`` may name."""
-        return ("mAP", "mAUC", "d_prime") if self.cfg.multi_label else ("accuracy", "macro_f1")
-
-    def measures(self, scores: np.ndarray, targets: np.ndarray) -> Mapping[str, float]:
-        """The measures of a split from its scores (N, C) and targets (N, C)."""
+        scores, targets = scores[once], targets[once]
         measured = (
             multi_label(scores, targets) if self.cfg.multi_label else single_label(scores, targets.argmax(axis=1))
         )
-        return measured.headline
+        stats.update(measured.headline)
+        metric = self.cfg.best_checkpoint_metric
+        if f"best_{metric}" in stats:  # the best of the earlier validations
+            best = max if self.cfg.maximize_best_checkpoint_metric else min
+            stats[f"best_{metric}"] = best(stats[f"best_{metric}"], stats[metric])
 
 
-def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """(B, C) logits and probabilities to (B,)."""
-    return F.cross_entropy(logits, target, reduction="none")
-
-
-def _binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """(B, C) logits and probabilities to (B,), the mean over classes."""
-    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=1)
-
-
-LOSSES = {"cross_entropy": _cross_entropy, "bce": _binary_cross_entropy}
+# From logits and target probabilities (B, C) to the mean over clips.
+LOSSES: Dict[str, Callable[..., Tensor]] = {"cross_entropy": F.cross_entropy, "bce": F.binary_cross_entropy_with_logits}
 
 
 @dataclass
@@ -259,7 +243,7 @@ class AmaeClassification(SummedCriterion):
     """Cross-entropy or binary cross-entropy against soft targets.
 
     The sum is over clips (of the mean over classes for ``bce``). In validation the log also holds the scores of every
-    clip, which cannot be summed: the task takes them out and measures all together.
+    clip. They cannot be summed: the task takes them out and measures them all together.
     """
 
     def __init__(self, task: FairseqTask, loss: str, label_smoothing: float):
@@ -268,7 +252,7 @@ class AmaeClassification(SummedCriterion):
             raise UserError(f"criterion.loss={loss}: must be one of {', '.join(LOSSES)}")
         if not 0 <= label_smoothing < 1:
             raise UserError(f"criterion.label_smoothing={label_smoothing}: must be at least 0 and below 1")
-        self.clip_losses = LOSSES[loss]
+        self.mean_loss = LOSSES[loss]
         self.label_smoothing = label_smoothing
 
     def forward(self, model: nn.Module, sample: Values, reduce: bool = True) -> Tuple[Tensor, int, Values]:
@@ -277,7 +261,7 @@ class AmaeClassification(SummedCriterion):
         smoothed = target
         if self.training and self.label_smoothing:
             smoothed = target * (1 - self.label_smoothing) + self.label_smoothing / target.shape[1]
-        loss = self.clip_losses(logits.float(), smoothed).sum()
+        loss = self.mean_loss(logits.float(), smoothed) * len(target)
         log = self.log({"loss": loss}, len(target), sample)
         if not self.training:
             scored = {"id": sample["id"], "scores": logits.float(), "target": target.to(torch.uint8)}
@@ -295,7 +279,7 @@ class AmaeClassifierConfig(ClassifierConfig, TrainedConfig):
     )
     imagenet: Optional[str] = field(
         default=None,
-        metadata={"help": "timm's weights of a ViT or DeiT, a file; the encoder starts from them if its system can"},
+        metadata={"help": "file of timm's ViT or DeiT weights from which the encoder starts, if its system can"},
     )
     layer_decay: float = field(
         default=0.75, metadata={"help": "learning rate of a layer over that of the one above it"}

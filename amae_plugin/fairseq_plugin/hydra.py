@@ -25,7 +25,7 @@ class RegisterPlugin(Callback):
     """Registers the plugin by being imported, prepares fairseq for a run, and returns the run's result.
 
     Attributes:
-        result: of the latest run in this process; None if it was not validated.
+        result: best validation result of the latest run in this process; None if it was not validated.
     """
 
     result: float | None = None
@@ -136,5 +136,14 @@ def positive(number: float) -> bool:
     return float(number) > 0
 
 
-for _resolver in (plugin_dir, updates, updates_of, update_freq, update_freq_of_frames, scaled_lr, devices, positive):
-    OmegaConf.register_new_resolver(f"amae.{_resolver.__name__}", _resolver, replace=True)
+for _name, _resolver in {
+    "plugin_dir": plugin_dir,
+    "updates": updates,
+    "updates_of": updates_of,
+    "update_freq": update_freq,
+    "update_freq_of_frames": update_freq_of_frames,
+    "scaled_lr": scaled_lr,
+    "devices": devices,
+    "positive": positive,
+}.items():
+    OmegaConf.register_new_resolver(f"amae.{_name}", _resolver, replace=True)

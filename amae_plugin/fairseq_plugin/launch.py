@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
@@ -128,10 +128,25 @@ class Run:
             self.stop_if_told(trainer, epoch_itr)
 
     def stop_if_told(self, trainer: Trainer, epoch_itr: Any) -> None:
-        """If a process has received a signal, write a checkpoint, have the job requeued and end this process."""
-        if in_job(os.environ) and _anywhere(signals.received() is not None):
-            checkpoint_utils.save_checkpoint(self.cfg.checkpoint, trainer, epoch_itr, None)
-            _requeue(self.requeues, trainer.get_num_updates())
+        """If any process has received a signal, write a checkpoint, have the job requeued and end this process."""
+        if not (in_job(os.environ) and _anywhere(signals.received() is not None)):
+            return
+        checkpoint_utils.save_checkpoint(self.cfg.checkpoint, trainer, epoch_itr, None)
+        refused: list[str | None] = [None]
+        if distributed_utils.get_global_rank() == 0:
+            try:
+                requeue(os.environ, self.requeues)
+            except UserError as error:
+                refused = [str(error)]
+        if distributed.is_initialized():
+            distributed.broadcast_object_list(refused, src=0)
+        received = signals.received()
+        at = received.name if received else "a signal to another process"
+        stopped = f"stopped after update {trainer.get_num_updates()}, at {at}; a checkpoint was written"
+        if refused[0] is not None:
+            raise UserError(f"{stopped}, but the job is not requeued: {refused[0]}. The same command continues the run")
+        logger.info(f"{stopped}, and the job is requeued")
+        raise SystemExit(REQUEUED)
 
 
 def _anywhere(here: bool) -> bool:
@@ -142,24 +157,3 @@ def _anywhere(here: bool) -> bool:
     flag = torch.tensor([int(here)], device=device)
     distributed.all_reduce(flag, distributed.ReduceOp.MAX)
     return bool(flag.item())
-
-
-def _requeue(limit: int, update: int) -> NoReturn:
-    """End this process, once rank 0 has put the job back into the queue."""
-    received = signals.received()
-    refused: list[str | None] = [None]
-    if distributed_utils.get_global_rank() == 0:
-        try:
-            requeue(os.environ, limit)
-        except UserError as error:
-            refused = [str(error)]
-    if distributed.is_initialized():
-        distributed.broadcast_object_list(refused, src=0)
-    reason = f"stopped after update {update}, at {received.name if received else 'a signal to another process'}"
-    if refused[0] is not None:
-        raise UserError(
-            f"{reason}; a checkpoint was written, but the job is not requeued: {refused[0]}. "
-            "The same command continues the run"
-        )
-    logger.info(f"{reason}; a checkpoint was written, and the job is requeued")
-    raise SystemExit(REQUEUED)

@@ -1,4 +1,4 @@
-"""AdamW, and which parameters decay."""
+"""AdamW with a learning rate and a weight decay by parameter."""
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 from collections import defaultdict

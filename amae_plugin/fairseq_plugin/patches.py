@@ -77,7 +77,7 @@ def validate_and_save(
 
 
 def torch_persistent_save(obj: object, filename: str, async_write: bool = False) -> None:
-    """Write a checkpoint that is whole or is not there.
+    """Write a checkpoint atomically.
 
     When a write fails, fairseq appends its next attempt to the same file.
 
@@ -89,7 +89,7 @@ def torch_persistent_save(obj: object, filename: str, async_write: bool = False)
 
 
 def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
-    """Copy a checkpoint; the copy is whole or is not there.
+    """Copy a checkpoint atomically.
 
     fairseq copies over ``checkpoint_last.pt`` in place. A run that is killed in that moment cannot be resumed.
 
