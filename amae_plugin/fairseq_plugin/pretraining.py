@@ -50,10 +50,10 @@ class AmaePretraining(AudioTask):
         self._writer: Optional[SummaryWriter] = None
 
     def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> nn.Module:
-        """Build the model, and note what input it expects."""
+        """Build the model, and keep its settings, which say what input it expects."""
         self.encoder_settings = cfg
         model = super().build_model(cfg, from_checkpoint)
-        if self.cfg.picture_interval and not plain_module(model).draws:
+        if self.cfg.picture_interval and not model.draws and not from_checkpoint:
             logger.info("task.picture_interval: no pictures, since the model's objectives predict no spectrogram")
         return model
 
