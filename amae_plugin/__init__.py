@@ -1,8 +1,9 @@
-"""Masked autoencoders on audio spectrograms: plain PyTorch models, and a fairseq shell that trains them.
+"""Masked autoencoders on audio spectrograms: plain PyTorch models, and a fairseq plugin that trains them.
 
-Importing this package is cheap and imports neither fairseq nor Hydra. As soon as fairseq is imported in the same
-process, before or after, the shell registers its tasks, models, criterions and optimizers there, all of them under
-names that begin with ``amae_``; nothing else of fairseq is touched.
+Importing this package is cheap and imports neither fairseq nor Hydra. As soon as the process imports fairseq, before
+this package or after it, the plugin registers its tasks, models, criterions, optimizers and schedules, under names that
+begin with ``amae_``. Functions of fairseq change only in a process that starts a run of a recipe: see
+:mod:`amae_plugin.fairseq_plugin.patches`.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ def load_model(path: str | os.PathLike[str], device: str = "auto", batch_size: i
 
 
 @wrapt.when_imported("fairseq")
-def _register_shell(fairseq: ModuleType) -> None:
+def _register_plugin(fairseq: ModuleType) -> None:
     try:
         import amae_plugin.fairseq_plugin  # noqa: F401
     except UserError as error:
-        # The installation is broken. fairseq and Hydra would report an error of their own and hide this one.
+        # The installation is broken, and fairseq and Hydra would hide this error behind one of their own.
         raise SystemExit(f"amae_plugin: {error}") from None

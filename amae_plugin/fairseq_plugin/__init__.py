@@ -1,3 +1,3 @@
-"""The thin layer between the method and fairseq: importing it registers all that a recipe can name."""
+"""The fairseq side of the package: importing it registers everything that a recipe can name."""
 
-from amae_plugin.fairseq_plugin import classification, criterions, models, optim, pretraining, schedules  # noqa: F401
+from amae_plugin.fairseq_plugin import classification, optim, pretraining, schedules  # noqa: F401

@@ -9,7 +9,6 @@ import torch
 from fairseq.criterions import FairseqCriterion
 from fairseq.data import iterators
 from fairseq.dataclass import FairseqDataclass
-from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
 from fairseq.logging.meters import StopwatchMeter
 from fairseq.optim import FairseqOptimizer
@@ -22,7 +21,7 @@ from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_plugin.checkpoints import make_writing_atomic, remove_partial_files
+from amae_plugin.fairseq_plugin.bases import Values
 from amae_plugin.fairseq_plugin.dataset import FairseqAudioDataset, TimedBatches
 from amae_plugin.fairseq_plugin.hydra import user_path
 from amae_plugin.models.registry import find_system
@@ -83,7 +82,8 @@ class AudioTaskConfig(FairseqDataclass):
         default=None, metadata={"help": "the same in frames, for batches by dataset.max_tokens"}
     )
     seed: int = II("common.seed")
-    save_dir: str = II("checkpoint.save_dir")
+    bf16: bool = II("common.bf16")
+    fp16: bool = II("common.fp16")
     # Read by fairseq: batches are drawn anew in each epoch, and workers start anew, since they must see the epoch.
     rebuild_batches: bool = True
     reuse_dataloader: bool = False
@@ -92,6 +92,8 @@ class AudioTaskConfig(FairseqDataclass):
 
 class AudioTask(FairseqTask):
     """Base of the tasks of this plugin."""
+
+    source_dictionary = target_dictionary = None  # audio has none
 
     def __init__(self, cfg: AudioTaskConfig):
         super().__init__(cfg)
@@ -102,7 +104,7 @@ class AudioTask(FairseqTask):
 
     @classmethod
     def setup_task(cls, cfg: AudioTaskConfig, from_checkpoint: bool = False) -> "AudioTask":
-        """Build the task; unless a checkpoint is only being read, make the run's own checkpoints safe from a kill.
+        """Build the task.
 
         Raises:
             UserError: a setting cannot be used, or, for a run, there is no folder of manifests.
@@ -111,20 +113,11 @@ class AudioTask(FairseqTask):
         if not from_checkpoint:
             if not task.data.is_dir():
                 raise UserError(f"task.data={cfg.data}: there is no folder {task.data}; amae manifest makes one")
-            make_writing_atomic()
-            if distributed_utils.get_global_rank() == 0:
-                remove_partial_files(cfg.save_dir)
+            if cfg.bf16 or cfg.fp16:
+                raise UserError(
+                    "common.bf16 and common.fp16 do not work with these models: set model.bf16=true instead"
+                )
         return task
-
-    @property
-    def source_dictionary(self) -> None:
-        """Audio has no dictionary."""
-        return None
-
-    @property
-    def target_dictionary(self) -> None:
-        """Audio has no dictionary."""
-        return None
 
     def read_manifest(self, split: str) -> Manifest:
         """Read ``<split>.tsv``."""
@@ -188,15 +181,15 @@ class AudioTask(FairseqTask):
             iterator.next_epoch_itr = lambda **options: TimedBatches(next_epoch(**options), self.data_wait)
         return iterator
 
-    def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: FairseqCriterion) -> None:
+    def reduce_metrics(self, logging_outputs: List[Values], criterion: FairseqCriterion) -> None:
         """Log what the criterion and fairseq log, and in training the clips per second of all devices."""
         super().reduce_metrics(logging_outputs, criterion)
         if criterion.training:
             clips = sum(log["nsentences"] for log in logging_outputs)
             metrics.log_speed("clips_per_second", clips, priority=90, round=1)
 
-    def valid_step(self, sample: Dict[str, Any], model: nn.Module, criterion: nn.Module) -> Any:
-        """fairseq's step, never compiled: that would cost more than a validation's few batches take."""
+    def valid_step(self, sample: Values, model: nn.Module, criterion: nn.Module) -> Any:
+        """Run fairseq's step without compilation, which would cost more time than a validation's few batches."""
         with torch.compiler.set_stance("force_eager"):
             return super().valid_step(sample, model, criterion)
 

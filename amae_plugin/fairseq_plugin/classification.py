@@ -1,27 +1,33 @@
-"""Classification of labelled clips: fine-tuning, linear probe, and training from scratch."""
+"""Classification of labelled clips (fine-tuning, linear probe, from scratch): task, criterion, registered model."""
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 import logging
+import math
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
-from fairseq.criterions import FairseqCriterion
-from fairseq.tasks import register_task
+import torch
+import torch.nn.functional as F
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
+from fairseq.logging.meters import MetersDict
+from fairseq.models import register_model
+from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, DictConfig, OmegaConf, open_dict
-from torch import nn
+from torch import Tensor, nn
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.labels import LABELS_NAME, Labels, read_names
 from amae_plugin.data.sampling import Sampling, balanced_weights, class_subset, read_weights
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.audio_task import AudioTask, AudioTaskConfig
+from amae_plugin.fairseq_plugin.bases import SummedCriterion, TrainedModel, Values
 from amae_plugin.fairseq_plugin.hydra import user_path
-from amae_plugin.fairseq_plugin.meters import log_split
+from amae_plugin.fairseq_plugin.optim import set_overrides
 from amae_plugin.metrics.classification import multi_label, single_label
-from amae_plugin.models.base import Model
-from amae_plugin.models.published import PublishedFile
-from amae_plugin.models.registry import find_system
+from amae_plugin.models.classifier import Classifier, ClassifierConfig
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +68,7 @@ class AmaeClassificationTaskConfig(AudioTaskConfig):
         default=1.0, metadata={"help": "share of the training clips that is used, drawn class by class"}
     )
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
+    maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
 
 
 @register_task("amae_classification", dataclass=AmaeClassificationTaskConfig)
@@ -76,16 +83,17 @@ class AmaeClassificationTask(AudioTask):
             raise UserError(f"task.label_fraction={cfg.label_fraction}: above 0 and at most 1")
         if cfg.balanced_samples is not None and cfg.balanced_samples < 1:
             raise UserError(f"task.balanced_samples={cfg.balanced_samples}: at least 1, or null")
-        measured = ("loss", *self.measure_names)
+        self.measures = ("mAP", "mAUC", "d_prime") if cfg.multi_label else ("accuracy", "macro_f1")
+        measured = ("loss", *self.measures)
         if cfg.best_checkpoint_metric not in measured:
             raise UserError(
                 f"checkpoint.best_checkpoint_metric={cfg.best_checkpoint_metric}: with "
                 f"task.multi_label={str(cfg.multi_label).lower()} it must be one of {', '.join(measured)}"
             )
-        self._scored: Optional[Dict[str, np.ndarray]] = None
+        self._scored: List[Tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.state.add_factory("classes", lambda: list(read_names(self.data / LABELS_NAME)))
 
-    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Values) -> None:
         """Take over a checkpoint's classes.
 
         Raises:
@@ -99,7 +107,7 @@ class AmaeClassificationTask(AudioTask):
             )
         super().load_state_dict(state_dict)
 
-    def load_dataset(self, split: str, combine: bool = False, **kwargs: Any) -> None:
+    def load_dataset(self, split: str, combine: bool = False, **kwargs: object) -> None:
         """Load ``<split>.tsv`` and ``<split>.lbl``."""
         manifest = self.read_manifest(split)
         labels = Labels.read(
@@ -139,9 +147,9 @@ class AmaeClassificationTask(AudioTask):
     def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> nn.Module:
         """Build the classifier, with the weights of ``model.pretrained`` or ``model.imagenet``.
 
-        A checkpoint that is only being read brings weights and settings itself. Otherwise the encoder's settings are
-        those of the pretrained one, with what ``model.encoder`` says of them, and go into ``cfg`` with the number of
-        classes, so that checkpoints hold them.
+        A checkpoint that is only read brings its own weights and settings. Otherwise ``cfg``, which checkpoints keep,
+        gets the number of classes and the encoder's settings: those of the pretrained encoder, overridden by
+        ``model.encoder``.
         """
         pretrained = None
         with open_dict(cfg):
@@ -160,7 +168,7 @@ class AmaeClassificationTask(AudioTask):
         return model
 
     @staticmethod
-    def _load_image_weights(model: Model, cfg: DictConfig) -> None:
+    def _load_image_weights(model: Classifier, cfg: DictConfig) -> None:
         load = find_system(cfg.encoder).load_image_weights
         if load is None:
             raise UserError(f"model.imagenet={cfg.imagenet}: {cfg.encoder._name} cannot start from an image model")
@@ -196,27 +204,121 @@ class AmaeClassificationTask(AudioTask):
             )
         return Checkpoint.read(user_path(path))
 
-    def valid_step(self, sample: Dict[str, Any], model: nn.Module, criterion: nn.Module) -> Any:
-        """fairseq's step; the scores stay on this device until the whole split is measured."""
+    def valid_step(self, sample: Values, model: nn.Module, criterion: nn.Module) -> Tuple[Tensor, int, Values]:
+        """Run fairseq's step, and keep the scores on this device until the whole split is measured."""
         loss, sample_size, log = super().valid_step(sample, model, criterion)
-        self._scored = {name: log.pop(name) for name in ("id", "scores", "target")}
+        self._scored.append((log.pop("id"), log.pop("scores"), log.pop("target")))
         return loss, sample_size, log
 
-    def reduce_metrics(self, logging_outputs: List[Dict[str, Any]], criterion: FairseqCriterion) -> None:
-        """Log what every task logs, and in validation the measures of the whole split."""
+    def reduce_metrics(self, logging_outputs: List[Values], criterion: FairseqCriterion) -> None:
+        """Log what every task logs; in validation also a place for each measure, since fairseq reads one early."""
         super().reduce_metrics(logging_outputs, criterion)
         if not criterion.training:
-            log_split(self._scored, self.measure_names, self.measures)
-            self._scored = None
+            for name in self.measures:
+                metrics.log_derived(name, lambda meters: math.nan)
 
-    @property
-    def measure_names(self) -> Tuple[str, ...]:
-        """What validation logs, any of which ``checkpoint.best_checkpoint_metric`` may name."""
-        return ("mAP", "mAUC", "d_prime") if self.cfg.multi_label else ("accuracy", "macro_f1")
+    def post_validate(self, model: nn.Module, stats: Values, agg: MetersDict) -> None:
+        """Add the measures of the whole split to what fairseq prints and compares checkpoints by.
 
-    def measures(self, scores: np.ndarray, targets: np.ndarray) -> Mapping[str, float]:
-        """The measures of a split from its scores (N, C) and targets (N, C)."""
+        The scores come from all devices, which must call this together. Each clip counts once.
+        """
+        parts, self._scored = self._scored, []
+        if torch.distributed.is_initialized():
+            everywhere: List[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(everywhere, parts)
+            parts = [part for device in everywhere for part in device]
+        if not parts:
+            return
+        ids, scores, targets = (np.concatenate(arrays) for arrays in zip(*parts))
+        once = np.unique(ids, return_index=True)[1]
+        scores, targets = scores[once], targets[once]
         measured = (
             multi_label(scores, targets) if self.cfg.multi_label else single_label(scores, targets.argmax(axis=1))
         )
-        return measured.headline
+        stats.update(measured.headline)
+        metric = self.cfg.best_checkpoint_metric
+        if f"best_{metric}" in stats:  # the best of the earlier validations
+            best = max if self.cfg.maximize_best_checkpoint_metric else min
+            stats[f"best_{metric}"] = best(stats[f"best_{metric}"], stats[metric])
+
+
+# From logits and target probabilities (B, C) to the mean over clips.
+LOSSES: Dict[str, Callable[..., Tensor]] = {"cross_entropy": F.cross_entropy, "bce": F.binary_cross_entropy_with_logits}
+
+
+@dataclass
+class AmaeClassificationConfig(FairseqDataclass):
+    """Options of :class:`AmaeClassification`."""
+
+    loss: str = field(
+        default="cross_entropy",
+        metadata={"help": "cross_entropy (softmax), or bce (sigmoid; for several labels a clip, or with mixup)"},
+    )
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "share of the target spread over all classes, in training only"}
+    )
+
+
+@register_criterion("amae_classification", dataclass=AmaeClassificationConfig)
+class AmaeClassification(SummedCriterion):
+    """Cross-entropy or binary cross-entropy against soft targets.
+
+    The sum is over clips (of the mean over classes for ``bce``). In validation the log also holds the scores of every
+    clip. They cannot be summed: the task takes them out and measures them all together.
+    """
+
+    def __init__(self, task: FairseqTask, loss: str, label_smoothing: float):
+        super().__init__(task)
+        if loss not in LOSSES:
+            raise UserError(f"criterion.loss={loss}: must be one of {', '.join(LOSSES)}")
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"criterion.label_smoothing={label_smoothing}: must be at least 0 and below 1")
+        self.mean_loss = LOSSES[loss]
+        self.label_smoothing = label_smoothing
+
+    def forward(self, model: nn.Module, sample: Values, reduce: bool = True) -> Tuple[Tensor, int, Values]:
+        """Return the loss of a batch of the task (summed over clips), their number, and the log."""
+        logits, target = model(**sample["net_input"])["logits"], sample["target"]
+        smoothed = target
+        if self.training and self.label_smoothing:
+            smoothed = target * (1 - self.label_smoothing) + self.label_smoothing / target.shape[1]
+        loss = self.mean_loss(logits.float(), smoothed) * len(target)
+        log = self.log({"loss": loss}, len(target), sample)
+        if not self.training:
+            scored = {"id": sample["id"], "scores": logits.float(), "target": target.to(torch.uint8)}
+            log.update({name: values.cpu().numpy() for name, values in scored.items()})
+        return loss, len(target), log
+
+
+@dataclass
+class AmaeClassifierConfig(ClassifierConfig, FairseqDataclass):
+    """:class:`ClassifierConfig` with what training adds: initial weights, learning rates, and compilation."""
+
+    pretrained: Optional[str] = field(
+        default=None,
+        metadata={"help": "checkpoint of this plugin whose encoder is taken; null trains model.encoder from scratch"},
+    )
+    imagenet: Optional[str] = field(
+        default=None,
+        metadata={"help": "file of timm's ViT or DeiT weights from which the encoder starts, if its system can"},
+    )
+    layer_decay: float = field(
+        default=0.75, metadata={"help": "learning rate of a layer over that of the one above it"}
+    )
+
+
+@register_model("amae_classifier", dataclass=AmaeClassifierConfig)
+class AmaeClassifier(Classifier, TrainedModel):
+    """A classifier as fairseq trains it."""
+
+    plain_config = ClassifierConfig
+
+    @classmethod
+    def build_model(cls, cfg: DictConfig, task: FairseqTask) -> "AmaeClassifier":
+        """Build the model from a config whose interpolations are resolved; the task loads pretrained weights."""
+        if not 0 < cfg.layer_decay <= 1:
+            raise UserError(f"model.layer_decay={cfg.layer_decay}: must be above 0 and at most 1")
+        model = super().build_model(cfg, task)
+        depth = len(model.encoder.blocks) + 1
+        set_overrides(model, lambda name: cfg.layer_decay ** (depth - model.layer_index(name)))  # BEiT, MAE
+        return model

@@ -16,28 +16,33 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-import amae_plugin
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 
 
 class RegisterPlugin(Callback):
-    """Registers the plugin by being imported, keeps the runs of a sweep apart, and returns their results.
+    """Registers the plugin by being imported, prepares fairseq for a run, and returns the run's result.
 
     Attributes:
-        result: of the latest run in this process; None if it was not validated.
+        result: best validation result of the latest run in this process; None if it was not validated.
     """
 
     result: float | None = None
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Forget what fairseq keeps in its modules of the run before in the same process; start processes our way."""
-        # Imported here: with a launcher of its own, a sweep's process starts no run and needs no fairseq.
-        from amae_plugin.fairseq_plugin import launch
-        from amae_plugin.fairseq_plugin.isolation import forget_earlier_run
+        """Make the plugin's changes to fairseq, if they fit it.
 
-        forget_earlier_run()
-        launch.install()
+        Raises:
+            SystemExit: they do not; Hydra would turn any other error into a warning, and train without them.
+        """
+        try:
+            # Imported here: with a launcher of its own, a sweep's process starts no run and needs no fairseq.
+            from amae_plugin.fairseq_plugin import patches
+
+            patches.check()
+            patches.install()
+        except (ImportError, UserError) as error:
+            raise SystemExit(f"amae_plugin: {error}") from error
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Return the best validation result, ``checkpoint.best_checkpoint_metric``: what a sweeper optimises.
@@ -74,7 +79,7 @@ def user_path(path: str) -> Path:
 
 def plugin_dir() -> str:
     """``${amae.plugin_dir:}``: the folder for ``common.user_dir``; started processes register the plugin by it."""
-    return str(Path(amae_plugin.__file__).parent)
+    return str(Path(__file__).parents[1])
 
 
 def updates(data: str, subset: str, clips_per_update: int, epochs: float) -> int:

@@ -1,21 +1,20 @@
-"""How a run's processes start, and how they end: around fairseq's own start and its training loop."""
+"""A run in the processes that train: how they start in a SLURM job, what follows each update, and how they end."""
 
 from __future__ import annotations
 
-import functools
 import logging
+import math
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
-from fairseq_cli import train as fairseq_train
-from hydra.core.hydra_config import HydraConfig
+from fairseq.trainer import Trainer
 from omegaconf import DictConfig
 from torch import distributed, multiprocessing
 
@@ -24,7 +23,7 @@ from amae_plugin.cluster.layout import Layout, in_job
 from amae_plugin.cluster.lock import RunLock
 from amae_plugin.cluster.requeue import requeue
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_plugin.isolation import close_tensorboard
+from amae_plugin.files import remove_partial_files
 
 logger = logging.getLogger(__name__)
 
@@ -33,57 +32,41 @@ REQUEUED = 75
 """Exit code of a process whose job SLURM will start again; never 0, since nothing is finished."""
 _GRACE_S = 5.0
 
-_fairseq_call_main = distributed_utils.call_main
 
+def lay_out(cfg: DictConfig, nodes: int | None) -> Layout:
+    """Find the place of this task in its SLURM job, and write it into the run's settings.
 
-def install() -> None:
-    """Have fairseq start the runs of this process by :func:`call_main`, since it offers no hook there."""
-    distributed_utils.call_main = call_main
-    if in_job(os.environ):
-        signals.watch()
-
-
-def call_main(cfg: DictConfig, main: Main, **kwargs: Any) -> None:
-    """fairseq's function of this name, which in a SLURM job takes the layout from :class:`Layout`.
-
-    fairseq's own derivation counts GPUs: without any it trains on 0 processes, successfully.
+    Args:
+        cfg: settings of the run.
+        nodes: nodes that the recipe wants, if it says so.
 
     Raises:
         UserError: the job is not what the recipe needs.
     """
-    launcher = HydraConfig.get().launcher  # also of a batch script's run, which chose it by its run_config
-    main = functools.partial(train, main=main, requeues=launcher.get("requeues", 0))
     settings = cfg.distributed_training
-    if not in_job(os.environ) or settings.distributed_init_method is not None:
-        _fairseq_call_main(cfg, main, **kwargs)
-        return
     layout = Layout.from_slurm(
         os.environ,
         settings.distributed_world_size,
         None if cfg.common.cpu else torch.cuda.device_count(),
-        launcher.get("nodes"),
+        nodes,
         settings.distributed_port if settings.distributed_port > 0 else None,
     )
     logger.info(f"{layout}")
     settings.distributed_num_procs = layout.processes
     settings.distributed_rank = layout.rank
     settings.device_id = layout.device
-    if layout.world_size == 1:
-        main(cfg, **kwargs)
-        return
-    settings.distributed_init_method = layout.init_method()
-    settings.distributed_no_spawn = layout.processes == 1
-    if layout.processes == 1:
-        distributed_utils.distributed_main(layout.device, main, cfg, kwargs)
-    else:
-        settings.distributed_rank = None
-        _spawn(layout.processes, (main, cfg, {**kwargs, "start_rank": layout.rank}))
+    if layout.world_size > 1:
+        settings.distributed_init_method = layout.init_method()
+        settings.distributed_no_spawn = layout.processes == 1
+    return layout
 
 
-def _spawn(processes: int, arguments: tuple[Any, ...]) -> None:
-    """Run fairseq's ``distributed_main`` in so many processes; if one fails, end the others and raise its error."""
+def spawn(layout: Layout, main: Main, cfg: DictConfig, kwargs: dict[str, Any]) -> None:
+    """Run fairseq's ``distributed_main`` in a task's processes; if one fails, end the others and raise its error."""
+    cfg.distributed_training.distributed_rank = None  # each process has its own
+    arguments = (main, cfg, {**kwargs, "start_rank": layout.rank})
     context = multiprocessing.start_processes(
-        distributed_utils.distributed_main, arguments, processes, join=False, start_method="spawn"
+        distributed_utils.distributed_main, arguments, layout.processes, join=False, start_method="spawn"
     )
     try:
         # The others may wait for the dead one in a collective, where no SIGTERM reaches them.
@@ -96,67 +79,74 @@ def _spawn(processes: int, arguments: tuple[Any, ...]) -> None:
         raise
 
 
-def train(cfg: DictConfig, main: Main, requeues: int) -> None:
-    """Train in this process, one of those of the run: the *main* of fairseq, with what a cluster asks for.
+class Run:
+    """A run, as one of its processes trains it.
 
     One run at a time writes to the folder of checkpoints. In a SLURM job, a signal that announces the job's end makes
     all processes stop after the same update, write a checkpoint, and have the job requeued.
 
-    Raises:
-        UserError: another run writes there, no update was made, or the job cannot be requeued.
-        SystemExit: it is.
+    Args:
+        cfg: settings of the run.
+        requeues: how often its job may be requeued.
     """
-    # A process that was spawned would spawn its data loader's workers too, each of which imports all this anew.
-    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
-    save_dir = Path(cfg.checkpoint.save_dir)
-    job = os.environ.get("SLURM_JOB_ID")
-    lock = RunLock(save_dir, job, int(os.environ.get("SLURM_RESTART_COUNT", 0)))
-    if job:
-        signals.watch()
-    with ExitStack() as stack:
-        if distributed_utils.is_master(cfg.distributed_training):
-            stack.enter_context(lock.held())
-        stack.callback(close_tensorboard)  # spawned processes skip the interpreter's exit
-        updates = stack.enter_context(_watched_loop(lock, requeues))
-        main(cfg)
-        if not updates and not (save_dir / "checkpoint_last.pt").exists():
+
+    def __init__(self, cfg: DictConfig, requeues: int):
+        self.cfg = cfg
+        self.requeues = requeues
+        self.folder = Path(cfg.checkpoint.save_dir)
+        self.lock = RunLock(self.folder, os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", 0)))
+        self.updated = False
+
+    def train(self, main: Main) -> None:
+        """Train by fairseq's *main*.
+
+        Raises:
+            UserError: another run writes there, no update was made, or the job cannot be requeued.
+            SystemExit: the job is requeued.
+        """
+        # A process that was spawned would spawn its data loader's workers too, each of which imports all this anew.
+        multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+        if in_job(os.environ):
+            signals.watch()
+        with ExitStack() as stack:
+            if distributed_utils.is_master(self.cfg.distributed_training):
+                stack.enter_context(self.lock.held())
+                remove_partial_files(self.folder, "*.pt")
+            main(self.cfg)
+        if not self.updated and not (self.folder / "checkpoint_last.pt").exists():
             raise UserError(
                 "nothing was trained: not one update was made; look at the data, dataset.batch_size, "
                 "optimization.max_epoch, max_update and lr"
             )
 
-
-@contextmanager
-def _watched_loop(lock: RunLock, requeues: int) -> Iterator[list[int]]:
-    """In fairseq's loop, after each update, look for a signal; gives the updates made, which grow as they are made."""
-    original = fairseq_train.validate_and_save
-    updates: list[int] = []
-
-    def validate_and_save(
-        cfg: DictConfig, trainer: Any, task: Any, epoch_itr: Any, valid_subsets: Any, end_of_epoch: bool
-    ) -> Any:
-        update = trainer.get_num_updates()
-        updates[:] = [update]
+    def after_update(self, trainer: Trainer, epoch_itr: Any) -> None:
+        """Stop if this start of the job was superseded, or if a signal says so and training would go on."""
+        self.updated = True
         if distributed_utils.get_global_rank() == 0:
-            lock.check()
+            self.lock.check()
+        if trainer.get_num_updates() < (self.cfg.optimization.max_update or math.inf):
+            self.stop_if_told(trainer, epoch_itr)
 
-        def stop_if_told() -> None:
-            if in_job(os.environ) and _anywhere(signals.received() is not None):
-                checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
-                _requeue(requeues, update)
-
-        if update < (cfg.optimization.max_update or float("inf")):  # else it is about to end
-            stop_if_told()
-        losses, should_stop = original(cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch)
-        if losses[0] is not None and not should_stop:  # validated, which takes time
-            stop_if_told()
-        return losses, should_stop
-
-    fairseq_train.validate_and_save = validate_and_save
-    try:
-        yield updates
-    finally:
-        fairseq_train.validate_and_save = original
+    def stop_if_told(self, trainer: Trainer, epoch_itr: Any) -> None:
+        """If any process has received a signal, write a checkpoint, have the job requeued and end this process."""
+        if not (in_job(os.environ) and _anywhere(signals.received() is not None)):
+            return
+        checkpoint_utils.save_checkpoint(self.cfg.checkpoint, trainer, epoch_itr, None)
+        refused: list[str | None] = [None]
+        if distributed_utils.get_global_rank() == 0:
+            try:
+                requeue(os.environ, self.requeues)
+            except UserError as error:
+                refused = [str(error)]
+        if distributed.is_initialized():
+            distributed.broadcast_object_list(refused, src=0)
+        received = signals.received()
+        at = received.name if received else "a signal to another process"
+        stopped = f"stopped after update {trainer.get_num_updates()}, at {at}; a checkpoint was written"
+        if refused[0] is not None:
+            raise UserError(f"{stopped}, but the job is not requeued: {refused[0]}. The same command continues the run")
+        logger.info(f"{stopped}, and the job is requeued")
+        raise SystemExit(REQUEUED)
 
 
 def _anywhere(here: bool) -> bool:
@@ -167,24 +157,3 @@ def _anywhere(here: bool) -> bool:
     flag = torch.tensor([int(here)], device=device)
     distributed.all_reduce(flag, distributed.ReduceOp.MAX)
     return bool(flag.item())
-
-
-def _requeue(limit: int, update: int) -> NoReturn:
-    """End this process, once rank 0 has put the job back into the queue."""
-    received = signals.received()
-    refused: list[str | None] = [None]
-    if distributed_utils.get_global_rank() == 0:
-        try:
-            requeue(os.environ, limit)
-        except UserError as error:
-            refused = [str(error)]
-    if distributed.is_initialized():
-        distributed.broadcast_object_list(refused, src=0)
-    reason = f"stopped after update {update}, at {received.name if received else 'a signal to another process'}"
-    if refused[0] is not None:
-        raise UserError(
-            f"{reason}; a checkpoint was written, but the job is not requeued: {refused[0]}. "
-            "The same command continues the run"
-        )
-    logger.info(f"{reason}; a checkpoint was written, and the job is requeued")
-    raise SystemExit(REQUEUED)

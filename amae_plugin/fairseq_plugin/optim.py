@@ -1,10 +1,10 @@
-"""AdamW, and which parameters decay."""
+"""AdamW with a learning rate and a weight decay by parameter."""
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Dict, List, Tuple
 
 import torch
 from fairseq.dataclass import FairseqDataclass
@@ -52,16 +52,6 @@ class AmaeAdamW(FairseqOptimizer):
         )
         self.set_lr(self._lr)
 
-    @property
-    def optimizer_config(self) -> Dict[str, Any]:
-        """Nothing: a resumed run goes on with what its checkpoint holds, and its schedule sets the learning rate."""
-        return {}
-
-    @property
-    def supports_flat_params(self) -> bool:
-        """AdamW works element by element, but each parameter must keep its overrides."""
-        return False
-
     def get_lr(self) -> float:
         """The learning rate of parameters without an override."""
         return self._lr
@@ -73,25 +63,16 @@ class AmaeAdamW(FairseqOptimizer):
             group["lr"] = self._lr * group["lr_scale"]
 
 
-def set_overrides(
-    model: nn.Module, layer_decay: float = 1.0, depth_of: Optional[Callable[[str], int]] = None, depth: int = 0
-) -> None:
+def set_overrides(model: nn.Module, lr_scale: Callable[[str], float] = lambda name: 1.0) -> None:
     """Give every parameter its ``optim_overrides``.
 
-    Biases, norms and other vectors get no weight decay, as all recipes of this package have it. With layer-wise decay
-    the learning rate of a parameter is multiplied by ``layer_decay`` once for each layer above it (BEiT, MAE).
+    Biases, norms and other vectors get no weight decay, as in all recipes of this package.
 
     Args:
-        model: whose parameters are meant.
-        layer_decay: 1 for equal learning rates.
-        depth_of: layer of a parameter by its name, from 0 to ``depth``; needed where ``layer_decay`` is not 1.
-        depth: the topmost layer, whose learning rate is not reduced.
+        model: module that has the parameters.
+        lr_scale: factor of a parameter's learning rate, by its name.
     """
     for name, parameter in model.named_parameters():
-        overrides = {}
-        if parameter.ndim <= 1 or name.endswith(".bias"):
-            overrides["weight_decay_scale"] = 0.0
-        if depth_of is not None:
-            overrides["lr_scale"] = layer_decay ** (depth - depth_of(name))
-        if overrides:
-            parameter.optim_overrides = {"optimizer": overrides}  # type: ignore[attr-defined]
+        decays = parameter.ndim > 1 and not name.endswith(".bias")
+        overrides = {"lr_scale": lr_scale(name), "weight_decay_scale": float(decays)}
+        parameter.optim_overrides = {"optimizer": overrides}  # type: ignore[attr-defined]

@@ -1,21 +1,30 @@
-"""Pretraining on the audio of a manifest."""
+"""Pretraining on the audio of a manifest: task, criterion, and the registered systems."""
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional, Tuple, cast
 
 import torch
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import FairseqDataclass
 from fairseq.distributed import utils as distributed_utils
+from fairseq.models import register_model
 from fairseq.optim import FairseqOptimizer
-from fairseq.tasks import register_task
+from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, DictConfig
 from tensorboardX import SummaryWriter
-from torch import nn
+from torch import Tensor, nn
 
 from amae_plugin.fairseq_plugin.audio_task import AudioTask, AudioTaskConfig
-from amae_plugin.fairseq_plugin.models import plain_module
-from amae_plugin.models.base import PretrainingModel
+from amae_plugin.fairseq_plugin.bases import SummedCriterion, TrainedModel, Values
+from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
+from amae_plugin.models.base import PretrainingModel, summed_losses
+from amae_plugin.models.mae_ast import MAEAST, MAEASTConfig
+from amae_plugin.models.ssast import SSAST, SSASTConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -40,29 +49,37 @@ class AmaePretraining(AudioTask):
         self._writer: Optional[SummaryWriter] = None
 
     def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> nn.Module:
-        """Build the model, and note what input it expects."""
+        """Build the model, and keep its settings, which say what input it expects."""
         self.encoder_settings = cfg
-        return super().build_model(cfg, from_checkpoint)
+        model = super().build_model(cfg, from_checkpoint)
+        if self.cfg.picture_interval and not model.draws and not from_checkpoint:
+            logger.info("task.picture_interval: no pictures, since the model's objectives predict no spectrogram")
+        return model
 
-    def load_dataset(self, split: str, combine: bool = False, **kwargs: Any) -> None:
+    def load_dataset(self, split: str, combine: bool = False, **kwargs: object) -> None:
         """Load ``<split>.tsv``."""
         self.make_dataset(self.read_manifest(split), split)
 
     def optimizer_step(self, optimizer: FairseqOptimizer, model: nn.Module, update_num: int) -> None:
         """Step, and draw a picture when it is time."""
         super().optimizer_step(optimizer, model, update_num)
-        interval = self.cfg.picture_interval
-        if interval and (update_num + 1) % interval == 0 and distributed_utils.get_global_rank() == 0:
-            self.draw_pictures(plain_module(model), update_num + 1)
+        interval, plain = self.cfg.picture_interval, plain_module(model)
+        due = interval and (update_num + 1) % interval == 0 and self.cfg.tensorboard_logdir
+        if due and plain.draws and distributed_utils.get_global_rank() == 0:
+            try:
+                self.draw_pictures(plain, update_num + 1)
+            except Exception:  # whatever it is, it must not cost the run
+                logger.exception(f"no picture after update {update_num + 1}; training goes on")
 
     def draw_pictures(self, model: PretrainingModel, update: int) -> None:
         """Write a picture of fixed validation clips, reconstructed, to TensorBoard."""
-        if not self.cfg.tensorboard_logdir:
-            return
         # matplotlib takes a second to import: only runs that draw pay for it.
         from amae_plugin.visual.pictures import draw_clips
 
-        dataset = self.datasets[self.cfg.valid_subset.split(",")[0]].dataset
+        split = self.cfg.valid_subset.split(",")[0]
+        if split not in self.datasets:  # a run without validation
+            self.load_dataset(split)
+        dataset = self.datasets[split].dataset
         step = max(1, len(dataset) // self.cfg.pictures)
         clips = list(range(0, len(dataset), step))[: self.cfg.pictures]
         if self._writer is None:
@@ -71,3 +88,100 @@ class AmaePretraining(AudioTask):
             figure = draw_clips(model, dataset, clips)
         self._writer.add_figure("reconstruction", figure, global_step=update, close=False)
         self._writer.flush()
+
+
+@dataclass
+class AmaeMaskedPredictionConfig(FairseqDataclass):
+    """Setting that :class:`AmaeMaskedPrediction` takes from the task."""
+
+    score_padding: bool = II("task.score_padding")
+
+
+@register_criterion("amae_masked_prediction", dataclass=AmaeMaskedPredictionConfig)
+class AmaeMaskedPrediction(SummedCriterion):
+    """The objectives of a pretraining model, summed over hidden tokens and weighted as the model says.
+
+    Each objective is logged without its weight as well: ``loss_reconstruction``, ``loss_info_nce``.
+    """
+
+    def __init__(self, task: FairseqTask, score_padding: bool):
+        super().__init__(task)
+        self.score_padding = score_padding
+
+    def forward(self, model: nn.Module, sample: Values, reduce: bool = True) -> Tuple[Tensor, Tensor, Values]:
+        """Return the loss of a batch of the task (summed over scored tokens), their number, and the log."""
+        output = model(**sample["net_input"])
+        plain = plain_module(model)
+        scored = output["mask"]
+        if not self.score_padding:
+            scored = scored & ~plain.encoder.patch_padding(sample["net_input"]["padding_mask"])
+        sums = summed_losses(plain, output, scored)
+        losses = {"loss": sums.pop("loss"), **{f"loss_{name}": value for name, value in sums.items()}}
+        sample_size = scored.sum()
+        return losses["loss"], sample_size, self.log(losses, sample_size, sample)
+
+
+@register_criterion("amae_reconstruction", dataclass=AmaeMaskedPredictionConfig)
+class AmaeReconstruction(AmaeMaskedPrediction):
+    """The first name of :class:`AmaeMaskedPrediction`, which recipes and checkpoints may hold."""
+
+    @classmethod
+    def build_criterion(cls, cfg: DictConfig, task: FairseqTask) -> FairseqCriterion:
+        """Build the criterion, and log its other name."""
+        logger.info("criterion amae_reconstruction is also called amae_masked_prediction, the name to use in recipes")
+        return super().build_criterion(cfg, task)
+
+
+# fairseq resumes a run only with a criterion of the class name that the checkpoint holds: one name for both.
+AmaeMaskedPrediction.__name__ = AmaeReconstruction.__name__
+
+
+def plain_module(model: nn.Module) -> PretrainingModel:
+    """Return the pretraining model inside fairseq's wrappers for distributed training."""
+    while not isinstance(model, PretrainingModel):
+        model = cast(nn.Module, model.module)
+    return model
+
+
+@dataclass
+class AmaeAudioMAEConfig(AudioMAEConfig, FairseqDataclass):
+    """Settings of :class:`AmaeAudioMAE`."""
+
+    input_length: int = II("task.target_length")
+    num_mel_bins: int = II("task.num_mel_bins")
+
+
+@register_model("amae_audio_mae", dataclass=AmaeAudioMAEConfig)
+class AmaeAudioMAE(AudioMAE, TrainedModel):
+    """Audio-MAE as fairseq trains it."""
+
+    plain_config = AudioMAEConfig
+
+
+@dataclass
+class AmaeMAEASTConfig(MAEASTConfig, FairseqDataclass):
+    """Settings of :class:`AmaeMAEAST`."""
+
+    num_mel_bins: int = II("task.num_mel_bins")
+
+
+@register_model("amae_mae_ast", dataclass=AmaeMAEASTConfig)
+class AmaeMAEAST(MAEAST, TrainedModel):
+    """MAE-AST as fairseq trains it."""
+
+    plain_config = MAEASTConfig
+
+
+@dataclass
+class AmaeSSASTConfig(SSASTConfig, FairseqDataclass):
+    """Settings of :class:`AmaeSSAST`."""
+
+    input_length: int = II("task.target_length")
+    num_mel_bins: int = II("task.num_mel_bins")
+
+
+@register_model("amae_ssast", dataclass=AmaeSSASTConfig)
+class AmaeSSAST(SSAST, TrainedModel):
+    """SSAST as fairseq trains it."""
+
+    plain_config = SSASTConfig

@@ -26,9 +26,9 @@ class CosineByTimeConfig(CosineLRScheduleConfig):
 class CosineByTime(CosineLRSchedule):
     """fairseq's cosine schedule for a run that ends with ``optimization.stop_time_hours``, however fast the machine is.
 
-    The schedule's ``max_update`` updates are spread over the time: warm-up is the share ``warmup_updates / max_update``
-    of it. What ends the run is fairseq; so ``optimization.max_update`` must be more than fit the time. A run that goes
-    on counts the time before. Where there are several processes, the first one's clock counts.
+    The schedule's ``max_update`` updates are spread over the time, of which warm-up takes the share ``warmup_updates /
+    max_update``. fairseq ends the run by the clock only if ``optimization.max_update`` exceeds the updates that fit
+    into the time. A resumed run counts the time before. With several processes, the first one's clock counts.
 
     Raises:
         UserError: there is no time limit, or ``max_update`` is not above ``warmup_updates``.
@@ -43,13 +43,12 @@ class CosineByTime(CosineLRSchedule):
                 f"lr_scheduler.warmup_updates, {cfg.warmup_updates}"
             )
         super().__init__(cfg, optimizer)
-        self._before = 0.0
-        # fairseq makes it for the first update; its clock for the limit has run since the trainer was made.
-        of_trainer = metrics.get_meter("default", "wall")
-        self._start = time.monotonic() - (of_trainer.elapsed_time if of_trainer is not None else 0.0)
+        # fairseq builds the schedule at the first update; its clock for the limit has run since it built the trainer.
+        wall = metrics.get_meter("default", "wall")
+        self._start = time.monotonic() - (wall.elapsed_time if wall is not None else 0.0)
 
     def step_update(self, num_updates: int) -> float:
-        """Set the learning rate of this moment; the number of updates has no part in it."""
+        """Set the learning rate of this moment, whatever the number of updates."""
         seconds = [self._seconds()]
         if dist.is_initialized():
             dist.broadcast_object_list(seconds, src=0)
@@ -58,14 +57,13 @@ class CosineByTime(CosineLRSchedule):
         return super().step_update(min(share * self.cfg.max_update, self.cfg.max_update - 1))
 
     def state_dict(self) -> Dict[str, Any]:
-        """The time so far, in seconds, beside what fairseq keeps; only the first process is asked for it."""
+        """Add the time so far, in seconds, to fairseq's state; only the first process is asked for it."""
         return {**super().state_dict(), "seconds": self._seconds()}
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
-        """Go on from that time; a checkpoint of another schedule has none, and the time begins."""
+        """Continue from that time; with a checkpoint of another schedule, which has none, the time begins."""
         super().load_state_dict(state_dict)
-        self._before = state_dict.get("seconds", 0.0)
-        self._start = time.monotonic()
+        self._start = time.monotonic() - state_dict.get("seconds", 0.0)
 
     def _seconds(self) -> float:
-        return self._before + time.monotonic() - self._start
+        return time.monotonic() - self._start

@@ -27,7 +27,11 @@ _LEAST_DB, _MOST_DB = 30.0, 80.0  # limits of the colours' range
 
 
 def plot_reconstructions(
-    clips: Sequence[Reconstruction], front_end: FrontEnd, *, names: Sequence[str] | None = None, title: str | None = None
+    clips: Sequence[Reconstruction],
+    front_end: FrontEnd,
+    *,
+    names: Sequence[str] | None = None,
+    title: str | None = None,
 ) -> Figure:
     """Draw each clip in a row: the spectrogram, its visible part, and the reconstruction.
 

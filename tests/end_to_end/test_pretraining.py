@@ -203,6 +203,7 @@ WRONG_SETTINGS = [
     (["task.augmentations=[shuffle]"], "task.augmentations: no shuffle"),
     (["dataset.batch_size=3"], "task.clips_per_update=8 is not a multiple of dataset.batch_size=3"),
     (["model.masking=sieve"], "no masking strategy is called 'sieve'"),
+    (["common.bf16=true"], "set model.bf16=true"),
 ]
 
 

@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def task(folder: Path, split: str = "train", **settings: object) -> AmaePretraining:
-    values = {"data": str(folder), "target_length": 128, "seed": 1, "save_dir": "", "valid_subset": "valid"}
+    values = {"data": str(folder), "target_length": 128, "seed": 1, "valid_subset": "valid"}
     config = OmegaConf.structured(AmaePretrainingConfig)
     made = AmaePretraining(OmegaConf.merge(config, {**values, "tensorboard_logdir": None, **settings}))
     made.load_dataset(split)

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from amae_plugin.errors import UserError
+from amae_plugin.fairseq_plugin.classification import AmaeClassifier
 from amae_plugin.fairseq_plugin.optim import AmaeAdamW, set_overrides
 
 
@@ -72,7 +75,7 @@ def test_state_survives_a_checkpoint() -> None:
 def layered(layer_decay: float = 0.5) -> tuple[nn.Sequential, AmaeAdamW]:
     """Layers 0, 1 and 2, of which 2 is the topmost: two linear ones and a norm."""
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.LayerNorm(3))
-    set_overrides(model, layer_decay, lambda name: int(name.split(".")[0]), 2)
+    set_overrides(model, lambda name: layer_decay ** (2 - int(name.split(".")[0])))
     return model, build(model)
 
 
@@ -81,16 +84,18 @@ def by_name(model: nn.Module, optimizer: AmaeAdamW, setting: str) -> dict[str, f
     return {name: values[id(p)] for name, p in model.named_parameters()}
 
 
-def test_learning_rates_decay_from_the_topmost_layer_down() -> None:
-    model, optimizer = layered(0.5)
-    assert by_name(model, optimizer, "lr") == {
-        "0.weight": 0.01 * 0.25,
-        "0.bias": 0.01 * 0.25,
-        "1.weight": 0.01 * 0.5,
-        "1.bias": 0.01 * 0.5,
-        "2.weight": 0.01,
-        "2.bias": 0.01,
-    }
+def test_learning_rates_of_a_classifier_decay_from_the_head_down() -> None:
+    encoder = {"_name": "amae_audio_mae", "embed_dim": 8, "depth": 2, "num_heads": 2}
+    settings = {"encoder": encoder, "num_classes": 3, "layer_decay": 0.5, "compile": False}
+    model = AmaeClassifier.build_model(OmegaConf.create(settings), None)
+    rates = by_name(model, build(model), "lr")
+    expected = {"encoder.patch_embed.": 3, "encoder.cls_token": 3, "encoder.blocks.0.": 2, "encoder.blocks.1.": 1}
+    for name, rate in rates.items():
+        (below,) = [layers for prefix, layers in expected.items() if name.startswith(prefix)] or [0]
+        assert rate == 0.01 * 0.5**below, name
+    assert {rates[f"{name}.weight"] for name in ("fc_norm", "head")} == {0.01}
+    with pytest.raises(UserError, match=r"model\.layer_decay=0"):
+        AmaeClassifier.build_model(OmegaConf.create({**settings, "layer_decay": 0}), None)
 
 
 def test_a_schedule_keeps_the_ratios_of_the_layers() -> None:

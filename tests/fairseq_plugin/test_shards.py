@@ -24,7 +24,7 @@ def folder(write_split: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
 
 
 def task(folder: Path, **settings: object) -> AmaeClassificationTask:
-    values = {"data": str(folder), "target_length": 32, "seed": 1, "save_dir": "", "best_checkpoint_metric": "accuracy"}
+    values = {"data": str(folder), "target_length": 32, "seed": 1, "best_checkpoint_metric": "accuracy"}
     config = OmegaConf.merge(OmegaConf.structured(AmaeClassificationTaskConfig), {**values, **settings})
     made = AmaeClassificationTask(config)
     made.load_dataset("train")

@@ -172,6 +172,6 @@ def test_full_disk_says_so_and_leaves_the_checkpoint_before(slurm: Slurm, labell
         *(*PRETRAINING, f"task.data={labelled}", "hydra.run.dir=run", "checkpoint.save_dir=disk/checkpoints"),
     )
     assert "exit code 1" in done.stdout, done.stdout
-    assert "no space left to write the checkpoint (No space left on device); the one before is whole" in done.stdout
+    assert "cannot write the checkpoint (No space left on device); the one before is whole" in done.stdout
     checkpoint = torch.load(slurm.folder / "kept" / "checkpoint_last.pt", weights_only=False)
     assert checkpoint["optimizer_history"][-1]["num_updates"] >= 3

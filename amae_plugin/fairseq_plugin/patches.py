@@ -1,0 +1,172 @@
+"""Every change that the plugin makes to fairseq, with its reason: fairseq has no hook for any of them.
+
+:func:`install` makes the changes in a process that starts a run, and in the processes that the run spawns.
+:func:`check` names what another release of fairseq does differently.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import pkgutil
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.distributed import utils as distributed_utils
+from fairseq.file_io import PathManager
+from fairseq.logging import progress_bar
+from fairseq.trainer import Trainer
+from fairseq_cli import train as fairseq_train
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from amae_plugin import files
+from amae_plugin.cluster import signals
+from amae_plugin.cluster.layout import in_job
+from amae_plugin.errors import UserError
+from amae_plugin.fairseq_plugin import launch
+
+_CHECKPOINT = ("the checkpoint", "the one before is whole: make room, and the same command continues from it")
+_originals: dict[str, Callable[..., Any]] = {}
+_run: launch.Run
+
+
+def call_main(cfg: DictConfig, main: launch.Main, **kwargs: Any) -> None:
+    """Start the processes of a run as its SLURM job lays them out, and train in each of them.
+
+    fairseq derives a job's layout from the GPUs that it counts. Without any, it trains in 0 processes and succeeds.
+    """
+    launcher = HydraConfig.get().launcher  # a batch script's run has one as well, chosen by its run_config
+    main = functools.partial(_train, main=main, requeues=launcher.get("requeues", 0))
+    if in_job(os.environ):
+        signals.watch()
+        if cfg.distributed_training.distributed_init_method is None:
+            layout = launch.lay_out(cfg, launcher.get("nodes"))
+            if layout.processes > 1:
+                launch.spawn(layout, main, cfg, kwargs)
+                return
+    _originals["call_main"](cfg, main, **kwargs)
+
+
+def _train(cfg: DictConfig, main: launch.Main, requeues: int) -> None:
+    global _run
+    install()  # in a process that was spawned
+    _run = launch.Run(cfg, requeues)
+    try:
+        _run.train(main)
+    finally:
+        forget_run()
+
+
+def validate_and_save(
+    cfg: DictConfig, trainer: Trainer, task: Any, epoch_itr: Any, valid_subsets: list[str], end_of_epoch: bool
+) -> tuple[list[float | None], bool]:
+    """Let the run look at its lock and at signals after each update.
+
+    A run that a signal stops writes a checkpoint. That takes the trainer and its iterator, which no hook has.
+    """
+    _run.after_update(trainer, epoch_itr)
+    losses, should_stop = _originals["validate_and_save"](cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch)
+    if losses[0] is not None and not should_stop:  # validated, which takes time
+        _run.stop_if_told(trainer, epoch_itr)
+    return losses, should_stop
+
+
+def torch_persistent_save(obj: object, filename: str, async_write: bool = False) -> None:
+    """Write a checkpoint atomically.
+
+    When a write fails, fairseq appends its next attempt to the same file.
+
+    Raises:
+        UserError: the checkpoint cannot be written.
+    """
+    with files.writing(filename, *_CHECKPOINT), files.replacing(filename) as partial, partial.open("wb") as file:
+        torch.save(obj, file)
+
+
+def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+    """Copy a checkpoint atomically.
+
+    fairseq copies over ``checkpoint_last.pt`` in place. A run that is killed in that moment cannot be resumed.
+
+    Raises:
+        UserError: the checkpoint cannot be written.
+    """
+    with files.writing(dst_path, *_CHECKPOINT), files.replacing(dst_path) as partial:
+        shutil.copyfile(src_path, partial)
+    return True
+
+
+def forget_run() -> None:
+    """Forget the best result, the early stopping and the TensorBoard files of a run that ends, and close the files.
+
+    fairseq keeps them in its functions and modules. The next run of a sweep in the same process would be compared with
+    this one, stop early for it, and write its curves into the same folder. A spawned process skips the interpreter's
+    exit, at which fairseq closes the files.
+    """
+    vars(checkpoint_utils.save_checkpoint).clear()
+    vars(fairseq_train.should_stop_early).clear()
+    for writer in progress_bar._tensorboard_writers.values():
+        writer.close()
+    progress_bar._tensorboard_writers.clear()
+
+
+# Functions that take the place of fairseq's with the same name and parameters, and the modules and classes they go to.
+REPLACEMENTS = (
+    (call_main, distributed_utils),
+    (validate_and_save, fairseq_train),
+    (torch_persistent_save, checkpoint_utils),
+    (copy, PathManager),
+)
+# Names that functions of fairseq look up: else a replacement would never run, or forget_run would forget nothing.
+LOOKED_UP = {
+    "fairseq_cli.hydra_train:_hydra_main": {"call_main"},
+    "fairseq_cli.train:train": {"validate_and_save"},
+    "fairseq.trainer:Trainer.save_checkpoint": {"torch_persistent_save"},
+    "fairseq.checkpoint_utils:save_checkpoint": {"copy", "best"},
+    "fairseq_cli.train:should_stop_early": {"best", "num_runs"},
+    "fairseq.logging.progress_bar:TensorboardProgressBarWrapper._writer": {"_tensorboard_writers"},
+}
+
+
+def install() -> None:
+    """Make the changes in this process, once."""
+    for function, owner in REPLACEMENTS:
+        name = function.__name__
+        if name not in _originals:
+            _originals[name] = getattr(owner, name)
+            setattr(owner, name, staticmethod(function) if inspect.isclass(owner) else function)
+
+
+def check() -> None:
+    """Compare fairseq with the release that the changes were made for.
+
+    Raises:
+        UserError: fairseq lacks a function that is replaced, or it takes other parameters or is not looked up where it
+            was, or a run's state is kept elsewhere.
+    """
+    for function, owner in REPLACEMENTS:
+        name = f"{owner.__name__}.{function.__name__}"
+        found = getattr(owner, function.__name__, None)
+        if found is None:
+            raise _changed(f"there is no {name}")
+        if (parameters := list(inspect.signature(found).parameters)) != list(inspect.signature(function).parameters):
+            raise _changed(f"{name} takes {', '.join(parameters)}")
+    for path, names in LOOKED_UP.items():
+        try:
+            code = inspect.unwrap(pkgutil.resolve_name(path)).__code__
+        except (ImportError, AttributeError):
+            raise _changed(f"there is no {path}") from None
+        if missing := names.difference(code.co_names):
+            raise _changed(f"{path} does not use {', '.join(sorted(missing))}")
+
+
+def _changed(difference: str) -> UserError:
+    return UserError(
+        f"amae_plugin does not fit this release of fairseq: {difference}; install the one that constraints.txt names, "
+        "or adapt amae_plugin/fairseq_plugin/patches.py"
+    )

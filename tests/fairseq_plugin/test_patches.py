@@ -1,0 +1,140 @@
+"""The changes to fairseq: they fit the installed release, say so if another one differs, and do what they are for."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fairseq import checkpoint_utils
+from fairseq.logging import progress_bar
+from fairseq.trainer import Trainer
+from fairseq_cli import train as fairseq_train
+from omegaconf import OmegaConf
+
+from amae_plugin.errors import UserError
+from amae_plugin.fairseq_plugin import patches
+from amae_plugin.fairseq_plugin.hydra import RegisterPlugin
+from amae_plugin.files import remove_partial_files
+
+SIZE = 32 * 2**20
+
+
+def test_every_change_fits_the_installed_fairseq_and_is_made_once() -> None:
+    script = """
+import fairseq
+from amae_plugin.fairseq_plugin import patches
+before = {function.__name__: getattr(owner, function.__name__) for function, owner in patches.REPLACEMENTS}
+patches.check()
+for _ in range(2):
+    patches.install()
+patches.check()
+assert all(getattr(owner, function.__name__) is function for function, owner in patches.REPLACEMENTS)
+assert patches._originals == before
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def without_lookup(self: Trainer, filename: str, extra_state: dict[str, Any]) -> None:
+    """A `Trainer.save_checkpoint` that writes by other means."""
+
+
+CHANGES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
+    "a function is gone": (
+        lambda patch: patch.delattr(fairseq_train, "validate_and_save"),
+        "there is no fairseq_cli.train.validate_and_save",
+    ),
+    "other parameters": (
+        lambda patch: patch.setattr(fairseq_train, "validate_and_save", lambda cfg, trainer: None),
+        "fairseq_cli.train.validate_and_save takes cfg, trainer;",
+    ),
+    "another function in its place": (
+        lambda patch: patch.setattr(Trainer, "save_checkpoint", without_lookup),
+        "fairseq.trainer:Trainer.save_checkpoint does not use torch_persistent_save",
+    ),
+    "state of a run elsewhere": (
+        lambda patch: patch.setattr(fairseq_train, "should_stop_early", lambda cfg, valid_loss: False),
+        "fairseq_cli.train:should_stop_early does not use best, num_runs",
+    ),
+    "a class is gone": (
+        lambda patch: patch.delattr(progress_bar, "TensorboardProgressBarWrapper"),
+        "there is no fairseq.logging.progress_bar:TensorboardProgressBarWrapper._writer",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_fairseq_is_reported_and_not_trained_with(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, message = CHANGES[change]
+    make(monkeypatch)
+    with pytest.raises(SystemExit) as stopped:
+        RegisterPlugin().on_job_start(OmegaConf.create({}))
+    assert f"amae_plugin does not fit this release of fairseq: {message}" in str(stopped.value)
+
+
+def test_copy_killed_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
+    sources = {name: name.encode() * SIZE for name in "ab"}
+    for name, content in sources.items():
+        (tmp_path / name).write_bytes(content)
+    last = tmp_path / "checkpoint_last.pt"
+    script = (
+        "import sys, itertools\n"
+        "from amae_plugin.fairseq_plugin.patches import copy\n"
+        "for name in itertools.cycle('ab'):\n"
+        "    copy(f'{sys.argv[1]}/{name}', f'{sys.argv[1]}/checkpoint_last.pt')\n"
+        "    print(name, flush=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert last.read_bytes() in sources.values()
+
+    remove_partial_files(tmp_path, "*.pt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "checkpoint_last.pt"]
+
+
+def test_copy_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    last = tmp_path / "checkpoint_last.pt"
+    last.write_bytes(b"old")
+    with pytest.raises(UserError, match=r"checkpoint_last\.pt: cannot write the checkpoint \(No such file"):
+        patches.copy(str(tmp_path / "missing.pt"), str(last))
+    assert last.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [last]
+
+
+@pytest.fixture
+def no_run() -> Iterator[None]:
+    patches.forget_run()
+    yield
+    patches.forget_run()
+
+
+def test_a_run_leaves_no_result_and_no_open_file_to_the_next(tmp_path: Path, no_run: None) -> None:
+    cfg = OmegaConf.create(
+        {
+            "checkpoint": {
+                "patience": 2,
+                "maximize_best_checkpoint_metric": True,
+                "save_dir": str(tmp_path),
+                "no_save": True,
+            }
+        }
+    )
+    checkpoint_utils.save_checkpoint(cfg.checkpoint, SimpleNamespace(data_parallel_rank=0), None, 0.9)
+    assert [fairseq_train.should_stop_early(cfg, accuracy) for accuracy in (0.9, 0.5)] == [False, False]
+    progress_bar.TensorboardProgressBarWrapper(None, str(tmp_path))._writer("train")
+    patches.forget_run()
+    assert not hasattr(checkpoint_utils.save_checkpoint, "best")
+    # Its best result, 0.9, and its one result that was no better do not count.
+    assert [fairseq_train.should_stop_early(cfg, accuracy) for accuracy in (0.4, 0.3, 0.2)] == [False, False, True]
+    assert progress_bar._tensorboard_writers == {}

@@ -1,0 +1,104 @@
+"""The pretraining task and its criterion: pictures that never end a run, and the criterion's two names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from fairseq.criterions import build_criterion
+from fairseq.logging import metrics
+from omegaconf import OmegaConf
+from torch import nn
+
+from amae_plugin.errors import UserError
+from amae_plugin.fairseq_plugin.pretraining import AmaePretraining, AmaePretrainingConfig
+
+SIZES = {
+    "num_mel_bins": 128,
+    "embed_dim": 16,
+    "depth": 1,
+    "num_heads": 2,
+    "decoder_embed_dim": 16,
+    "decoder_depth": 1,
+    "decoder_num_heads": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(write_split: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_split(tmp_path_factory.mktemp("clips"), [((), 0.6, 16000)] * 3, split="valid")
+
+
+def task(folder: Path, out: Path, **settings: object) -> AmaePretraining:
+    fixed = {"data": str(folder), "target_length": 64, "seed": 1, "valid_subset": "valid", "bf16": False, "fp16": False}
+    changing = {"tensorboard_logdir": str(out), "picture_interval": 2, "pictures": 2}
+    config = OmegaConf.structured(AmaePretrainingConfig)
+    return AmaePretraining.setup_task(OmegaConf.merge(config, {**fixed, **changing, **settings}))
+
+
+def model(made: AmaePretraining, **settings: object) -> nn.Module:
+    return made.build_model(OmegaConf.create({"_name": "amae_mae_ast", **SIZES, **settings}))
+
+
+def train(made: AmaePretraining, trained: nn.Module, updates: int) -> None:
+    metrics.reset()
+    for update in range(updates):
+        made.optimizer_step(SimpleNamespace(step=lambda: None), trained, update)
+
+
+def events(folder: Path) -> list[Path]:
+    return list(folder.glob("pictures/events.*"))
+
+
+def test_a_run_without_validation_reads_the_clips_for_its_pictures(folder: Path, tmp_path: Path) -> None:
+    made = task(folder, tmp_path)
+    trained = model(made)
+    train(made, trained, 1)
+    assert not events(tmp_path)
+    train(made, trained, 2)
+    assert len(events(tmp_path)) == 1
+
+
+def test_a_model_that_predicts_no_spectrogram_is_told_once_and_trains(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    made = task(folder, tmp_path)
+    train(made, model(made, reconstruction_weight=0.0), 4)
+    assert not events(tmp_path)
+    assert caplog.text.count("no pictures, since the model's objectives predict no spectrogram") == 1
+    assert "training goes on" not in caplog.text
+
+
+def test_a_picture_that_fails_does_not_end_the_run(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = task(folder, tmp_path, valid_subset="missing")
+    train(made, model(made), 2)
+    assert not events(tmp_path)
+    assert "no picture after update 2; training goes on" in caplog.text
+    assert "missing.tsv" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_precisions_of_fairseq_are_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"common\.bf16 and common\.fp16 .* set model\.bf16=true"):
+        task(folder, tmp_path, **{name: True})
+
+
+def test_the_first_name_of_the_criterion_still_works(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    made = task(folder, tmp_path)
+    new, old = (
+        build_criterion(OmegaConf.create({"_name": name, "score_padding": False}), made)
+        for name in ("amae_masked_prediction", "amae_reconstruction")
+    )
+    assert isinstance(old, type(new))
+    assert old.score_padding is new.score_padding is False
+    # A run resumes only if its criterion has the class name that the checkpoint holds; checkpoints hold this one.
+    assert type(old).__name__ == type(new).__name__ == "AmaeReconstruction"
+    assert caplog.text.count("amae_masked_prediction") == 1
