@@ -1,7 +1,6 @@
-"""Recipes: how a command reads one, and the values that a recipe computes.
+"""Recipes: how a command reads one, and the values ``${amae.<name>:...}`` that a recipe computes.
 
-Importing this module defines the resolvers ``${amae.<name>:...}``. The methods of computing are plain functions; the
-table at the end names them.
+Importing this module defines those values: the table at its end names their functions.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigValueError, OmegaConfBaseException
 
 import amae_plugin
 from amae_plugin.data.manifest import Manifest
@@ -50,20 +49,32 @@ def open_recipe(recipe: str, config_dir: Path, overrides: Sequence[str] = ()) ->
         raise UserError(f"{path}: {error}") from None
 
 
+def recipe_number(recipe: str, config_dir: Path, key: str, overrides: Sequence[str] = ()) -> int:
+    """Read a setting of a recipe that must be a whole number from 1 on; see :func:`open_recipe`."""
+    with open_recipe(recipe, config_dir, overrides) as config:
+        return whole_number(config, key)
+
+
 def whole_number(config: DictConfig, key: str) -> int:
     """Read a setting of an open recipe that must be a whole number from 1 on.
 
     Raises:
-        UserError: the setting is missing or another value.
+        ConfigValueError: the setting is missing or another value; :func:`open_recipe` makes it a ``UserError``.
     """
     value = OmegaConf.select(config, key)
     if not isinstance(value, int) or value < 1:
-        raise UserError(f"{key} must be a whole number from 1 on, not {value}")
+        raise ConfigValueError(f"{key} must be a whole number from 1 on, not {value}")
     return value
 
 
-def model_settings(config: DictConfig) -> dict[str, Any]:
-    """Resolve the model section of an open recipe and add the input's size, which the task section holds."""
+def model_settings(recipe: str, config_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the model section of a recipe; see :func:`open_recipe` and :func:`model_section`."""
+    with open_recipe(recipe, config_dir, overrides) as config:
+        return model_section(config)
+
+
+def model_section(config: DictConfig) -> dict[str, Any]:
+    """Resolve the model section of an open recipe, and add the size of the input, which the task section holds."""
     sizes = {"input_length": config.task.target_length, "num_mel_bins": config.task.num_mel_bins}
     return {**sizes, **OmegaConf.to_container(config.model, resolve=True)}
 
