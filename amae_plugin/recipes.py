@@ -1,4 +1,7 @@
-"""Recipes, as commands read them."""
+"""Recipes: how a command reads one, and the values ``${amae.<name>:...}`` that a recipe computes.
+
+Importing this module defines those values: the table at its end names their functions.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +10,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigValueError, OmegaConfBaseException
+
+from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 
 
 @contextmanager
-def open_recipe(recipe: str, config_dir: Path, overrides: Sequence[str] = ()) -> Iterator[Any]:
-    """A recipe (OmegaConf's ``DictConfig``) put together from its files; values are resolved as they are taken.
+def open_recipe(recipe: str, config_dir: Path, overrides: Sequence[str] = ()) -> Iterator[DictConfig]:
+    """Compose a recipe from its files; its values are resolved as they are taken.
 
     Args:
-        recipe: name in ``config_dir``, or a file.
-        config_dir: the folder of recipes.
-        overrides: in Hydra's syntax.
+        recipe: name in ``config_dir``, or path of a file.
+        config_dir: folder of recipes.
+        overrides: changes in Hydra's syntax.
 
     Raises:
-        UserError: there is no such recipe; or it, an override, or a value taken while it is open cannot be read.
+        UserError: the recipe does not exist; or it, an override, or a value taken while it is open cannot be read.
     """
-    # Hydra puts a recipe's files together; only these commands and the trainer need it.
+    # Only the commands that read recipes pay for importing Hydra.
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError  # type: ignore[import-untyped]
 
     path = Path(recipe)
     if path.suffix != ".yaml":
         path = config_dir / f"{recipe}.yaml"
     if not path.is_file():
-        there_are = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
-        raise UserError(f"no recipe {path}; in {path.parent} there are: {there_are} (--config-dir says where they are)")
+        existing = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
+        raise UserError(f"no recipe {path}; in {path.parent} there are: {existing} (--config-dir says where they are)")
     try:
         with initialize_config_dir(str(path.parent.absolute()), version_base="1.2"):
             config = compose(path.stem, overrides=list(overrides))
@@ -42,17 +48,118 @@ def open_recipe(recipe: str, config_dir: Path, overrides: Sequence[str] = ()) ->
         raise UserError(f"{path}: {error}") from None
 
 
-def model_section(config: Any) -> dict[str, Any]:
-    """The model section of an open recipe, its interpolations resolved, with the sizes that the task gives it."""
-    from omegaconf import OmegaConf
+def recipe_number(recipe: str, config_dir: Path, key: str, overrides: Sequence[str] = ()) -> int:
+    """Read a setting of a recipe that must be a whole number from 1 on; see :func:`open_recipe`."""
+    with open_recipe(recipe, config_dir, overrides) as config:
+        return whole_number(config, key)
 
-    settings = OmegaConf.to_container(config.model, resolve=True)
-    assert isinstance(settings, dict)
-    sizes = {"input_length": config.task.target_length, "num_mel_bins": config.task.num_mel_bins}
-    return {**sizes, **{str(name): value for name, value in settings.items()}}
+
+def whole_number(config: DictConfig, key: str) -> int:
+    """Read a setting of an open recipe that must be a whole number from 1 on.
+
+    Raises:
+        ConfigValueError: the setting is missing or another value; :func:`open_recipe` makes it a ``UserError``.
+    """
+    value = OmegaConf.select(config, key)
+    if not isinstance(value, int) or value < 1:
+        raise ConfigValueError(f"{key} must be a whole number from 1 on, not {value}")
+    return value
 
 
 def model_settings(recipe: str, config_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """See :func:`open_recipe` and :func:`model_section`."""
+    """Read the model section of a recipe; see :func:`open_recipe` and :func:`model_section`."""
     with open_recipe(recipe, config_dir, overrides) as config:
         return model_section(config)
+
+
+def model_section(config: DictConfig) -> dict[str, Any]:
+    """Resolve the model section of an open recipe, and add the size of the input, which the task section holds."""
+    sizes = {"input_length": config.task.target_length, "num_mel_bins": config.task.num_mel_bins}
+    return {**sizes, **OmegaConf.to_container(config.model, resolve=True)}
+
+
+def user_path(path: str) -> Path:
+    """Make a path absolute from the folder where the user typed it, even after Hydra changed the working directory."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.utils import to_absolute_path
+
+    if HydraConfig.initialized():
+        return Path(to_absolute_path(path))
+    return Path(path).absolute()
+
+
+def plugin_dir() -> str:
+    """``${amae.plugin_dir:}``: the folder for ``common.user_dir``; started processes register the plugin by it."""
+    return str(Path(__file__).parent)
+
+
+def clips(folder: str, subset: str) -> int:
+    """``${amae.clips:FOLDER,SUBSET}``: clips of the manifest ``FOLDER/SUBSET.tsv``."""
+    return len(Manifest.read(user_path(folder) / f"{subset}.tsv"))
+
+
+def updates(number: int, clips_per_update: int, epochs: float) -> int:
+    """``${amae.updates_of:CLIPS,CLIPS_PER_UPDATE,EPOCHS}``: optimizer updates in a number of epochs."""
+    return round(-(-int(number) // int(clips_per_update)) * float(epochs))
+
+
+def manifest_updates(folder: str, subset: str, clips_per_update: int, epochs: float) -> int:
+    """``${amae.updates:FOLDER,SUBSET,CLIPS_PER_UPDATE,EPOCHS}``: the same for a manifest's clips."""
+    return updates(clips(folder, subset), clips_per_update, epochs)
+
+
+def update_freq(clips_per_update: int, batch_size: int, devices: int) -> int:
+    """``${amae.update_freq:CLIPS_PER_UPDATE,BATCH_SIZE,DEVICES}``: accumulation steps that make up the global batch.
+
+    Raises:
+        UserError: the global batch is not a multiple of the clips that all devices compute at a time.
+    """
+    return _steps("task.clips_per_update", clips_per_update, "dataset.batch_size", batch_size, devices)
+
+
+def update_freq_of_frames(frames_per_update: int, max_tokens: int, devices: int) -> int:
+    """``${amae.update_freq_of_frames:FRAMES_PER_UPDATE,MAX_TOKENS,DEVICES}``: the same for batches measured in frames.
+
+    Raises:
+        UserError: the global batch is not a multiple of the frames that all devices compute at a time.
+    """
+    return _steps("task.frames_per_update", frames_per_update, "dataset.max_tokens", max_tokens, devices)
+
+
+def _steps(whole_name: str, whole: int, part_name: str, part: int, devices: int) -> int:
+    steps, rest = divmod(int(whole), int(part) * int(devices))
+    if rest:
+        raise UserError(
+            f"{whole_name}={whole} is not a multiple of {part_name}={part} times {devices} devices; choose one that "
+            "divides it"
+        )
+    return steps
+
+
+def scaled_lr(base_lr: float, clips_per_update: int) -> float:
+    """``${amae.scaled_lr:BASE_LR,CLIPS_PER_UPDATE}``: base lr x global batch / 256, the rule of MAE's recipes."""
+    return float(base_lr) * int(clips_per_update) / 256
+
+
+def devices(nodes: int, per_node: int) -> int:
+    """``${amae.devices:NODES,PER_NODE}``: processes that train together."""
+    return int(nodes) * int(per_node)
+
+
+def positive(number: float) -> bool:
+    """``${amae.positive:NUMBER}``: whether the number is above 0."""
+    return float(number) > 0
+
+
+for _name, _resolver in {
+    "plugin_dir": plugin_dir,
+    "clips": clips,
+    "updates": manifest_updates,
+    "updates_of": updates,
+    "update_freq": update_freq,
+    "update_freq_of_frames": update_freq_of_frames,
+    "scaled_lr": scaled_lr,
+    "devices": devices,
+    "positive": positive,
+}.items():
+    OmegaConf.register_new_resolver(f"amae.{_name}", _resolver, replace=True)

@@ -1,1 +1,1 @@
-"""How fast a recipe trains on this machine: one optimizer step, and the data path, each measured by itself."""
+"""Speed of a recipe on this machine: an optimizer step, and the data path, each measured separately."""

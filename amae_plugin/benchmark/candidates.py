@@ -1,4 +1,4 @@
-"""What can be measured, by the ``_name`` of a recipe's model section: how to build, feed and train it."""
+"""Models that can be measured, by the ``_name`` of a recipe's model section: how to build, feed and train each."""
 
 from __future__ import annotations
 
@@ -11,48 +11,50 @@ from torch import Tensor, nn
 
 from amae_plugin.benchmark.textbook import TextbookMAE
 from amae_plugin.errors import UserError
-from amae_plugin.models import registry as models
 from amae_plugin.models.audio_mae import AudioMAEConfig
 from amae_plugin.models.base import PretrainingModel, summed_losses
+from amae_plugin.models.registry import SYSTEMS
 from amae_plugin.modules.embedding import grid_size
 from amae_plugin.modules.masking import ClipNoise
 
 TEXTBOOK = "textbook"
 TWO_PASS_SSAST = "two-pass SSAST"
-"""SSAST as its published code trains it: each objective has a mask and a forward pass of its own."""
+"""SSAST as its published code trains it: each objective has its own mask and forward pass."""
 
 _Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class System:
-    """What the benchmark must know about a model.
+class Candidate:
+    """A model that can be measured.
 
     Attributes:
-        build: the model from the settings of a recipe's model section.
-        inputs: what one training step of a batch of that size takes, on the CPU, random.
-        loss: the training loss of those inputs.
-        mask: makes the masks of those inputs and nothing else; None if the model cannot do that apart.
-        fused_optimizer: AdamW in its fused form, as the trainer has it.
+        sizes: file of ``config/model`` with its sizes.
+        build: builds the model from the settings of a recipe's model section.
+        inputs: makes the random input of a training step, on the CPU, for a number of clips.
+        loss: computes the training loss of such an input.
+        mask: draws the masks of such an input and does nothing else; None if the model cannot do that separately.
+        optimized: whether the recipe may compile the model, and AdamW runs in its fused form, as in the trainer.
     """
 
+    sizes: str
     build: Callable[[_Settings], nn.Module]
     inputs: Callable[[_Settings, int], tuple[Tensor, ...]]
     loss: Callable[..., Tensor]
     mask: Callable[..., object] | None = None
-    fused_optimizer: bool = True
+    optimized: bool = True
 
 
-def system_of(settings: _Settings) -> System:
-    """The system that a model section names.
+def find_candidate(settings: _Settings) -> Candidate:
+    """Find the candidate that a model section names.
 
     Raises:
-        UserError: it names none that can be measured.
+        UserError: a model of that name cannot be measured.
     """
     name = settings.get("_name")
-    if name not in SYSTEMS:
-        raise UserError(f"model._name={name} is not a model that can be measured; there are: {', '.join(SYSTEMS)}")
-    return SYSTEMS[name]
+    if name not in CANDIDATES:
+        raise UserError(f"model._name={name} is not a model that can be measured; there are: {', '.join(CANDIDATES)}")
+    return CANDIDATES[name]
 
 
 def _inputs(settings: _Settings, batch: int) -> tuple[Tensor, Tensor]:
@@ -83,13 +85,17 @@ def _textbook_inputs(settings: _Settings, batch: int) -> tuple[Tensor]:
     return (torch.randn(batch, rows * columns, patch_size[0] * patch_size[1]),)
 
 
-SYSTEMS: dict[str, System] = {
-    **{name: System(system.model, _inputs, _loss, _mask) for name, system in models.SYSTEMS.items()},
-    TWO_PASS_SSAST: System(models.SYSTEMS["amae_ssast"].model, _inputs, _loss_in_two_passes, _mask),
-    TEXTBOOK: System(
+CANDIDATES: dict[str, Candidate] = {
+    **{name: Candidate(name, system.model, _inputs, _loss, _mask) for name, system in SYSTEMS.items()},
+    TWO_PASS_SSAST: Candidate("amae_ssast", SYSTEMS["amae_ssast"].model, _inputs, _loss_in_two_passes, _mask),
+    TEXTBOOK: Candidate(
+        sizes="amae_audio_mae",
         build=lambda settings: TextbookMAE(AudioMAEConfig.from_settings(settings)),
         inputs=_textbook_inputs,
         loss=lambda model, patches: model(patches),
-        fused_optimizer=False,
+        optimized=False,
     ),
 }
+
+FASTER, SLOWER = "amae_mae_ast", ("amae_ssast", TWO_PASS_SSAST)
+"""The claim that a comparison looks at: MAE-AST's paper says three times faster than SSAST, in half the memory."""

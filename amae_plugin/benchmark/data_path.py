@@ -1,4 +1,4 @@
-"""The data path: how many clips a second one worker decodes, turns into features and collates, and all workers give."""
+"""The data path: clips per second that one worker decodes, transforms and collates, and that all workers deliver."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from amae_plugin.errors import UserError
 
 
 def measure_stages(dataset: AudioDataset, indices: Sequence[int], batch: int) -> dict[str, float | int]:
-    """Rates of decoding, features and collation, one after the other in this process, in one thread, as in a worker.
+    """Measure decoding, features and collation, one after the other in this process, in one thread like a worker.
 
     Returns:
-        ``decode``, ``features`` and ``collate``: clips per second of each stage by itself; ``together``: of all three
-        in turn; ``skipped``: clips that could not be decoded.
+        Clips per second of each stage (``decode``, ``features``, ``collate``) and of all three in turn
+        (``together``), and the number of clips that could not be decoded (``skipped``).
 
     Raises:
         UserError: no clip could be decoded.
@@ -38,7 +38,7 @@ def measure_stages(dataset: AudioDataset, indices: Sequence[int], batch: int) ->
 
 
 def measure_loader(dataset: AudioDataset, indices: Sequence[int], batch: int, workers: int) -> float:
-    """Clips per second of a DataLoader with so many workers, after one untimed pass that starts them."""
+    """Measure the clips per second of a DataLoader, after an untimed pass that starts its workers."""
     loader = torch.utils.data.DataLoader(
         torch.utils.data.Subset(dataset, indices),
         batch_size=batch,

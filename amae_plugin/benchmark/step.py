@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from amae_plugin.benchmark.candidates import system_of
+from amae_plugin.benchmark.candidates import find_candidate
 from amae_plugin.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -30,20 +30,18 @@ _MASK_REPEATS = 10
 _MATRIX_SECONDS = 1.0
 _MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 
-Result = TypeVar("Result")
-
 
 @dataclass(frozen=True)
 class StepSpec:
-    """What is measured.
+    """A measurement.
 
     Attributes:
         settings: a recipe's model section, its interpolations resolved, with ``input_length`` and ``num_mel_bins``.
         precision: ``"fp32"`` or ``"bf16"`` (weights and optimizer stay in fp32).
         batch: clips a step.
-        threads: of the CPU.
-        steps: how many are timed, after the warm-up.
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        threads: CPU threads.
+        steps: number of timed steps, after the warm-up.
+        device: name of the device.
     """
 
     settings: Mapping[str, Any]
@@ -54,69 +52,58 @@ class StepSpec:
     device: str
 
 
-def alone(function: Callable[[StepSpec], Result], spec: StepSpec) -> Result:
-    """Call a function of this module in a fresh process, so that the peak memory it finds is its own.
+def measure_in_new_process(spec: StepSpec) -> dict[str, float | int | None]:
+    """Call :func:`measure_step` in a new process, so that the peak memory is that of this measurement.
 
     Raises:
-        UserError: the process was ended, most likely for want of memory.
+        UserError: the system ended the process, most likely for want of memory.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(function, spec).result()
+            return pool.submit(measure_step, spec).result()
         except BrokenProcessPool:
             raise UserError(
-                f"the measurement in {spec.precision} was ended by the system, most likely for want of memory; "
+                f"the system ended the measurement in {spec.precision}, most likely for want of memory; "
                 f"try a --batch below {spec.batch}"
             ) from None
 
 
 def measure_step(spec: StepSpec) -> dict[str, float | int | None]:
-    """Time and memory of forward pass, loss, backward pass and AdamW.
+    """Measure time and memory of forward pass, loss, backward pass and AdamW.
 
     Returns:
         ``seconds`` (median of the timed steps), ``cpu_seconds`` (median of the processor time of all threads, which
         other programs disturb less), ``clips_per_second``, ``warm_up_seconds`` (compilation and first steps),
-        ``peak_bytes`` (of the whole process, or of the GPU's allocations), ``mask_seconds`` (of the masks of a batch;
-        None where they are not made apart) and ``matrix_flops_per_second`` (:func:`matrix_rate`).
+        ``peak_bytes`` (the process's memory, or the GPU's allocations), ``mask_seconds`` (time to draw the masks of a
+        batch; None if the model cannot draw them separately) and ``matrix_flops_per_second`` (:func:`matrix_rate`).
     """
     torch.manual_seed(0)
     torch.set_num_threads(spec.threads)
     device = torch.device(spec.device)
-    system = system_of(spec.settings)
-    model: Any = system.build({**spec.settings, "bf16": spec.precision == "bf16"}).to(device).train()
-    if spec.settings.get("compile"):
+    candidate = find_candidate(spec.settings)
+    model: Any = candidate.build({**spec.settings, "bf16": spec.precision == "bf16"}).to(device).train()
+    if candidate.optimized and spec.settings.get("compile"):
         model.compile_blocks()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=system.fused_optimizer or None)
-    inputs = tuple(tensor.to(device) for tensor in system.inputs(spec.settings, spec.batch))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=candidate.optimized or None)
+    inputs = tuple(tensor.to(device) for tensor in candidate.inputs(spec.settings, spec.batch))
 
     def step() -> None:
-        system.loss(model, *inputs).backward()
+        candidate.loss(model, *inputs).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    name = f"{spec.settings['_name']} {spec.precision}"
-    with tqdm(total=_WARM_UP_STEPS + spec.steps, desc=f"{name}: steps", unit="step", file=sys.stderr) as progress:
-        warm_up = []
-        for _ in range(_WARM_UP_STEPS):
-            warm_up.append(_timed(step, device)[0])
-            progress.update()
-        times = []
-        for _ in range(spec.steps):
-            times.append(_timed(step, device))
-            progress.update()
-    seconds = statistics.median(wall for wall, _ in times)
+    steps = tqdm(range(_WARM_UP_STEPS + spec.steps), f"{spec.settings['_name']} {spec.precision}: steps", unit="step")
+    times = [_timed(step, device) for _ in steps]
+    wall, cpu = (statistics.median(column) for column in zip(*times[_WARM_UP_STEPS:]))
+    # The masks are not part of the peak.
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_resident_bytes()
-    make_mask = system.mask
-    masks = (
-        []
-        if make_mask is None
-        else [_timed(lambda: make_mask(model, *inputs), device)[0] for _ in range(_MASK_REPEATS)]
-    )
+    draw = candidate.mask
+    masks = [_timed(lambda: draw(model, *inputs), device)[0] for _ in range(_MASK_REPEATS)] if draw else []
     return {
-        "seconds": seconds,
-        "cpu_seconds": statistics.median(cpu for _, cpu in times),
-        "clips_per_second": spec.batch / seconds,
-        "warm_up_seconds": sum(warm_up),
+        "seconds": wall,
+        "cpu_seconds": cpu,
+        "clips_per_second": spec.batch / wall,
+        "warm_up_seconds": sum(seconds for seconds, _ in times[:_WARM_UP_STEPS]),
         "peak_bytes": peak,
         "mask_seconds": statistics.median(masks) if masks else None,
         "matrix_flops_per_second": matrix_rate(device, PRECISIONS[spec.precision]),
@@ -124,40 +111,40 @@ def measure_step(spec: StepSpec) -> dict[str, float | int | None]:
 
 
 def count_flops(spec: StepSpec) -> int:
-    """Floating-point operations of the matrix products of one step, a multiply-add counted as two.
+    """Count the floating-point operations of one step's matrix products; a multiply-add is two.
 
-    Counted as the model runs, uncompiled: compiled code may compute some of them again to save memory, which is no
-    use to anybody. What does not depend on the batch (relative-position biases) is counted once, and blocks that
-    MAE-AST would skip at random are counted all.
+    The uncompiled model is counted: compiled code may repeat some operations to save memory, which is no useful work.
+    Work that does not depend on the batch (relative-position biases) is counted once. Blocks that a model skips at
+    random are all counted.
     """
     one, two = (_count_flops(spec, batch) for batch in (1, 2))
     return one + (spec.batch - 1) * (two - one)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of one large square matrix product, the best of those that a second allows."""
+    """Measure the FLOP/s of a large square matrix product: the best of as many as fit a second."""
     size = _MATRIX_SIZE[device.type]
     one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    _timed(lambda: one @ other, device)  # the first one sets the library up
-    times = [_timed(lambda: one @ other, device)[0]]
+    _timed(lambda: one @ other, device)  # sets the library up
+    times: list[float] = []
     while sum(times) < _MATRIX_SECONDS:
         times.append(_timed(lambda: one @ other, device)[0])
     return 2 * size**3 / min(times)
 
 
 def _count_flops(spec: StepSpec, batch: int) -> int:
-    system = system_of(spec.settings)
-    # Without dropout in it, attention is matrix products that the counter sees; their number is the same.
-    model = system.build({**spec.settings, "bf16": False, "layerdrop": 0.0, "attention_dropout": 0.0}).train()
-    inputs = system.inputs(spec.settings, batch)
+    candidate = find_candidate(spec.settings)
+    # Attention without dropout is matrix products that the counter sees; their number is the same.
+    model = candidate.build({**spec.settings, "bf16": False, "layerdrop": 0.0, "attention_dropout": 0.0}).train()
+    inputs = candidate.inputs(spec.settings, batch)
     # The counter does not know the CPU's fused attention; as matrix products it is the same arithmetic.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        system.loss(model, *inputs).backward()
+        candidate.loss(model, *inputs).backward()
     return counter.get_total_flops()
 
 
 def _timed(function: Callable[[], Tensor | object], device: torch.device) -> tuple[float, float]:
-    """Wall-clock and processor seconds of a call, the device's work included."""
+    """Measure wall-clock and processor seconds of a call, including the device's work."""
     wall, cpu = time.perf_counter(), time.process_time()
     function()
     if device.type == "cuda":

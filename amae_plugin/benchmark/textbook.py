@@ -1,8 +1,8 @@
 """The yardstick: a masked autoencoder of a recipe's sizes, built from PyTorch's own transformer layers.
 
-No windows, no compilation, no mixed precision: what a textbook would write. A speed quoted as a fraction of this
-model's step in the same run means the same on any machine. With the ViT-B recipe: 12 layers of width 768 over 103
-tokens, then 16 layers of width 512 over all 512.
+A textbook would write it like this: no windows, no compilation, no mixed precision. A speed relative to this model's
+step in the same run means the same on any machine. With the ViT-B recipe it has 12 layers of width 768 over 103 tokens,
+then 16 layers of width 512 over all 512.
 
 Letters in shapes: B clips, L patches, P values in a patch, K visible patches.
 """
@@ -20,7 +20,7 @@ class TextbookMAE(nn.Module):
     """Encoder over the visible patches, decoder with global attention over all of them.
 
     Args:
-        config: the sizes; only those that a plain masked autoencoder has are used.
+        config: sizes, of which only those of a plain masked autoencoder are used.
     """
 
     def __init__(self, config: AudioMAEConfig):
@@ -40,7 +40,7 @@ class TextbookMAE(nn.Module):
         self.pred = nn.Linear(config.decoder_embed_dim, self.patch_values)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Mean squared error of the hidden ones of the patches (B, L, P), under a fresh random mask: a scalar."""
+        """Mean squared error of the hidden ones of the patches (B, L, P), under a new random mask: a scalar."""
         batch, length, values = patches.shape
         shuffle = torch.rand(batch, length, device=patches.device).argsort(dim=1)
         restore = shuffle.argsort(dim=1)

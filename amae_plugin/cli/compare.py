@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 from amae_plugin.cli.arguments import positive
@@ -11,48 +12,34 @@ from amae_plugin.runs.comparison import CONTESTANTS, Comparison, compare, markdo
 _DESCRIPTION = """
 Pretrains every system with its small recipe for the same wall-clock time on one manifest, fine-tunes each on one
 labelled manifest, and writes comparison.json, comparison.md and comparison.png. The learning rate of pretraining
-follows the clock, so that each system makes as many updates as fit. Run again, it goes on where it was.
+follows the clock, so that each system makes as many updates as fit. Run again, it continues where it stopped.
 """
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``compare``."""
+    """Add ``compare``; each argument sets a field of :class:`Comparison`."""
     parser = subparsers.add_parser(
         "compare", help="all systems, pretrained and fine-tuned on equal data", description=_DESCRIPTION
     )
-    parser.add_argument("--pretrain", type=Path, required=True, metavar="DIR", help="manifests train, valid")
-    parser.add_argument("--fine-tune", type=Path, required=True, metavar="DIR", help="labelled: train, valid, test")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for everything")
-    parser.add_argument("--minutes", type=float, default=Comparison.minutes, help="of pretraining (%(default)s)")
-    parser.add_argument("--updates", type=positive, default=Comparison.updates, help="of fine-tuning (%(default)s)")
-    parser.add_argument(
-        "--fractions", type=float, nargs="+", default=Comparison.fractions, help="of the labels (%(default)s)"
-    )
-    parser.add_argument(
-        "--systems", nargs="+", default=Comparison.systems, help=f"of {', '.join(CONTESTANTS)} (all of them)"
-    )
-    parser.add_argument("--config-dir", type=Path, default=Path("config"), metavar="DIR", help="recipes (%(default)s)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the pretraining recipes")
-    parser.add_argument(
-        "--set-fine-tuning", nargs="+", default=[], metavar="KEY=VALUE", help="change the fine-tuning recipe"
-    )
+    add, default = parser.add_argument, Comparison
+    add("--pretrain", dest="pretraining", type=Path, required=True, metavar="DIR", help="manifests train, valid")
+    add("--fine-tune", dest="fine_tuning", type=Path, required=True, metavar="DIR", help="labelled: train, valid, test")
+    add("--out", dest="root", type=Path, required=True, metavar="DIR", help="folder for all results")
+    add("--config-dir", type=Path, default=default.config_dir, metavar="DIR", help="recipes (%(default)s)")
+    add("--minutes", type=float, default=default.minutes, help="time of each pretraining (%(default)s)")
+    add("--updates", type=positive, default=default.updates, help="length of each fine-tuning (%(default)s)")
+    add("--fractions", type=float, nargs="+", default=default.fractions, help="shares of the labels (%(default)s)")
+    systems = f"some of {', '.join(CONTESTANTS)} (default: all)"
+    add("--systems", type=str.upper, nargs="+", default=default.systems, help=systems)
+    change, recipe = "KEY=VALUE", "change the fine-tuning recipe"
+    add("--set", dest="overrides", nargs="+", default=[], metavar=change, help="change the pretraining recipes")
+    add("--set-fine-tuning", dest="fine_tuning_overrides", nargs="+", default=[], metavar=change, help=recipe)
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    comparison = Comparison(
-        pretraining=args.pretrain,
-        fine_tuning=args.fine_tune,
-        root=args.out,
-        config_dir=args.config_dir,
-        minutes=args.minutes,
-        updates=args.updates,
-        fractions=args.fractions,
-        systems=args.systems,
-        overrides=args.set,
-        fine_tuning_overrides=args.set_fine_tuning,
-    )
+    comparison = Comparison(**{field.name: vars(args)[field.name] for field in fields(Comparison)})
     results = compare(comparison)
     print(markdown(results, comparison))
-    print(f"comparison.json, comparison.md and comparison.png are in {args.out}")
+    print(f"comparison.json, comparison.md and comparison.png are in {args.root}")
     return 0

@@ -1,308 +1,218 @@
-"""``amae plan``: what training a recipe would take on a number of GPUs, and how that was computed."""
+"""``amae plan``: what training a recipe would take on a number of GPUs, and how that was computed.
+
+Units inside: bytes, seconds, clips and FLOP, without prefixes; a multiply-add is two FLOP.
+"""
 
 from __future__ import annotations
 
 import argparse
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import torch
 
-from amae_plugin.benchmark.plan import GPUS, Cluster, Estimate, Workload, batch_that_fits, clips_per_second
+from amae_plugin.benchmark.candidates import find_candidate
 from amae_plugin.benchmark.step import StepSpec, count_flops
 from amae_plugin.cli.arguments import above_zero, positive
 from amae_plugin.data.log_mel import LogMel
 from amae_plugin.errors import UserError
-from amae_plugin.models.registry import find_system
-from amae_plugin.recipes import model_section, open_recipe
+from amae_plugin.recipes import model_section, open_recipe, whole_number
 
 _DESCRIPTION = """
-Estimates time, communication, processors, storage and memory of a pretraining recipe on GPUs that are not here; every
-line says how. The arithmetic of a step is counted, on this machine's CPU; the rest follows from the makers' numbers and
-from assumptions, which are to be replaced by what `amae benchmark` measures on the machine in question.
+Estimates time, communication, processors, storage and memory of a pretraining recipe on GPUs that are not at hand, and
+says how. The arithmetic of a step is counted on this machine's CPU; the rest follows from the makers' numbers and from
+assumptions, which `amae benchmark` on the machine in question replaces by measurements.
 """
-
 _UTILISATION = 0.4
 _DECODE_RATE = 123.0
 _FLAC = 0.6
-"""Assumed size of a FLAC file over that of its 16-bit samples."""
+"""Assumed size of a FLAC file, as a share of its 16-bit samples."""
+
+
+GPUS = {
+    "a100-sxm": ("A100 SXM", 312e12, 80e9, 300e9, 25e9),
+    "h100-sxm": ("H100 SXM", 989e12, 80e9, 450e9, 50e9),
+    "h200-sxm": ("H200 SXM", 989e12, 141e9, 450e9, 50e9),
+    "b200": ("B200", 2250e12, 180e9, 900e9, 50e9),
+}
+"""Name, FLOP/s of dense bfloat16 products, bytes of memory, and bytes/s one way, over NVLink within a node and over the
+GPU's InfiniBand adapter between nodes: the data sheets of NVIDIA's GPUs and of its DGX machines."""
+
+_Lines = Iterator[tuple[str, str, str]]
+"""Name, value, and how the value is found."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``plan``."""
-    parser = subparsers.add_parser(
-        "plan", help="what training a recipe would take on a number of GPUs", description=_DESCRIPTION
-    )
-    parser.add_argument("--recipe", required=True, help="of pretraining: name in --config-dir, or a file")
-    parser.add_argument("--config-dir", type=Path, default=Path("config"), metavar="DIR", help="recipes (%(default)s)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the recipe")
-    parser.add_argument(
-        "--nodes", nargs="+", type=positive, default=[1], metavar="N", help="an estimate for each number (%(default)s)"
-    )
-    parser.add_argument("--gpus-per-node", type=positive, default=8, metavar="G", help="(%(default)s)")
-    parser.add_argument("--gpu", choices=GPUS, default="h100-sxm", help="(%(default)s)")
-    parser.add_argument(
-        "--network", type=above_zero, metavar="GBIT", help="Gbit/s one way from a node (an adapter a GPU, as in a DGX)"
-    )
-    speed = parser.add_mutually_exclusive_group()
-    speed.add_argument(
-        "--utilisation", type=above_zero, metavar="SHARE", help=f"of the GPU's peak: an assumption ({_UTILISATION})"
-    )
-    speed.add_argument(
-        "--train-rate", type=above_zero, metavar="CLIPS", help="a second on one GPU, as `amae benchmark` measures it"
-    )
-    parser.add_argument(
-        "--decode-rate",
-        type=above_zero,
-        default=_DECODE_RATE,
-        metavar="CLIPS",
-        help="a second of one core, as `amae benchmark --data` measures it (%(default)g)",
-    )
-    parser.add_argument("--clips", type=positive, default=2_000_000, help="of the corpus (%(default)s: AudioSet-2M)")
-    parser.add_argument(
-        "--clip-seconds", type=above_zero, default=10.0, metavar="S", help="length of a clip (%(default)g)"
-    )
-    parser.add_argument(
-        "--clip-bytes", type=above_zero, metavar="BYTES", help=f"of a file ({_FLAC} of 16-bit samples at 16 kHz)"
-    )
+    parser = subparsers.add_parser("plan", help="time and resources of a recipe on GPUs", description=_DESCRIPTION)
+    add = parser.add_argument
+    add("--recipe", required=True, help="pretraining recipe: name in --config-dir, or a file")
+    add("--config-dir", type=Path, default=Path("config"), metavar="DIR", help="recipes (%(default)s)")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the recipe")
+    add("--nodes", nargs="+", type=positive, default=[1], metavar="N", help="estimate for each number (%(default)s)")
+    add("--gpus-per-node", type=positive, default=8, metavar="G", help="(%(default)s)")
+    add("--gpu", choices=GPUS, default="h100-sxm", help="(%(default)s)")
+    add("--network", type=above_zero, metavar="GBIT", help="Gbit/s one way from a node (an adapter a GPU, as in a DGX)")
+    speed = parser.add_mutually_exclusive_group().add_argument
+    speed("--utilisation", type=above_zero, metavar="SHARE", help=f"assumed share of the GPU's peak ({_UTILISATION})")
+    speed("--train-rate", type=above_zero, metavar="CLIPS", help="clips/s of one GPU, from `amae benchmark`")
+    decoding = "clips/s of one core, from `amae benchmark --data` (%(default)g)"
+    add("--decode-rate", type=above_zero, default=_DECODE_RATE, metavar="CLIPS", help=decoding)
+    add("--clips", type=positive, default=2_000_000, help="size of the corpus (%(default)s: AudioSet-2M)")
+    add("--clip-seconds", type=above_zero, default=10.0, metavar="S", help="length of a clip (%(default)g)")
+    add("--clip-bytes", type=above_zero, metavar="BYTES", help=f"size of a file ({_FLAC} of 16-bit samples at 16 kHz)")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.utilisation is not None and args.utilisation > 1:
+    if (args.utilisation or 0) > 1:
         raise UserError(f"--utilisation {args.utilisation:g}: a share of the GPU's peak is at most 1")
-    recipe = _read(args)
-    # All that can be wrong is found before the arithmetic is counted, which takes seconds.
-    fits = {nodes: recipe.batch_of_gpu(nodes * args.gpus_per_node) for nodes in args.nodes}
-    try:
-        with torch.device("meta"):
-            model = find_system(recipe.settings).model(recipe.settings)
-    except ValueError as error:
-        raise UserError(f"{args.recipe}: model: {error}") from None
-    print("counting the arithmetic of a step", file=sys.stderr)
-    spec = StepSpec(recipe.settings, "fp32", recipe.batch, threads=1, steps=0, device="cpu")
-    workload = Workload(
-        flops_per_clip=count_flops(spec) / recipe.batch,
-        parameters=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        clips_per_update=recipe.clips_per_update,
-        updates=recipe.updates,
-    )
-    clip_bytes = args.clip_bytes or args.clip_seconds * LogMel().sample_rate * 2 * _FLAC
-    gpu = GPUS[args.gpu]
-    rate = args.train_rate or clips_per_second(gpu, args.utilisation or _UTILISATION, workload.flops_per_clip)
-    _print_workload(args, recipe, workload, clip_bytes)
+    work = _read(args)
+    _count(args, work)
+    _print(f"{args.recipe}, clips of {work.frames} frames", _describe(args, work))
     for nodes in args.nodes:
-        network = 1e9 * args.network if args.network else args.gpus_per_node * gpu.infiniband_bits_per_second
-        cluster = Cluster(gpu, nodes, args.gpus_per_node, network)
-        _print_estimate(args, recipe, Estimate(workload, cluster, rate, args.decode_rate, clip_bytes), fits[nodes])
+        _print(f"\n{nodes} x {args.gpus_per_node} {GPUS[args.gpu][0]}", _estimate(args, work, nodes))
     return 0
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """What is taken from a recipe.
-
-    Attributes:
-        settings: the model section, ``input_length`` being the frames of a clip.
-        frames: of a clip, as the model gets it.
-        batch_key: the setting that says how much fits a device at a time.
-        limit: what it says, in ``unit``.
-        update_key: the setting of the global batch.
-        per_update: what it says, in ``unit``.
-        unit: ``"clips"`` or ``"frames"``.
-        updates: of the run.
-        updates_how: in words.
-    """
-
-    settings: dict[str, Any]
-    frames: int
-    batch_key: str
-    limit: int
-    update_key: str
-    per_update: int
-    unit: str
-    updates: int
-    updates_how: str
-
-    @property
-    def clips_per_update(self) -> float:
-        return self.per_update / self._unit_per_clip
-
-    @property
-    def batch(self) -> int:
-        """Clips that fit a device at a time."""
-        return max(1, self.limit // self._unit_per_clip)
-
-    @property
-    def _unit_per_clip(self) -> int:
-        return self.frames if self.unit == "frames" else 1
-
-    def batch_of_gpu(self, gpus: int) -> int:
-        """What a GPU computes at a time, in ``unit``.
-
-        Raises:
-            UserError: the GPUs cannot have equal shares of an update.
-        """
-        if self.per_update % gpus:
-            raise UserError(
-                f"{self.update_key}={self.per_update} is not a multiple of {gpus} GPUs; choose one that is: "
-                f"--set {self.update_key}=..."
-            )
-        return batch_that_fits(self.per_update // gpus, self.limit)
+def _read(args: argparse.Namespace) -> SimpleNamespace:
+    """Read what a recipe asks for; batches are measured in ``work.unit``, of which ``work.per_clip`` are a clip."""
+    work = SimpleNamespace(clip_bytes=args.clip_bytes or args.clip_seconds * 2 * 16_000 * _FLAC)
+    # The updates that a recipe computes from its manifest follow from --clips here.
+    with open_recipe(args.recipe, args.config_dir, [f"++task.clips_per_epoch={args.clips}", *args.set]) as config:
+        work.settings = model_section(config)
+        work.frames = work.settings["input_length"]
+        if config.task.get("batch_length", "fixed") != "fixed":
+            # A batch of clips of this length is cropped to whole patches.
+            front_end, multiple = LogMel(), whole_number(config, "task.length_multiple")
+            samples = round(args.clip_seconds * front_end.sample_rate)
+            frames = 1 + max(0, samples - front_end.window_samples) // front_end.shift_samples
+            work.frames = max(1, min(frames, work.frames) // multiple) * multiple
+            work.settings["input_length"] = work.frames
+        work.unit, work.per_clip, work.limit_key = "clips", 1, "dataset.batch_size"
+        if config.task.get("frames_per_update") is not None:
+            work.unit, work.per_clip, work.limit_key = "frames", work.frames, "dataset.max_tokens"
+        key = work.update_key = f"task.{work.unit}_per_update"
+        work.update, work.limit = whole_number(config, key), whole_number(config, work.limit_key)
+        work.clips = work.update / work.per_clip
+        work.epoch = math.ceil(args.clips / work.clips)
+        ends = {"max_epoch": work.epoch, "max_update": 1}
+        ends = {name: times * (config.optimization.get(name) or math.inf) for name, times in ends.items()}
+    work.end = min(ends, key=ends.__getitem__)
+    work.updates = ends[work.end]
+    if work.updates == math.inf:
+        raise UserError(f"{args.recipe}: neither optimization.max_epoch nor max_update is above 0; --set one of them")
+    uneven = [gpus for gpus in (nodes * args.gpus_per_node for nodes in args.nodes) if work.update % gpus]
+    if uneven:
+        raise UserError(f"{key}={work.update} is not a multiple of {uneven[0]} GPUs; --set {key}=... to one that is")
+    return work
 
 
-def _read(args: argparse.Namespace) -> _Recipe:
-    from omegaconf import OmegaConf
-
-    with open_recipe(args.recipe, args.config_dir, args.set) as config:
-        settings = model_section(config)
-        find_system(settings)
-
-        def value(key: str) -> Any:
-            return OmegaConf.select(config, key)
-
-        in_frames = value("task.frames_per_update") is not None
-        update_key = "task.frames_per_update" if in_frames else "task.clips_per_update"
-        batch_key = "dataset.max_tokens" if in_frames else "dataset.batch_size"
-        cropped = value("task.batch_length") not in (None, "fixed")
-        for key in (update_key, batch_key, *(["task.length_multiple"] if cropped else [])):
-            if not isinstance(value(key), int) or value(key) < 1:
-                raise UserError(f"{args.recipe}: {key} must be a whole number from 1 on, not {value(key)}")
-        frames = settings["input_length"]
-        if cropped:
-            frames = _whole_patches(args.clip_seconds, frames, value("task.length_multiple"))
-        per_update = value(update_key)
-        # What a recipe computes from its manifest is computed from --clips here.
-        written = OmegaConf.to_container(config.optimization, resolve=False)
-        from_manifest = str(written.get("max_update")).startswith("${amae.updates:")
-        max_update = None if from_manifest else value("optimization.max_update")
-        max_epoch = value("optimization.max_epoch")
-    clips_per_update = per_update / frames if in_frames else per_update
-    limits = []
-    if max_update:
-        epochs = max_update * clips_per_update / args.clips
-        limits.append((max_update, f"optimization.max_update, {epochs:.3g} epochs of {args.clips:,} clips"))
-    if max_epoch:
-        per_epoch = math.ceil(args.clips / clips_per_update)
-        how = f"{max_epoch} epochs (optimization.max_epoch) of {args.clips:,} / {clips_per_update:,.4g}, rounded up"
-        limits.append((max_epoch * per_epoch, how))
-    if not limits:
-        raise UserError(
-            f"{args.recipe}: neither optimization.max_epoch nor optimization.max_update is a number; --set one of them"
-        )
-    updates, updates_how = min(limits)
-    return _Recipe(
-        settings={**settings, "input_length": frames},
-        frames=frames,
-        batch_key=batch_key,
-        limit=value(batch_key),
-        update_key=update_key,
-        per_update=per_update,
-        unit="frames" if in_frames else "clips",
-        updates=updates,
-        updates_how=updates_how,
-    )
+def _count(args: argparse.Namespace, work: SimpleNamespace) -> None:
+    """Count the arithmetic of a step and the parameters of the model."""
+    try:
+        with torch.device("meta"):
+            model = find_candidate(work.settings).build(work.settings)
+    except ValueError as error:
+        raise UserError(f"{args.recipe}: model: {error}") from None
+    print("counting the arithmetic of a step", file=sys.stderr)
+    batch = max(1, work.limit // work.per_clip)
+    work.flops = count_flops(StepSpec(work.settings, "fp32", batch, threads=1, steps=0, device="cpu")) / batch
+    work.weights = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    work.gradients, work.state = 4 * work.weights, 16 * work.weights
 
 
-def _whole_patches(seconds: float, target_length: int, multiple: int) -> int:
-    """Frames of a batch of clips of that length, cropped to whole patches."""
-    features = LogMel()
-    samples = round(seconds * features.sample_rate)
-    frames = max(1, 1 + (samples - features.window_samples) // features.shift_samples)
-    return max(1, min(frames, target_length) // multiple) * multiple
+def _describe(args: argparse.Namespace, work: SimpleNamespace) -> _Lines:
+    yield "parameters", _si(work.weights), "trained"
+    yield "step", _si(work.flops, "FLOP/clip"), "counted: matrix products, forward and backward"
+    frames = f" / {work.frames} frames a clip" if work.unit == "frames" else ""
+    yield "update", f"{work.clips:,.4g} clips", f"{work.update_key}={work.update:,}{frames}"
+    epochs = f"{work.updates / work.epoch:.3g} epochs of {args.clips:,} / {work.clips:,.4g}, rounded up"
+    yield "updates", f"{work.updates:,}", f"{epochs} (optimization.{work.end})"
+    yield "gradients", _si(work.gradients, "B"), "4 bytes (fp32) a parameter, exchanged once an update"
+    adam = "16 bytes a parameter: weights, gradients, Adam's two moments; no activations"
+    yield "state", _si(work.state, "B"), adam
+    if not work.settings.get("bf16"):
+        yield "precision", "bfloat16", "--set model.bf16=true; the recipe as it is computes in fp32"
+    assumed = f"{args.clip_seconds:g} s of 16-bit samples at 16 kHz, FLAC assumed to take {_FLAC} of them"
+    yield "clip", _si(work.clip_bytes, "B"), "--clip-bytes" if args.clip_bytes else assumed
 
 
-def _print_workload(args: argparse.Namespace, recipe: _Recipe, workload: Workload, clip_bytes: float) -> None:
-    clips = f"{workload.clips_per_update:,.4g} clips"
-    of_frames = f"{recipe.update_key}={recipe.per_update:,}" + (
-        f" / {recipe.frames} frames a clip" if recipe.unit == "frames" else ""
-    )
-    size = f"{args.clip_seconds:g} s of 16-bit samples at 16 kHz, FLAC assumed to take {_FLAC} of them"
-    print(f"{args.recipe}, clips of {recipe.frames} frames")
-    _line("parameters", f"{workload.parameters / 1e6:,.4g} M", "that are trained")
-    _line("step", f"{workload.flops_per_clip / 1e9:,.4g} GFLOP/clip", "counted: matrix products, forward and backward")
-    _line("update", clips, of_frames)
-    _line("updates", f"{workload.updates:,}", recipe.updates_how)
-    _line("gradients", _bytes(workload.gradient_bytes), "4 bytes (fp32) a parameter, exchanged once an update")
-    state = "16 bytes a parameter: weights, gradients, Adam's two moments; no activations"
-    _line("state", _bytes(workload.state_bytes), state)
-    if not recipe.settings.get("bf16"):
-        _line("precision", "bfloat16", "--set model.bf16=true; the recipe as it is computes in fp32")
-    _line("clip", _bytes(clip_bytes), "--clip-bytes" if args.clip_bytes else size)
+def _estimate(args: argparse.Namespace, work: SimpleNamespace, nodes: int) -> _Lines:
+    gpus = nodes * args.gpus_per_node
+    _, peak, memory, nvlink, adapter = GPUS[args.gpu]
+    share = work.update // gpus
+    batch = batch_that_fits(share, work.limit)
+    at_a_time = f"{work.limit_key}={batch}"
+    if batch != work.limit:
+        at_a_time = f"needs {at_a_time}, since the recipe's {work.limit} does not divide that"
+    yield "share of a GPU", f"{share:,} {work.unit}", f"{work.update:,} / {gpus}; {at_a_time}"
 
+    speed = args.train_rate or (args.utilisation or _UTILISATION) * peak / work.flops
+    source = "--train-rate" if args.train_rate else "--utilisation" if args.utilisation else "assumed"
+    used = f"{speed * work.flops / peak:.1%} ({source}) of the maker's {_si(peak, 'FLOP/s')} (dense bfloat16)"
+    yield "speed of a GPU", f"{speed:,.1f} clips/s", f"{used} / {_si(work.flops, 'FLOP')}"
+    yield "speed of all", f"{gpus * speed:,.1f} clips/s", f"{gpus} times that, if none waits for clips"
 
-def _print_estimate(args: argparse.Namespace, recipe: _Recipe, estimate: Estimate, batch: int) -> None:
-    cluster, work = estimate.cluster, estimate.workload
-    gpu, gpus = cluster.gpu, cluster.gpus
-    print(f"\n{cluster.nodes} x {cluster.gpus_per_node} {gpu.title}")
-    at_a_time = f"{recipe.batch_key}={batch}"
-    if batch != recipe.limit:
-        at_a_time = f"needs {at_a_time}, since the recipe's {recipe.limit} does not divide that"
-    _line(
-        "share of a GPU", f"{recipe.per_update // gpus:,} {recipe.unit}", f"{recipe.per_update:,} / {gpus}; {at_a_time}"
-    )
-    peak = f"{gpu.peak_flops / 1e12:,.4g} TFLOP/s (dense bfloat16)"
-    if args.train_rate:
-        how = f"--train-rate, {estimate.utilisation:.1%} of the maker's {peak}"
-    else:
-        said = "--utilisation" if args.utilisation else "assumed"
-        how = f"{estimate.utilisation:.1%} ({said}) of the maker's {peak} / {work.flops_per_clip / 1e9:,.4g} GFLOP"
-    _line("speed of a GPU", f"{_number(estimate.clips_per_second_per_gpu)} clips/s", how)
-    _line(
-        "speed of all", f"{_number(estimate.clips_per_second)} clips/s", f"{gpus} times that, if none waits for clips"
-    )
-    _line(
-        "computation", _ms(estimate.compute_seconds), f"of an update: {estimate.clips_per_gpu:,.4g} clips at that speed"
-    )
-    ring = f"2 x {gpus - 1}/{gpus} x {_bytes(work.gradient_bytes)}"
-    if cluster.gpus_per_node > 1:
-        rate = f"{_bytes(cluster.nvlink_bytes_per_second)}/s"
-        _line("NVLink", _ms(estimate.nvlink_seconds), f"ring all-reduce, {ring} / {rate}, the maker's, one way")
-    if cluster.nodes > 1:
-        said = "--network" if args.network else "the maker's InfiniBand"
-        rate = f"{_bytes(cluster.network_bytes_per_second)}/s"
-        _line("network", _ms(estimate.network_seconds), f"between nodes, {ring} / {rate}, {said}, one way")
-    hours = f"{work.updates:,} updates"
+    clips = share / work.per_clip
+    compute, exchange = clips / speed, 0.0
+    yield "computation", _si(compute, "s"), f"an update's {clips:,.4g} clips at that speed"
+    network = 1e9 / 8 * args.network if args.network else args.gpus_per_node * adapter
+    source = "--network" if args.network else "the maker's InfiniBand"
+    links = (("NVLink", args.gpus_per_node, nvlink, "the maker's"), ("network", nodes, network, source))
+    for name, ends, rate, said in links:
+        if ends > 1:
+            seconds = ring_seconds(work.gradients, gpus, rate)
+            exchange = max(exchange, seconds)
+            ring = f"ring all-reduce, 2 x {gpus - 1}/{gpus} x {_si(work.gradients, 'B')} / {_si(rate, 'B/s')}"
+            yield name, _si(seconds, "s"), f"{ring}, {said}, one way"
+    hidden = ""
     if gpus > 1:
-        ratio = estimate.exchange_seconds / estimate.compute_seconds
-        _line("exchange", f"{ratio:.1%}", "of the computation's time, by the slowest link")
-        hours += ", with all or none of the exchange hidden"
-    _line("training", _duration(*estimate.seconds), f"{hours}; validation comes on top")
-    decoding = f"{_number(estimate.clips_per_second_per_gpu)} clips/s / {args.decode_rate:g} of a core"
-    if args.decode_rate == _DECODE_RATE:
-        decoding += " (README.md: measured on clips of ten seconds)"
-    _line("decoding", f"{estimate.cores_per_gpu:,.3g} cores/GPU", decoding)
-    storage = f"{_number(estimate.clips_per_second)} clips/s x {_bytes(estimate.clip_bytes)}"
-    _line("reading", f"{_bytes(estimate.storage_bytes_per_second)}/s", f"by all nodes: {storage}")
-    memory = f"{_bytes(work.state_bytes)} of state / {_bytes(gpu.memory_bytes)}, the maker's"
-    _line("memory", f"{work.state_bytes / gpu.memory_bytes:.1%}", memory)
+        hidden = ", with all or none of the exchange hidden"
+        yield "exchange", f"{exchange / compute:.1%}", "of the computation's time, by the slowest link"
+    bounds = (work.updates * seconds for seconds in (max(compute, exchange), compute + exchange))
+    how = f"{work.updates:,} updates{hidden}; validation comes on top"
+    yield "training", " to ".join(dict.fromkeys(map(_time, bounds))), how
+
+    measured = " (measured on another machine, on clips of ten seconds)" if args.decode_rate == _DECODE_RATE else ""
+    decoding = f"{speed:,.1f} clips/s / {args.decode_rate:g} of a core{measured}"
+    yield "decoding", f"{speed / args.decode_rate:,.3g} cores/GPU", decoding
+    reading = f"all nodes: {gpus * speed:,.1f} clips/s x {_si(work.clip_bytes, 'B')}"
+    yield "reading", _si(gpus * speed * work.clip_bytes, "B/s"), reading
+    yield "memory", f"{work.state / memory:.1%}", f"{_si(work.state, 'B')} of state / {_si(memory, 'B')}, the maker's"
 
 
-def _line(name: str, value: str, how: str) -> None:
-    print(f"  {name:<15} {value:>17}  {how}")
+def ring_seconds(data: float, devices: int, rate: float) -> float:
+    """Time of a ring all-reduce: each device passes on (N - 1) / N of the data twice, to sum it and to share the sum.
+
+    Args:
+        data: bytes that each of the devices holds.
+        devices: N.
+        rate: bytes/s one way, from one device to the next.
+    """
+    return 2 * (devices - 1) / devices * data / rate
 
 
-def _number(number: float) -> str:
-    return f"{number:,.0f}" if number >= 1000 else f"{number:.4g}"
+def batch_that_fits(share: int, limit: int) -> int:
+    """Find the largest divisor of a device's share of an update that is within the limit of what fits."""
+    return next(size for size in range(min(share, limit), 0, -1) if share % size == 0)
 
 
-def _duration(least: float, most: float) -> str:
-    """A range of seconds, in the largest unit of which it is one at least."""
-    unit, name = next(((unit, name) for unit, name in ((3600, "h"), (60, "min")) if most >= unit), (1, "s"))
-    ends = dict.fromkeys(f"{seconds / unit:,.3g}" for seconds in (least, most))
-    return f"{' to '.join(ends)} {name}"
+def _print(title: str, lines: _Lines) -> None:
+    print(title)
+    for name, value, how in lines:
+        print(f"  {name:<15} {value:>20}  {how}")
 
 
-def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:,.4g} ms"
+def _si(number: float, unit: str = "") -> str:
+    prefixes = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
+    scale, prefix = next((entry for entry in prefixes if number >= entry[0]), (1e-3, "m"))
+    return f"{number / scale:,.4g} {prefix}{unit}"
 
 
-def _bytes(number: float) -> str:
-    """A number of bytes in decimal units."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if number >= unit:
-            return f"{number / unit:,.4g} {name}"
-    return f"{number:,.4g} B"
+def _time(seconds: float) -> str:
+    scale, unit = next((entry for entry in ((3600, "h"), (60, "min")) if seconds >= entry[0]), (1, "s"))
+    return f"{seconds / scale:,.3g} {unit}"

@@ -81,6 +81,11 @@ class AudioTaskConfig(FairseqDataclass):
     frames_per_update: Optional[int] = field(
         default=None, metadata={"help": "the same in frames, for batches by dataset.max_tokens"}
     )
+    clips_per_epoch: Optional[int] = field(
+        default=None, metadata={"help": "clips of an epoch, from which recipes compute the number of updates"}
+    )
+    epochs: Optional[float] = field(default=None, metadata={"help": "length of the training, if a recipe reads it"})
+    warmup_epochs: Optional[float] = field(default=None, metadata={"help": "length of the warm-up, likewise"})
     seed: int = II("common.seed")
     bf16: bool = II("common.bf16")
     fp16: bool = II("common.fp16")

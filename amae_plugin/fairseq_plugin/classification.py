@@ -28,6 +28,8 @@ from amae_plugin.fairseq_plugin.hydra import user_path
 from amae_plugin.fairseq_plugin.optim import set_overrides
 from amae_plugin.metrics.classification import multi_label, single_label
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
+from amae_plugin.models.published import PublishedFile
+from amae_plugin.models.registry import find_system
 
 logger = logging.getLogger(__name__)
 

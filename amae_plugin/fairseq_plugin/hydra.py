@@ -1,23 +1,20 @@
-"""What a recipe needs from this package before fairseq reads it: registration, and values computed from the data.
+"""Hydra's callback of a run: it registers the plugin, and with it the values that recipes compute.
 
 A recipe names :class:`RegisterPlugin` as a Hydra callback. Hydra imports it when a run starts, on whatever machine the
-run starts on, so no ``common.user_dir`` has to be typed; and the resolvers below can be used in its values.
+run starts on, so no ``common.user_dir`` has to be typed; :mod:`amae_plugin.recipes` defines what recipes compute.
 """
 
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import Any
 
-import hydra.utils
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
+from amae_plugin.recipes import user_path
 
 
 class RegisterPlugin(Callback):
@@ -68,81 +65,3 @@ class RegisterPlugin(Callback):
         except UserError as error:
             # Of a sweep that failed, the error that made it fail is the one to read.
             print(f"no summary of the sweep: {error}")
-
-
-def user_path(path: str) -> Path:
-    """A path that the user typed, made absolute from where they typed it, also after Hydra changed the directory."""
-    if HydraConfig.initialized() and not Path(path).is_absolute():
-        return Path(hydra.utils.to_absolute_path(path))
-    return Path(path).absolute()
-
-
-def plugin_dir() -> str:
-    """``${amae.plugin_dir:}``: the folder for ``common.user_dir``; started processes register the plugin by it."""
-    return str(Path(__file__).parents[1])
-
-
-def updates(data: str, subset: str, clips_per_update: int, epochs: float) -> int:
-    """``${amae.updates:DATA,SUBSET,CLIPS_PER_UPDATE,EPOCHS}``: optimizer updates in so many epochs of a manifest."""
-    return updates_of(len(Manifest.read(user_path(data) / f"{subset}.tsv")), clips_per_update, epochs)
-
-
-def updates_of(clips: int, clips_per_update: int, epochs: float) -> int:
-    """``${amae.updates_of:CLIPS,CLIPS_PER_UPDATE,EPOCHS}``: optimizer updates in so many epochs of so many clips."""
-    return round(-(-int(clips) // int(clips_per_update)) * float(epochs))
-
-
-def update_freq(clips_per_update: int, batch_size: int, devices: int) -> int:
-    """``${amae.update_freq:CLIPS_PER_UPDATE,BATCH_SIZE,DEVICES}``: accumulation steps that make up the global batch.
-
-    Raises:
-        UserError: the global batch is not a multiple of what the devices compute at a time.
-    """
-    return _steps("task.clips_per_update", clips_per_update, "dataset.batch_size", batch_size, devices)
-
-
-def update_freq_of_frames(frames_per_update: int, max_tokens: int, devices: int) -> int:
-    """``${amae.update_freq_of_frames:FRAMES_PER_UPDATE,MAX_TOKENS,DEVICES}``: the same for batches of so many frames.
-
-    Raises:
-        UserError: as :func:`update_freq`.
-    """
-    return _steps("task.frames_per_update", frames_per_update, "dataset.max_tokens", max_tokens, devices)
-
-
-def _steps(whole_name: str, whole: int, part_name: str, part: int, devices: int) -> int:
-    at_a_time = int(part) * int(devices)
-    if int(whole) % at_a_time:
-        raise UserError(
-            f"{whole_name}={whole} is not a multiple of {part_name}={part} times {devices} devices; choose one that "
-            "divides it"
-        )
-    return int(whole) // at_a_time
-
-
-def scaled_lr(base_lr: float, clips_per_update: int) -> float:
-    """``${amae.scaled_lr:BASE_LR,CLIPS_PER_UPDATE}``: base lr x global batch / 256, the rule of MAE's recipes."""
-    return float(base_lr) * int(clips_per_update) / 256
-
-
-def devices(nodes: int, per_node: int) -> int:
-    """``${amae.devices:NODES,PER_NODE}``: processes that train together."""
-    return int(nodes) * int(per_node)
-
-
-def positive(number: float) -> bool:
-    """``${amae.positive:NUMBER}``: whether it is above 0."""
-    return float(number) > 0
-
-
-for _name, _resolver in {
-    "plugin_dir": plugin_dir,
-    "updates": updates,
-    "updates_of": updates_of,
-    "update_freq": update_freq,
-    "update_freq_of_frames": update_freq_of_frames,
-    "scaled_lr": scaled_lr,
-    "devices": devices,
-    "positive": positive,
-}.items():
-    OmegaConf.register_new_resolver(f"amae.{_name}", _resolver, replace=True)

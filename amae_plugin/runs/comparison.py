@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from omegaconf import OmegaConf
 
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
@@ -15,6 +14,8 @@ from amae_plugin.evaluation.classification import evaluate
 from amae_plugin.evaluation.report import write
 from amae_plugin.evaluation.scoring import Options
 from amae_plugin.files import write_json
+from amae_plugin.models.registry import SYSTEMS
+from amae_plugin.recipes import recipe_number
 from amae_plugin.runs.statistics import read_or_measure
 from amae_plugin.runs.training import Training, complete, read_losses
 from amae_plugin.visual import plot_comparison
@@ -23,47 +24,34 @@ FINE_TUNING = "finetune_audio_mae_tiny"
 _MAX_UPDATE = 10_000_000
 """More than fit any time."""
 _WARM_UP = 0.05
-"""Share of the time of pretraining in which the learning rate rises."""
+"""Share of pretraining in which the learning rate rises."""
 _DONE = re.compile(r"done training in ([0-9.]+) seconds")
 
-
-@dataclass(frozen=True)
-class Contestant:
-    """What is compared.
-
-    Attributes:
-        recipe: of its pretraining; None for a network that is not pretrained.
-        encoder: file of ``config/model`` of the network that is trained from scratch, where there is no recipe.
-    """
-
-    recipe: str | None
-    encoder: str | None = None
-
-
-CONTESTANTS: Mapping[str, Contestant] = {
-    "Audio-MAE": Contestant("pretrain_audio_mae_tiny"),
-    "MAE-AST": Contestant("pretrain_mae_ast_tiny"),
-    "SSAST": Contestant("pretrain_ssast_tiny"),
-    "AST": Contestant(None, "amae_ssast_mini"),
+_SHORT_NAMES = [name.removeprefix("amae_") for name in SYSTEMS]
+CONTESTANTS: Mapping[str, str | None] = {
+    **{name.replace("_", "-").upper(): f"pretrain_{name}_tiny" for name in _SHORT_NAMES},
+    "AST": None,
 }
-"""The systems by name; AST is SSAST's network without pretraining."""
+"""Pretraining recipes by contestant: all systems, and AST, which is not pretrained."""
+_FROM_SCRATCH = "amae_ssast_mini"
+"""The network of AST, from ``config/model``: the one that SSAST pretrains."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is run; the same comparison run again goes on where it was.
+    """Settings of a comparison; the same comparison run again continues where it stopped.
 
     Attributes:
-        pretraining: folder of the manifests ``train`` and ``valid`` that all are pretrained on.
-        fine_tuning: folder of the labelled manifests ``train``, ``valid`` and ``test`` that all are fine-tuned on.
-        root: everything is written here.
+        pretraining: folder of the manifests ``train`` and ``valid`` for all pretraining.
+        fine_tuning: folder of the labelled manifests ``train``, ``valid`` and ``test`` for all fine-tuning.
+        root: folder for all results.
         config_dir: folder of the recipes.
-        minutes: of pretraining.
-        updates: of fine-tuning.
-        fractions: of the labels, each of which is fine-tuned with.
+        minutes: time of each pretraining.
+        updates: length of each fine-tuning.
+        fractions: shares of the labels; each contestant is fine-tuned with each.
         systems: names of the contestants.
         overrides: Hydra overrides of every pretraining.
-        fine_tuning_overrides: the same of every fine-tuning.
+        fine_tuning_overrides: Hydra overrides of every fine-tuning.
     """
 
     pretraining: Path
@@ -91,29 +79,29 @@ class Comparison:
                 raise UserError(f"{folder}: has no {', '.join(missing)}; amae manifest makes them")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Result:
-    """What came out for one system.
+    """Result of one contestant.
 
     Attributes:
-        system: name.
-        pretraining_updates: 0 without pretraining, as the following four.
-        pretraining_clips: clips seen, one seen twice as two.
-        pretraining_seconds: of fairseq's training loop.
-        pretraining_clips_per_second: their ratio.
-        pretraining_loss: on ``valid`` at the end; losses of different systems are different functions.
-        fine_tuning_seconds: of fairseq's training loop, with all labels if that was run.
-        accuracy: on ``test``, of the checkpoint that is best on ``valid``, by share of the labels.
+        system: name of the contestant.
+        accuracy: accuracy on ``test`` of the checkpoint that is best on ``valid``, by share of the labels.
+        pretraining_updates: number of updates; this and the next four are 0 or None without pretraining.
+        pretraining_clips: clips seen; a clip seen twice counts twice.
+        pretraining_seconds: time of fairseq's training loop.
+        pretraining_clips_per_second: clips seen over this time.
+        pretraining_loss: last loss on ``valid``; different systems have different losses.
+        fine_tuning_seconds: time of fairseq's training loop, with the largest share of the labels.
     """
 
     system: str
-    pretraining_updates: int
-    pretraining_clips: int
-    pretraining_seconds: float
-    pretraining_clips_per_second: float
-    pretraining_loss: float | None
-    fine_tuning_seconds: float
-    accuracy: Mapping[str, float]
+    accuracy: dict[str, float]
+    pretraining_updates: int = 0
+    pretraining_clips: int = 0
+    pretraining_seconds: float = 0.0
+    pretraining_clips_per_second: float = 0.0
+    pretraining_loss: float | None = None
+    fine_tuning_seconds: float = 0.0
 
 
 def compare(comparison: Comparison) -> list[Result]:
@@ -123,7 +111,7 @@ def compare(comparison: Comparison) -> list[Result]:
         UserError: a training failed, or the folder holds one with other settings.
     """
     comparison.root.mkdir(parents=True, exist_ok=True)
-    results = [_result(comparison, name) for name in comparison.systems]
+    results = [_run(comparison, name) for name in comparison.systems]
     write_json(
         comparison.root / "comparison.json",
         {
@@ -148,101 +136,81 @@ def compare(comparison: Comparison) -> list[Result]:
 
 
 def markdown(results: Sequence[Result], comparison: Comparison) -> str:
-    """The results as a table."""
+    """Write the results as a table."""
     shares = list(results[0].accuracy)
     header = ["system", "pretraining", "updates", "clips seen", "clips/s"]
     header += [f"accuracy, {share} of the labels" for share in shares]
     rows = [header, ["---"] * len(header)]
     for result in results:
-        pretrained = [
-            f"{result.pretraining_seconds:,.0f} s",
-            f"{result.pretraining_updates:,}",
-            f"{result.pretraining_clips:,}",
-            f"{result.pretraining_clips_per_second:,.1f}",
-        ]
-        figures = pretrained if result.pretraining_updates else ["none", "", "", ""]
+        figures = ["none", "", "", ""]
+        if result.pretraining_updates:
+            figures = [f"{result.pretraining_seconds:,.0f} s", f"{result.pretraining_updates:,}"]
+            figures += [f"{result.pretraining_clips:,}", f"{result.pretraining_clips_per_second:,.1f}"]
         rows.append([result.system, *figures, *(f"{result.accuracy[share]:.1%}" for share in shares)])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"{table}\n\nFine-tuning: {comparison.updates:,} updates each. By chance: {_chance(comparison):.1%}.\n"
 
 
-def _result(comparison: Comparison, name: str) -> Result:
-    contestant = CONTESTANTS[name]
-    folder = comparison.root / name.lower().replace(" ", "-")
-    pretraining = None
-    updates, seconds, loss, clips = 0, 0.0, None, 0
-    if contestant.recipe is not None:
-        pretraining = _pretraining(comparison, name, contestant.recipe, folder)
+def _run(comparison: Comparison, name: str) -> Result:
+    """Train and evaluate a contestant."""
+    folder = comparison.root / name.lower()
+    recipe = CONTESTANTS[name]
+    result = Result(name, {})
+    encoder = ["model.pretrained=null", f"+model@model.encoder={_FROM_SCRATCH}"]
+    if recipe is not None:
+        pretraining = _pretraining(comparison, name, recipe, folder / "pretraining")
         complete([pretraining])
-        done, loss = read_losses(pretraining.log)["validation"][-1]
-        updates = int(done)
-        seconds = _seconds(pretraining.log)
-        clips = updates * _setting(comparison, contestant.recipe, "task.clips_per_update", comparison.overrides)
-    accuracy, times = {}, {}
+        encoder = [f"model.pretrained={pretraining.checkpoint}"]
+        updates, result.pretraining_loss = read_losses(pretraining.log)["validation"][-1]
+        result.pretraining_updates = int(updates)
+        batch = recipe_number(recipe, comparison.config_dir, "task.clips_per_update", comparison.overrides)
+        result.pretraining_clips = result.pretraining_updates * batch
+        result.pretraining_seconds = _seconds(pretraining.log)
+        result.pretraining_clips_per_second = result.pretraining_clips / result.pretraining_seconds
     for fraction in comparison.fractions:
-        training = _fine_tuning(comparison, name, contestant, pretraining, folder, fraction)
-        complete([training])
         share = f"{fraction:.0%}"
+        training = _fine_tuning(comparison, name, encoder, folder / f"fine-tuning_{share[:-1]}", fraction)
+        complete([training])
         best = training.folder / "checkpoints" / "checkpoint_best.pt"
-        result = evaluate(best, comparison.fine_tuning, "test", Options(progress=False))
-        write(result, training.folder / "evaluation" / "test")
-        accuracy[share] = result.headline["accuracy"]
-        times[fraction] = _seconds(training.log)
-    return Result(
-        system=name,
-        pretraining_updates=updates,
-        pretraining_clips=clips,
-        pretraining_seconds=seconds,
-        pretraining_clips_per_second=clips / seconds if seconds else 0.0,
-        pretraining_loss=loss,
-        fine_tuning_seconds=times[max(times)],
-        accuracy=accuracy,
-    )
+        evaluation = evaluate(best, comparison.fine_tuning, "test", Options(progress=False))
+        write(evaluation, training.folder / "evaluation" / "test")
+        result.accuracy[share] = evaluation.headline["accuracy"]
+        if fraction == max(comparison.fractions):
+            result.fine_tuning_seconds = _seconds(training.log)
+    return result
 
 
 def _pretraining(comparison: Comparison, name: str, recipe: str, folder: Path) -> Training:
-    """The pretraining of as many updates as fit the time."""
+    """Define a pretraining of as many updates as fit the time."""
     arguments = [
         *_arguments(comparison, recipe, comparison.pretraining, comparison.overrides),
-        f"hydra.run.dir={folder / 'pretraining'}",
+        f"hydra.run.dir={folder}",
         "lr_scheduler._name=amae_cosine_by_time",
         f"optimization.stop_time_hours={comparison.minutes / 60}",
         f"optimization.max_update={_MAX_UPDATE}",
         f"lr_scheduler.warmup_updates={round(_WARM_UP * _MAX_UPDATE)}",
-        # Time is for training; the end is validated all the same.
+        # The time is for training; fairseq validates at the end all the same.
         "task.picture_interval=0",
         "checkpoint.save_interval_updates=0",
         "dataset.validate_interval_updates=0",
     ]
-    return Training(f"{name}: pretraining", arguments, round(comparison.minutes * 60), folder / "pretraining", "s")
+    return Training(f"{name}: pretraining", arguments, round(comparison.minutes * 60), folder, "s")
 
 
-def _fine_tuning(
-    comparison: Comparison,
-    name: str,
-    contestant: Contestant,
-    pretraining: Training | None,
-    folder: Path,
-    fraction: float,
-) -> Training:
-    target = folder / f"fine-tuning_{fraction:.0%}".replace("%", "")
-    if pretraining is not None:
-        encoder = [f"model.pretrained={pretraining.checkpoint}"]
-    else:
-        encoder = ["model.pretrained=null", f"+model@model.encoder={contestant.encoder}"]
+def _fine_tuning(comparison: Comparison, name: str, encoder: list[str], folder: Path, fraction: float) -> Training:
     arguments = [
         *_arguments(comparison, FINE_TUNING, comparison.fine_tuning, comparison.fine_tuning_overrides),
-        f"hydra.run.dir={target}",
+        f"hydra.run.dir={folder}",
         *encoder,
         f"task.label_fraction={fraction}",
         f"optimization.max_update={comparison.updates}",
         f"lr_scheduler.warmup_updates={min(60, comparison.updates // 10)}",
     ]
-    return Training(f"{name}: fine-tuning, {fraction:.0%} of the labels", arguments, comparison.updates, target)
+    return Training(f"{name}: fine-tuning, {fraction:.0%} of the labels", arguments, comparison.updates, folder)
 
 
 def _arguments(comparison: Comparison, recipe: str, data: Path, overrides: Sequence[str]) -> list[str]:
-    frames = _setting(comparison, recipe, "task.target_length", overrides)
+    frames = recipe_number(recipe, comparison.config_dir, "task.target_length", overrides)
     mean, std = read_or_measure(data / "train.tsv", frames, comparison.root / "statistics.json")
     return [
         *("--config-dir", str(comparison.config_dir), "--config-name", recipe),
@@ -254,20 +222,12 @@ def _arguments(comparison: Comparison, recipe: str, data: Path, overrides: Seque
     ]
 
 
-def _setting(comparison: Comparison, recipe: str, name: str, overrides: Sequence[str]) -> int:
-    path = comparison.config_dir / f"{recipe}.yaml"
-    if not path.is_file():
-        raise UserError(f"no recipe {path}; --config-dir says where they are")
-    given = [override for override in overrides if override.startswith(f"{name}=")]
-    return int(OmegaConf.select(OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(given)), name))
-
-
 def _chance(comparison: Comparison) -> float:
-    """Accuracy of always naming the most frequent class of the training clips."""
+    """Compute the accuracy of always naming the most frequent class of the training clips."""
     labels = (comparison.fine_tuning / "train.lbl").read_text().splitlines()
-    return max(labels.count(label) for label in set(labels)) / len(Manifest.read(comparison.fine_tuning / "train.tsv"))
+    return max(Counter(labels).values()) / len(Manifest.read(comparison.fine_tuning / "train.tsv"))
 
 
 def _seconds(log: Path) -> float:
-    """fairseq's time of training, of all runs in a log that was continued."""
+    """Add up fairseq's times of training in a log, which holds several runs if the training was continued."""
     return sum(float(seconds) for seconds in _DONE.findall(log.read_text()))

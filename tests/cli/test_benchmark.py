@@ -5,7 +5,7 @@ import pytest
 import soundfile
 import torch
 
-from amae_plugin.benchmark.candidates import SYSTEMS, TEXTBOOK, TWO_PASS_SSAST
+from amae_plugin.benchmark.candidates import CANDIDATES, TEXTBOOK, TWO_PASS_SSAST
 from amae_plugin.benchmark.step import StepSpec, count_flops
 from amae_plugin.cli.main import main
 from amae_plugin.recipes import model_settings
@@ -71,8 +71,9 @@ def test_a_step_is_measured_in_each_precision_beside_the_reference(config_dir, t
         assert row["memory_ratio"] == pytest.approx(row["peak_bytes"] / figures["reference"]["peak_bytes"])
         assert row["flops_share"] == pytest.approx(figures["flops"] / row["seconds"] / row["matrix_flops_per_second"])
         assert 0 < row["mask_share"] < 1
-    output = capsys.readouterr().out
-    assert [line.split(":")[0] for line in output.splitlines()[2:]] == ["textbook fp32", "fp32", "bf16"]
+    table = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in table[2:]] == ["| textbook fp32", "| fp32", "| bf16"]
+    assert table[3][1] == f"{figures['precisions']['fp32']['seconds']:.4g}"
 
 
 def test_flops_of_a_global_decoder_are_those_computed_by_hand(config_dir):
@@ -149,8 +150,8 @@ def test_settings_are_the_recipes_with_sizes_of_its_task_and_changes(config_dir)
         (["--recipe", "broken"], "broken.yaml: "),
         (["--recipe", "other"], "model._name=wav2vec2 is not a model that can be measured; there are: amae_audio_mae"),
         (["--recipe", "tiny_recipe", "--set", "model.no_such=3"], "no_such"),
-        (["--recipe", "tiny_recipe", "--device", "toaster"], "must be cpu, cuda or cuda:N"),
-        (["--recipe", "tiny_recipe", "--device", "cuda:99"], "PyTorch finds"),
+        (["--recipe", "tiny_recipe", "--device", "toaster"], "must be auto, cpu, cuda or cuda:N"),
+        (["--recipe", "tiny_recipe", "--device", "cuda:99"], "PyTorch finds no such GPU"),
     ],
 )
 def test_what_cannot_be_measured_is_a_message(config_dir, capsys, arguments, message):
@@ -228,7 +229,7 @@ def test_all_systems_are_compared(config_dir, tmp_path, capsys):
 def test_two_passes_are_the_objectives_of_one(config_dir):
     settings = {"_name": "amae_ssast", "input_length": 64, "num_mel_bins": 32, "patch_size": [8, 8], "embed_dim": 24}
     settings.update(depth=1, num_heads=3, masking="random")
-    one, two = SYSTEMS["amae_ssast"], SYSTEMS[TWO_PASS_SSAST]
+    one, two = CANDIDATES["amae_ssast"], CANDIDATES[TWO_PASS_SSAST]
     torch.manual_seed(0)
     model = one.build(settings)
     source, _ = one.inputs(settings, 2)

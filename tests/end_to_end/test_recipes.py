@@ -46,8 +46,8 @@ def built(
     """Parameters of the model of every recipe that could be built, and everything that was printed."""
     folder = tmp_path_factory.mktemp("recipes")
     # What the recipes of fine-tuning start from unless they are told otherwise.
-    for path in CONFIG_DIR.glob("*.yaml"):
-        named = re.search(r"pretrained: (outputs/\S+)", path.read_text())
+    for path in CONFIG_DIR.rglob("*.yaml"):
+        named = re.search(r"pretrained: (outputs/[^\s}]+)", path.read_text())
         if named:
             target = folder / named[1]
             target.parent.mkdir(parents=True, exist_ok=True)

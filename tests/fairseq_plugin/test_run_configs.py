@@ -12,15 +12,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from amae_plugin.fairseq_plugin import hydra as resolvers
-
 CONFIG_DIR = Path(__file__).parents[2] / "config"
-assert resolvers
 
 
 @contextmanager
-def composed(*overrides: str) -> Iterator[DictConfig]:
-    recipe = "pretrain_audio_mae_base"
+def composed(*overrides: str, recipe: str = "pretrain_audio_mae_base") -> Iterator[DictConfig]:
+    """A recipe as fairseq-hydra-train composes it."""
     hydra_init(recipe)
     before = HydraConfig.instance().cfg
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.1"):
