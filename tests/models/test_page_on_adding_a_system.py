@@ -1,27 +1,47 @@
-"""The mask on the page on adding a system is one."""
+"""The page on adding a system shows the code as it is, and names files and objects that exist."""
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
+import pytest
+import yaml
 
-from amae_plugin.modules import masking
+PACKAGE = Path(__file__).parents[2] / "amae_plugin"
+PAGE = (PACKAGE / "models" / "README.md").read_text()
+BLOCKS = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", PAGE, re.S)
+CODE = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", PAGE, flags=re.S))
 
-PAGE = Path(masking.__file__).parents[1] / "models" / "README.md"
+
+def test_every_block_is_an_excerpt() -> None:
+    assert len(BLOCKS) == len(re.findall(r"^```\w+$", PAGE, re.M))
 
 
-def test_the_inverse_block_mask_shows_blocks_and_an_exact_number_of_tokens() -> None:
-    code = re.search(r"```python\n(class InverseBlockMasking.*?)```", PAGE.read_text(), re.S)
-    names = dict(vars(masking))
-    exec(code[1], names)
-    strategy, grid = names["InverseBlockMasking"](0.8), (64, 8)
-    hidden = strategy(masking.ClipNoise(torch.arange(50)), grid)
-    assert hidden.shape == (50, 512)
-    assert ((~hidden).sum(1) == 102).all()
-    # Visible tokens come in blocks: most have visible neighbours, of which at random one in five would be.
-    visible = (~hidden).float().view(50, 1, *grid)
-    neighbours = F.conv2d(visible, torch.tensor([[[[0.0, 1, 0], [1, 0, 1], [0, 1, 0]]]]), padding=1)
-    assert neighbours[visible.bool()].mean() > 2
+@pytest.mark.parametrize(("name", "block"), BLOCKS, ids=[name for name, _ in BLOCKS])
+def test_an_excerpt_has_the_lines_of_its_file_in_their_order(name: str, block: str) -> None:
+    source = (PACKAGE.parent / name).read_text()
+    parsed = yaml.safe_load(block) if name.endswith(".yaml") else ast.parse(block).body
+    assert parsed
+    position = 0
+    for part in re.split(r"^ *\.\.\.\n", block, flags=re.M):
+        found = source.find(part.strip("\n"), position)
+        assert found >= 0, f"{name} does not hold, in this order:\n{part}"
+        position = found + len(part.strip("\n"))
+
+
+@pytest.mark.parametrize("name", [code for code in CODE if re.fullmatch(r"[\w/.<>]+(/|\.py|\.yaml)", code)])
+def test_a_file_that_the_page_names_exists(name: str) -> None:
+    examples = {"<system>": "ssast", "<kind>": "classifier"}
+    for placeholder, example in examples.items():
+        name = name.replace(placeholder, example)
+    if name.endswith("ssast/decoder.py"):  # SSAST has none
+        name = name.replace("ssast", "mae_ast")
+    assert any((root / name).exists() for root in (PACKAGE, PACKAGE.parent))
+
+
+@pytest.mark.parametrize("name", sorted({code for code in CODE if re.fullmatch(r"[A-Za-z_]\w+", code)}))
+def test_an_object_that_the_page_names_exists(name: str) -> None:
+    sources = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+    assert re.search(rf"\b(class|def) {name}\b|^ *{name}\b *[:=]|\b{name}=|[\"']{name}[\"']", sources, re.M), name
