@@ -89,7 +89,7 @@ def test_a_clip_that_just_fits_has_the_same_values_in_pieces(checkpoint, tmp_pat
 
 def test_two_pieces_are_the_beginning_and_the_end():
     assert piece_positions(2) == [0.0, 1.0]
-    assert Options(crops=5).positions == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert piece_positions(5) == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
 def test_some_of_the_clips(checkpoint, manifest):
