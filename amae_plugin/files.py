@@ -1,0 +1,94 @@
+"""Files: errors that name the path and the reason, and writes that leave no torn file behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from amae_plugin.errors import UserError
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str], what: str = "the file", remedy: str = "") -> Iterator[None]:
+    """Turn the errors of reading a file into messages.
+
+    Args:
+        path: the file that the block reads.
+        what: the file's content, as in "cannot read the labels".
+        remedy: advice that ends the message.
+
+    Raises:
+        UserError: the system cannot read the file, or it is not text in UTF-8.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(_message(path, f"cannot read {what}", error, remedy)) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error})") from None
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str], what: str = "there", remedy: str = "") -> Iterator[None]:
+    """Turn the errors of writing a file or a folder into messages.
+
+    Args:
+        path: the file or folder that the block writes.
+        what: the file's content, as in "cannot write the checkpoint".
+        remedy: advice that ends the message.
+
+    Raises:
+        UserError: the system cannot write it.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = system_error(error)
+        if cause is None:
+            raise
+        raise UserError(_message(path, f"cannot write {what}", cause, remedy)) from None
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """Return the system's error behind *error*, since ``torch.save`` raises a RuntimeError while it handles one."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Replace a file atomically: it is at every moment either what it was or the whole of the new one.
+
+    The block writes to the path that it is given, in the same folder, and closes it. The content is then flushed to the
+    disk and takes the file's place. If the block raises, the partial file is removed and the old one stays. A killed
+    process leaves its partial file, which :func:`remove_partial_files` removes.
+
+    ``torch.save`` writes the name of a path into the archive, so give it an open file.
+    """
+    path = Path(path)
+    # Hidden, since fairseq takes a name in the data folder that begins with "valid" for a subset.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def remove_partial_files(folder: str | os.PathLike[str], pattern: str) -> None:
+    """Remove what killed processes left of the files in *folder* whose names match *pattern*."""
+    for partial in Path(folder).glob(f".{pattern}.*.tmp"):
+        partial.unlink(missing_ok=True)
+
+
+def _message(path: str | os.PathLike[str], problem: str, error: OSError, remedy: str) -> str:
+    return f"{path}: {problem} ({error.strerror or error})" + (f"; {remedy}" if remedy else "")
