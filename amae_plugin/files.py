@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import uuid
 from collections.abc import Iterator
@@ -82,6 +83,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+
+
+def write_json(path: str | os.PathLike[str], values: object) -> None:
+    """Write plain values as JSON, atomically."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def remove_partial_files(folder: str | os.PathLike[str], pattern: str) -> None:
