@@ -126,7 +126,7 @@ class _Watched:
                 # SLURM sends the SIGTERM before a preemption to all processes of a job, and the workers end at it,
                 # some of them while they hand over a batch, though this process has an update to finish: others start
                 # where they stopped.
-                if restarted or signals.received() is None:
+                if restarted or signals.first_received() is None:
                     raise
                 restarted, batches = True, rest(batches.n)
                 continue

@@ -20,9 +20,9 @@ from omegaconf import DictConfig
 from torch import distributed, multiprocessing
 
 from amae_plugin.cluster import signals
+from amae_plugin.cluster.commands import requeue
 from amae_plugin.cluster.layout import Layout, in_job
 from amae_plugin.cluster.lock import RunLock
-from amae_plugin.cluster.requeue import requeue
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.isolation import close_tensorboard
 
@@ -40,7 +40,7 @@ def install() -> None:
     """Have fairseq start the runs of this process by :func:`call_main`, since it offers no hook there."""
     distributed_utils.call_main = call_main
     if in_job(os.environ):
-        signals.watch()
+        signals.install_handlers()
 
 
 def call_main(cfg: DictConfig, main: Main, **kwargs: Any) -> None:
@@ -91,7 +91,7 @@ def _spawn(processes: int, arguments: tuple[Any, ...]) -> None:
             pass
     except multiprocessing.ProcessExitedException as error:
         # SLURM's SIGTERM, which requeueing brings to all processes, may find one that has stopped listening.
-        if error.exit_code == REQUEUED or (error.exit_code == -signal.SIGTERM and signals.received()):
+        if error.exit_code == REQUEUED or (error.exit_code == -signal.SIGTERM and signals.first_received()):
             raise SystemExit(REQUEUED) from None
         raise
 
@@ -112,7 +112,7 @@ def train(cfg: DictConfig, main: Main, requeues: int) -> None:
     job = os.environ.get("SLURM_JOB_ID")
     lock = RunLock(save_dir, job, int(os.environ.get("SLURM_RESTART_COUNT", 0)))
     if job:
-        signals.watch()
+        signals.install_handlers()
     with ExitStack() as stack:
         if distributed_utils.is_master(cfg.distributed_training):
             stack.enter_context(lock.held())
@@ -141,7 +141,7 @@ def _watched_loop(lock: RunLock, requeues: int) -> Iterator[list[int]]:
             lock.check()
 
         def stop_if_told() -> None:
-            if in_job(os.environ) and _anywhere(signals.received() is not None):
+            if in_job(os.environ) and _anywhere(signals.first_received() is not None):
                 checkpoint_utils.save_checkpoint(cfg.checkpoint, trainer, epoch_itr, None)
                 _requeue(requeues, update)
 
@@ -171,7 +171,7 @@ def _anywhere(here: bool) -> bool:
 
 def _requeue(limit: int, update: int) -> NoReturn:
     """End this process, once rank 0 has put the job back into the queue."""
-    received = signals.received()
+    received = signals.first_received()
     refused: list[str | None] = [None]
     if distributed_utils.get_global_rank() == 0:
         try:
