@@ -31,7 +31,7 @@ def step(nodes: int = 1, per_node: int = 1, node: int = 0, local: int = 0, **oth
         ("gpu07,gpu08", "gpu07"),
         ("gpu[07-08,10],cpu1", "gpu07"),
         ("gpu-a[3,5]", "gpu-a3"),
-        ("rack[0-1]node[03-04].site,x", "rack0node03.site"),
+        ("rack[0-1]node[03-04],x", "rack0node03"),
     ],
 )
 def test_first_of_a_node_list(nodes: str, first: str) -> None:
