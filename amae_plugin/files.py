@@ -47,18 +47,8 @@ def writing(path: str | os.PathLike[str], what: str = "there", remedy: str = "")
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        cause = system_error(error)
-        if cause is None:
-            raise
-        raise UserError(_message(path, f"cannot write {what}", cause, remedy)) from None
-
-
-def system_error(error: BaseException | None) -> OSError | None:
-    """Return the system's error behind *error*, since ``torch.save`` raises a RuntimeError while it handles one."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return error
+    except OSError as error:
+        raise UserError(_message(path, f"cannot write {what}", error, remedy)) from None
 
 
 @contextmanager
@@ -79,9 +69,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from None  # torch.save handles the system's error and raises one of its own
         raise
 
 

@@ -25,6 +25,7 @@ SBIN = "/usr/sbin:/sbin"
 NODES = ("n1", "n2")
 CONFIG = """\
 ClusterName=local
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser={user}
@@ -91,7 +92,11 @@ class Cluster:
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
         host = socket.gethostname()
-        config = CONFIG.format(host=host, user=getpass.getuser(), folder=self.folder, ports=_free_ports(3))
+        # A job's number decides its port, and several clusters may run on one machine.
+        first_job = 1 + 20 * (os.getpid() % 1000)
+        config = CONFIG.format(
+            host=host, user=getpass.getuser(), folder=self.folder, ports=_free_ports(3), first_job=first_job
+        )
         (self.folder / "slurm.conf").write_text(config)
         files = {"socket": "munge.socket", "pid-file": "munged.pid", "log-file": "munged.log", "seed-file": "seed"}
         options = [f"--{option}={self.folder / name}" for option, name in files.items()]
