@@ -62,6 +62,7 @@ def test_second_run_in_the_folder_killed_rank_and_lost_node(
     for pid in rank_1:
         os.kill(pid, signal.SIGSTOP)  # the node hangs: its tasks end neither well nor badly
     slurm.cluster.lose_node("n2")
+    assert slurm.cluster.node_states()["n2"].startswith("down")
     assert max(losses(read(log_again))) < 40
     for pid in rank_1:
         os.kill(pid, signal.SIGKILL)
