@@ -34,9 +34,9 @@ test: lint
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# On a cluster of its own, which needs Debian's slurm-wlm and munge.
+# On two clusters of its own, side by side, which need Debian's slurm-wlm and munge.
 test-slurm: setup
-	$(BIN)/python -m pytest tests/slurm
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/slurm
 
 lint: setup
 	$(BIN)/ruff check

@@ -1,1 +1,1 @@
-"""Training on a SLURM cluster: where a process stands in its job, signals, requeueing, locks, and submitting."""
+"""Training on a SLURM cluster: a process's place in its job, signals, locks, and submitting."""

@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""A lock that admits one run at a time to a folder."""
 
 from __future__ import annotations
 
@@ -11,66 +11,58 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from amae_plugin.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-LOCK_NAME = ".lock"
-_UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}
-_PATIENCE_S = 120.0
-
 
 class RunLock:
-    """Holds a folder for the run of this process, until it ends, however it ends.
+    """Lock that keeps a folder to the run of this process until the process ends, however it ends.
 
-    It is a POSIX record lock on a file: the kernel (of a network file system, its server) drops it with the process
-    that holds it, so that ``kill -9`` and a node's crash leave nothing behind, and no clock or heartbeat is needed. It
-    is not inherited by data loader workers. The file's text says who holds it, for messages.
+    It is a POSIX record lock on a file. The kernel (for a network file system, its server) drops it with the process
+    that holds it: ``kill -9`` and a node's crash leave nothing behind, and no clock or heartbeat is needed. Data loader
+    workers do not inherit it. The file's text names its latest holder, for messages.
 
-    A job that SLURM started again may find its former self still running, on a node that SLURM lost contact with. Then
-    it claims the folder, which :meth:`check` tells the other, and waits.
+    A job that SLURM started again may find its earlier start still running, on a node that SLURM lost contact with. It
+    then claims the folder and waits; the earlier start learns of the claim from :meth:`check`.
     """
 
     def __init__(self, folder: Path, job: str | None, restart: int):
-        self.path = folder / LOCK_NAME
-        self.me = f"job {job}, start {restart}" if job else "a run outside SLURM"
+        self._path = folder / ".lock"
         self._job = job
-        self._claim = folder / f"{LOCK_NAME}.{job}.{restart}"
-        self._later = folder / f"{LOCK_NAME}.{job}.{restart + 1}"
+        self._holder = f"job {job}, start {restart}" if job else "a run outside SLURM"
+        self._claim, self._next_claim = (folder / f".lock.{job}.{start}" for start in (restart, restart + 1))
 
     @contextmanager
-    def held(self, patience_s: float = _PATIENCE_S) -> Iterator[None]:
+    def held(self, patience_s: float = 120.0) -> Iterator[None]:
         """Hold the lock.
 
         Raises:
-            UserError: another run holds it; an earlier start of this very job, still after *patience_s*.
+            UserError: another run holds it, or an earlier start of this job still does after *patience_s*.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+") as file:
-            self._acquire(file.fileno(), patience_s)
-            try:
-                file.truncate(0)
-                host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-                file.write(f"{self.me}, process {os.getpid()} on {host}")
-                file.flush()
-                yield
-            finally:
-                file.truncate(0)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a+") as file:
+            self._acquire(file, patience_s)
+            file.truncate(0)
+            host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+            print(f"{self._holder}, process {os.getpid()} on {host}", end="", file=file, flush=True)
+            yield
 
     def check(self) -> None:
         """Raise a UserError if a later start of this job waits for the folder."""
-        if self._job and self._later.exists():
-            raise UserError(f"{self.path.parent}: SLURM started job {self._job} again elsewhere; this start of it ends")
+        if self._job and self._next_claim.exists():
+            raise UserError(f"{self._path}: SLURM started job {self._job} again elsewhere; this start of it ends")
 
-    def _acquire(self, descriptor: int, patience_s: float) -> None:
+    def _acquire(self, file: TextIO, patience_s: float) -> None:
         deadline = time.monotonic() + patience_s
         try:
-            while not self._try(descriptor):
-                holder = self.path.read_text() if self.path.exists() else ""
+            while not self._try(file):
+                holder = self._path.read_text()
                 if not (self._job and holder.startswith(f"job {self._job},")) or time.monotonic() > deadline:
                     raise UserError(
-                        f"{self.path.parent} is in use by {holder or 'another run'}; wait for it, cancel it, or write "
+                        f"{self._path.parent} is in use by {holder or 'another run'}; wait for it, cancel it, or write "
                         "to another folder (hydra.run.dir=...)"
                     )
                 self._claim.touch()
@@ -78,14 +70,13 @@ class RunLock:
         finally:
             self._claim.unlink(missing_ok=True)
 
-    def _try(self, descriptor: int) -> bool:
+    def _try(self, file: TextIO) -> bool:
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _UNSUPPORTED:
-                logger.warning(f"{self.path}: the file system knows no locks: a second run here would not be noticed")
-                return True
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             return False
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            logger.warning(f"{self._path}: this file system has no locks: a second run here would go unnoticed")
         return True

@@ -1,4 +1,4 @@
-"""The signals by which SLURM announces that it will end a job."""
+"""Signals by which SLURM announces that it will end a job."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import signal
 from types import FrameType
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
-"""SIGUSR2 comes before a time-out (sbatch ``--signal=USR2@seconds``), SIGTERM before a preemption."""
-
+"""SIGUSR2 precedes a time-out (sbatch ``--signal=USR2@seconds``), SIGTERM a preemption."""
 _received: signal.Signals | None = None
 
 
-def watch() -> None:
-    """From now on, remember these signals instead of dying of them."""
+def install_handlers() -> None:
+    """Have this process remember the signals instead of dying of them."""
     for number in SIGNALS:
         signal.signal(number, _remember)
 
 
-def received() -> signal.Signals | None:
-    """The first of them that came since :func:`watch`."""
+def first_received() -> signal.Signals | None:
+    """Return the first signal since :func:`install_handlers`."""
     return _received
 
 

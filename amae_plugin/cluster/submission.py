@@ -1,266 +1,175 @@
-"""Jobs of SLURM through submitit: submit them, watch them, and tell how they ended."""
+"""Training runs as SLURM jobs, through submitit: submitting them, finding them again, and their outcomes."""
 
 from __future__ import annotations
 
+import json
 import shlex
-import subprocess
+import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import submitit
-from submitit.core.utils import JobPaths, pickle_load
 from tqdm import tqdm
 
-from amae_plugin.cluster.snapshot import Snapshot
+from amae_plugin.cluster.commands import job_states
 from amae_plugin.errors import UserError
+from amae_plugin.files import write_json
 
 FOLDER = "slurm"
-"""Within the folder of a run or a sweep: snapshots, and a subfolder a job with submitit's files and the logs."""
-_UNREACHABLE = "UNREACHABLE"
-_GOING = {
-    _UNREACHABLE,
-    "PENDING",
-    "CONFIGURING",
-    "RUNNING",
-    "COMPLETING",
-    "REQUEUED",
-    "RESIZING",
-    "SUSPENDED",
-    "STAGE_OUT",
-}
-_SQUEUE_FIELDS = "JobArrayID:|,State:|,Reason:|,NodeList:|,RestartCnt:|"
-_LOG_LINES = 40
+"""Subfolder of a run's or a sweep's folder; holds the snapshots, and a folder of submitit's files and logs a job."""
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What a job asks for: the settings of ``config/hydra/launcher/slurm.yaml``, which explains them.
+def take_snapshot(folder: Path, config_dir: Path | None) -> Path:
+    """Copy the package and the recipes, so that a job that waits or starts again runs what was submitted.
 
-    ``requeues`` is not SLURM's: the job looks at it itself.
+    Returns:
+        A new subfolder of *folder*, named after the time: ``code`` in it is for ``PYTHONPATH``, ``config`` for
+        ``--config-dir``.
     """
+    snapshot = folder / f"{datetime.now():%Y%m%d-%H%M%S-%f}"
+    package = Path(__file__).parents[1]
+    shutil.copytree(package, snapshot / "code" / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    if config_dir is not None:
+        shutil.copytree(config_dir, snapshot / "config")
+    return snapshot
 
-    name: str
-    partition: str | None
-    account: str | None
-    qos: str | None
-    constraint: str | None
-    timeout_min: int
-    nodes: int
-    devices_per_node: int
-    tasks_per_node: int
-    gpus_per_node: int | None
-    cpus_per_device: int
-    mem_gb: float | None
-    requeues: int
-    signal_delay_s: int
-    array_parallelism: int
-    setup: Sequence[str]
-    srun_args: Sequence[str]
-    sbatch: Mapping[str, Any]
 
-    def __post_init__(self) -> None:
-        if self.tasks_per_node not in (1, self.devices_per_node):
-            raise UserError(
-                f"hydra.launcher.tasks_per_node={self.tasks_per_node}: must be 1 (a task that starts the processes of "
-                f"its node) or hydra.launcher.devices_per_node={self.devices_per_node} (a task a process)"
-            )
+def submit(
+    jobs: Sequence[Callable[[], float | None]],
+    folder: Path,
+    code: Path,
+    *,
+    devices_per_node: int,
+    tasks_per_node: int,
+    cpus_per_device: int,
+    setup: Sequence[str],
+    srun_args: Sequence[str],
+    sbatch: Mapping[str, str | int],
+    **parameters: object,
+) -> list[SubmittedJob]:
+    """Submit jobs, several of them as one array.
 
-    def executor(self, folder: Path, snapshot: Snapshot) -> submitit.AutoExecutor:
-        """submitit's executor for jobs that run the snapshot's code and log to a subfolder of *folder*."""
-        try:
-            executor = submitit.AutoExecutor(folder / "%j", cluster="slurm")
-        except RuntimeError as error:
-            raise UserError(f"no SLURM here: {error}") from None
-        cpus = self.cpus_per_device * self.devices_per_node // self.tasks_per_node
-        executor.update_parameters(
-            name=self.name,
-            timeout_min=self.timeout_min,
-            nodes=self.nodes,
-            tasks_per_node=self.tasks_per_node,
-            cpus_per_task=cpus,
-            stderr_to_stdout=True,
-            slurm_signal_delay_s=self.signal_delay_s,
-            slurm_array_parallelism=self.array_parallelism,
-            slurm_setup=[
-                f"export PYTHONPATH={shlex.quote(str(snapshot.code))}${{PYTHONPATH:+:$PYTHONPATH}}",
-                *self.setup,
-            ],
-            # One dead rank ends all. srun does not take over the job's --cpus-per-task.
-            slurm_srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={cpus}", *self.srun_args],
-            slurm_additional_parameters={"requeue": True, **self.sbatch},
-            **{
-                name: value
-                for name, value in {
-                    "gpus_per_node": self.gpus_per_node,
-                    "mem_gb": self.mem_gb,
-                    "slurm_partition": self.partition,
-                    "slurm_account": self.account,
-                    "slurm_qos": self.qos,
-                    "slurm_constraint": self.constraint,
-                }.items()
-                if value is not None
-            },
+    ``config/hydra/launcher/slurm.yaml`` explains the settings.
+
+    Args:
+        jobs: callables, each of which all tasks of its job run.
+        folder: folder for submitit's files and the logs, each job's in a subfolder.
+        code: folder of the package that the jobs import.
+        parameters: other settings, which submitit knows by the same names.
+
+    Raises:
+        UserError: a setting is wrong, or SLURM refuses.
+    """
+    if tasks_per_node not in (1, devices_per_node):
+        raise UserError(
+            f"hydra.launcher.tasks_per_node={tasks_per_node}: must be 1 (a task that starts the processes of its node) "
+            f"or hydra.launcher.devices_per_node={devices_per_node} (a task a process)"
         )
-        return executor
+    cpus_per_task = cpus_per_device * devices_per_node // tasks_per_node
+    parameters |= {
+        "tasks_per_node": tasks_per_node,
+        "cpus_per_task": cpus_per_task,
+        "stderr_to_stdout": True,
+        "setup": [f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}", *setup],
+        # One dead task ends all. srun does not take over the job's --cpus-per-task.
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={cpus_per_task}", *srun_args],
+        "additional_parameters": {"requeue": True, **sbatch},
+    }
+    try:
+        executor = submitit.AutoExecutor(folder / "%j", cluster="slurm")
+        executor.update_parameters(**{f"slurm_{name}": value for name, value in parameters.items()})
+        with executor.batch():
+            submitted = [executor.submit(run_task, job) for job in jobs]
+    except (NameError, RuntimeError) as error:  # a setting that submitit does not know; no srun, or sbatch's refusal
+        raise UserError(f"SLURM does not take the job: {error}") from error
+    return [SubmittedJob(job.job_id, folder) for job in submitted]
 
-    def submit(self, jobs: Sequence[Callable[[], Any]], folder: Path, snapshot: Snapshot) -> list[SubmittedJob]:
-        """Submit callables; several as one job array.
 
-        Raises:
-            UserError: SLURM refuses.
-        """
-        executor = self.executor(folder, snapshot)
-        try:
-            with executor.batch():
-                submitted = [executor.submit(job) for job in jobs]
-        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-            raise UserError(f"SLURM does not take the job: {error}") from None
-        return [SubmittedJob(job.job_id, folder) for job in submitted]
+def run_task(job: Callable[[], float | None]) -> None:
+    """Run a job in one of its tasks, and write the outcome as JSON beside the result that submitit pickles."""
+    paths = submitit.JobEnvironment().paths
+    path = paths.result_pickle.with_suffix(".json")
+    path.unlink(missing_ok=True)  # an earlier start's
+    try:
+        result = job()
+    except Exception:
+        write_json(path, {"task": paths.task_id, "error": traceback.format_exc()})
+        raise
+    write_json(path, {"task": paths.task_id, "result": result})
+
+
+class JobFailed(Exception):  # noqa: N818
+    """A job ended without a result; the message holds its error."""
 
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """A job, found again by its number and the folder it was submitted with."""
+    """A job, identified by its number and the folder that it was submitted with.
+
+    Only text is read from that folder. submitit's pickles are not: opening one runs what its writer put there.
+    """
 
     id: str
     folder: Path
 
-    @property
-    def _tasks(self) -> list[int]:
-        """Tasks that have left a log."""
-        logs = self.paths(0).folder.glob(f"{self.id}_*_log.out")
-        return sorted(int(path.name.removeprefix(f"{self.id}_").split("_")[0]) for path in logs)
+    def log(self, task: int) -> Path:
+        """Return the path of a task's log; the first task's log also holds what ``srun`` says."""
+        return submitit.SlurmJob(self.folder / "%j", self.id, [task]).paths.stdout
 
-    def paths(self, task: int) -> JobPaths:
-        """Of a task's log and result; the first task's log also holds what srun says."""
-        return JobPaths(self.folder / "%j", job_id=self.id, task_id=task)
-
-    def _outcomes(self) -> list[tuple[float, int, str, Any]]:
-        """Of each task that has left one, in the order of time: when, task, ``success`` or ``error``, value."""
-        found = []
-        for task in self._tasks:
-            path = self.paths(task).result_pickle
-            if path.exists():
-                kind, value = pickle_load(path)
-                found.append((path.stat().st_mtime, task, kind, value))
-        return sorted(found, key=lambda outcome: outcome[:2])
-
-    def result(self, state: str) -> Any:
-        """What rank 0 returned.
+    def outcome(self, state: str) -> tuple[float | None, str]:
+        """Return rank 0's result and, of a job that did not complete, the error of the task that failed first.
 
         Args:
-            state: of the job, which has ended.
-
-        Raises:
-            JobFailed: the job did not complete; with the traceback of the task that failed first.
+            state: name of the state in which the job ended.
         """
-        outcomes = self._outcomes()
-        returned = [value for _, task, kind, value in outcomes if (task, kind) == (0, "success")]
-        if state in ("COMPLETED", "UNKNOWN") and returned:
-            return returned[0]
-        for _, task, kind, value in outcomes:
-            if kind == "error":
-                log = self.paths(task).stdout
-                raise JobFailed(f"job {self.id} ({state}): task {task} failed first:\n{value}\nIts log: {log}")
-        log = self.paths(0).stdout
-        end = "".join(log.open(errors="replace").readlines()[-_LOG_LINES:]) if log.exists() else ""
-        raise JobFailed(f"job {self.id} ended ({state}) without a result. The end of {log}:\n{end}")
-
-
-class JobFailed(Exception):  # noqa: N818
-    """A job has ended without a result; the message holds its error."""
-
-
-@dataclass(frozen=True)
-class JobState:
-    """What SLURM says of a job.
-
-    Attributes:
-        name: of its state; UNKNOWN if it has forgotten the job, UNREACHABLE if it does not answer.
-        reason: why it waits.
-        nodes: where it runs or ran.
-        restarts: how often it was started again.
-    """
-
-    name: str = "UNKNOWN"
-    reason: str = ""
-    nodes: str = ""
-    restarts: str = ""
-
-    @property
-    def going(self) -> bool:
-        """Whether the job waits or runs."""
-        return self.name in _GOING
-
-    def __str__(self) -> str:
-        restarts = f"started again {self.restarts} times" if self.restarts not in ("", "0") else ""
-        return "  ".join(part for part in (self.name, self.nodes, self.reason, restarts) if part)
-
-
-def states(jobs: Iterable[str]) -> dict[str, JobState]:
-    """The states of jobs. Without SLURM's accounting it forgets those that ended some minutes ago."""
-    jobs = list(jobs)
-    unknown = JobState()
-    numbers = ",".join(sorted({job.split("_")[0] for job in jobs}))
-    found: dict[str, JobState] = {}
-    for command in (
-        ["squeue", "--noheader", "--array", "--states=all", f"--jobs={numbers}", "--Format=" + _SQUEUE_FIELDS],
-        ["sacct", "--noheader", "--allocations", "--parsable2", f"--jobs={numbers}", "--format=JobID,State,NodeList"],
-    ):
-        if any(job not in found for job in jobs):
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-            except OSError as error:
-                raise UserError(f"no SLURM here: {error}") from None
-            if command[0] == "squeue" and done.returncode and "Invalid job id" not in done.stderr:
-                unknown = JobState(_UNREACHABLE, done.stderr.strip())
-            for line in done.stdout.splitlines():
-                job, name, *rest = (part.strip() for part in line.split("|"))
-                if command[0] == "sacct":
-                    rest = ["", rest[0]]
-                # "CANCELLED by 0"; "None" where there is no reason
-                found.setdefault(job, JobState(name.split()[0], *(part.replace("None", "") for part in rest[:3])))
-    return {job: found.get(job, unknown) for job in jobs}
+        log = self.log(0)
+        paths = sorted(log.parent.glob(f"{self.id}_*_result.json"), key=lambda path: path.stat().st_mtime)
+        outcomes = [json.loads(path.read_text()) for path in paths]
+        results = [outcome["result"] for outcome in outcomes if outcome["task"] == 0 and "result" in outcome]
+        if results and state in ("COMPLETED", "UNKNOWN"):
+            return results[0], ""
+        for outcome in outcomes:
+            if "error" in outcome:
+                task, error = outcome["task"], outcome["error"]
+                return None, f"job {self.id} ({state}): task {task} failed first:\n{error}\nIts log: {self.log(task)}"
+        end = "".join(log.open(errors="replace").readlines()[-40:]) if log.exists() else ""
+        return None, f"job {self.id} ended ({state}) without a result. The end of {log}:\n{end}"
 
 
 def find_jobs(folder: Path) -> list[SubmittedJob]:
-    """The jobs that were submitted for the folder of a run or of a sweep, in the order of their numbers.
+    """Return the jobs that were submitted for the folder of a run or a sweep, ordered by number.
 
     Raises:
         UserError: there are none.
     """
-    found = {}
-    for path in (folder / FOLDER).glob("*/*_submitted.pkl"):
-        id = path.name.removesuffix("_submitted.pkl")
-        found[tuple(map(int, id.split("_")))] = SubmittedJob(id, folder.absolute() / FOLDER)
-    if not found:
+    ids = [path.name.removesuffix("_submitted.pkl") for path in (folder / FOLDER).glob("*/*_submitted.pkl")]
+    if not ids:
         raise UserError(f"{folder}: no job was submitted for this folder; it holds no {FOLDER}/<job>")
-    return [found[number] for number in sorted(found)]
+    ids.sort(key=lambda id: [int(number) for number in id.split("_")])
+    return [SubmittedJob(id, folder.absolute() / FOLDER) for id in ids]
 
 
-def wait(jobs: Sequence[SubmittedJob], poll_s: float) -> list[Any]:
-    """Wait until all jobs have ended, through all requeueings; what they returned. Interrupted, the jobs go on.
+def wait(jobs: Sequence[SubmittedJob], poll_s: float) -> list[float | None]:
+    """Wait until all jobs have ended, requeueings included, and return their results.
+
+    An interruption leaves the jobs running.
 
     Raises:
-        JobFailed: some did not; with the errors of all of them.
+        JobFailed: some jobs failed; with the errors of all of them.
     """
     ended: dict[str, str] = {}
     with tqdm(total=len(jobs), desc="jobs", unit="job") as bar:
         while len(ended) < len(jobs):
             time.sleep(poll_s)
-            current = states([job.id for job in jobs if job.id not in ended])
-            ended.update({job: state.name for job, state in current.items() if not state.going})
-            bar.set_postfix_str(", ".join(f"{job} {state.name}" for job, state in list(current.items())[:4]))
+            states = job_states([job.id for job in jobs if job.id not in ended])
+            ended |= {job: state.name for job, state in states.items() if state.ended}
+            bar.set_postfix_str(", ".join(f"{job} {state.name}" for job, state in list(states.items())[:4]))
             bar.update(len(ended) - bar.n)
-    results, errors = [], []
-    for job in jobs:
-        try:
-            results.append(job.result(ended[job.id]))
-        except JobFailed as error:
-            errors.append(str(error))
-    if errors:
+    outcomes = [job.outcome(ended[job.id]) for job in jobs]
+    if errors := [error for _, error in outcomes if error]:
         raise JobFailed("\n\n".join(errors))
-    return results
+    return [result for result, _ in outcomes]

@@ -19,9 +19,9 @@ from omegaconf import DictConfig
 from torch import distributed, multiprocessing
 
 from amae_plugin.cluster import signals
+from amae_plugin.cluster.commands import requeue
 from amae_plugin.cluster.layout import Layout, in_job
 from amae_plugin.cluster.lock import RunLock
-from amae_plugin.cluster.requeue import requeue
 from amae_plugin.errors import UserError
 from amae_plugin.files import remove_partial_files
 
@@ -74,7 +74,7 @@ def spawn(layout: Layout, main: Main, cfg: DictConfig, kwargs: dict[str, Any]) -
             pass
     except multiprocessing.ProcessExitedException as error:
         # SLURM's SIGTERM, which requeueing brings to all processes, may find one that has stopped listening.
-        if error.exit_code == REQUEUED or (error.exit_code == -signal.SIGTERM and signals.received()):
+        if error.exit_code == REQUEUED or (error.exit_code == -signal.SIGTERM and signals.first_received()):
             raise SystemExit(REQUEUED) from None
         raise
 
@@ -107,7 +107,7 @@ class Run:
         # A process that was spawned would spawn its data loader's workers too, each of which imports all this anew.
         multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
         if in_job(os.environ):
-            signals.watch()
+            signals.install_handlers()
         with ExitStack() as stack:
             if distributed_utils.is_master(self.cfg.distributed_training):
                 stack.enter_context(self.lock.held())
@@ -129,7 +129,7 @@ class Run:
 
     def stop_if_told(self, trainer: Trainer, epoch_itr: Any) -> None:
         """If any process has received a signal, write a checkpoint, have the job requeued and end this process."""
-        if not (in_job(os.environ) and _anywhere(signals.received() is not None)):
+        if not (in_job(os.environ) and _anywhere(signals.first_received() is not None)):
             return
         checkpoint_utils.save_checkpoint(self.cfg.checkpoint, trainer, epoch_itr, None)
         refused: list[str | None] = [None]
@@ -140,7 +140,7 @@ class Run:
                 refused = [str(error)]
         if distributed.is_initialized():
             distributed.broadcast_object_list(refused, src=0)
-        received = signals.received()
+        received = signals.first_received()
         at = received.name if received else "a signal to another process"
         stopped = f"stopped after update {trainer.get_num_updates()}, at {at}; a checkpoint was written"
         if refused[0] is not None:

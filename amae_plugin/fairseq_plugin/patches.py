@@ -43,7 +43,7 @@ def call_main(cfg: DictConfig, main: launch.Main, **kwargs: Any) -> None:
     launcher = HydraConfig.get().launcher  # a batch script's run has one as well, chosen by its run_config
     main = functools.partial(_train, main=main, requeues=launcher.get("requeues", 0))
     if in_job(os.environ):
-        signals.watch()
+        signals.install_handlers()
         if cfg.distributed_training.distributed_init_method is None:
             layout = launch.lay_out(cfg, launcher.get("nodes"))
             if layout.processes > 1:

@@ -1,32 +1,20 @@
-"""What a task of a SLURM job runs: a training command."""
+"""A training command as the work of a SLURM job."""
 
 from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 
 from amae_plugin.cluster import signals
 from amae_plugin.fairseq_plugin.hydra import RegisterPlugin
 
 
-@dataclass(frozen=True)
-class TrainingJob:
-    """``fairseq-hydra-train`` with some arguments, in this process; its result is what Hydra gets of the run.
+def run_training(*arguments: str) -> float | None:
+    """Run ``fairseq-hydra-train`` with these arguments in this process, and return what Hydra gets as its result."""
+    signals.install_handlers()  # instead of submitit's, which requeue at once
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = ["fairseq-hydra-train", *arguments]
+    from fairseq_cli.hydra_train import cli_main
 
-    Attributes:
-        arguments: of the command, without ``-m``.
-    """
-
-    arguments: tuple[str, ...]
-
-    def __call__(self) -> float | None:
-        """Run the command; an error is raised as it is."""
-        # Instead of submitit's handlers, which requeue at once.
-        signals.watch()
-        os.environ["HYDRA_FULL_ERROR"] = "1"
-        sys.argv = ["fairseq-hydra-train", *self.arguments]
-        from fairseq_cli.hydra_train import cli_main
-
-        cli_main()
-        return RegisterPlugin.result
+    cli_main()
+    return RegisterPlugin.result

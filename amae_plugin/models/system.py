@@ -21,6 +21,7 @@ class System:
     """Everything that shared code must know about a system.
 
     Attributes:
+        title: name for people.
         config: class of its settings.
         model_class: pretraining model, built from a config; it holds its encoder as ``encoder``.
         encoder_class: encoder alone, built from the same config.
@@ -35,6 +36,7 @@ class System:
             pooling. Raises UserError where timm has no such model.
     """
 
+    title: str
     config: type[PretrainingConfig]
     model_class: Callable[[Any], PretrainingModel]
     encoder_class: Callable[[Any], Encoder]

@@ -27,9 +27,8 @@ _WARM_UP = 0.05
 """Share of pretraining in which the learning rate rises."""
 _DONE = re.compile(r"done training in ([0-9.]+) seconds")
 
-_SHORT_NAMES = [name.removeprefix("amae_") for name in SYSTEMS]
 CONTESTANTS: Mapping[str, str | None] = {
-    **{name.replace("_", "-").upper(): f"pretrain_{name}_tiny" for name in _SHORT_NAMES},
+    **{system.title: f"pretrain_{name.removeprefix('amae_')}_tiny" for name, system in SYSTEMS.items()},
     "AST": None,
 }
 """Pretraining recipes by contestant: all systems, and AST, which is not pretrained."""

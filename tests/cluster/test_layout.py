@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amae_plugin.cluster.layout import Layout
+from amae_plugin.cluster.layout import Layout, first_of_node_list
 from amae_plugin.errors import UserError
 
 
@@ -22,6 +22,20 @@ def step(nodes: int = 1, per_node: int = 1, node: int = 0, local: int = 0, **oth
         "SLURM_PROCID": str(node * per_node + local),
         **others,
     }
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("gpu07", "gpu07"),
+        ("gpu07,gpu08", "gpu07"),
+        ("gpu[07-08,10],cpu1", "gpu07"),
+        ("gpu-a[3,5]", "gpu-a3"),
+        ("rack[0-1]node[03-04],x", "rack0node03"),
+    ],
+)
+def test_first_of_a_node_list(nodes: str, first: str) -> None:
+    assert first_of_node_list(nodes) == first
 
 
 @given(nodes=st.integers(1, 9), devices=st.integers(1, 8), cpu=st.booleans(), bound=st.booleans())

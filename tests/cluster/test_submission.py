@@ -1,15 +1,17 @@
 from __future__ import annotations
 
-from dataclasses import fields
+import math
+import os
+import pickle
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import amae_plugin
 from amae_plugin.cli.main import main
-from amae_plugin.cluster.snapshot import Snapshot
-from amae_plugin.cluster.submission import Resources
+from amae_plugin.cluster.submission import find_jobs, run_task, submit, take_snapshot
 from amae_plugin.errors import UserError
 
 
@@ -17,24 +19,144 @@ def test_snapshot_holds_the_package_and_the_recipes_as_they_were(tmp_path: Path)
     recipes = tmp_path / "config"
     recipes.mkdir()
     (recipes / "recipe.yaml").write_text("as submitted")
-    first = Snapshot.take(tmp_path / "run", recipes)
+    first = take_snapshot(tmp_path / "run", recipes)
     (recipes / "recipe.yaml").write_text("changed since")
-    second = Snapshot.take(tmp_path / "run", recipes)
-    assert first.config is not None and second.config is not None
-    assert (first.config / "recipe.yaml").read_text() == "as submitted"
-    assert (second.config / "recipe.yaml").read_text() == "changed since"
+    second = take_snapshot(tmp_path / "run", recipes)
+    assert (first / "config" / "recipe.yaml").read_text() == "as submitted"
+    assert (second / "config" / "recipe.yaml").read_text() == "changed since"
     package = Path(amae_plugin.__file__).parent
-    copied = first.code / "amae_plugin"
+    copied = first / "code" / "amae_plugin"
     files = (path for path in package.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
     sources = sorted(path.relative_to(package) for path in files)
     assert sorted(path.relative_to(copied) for path in copied.rglob("*") if path.is_file()) == sources
     assert all((copied / path).read_bytes() == (package / path).read_bytes() for path in sources)
 
 
-def test_layout_that_is_neither_is_refused() -> None:
-    settings: dict[str, Any] = {field.name: None for field in fields(Resources)}
+def submit_one(folder: Path, **settings: object) -> None:
+    ours = {
+        "devices_per_node": 8,
+        "tasks_per_node": 8,
+        "cpus_per_device": 1,
+        "setup": [],
+        "srun_args": [],
+        "sbatch": {},
+    }
+    submit([partial(float, 1)], folder, folder, **{**ours, **settings})
+
+
+def test_layout_that_is_neither_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tasks_per_node=4: must be 1 .* or hydra\.launcher\.devices_per_node=8"):
-        Resources(**{**settings, "devices_per_node": 8, "tasks_per_node": 4})
+        submit_one(tmp_path, tasks_per_node=4)
+
+
+def test_submitting_without_slurm(tmp_path: Path, command: Callable[[str, str], None]) -> None:
+    with pytest.raises(UserError, match='Could not detect "srun"'):
+        submit_one(tmp_path)
+
+
+def test_misspelt_setting_is_refused_with_those_that_exist(tmp_path: Path, command: Callable[[str, str], None]) -> None:
+    command("srun", "")
+    with pytest.raises(UserError, match=r"Unknown argument 'partiton' .* Valid arguments: .*\bpartition\b"):
+        submit_one(tmp_path, partiton="gpu")
+
+
+def test_refusal_of_slurm_is_passed_on(tmp_path: Path, command: Callable[[str, str], None]) -> None:
+    command("srun", "")
+    command("sbatch", "echo 'sbatch: error: invalid partition specified: gpus' >&2; exit 1")
+    with pytest.raises(UserError, match=r"SLURM does not take the job: .*invalid partition specified: gpus"):
+        submit_one(tmp_path, partition="gpus")
+
+
+class Tasks:
+    """A submitted job of a run in a folder, whose tasks this process plays."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
+        self.patch = monkeypatch
+        self.folder = folder / "slurm" / "12"
+        self.folder.mkdir(parents=True)
+        (self.folder / "12_submitted.pkl").touch()
+        for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SUBMITIT_FOLDER": self.folder, "SLURM_JOB_ID": 12}.items():
+            monkeypatch.setenv(name, str(value))
+
+    def succeed(self, task: int, result: float | None) -> None:
+        self.patch.setenv("SLURM_PROCID", str(task))
+        run_task(lambda: result)
+
+    def fail(self, task: int, error: BaseException) -> None:
+        def job() -> None:
+            raise error
+
+        self.patch.setenv("SLURM_PROCID", str(task))
+        with pytest.raises(type(error)):
+            run_task(job)
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tasks:
+    return Tasks(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("result", [0.25, math.inf, None])
+def test_result_is_that_of_rank_0(tmp_path: Path, tasks: Tasks, result: float | None) -> None:
+    tasks.succeed(1, 2.0)
+    tasks.succeed(0, result)
+    (job,) = find_jobs(tmp_path)
+    assert job.outcome("COMPLETED") == (result, "")
+
+
+def test_error_is_that_of_the_task_that_failed_first(tmp_path: Path, tasks: Tasks) -> None:
+    tasks.succeed(0, 1.0)
+    tasks.fail(1, ValueError("broken pipe"))
+    tasks.fail(2, ValueError("broken clip"))
+    for task, seconds in ((1, 200), (2, 100)):
+        os.utime(tasks.folder / f"12_{task}_result.json", (seconds, seconds))
+    result, error = find_jobs(tmp_path)[0].outcome("FAILED")
+    assert result is None
+    assert error.startswith("job 12 (FAILED): task 2 failed first:\nTraceback (most recent call last)")
+    assert "broken clip" in error and error.endswith(f"Its log: {tasks.folder / '12_2_log.out'}")
+
+
+def test_job_that_ended_without_a_word_is_told_by_the_end_of_its_log(tmp_path: Path, tasks: Tasks) -> None:
+    (tasks.folder / "12_0_log.out").write_text("".join(f"line {line}\n" for line in range(100)))
+    _, error = find_jobs(tmp_path)[0].outcome("TIMEOUT")
+    assert "job 12 ended (TIMEOUT) without a result" in error
+    assert error.endswith("line 98\nline 99\n") and "line 59" not in error and "line 60" in error
+
+
+def test_job_that_starts_again_forgets_how_its_earlier_start_ended(tmp_path: Path, tasks: Tasks) -> None:
+    tasks.fail(0, ConnectionError("the other node is lost"))
+    tasks.fail(0, SystemExit(75))
+    _, error = find_jobs(tmp_path)[0].outcome("CANCELLED")
+    assert "ended (CANCELLED) without a result" in error
+
+
+class Attack:
+    """Unpickled, leaves a file."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.trace),)
+
+
+def test_status_and_logs_open_no_pickle(
+    tmp_path: Path, tasks: Tasks, command: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("squeue", "echo '12|COMPLETED|n1|None|0'")
+    (tasks.folder / "12_0_log.out").write_text("trained\n")
+    trace = tmp_path / "unpickled"
+    for name in ("12_submitted.pkl", "12_0_result.pkl"):
+        (tasks.folder / name).write_bytes(pickle.dumps(Attack(trace)))
+    assert main(["slurm", "status", str(tmp_path)]) == 1
+    assert "12  COMPLETED  n1\njob 12 ended (COMPLETED) without a result" in capsys.readouterr().out
+    tasks.succeed(0, 0.5)
+    assert main(["slurm", "status", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "12  COMPLETED  n1  result 0.5\n"
+    assert main(["slurm", "logs", "--follow", str(tmp_path)]) == 0
+    assert not trace.exists()
+    pickle.loads((tasks.folder / "12_0_result.pkl").read_bytes())
+    assert trace.exists()
 
 
 @pytest.mark.parametrize("action", ["status", "logs", "cancel"])

@@ -64,7 +64,7 @@ def test_devices_share_an_epoch_without_overlap(folder: Path, balanced: int | No
 @pytest.fixture
 def watching() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in signals.SIGNALS}
-    signals.watch()
+    signals.install_handlers()
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -81,7 +81,7 @@ def test_epoch_goes_on_after_a_signal_to_all_processes(folder: Path, watching: N
     # From another process, as SLURM's comes: a worker ends at its parent's.
     subprocess.run(["kill", "-TERM", *(str(process.pid) for process in processes)], check=True)
     assert [*heard, *batches] == whole
-    assert signals.received() == signal.SIGTERM
+    assert signals.first_received() == signal.SIGTERM
 
 
 def test_worker_that_dies_for_another_reason_is_an_error(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training on a real SLURM: see ``local_cluster.py``. The runs are those of ``tests/end_to_end``."""
+"""Training on a real SLURM, that of ``local_cluster.py``, by runs as in ``tests/end_to_end``."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Slurm:
             **cluster.environment,
             "OMP_NUM_THREADS": "1",
             "PATH": f"{BIN}:{cluster.environment['PATH']}",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'slurm'}",
         }
 
     def command(self, *command: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
@@ -74,7 +74,7 @@ class Slurm:
         )
 
     def sbatch(self, template: str, name: str, options: list[str], *arguments: str) -> tuple[str, Path]:
-        """Submit one of ``slurm/*.sbatch``; the job and its log."""
+        """Submit one of ``slurm/*.sbatch``, and return the job and its log."""
         log = self.folder / f"{name}.log"
         recipe = ["--config-dir", str(ROOT / "config"), "--config-name", "pretrain_audio_mae_tiny"]
         small = ["--gpus-per-node=0", "--cpus-per-task=1", f"--output={log}", f"--job-name={name}"]
@@ -85,21 +85,22 @@ class Slurm:
         return done.stdout.strip(), log
 
     def job(self, job: str) -> dict[str, str]:
-        """What ``scontrol show job`` says: JobState, ExitCode, Restarts, ..."""
+        """Return JobState, ExitCode, Restarts, ... as ``scontrol show job`` prints them."""
         shown = self.command("scontrol", "--oneliner", "show", "job", job).stdout
         return dict(part.split("=", 1) for part in shown.split() if "=" in part)
 
     def wait_for_end(self, job: str, log: Path, seconds: float = 600) -> dict[str, str]:
-        """Wait until a job has ended for good."""
+        """Wait until a job has ended for good, and return what :meth:`job` does."""
         wait_for(
             lambda: self.job(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"),
             lambda: f"{self.job(job)}\n{read(log)}",
             seconds,
+            poll_s=0.5,
         )
         return self.job(job)
 
     def trainers(self, job: str) -> list[int]:
-        """Numbers of the processes that train, without their data loaders' workers; in the order of their start."""
+        """Return the processes that train, without their data loaders' workers, in the order of their start."""
         running = self.processes(job)
         commands = {pid: (Path("/proc") / str(pid) / "cmdline").read_text() for pid in running}
         spawned = {pid for pid in running if "spawn_main" in commands[pid]}
@@ -109,7 +110,7 @@ class Slurm:
         return sorted(pid for pid in spawned or running if parent[pid] not in (spawned or running))
 
     def processes(self, job: str) -> dict[int, str]:
-        """All processes of a job's tasks: number to ``SLURM_PROCID``."""
+        """Return the ``SLURM_PROCID`` of each process of a job's tasks."""
         found = {}
         for process in Path("/proc").glob("[0-9]*"):
             try:
@@ -131,16 +132,16 @@ class Slurm:
 
 
 def read(path: Path) -> str:
-    """A log, empty before it exists."""
+    """Read a log, which is empty before it exists."""
     return path.read_text(errors="replace") if path.exists() else ""
 
 
-def wait_for(ready: Callable[[], bool], explain: Callable[[], str], seconds: float = 600) -> None:
+def wait_for(ready: Callable[[], bool], explain: Callable[[], str], seconds: float = 600, poll_s: float = 0.1) -> None:
     """Wait for something to happen; fail with an explanation if it does not."""
     deadline = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < deadline, explain()
-        time.sleep(0.1)
+        time.sleep(poll_s)
 
 
 def wait_for_update(update: int, log: Path) -> None:
@@ -149,7 +150,7 @@ def wait_for_update(update: int, log: Path) -> None:
 
 
 def losses(log: str) -> dict[int, list[float]]:
-    """Training losses by update; several of an update that was made again."""
+    """Return the training losses of each update: several if it was made again."""
     found: dict[int, list[float]] = {}
     for entry in Run(Path(), log, 0).logged("train_inner"):
         found.setdefault(int(entry["num_updates"]), []).append(float(entry["loss"]))
@@ -168,18 +169,17 @@ def slurm(running_cluster: Cluster, tmp_path: Path) -> Slurm:
 
 
 @pytest.fixture(scope="session")
-def pretraining_alone(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """Losses of one process, by update."""
-    folder = tmp_path_factory.mktemp("alone")
-    run = end_to_end.train(folder, *PRETRAINING, f"task.data={labelled}")
+def reference(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """Losses by update of one process that nothing happens to."""
+    run = end_to_end.train(tmp_path_factory.mktemp("reference"), *PRETRAINING, f"task.data={labelled}")
     assert run.returncode == 0, run.output
-    alone = {update: float(loss) for update, loss in run.losses().items()}
-    assert len(alone) == 40
-    return alone
+    found = {update: float(loss) for update, loss in run.losses().items()}
+    assert len(found) == 40
+    return found
 
 
 def on_cpus(nodes: int, processes: int) -> list[str]:
-    """Overrides for a run on so many nodes of so many processes, which make up the global batch."""
+    """Return the overrides for a run on so many nodes of so many processes, which make up the global batch."""
     return [
         "run_config=slurm_cpu",
         f"hydra.launcher.nodes={nodes}",

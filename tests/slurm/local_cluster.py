@@ -25,6 +25,7 @@ SBIN = "/usr/sbin:/sbin"
 NODES = ("n1", "n2")
 CONFIG = """\
 ClusterName=local
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser={user}
@@ -43,7 +44,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
 SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=2,bf_interval=2
+SchedulerParameters=sched_interval=1,bf_interval=1
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 PreemptType=preempt/partition_prio
@@ -65,8 +66,8 @@ class Cluster:
     """The daemons, and the commands that speak to them.
 
     Attributes:
-        folder: that holds everything of the cluster.
-        daemons: by name: ``munged``, ``slurmctld``, and each node's ``slurmd`` under the node's name.
+        folder: folder that holds everything of the cluster.
+        daemons: processes by name: ``munged``, ``slurmctld``, and each node's ``slurmd`` under the node's name.
     """
 
     def __init__(self, folder: Path):
@@ -75,7 +76,7 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For commands that shall speak to this cluster, and for the jobs they submit; without any other SLURM's."""
+        """Environment of commands that speak to this cluster, and of their jobs, free of any other SLURM."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
         return {**inherited, "SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:{SBIN}"}
 
@@ -83,7 +84,7 @@ class Cluster:
         """Start all daemons and wait until the nodes are idle.
 
         Raises:
-            RuntimeError: they are not within a minute; with the ends of the logs.
+            RuntimeError: they are not idle within a minute; with the ends of the logs.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.folder / "state").mkdir()
@@ -91,11 +92,15 @@ class Cluster:
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)
         host = socket.gethostname()
-        config = CONFIG.format(host=host, user=getpass.getuser(), folder=self.folder, ports=_free_ports(3))
+        # A job's number decides its port, and several clusters may run on one machine.
+        first_job = 1 + 20 * (os.getpid() % 1000)
+        config = CONFIG.format(
+            host=host, user=getpass.getuser(), folder=self.folder, ports=_free_ports(3), first_job=first_job
+        )
         (self.folder / "slurm.conf").write_text(config)
         files = {"socket": "munge.socket", "pid-file": "munged.pid", "log-file": "munged.log", "seed-file": "seed"}
         options = [f"--{option}={self.folder / name}" for option, name in files.items()]
-        # --force: of the folders above, /tmp is writable for everyone.
+        # --force, since a folder above, /tmp, is writable for everyone.
         self._start("munged", ["munged", "--foreground", "--force", f"--key-file={key}", *options])
         self._wait_for(lambda: (self.folder / "munge.socket").exists())
         self._start("slurmctld", ["slurmctld", "-D"])
@@ -107,8 +112,14 @@ class Cluster:
         """Start a node's ``slurmd``."""
         self._start(node, ["slurmd", "-D", "-N", node])
 
+    def lose_node(self, node: str) -> None:
+        """Kill a node's ``slurmd``, and have SLURM take the node for lost now, not only after ``SlurmdTimeout``."""
+        self.daemons[node].kill()
+        self.daemons[node].wait()
+        self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
+
     def node_states(self) -> dict[str, str]:
-        """Nodes to ``idle``, ``mixed``, ``down*``, ..."""
+        """Return the state of each node: ``idle``, ``mixed``, ``down*``, ..."""
         done = subprocess.run(
             ["sinfo", "-h", "-N", "-p", "normal", "-o", "%N %T"],
             env=self.environment,
@@ -119,10 +130,10 @@ class Cluster:
         return dict(line.split() for line in done.stdout.splitlines())
 
     def run(self, *command: str) -> str:
-        """Run a command; its standard output.
+        """Run a command and return its standard output.
 
         Raises:
-            RuntimeError: it failed.
+            RuntimeError: the command failed.
         """
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode:
@@ -177,7 +188,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
-    """A running cluster, taken down at the end, whatever happens, SIGTERM included."""
+    """Run a cluster, and take it down at the end, whatever happens, SIGTERM included."""
     missing = [name for name in ("slurmctld", "munged") if not shutil.which(name, path=f"{os.environ['PATH']}:{SBIN}")]
     if missing:
         raise RuntimeError(f"no {', '.join(missing)}: apt-get install slurm-wlm munge")

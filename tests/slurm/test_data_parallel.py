@@ -11,7 +11,7 @@ from conftest import FINE_TUNING, PRETRAINING, ROOT, Run, Slurm, end_to_end, los
 RECIPES = ["--config-dir", str(ROOT / "config"), "--config-name"]
 
 
-def test_a_task_a_process(slurm: Slurm, labelled: Path, pretraining_alone: dict[int, float]) -> None:
+def test_a_task_a_process(slurm: Slurm, labelled: Path, reference: dict[int, float]) -> None:
     done = slurm.command(
         *("fairseq-hydra-train", "-m", *RECIPES, "pretrain_audio_mae_tiny", *PRETRAINING, *on_cpus(2, 2)),
         *(f"task.data={labelled}", "hydra.sweep.dir=sweep"),
@@ -19,9 +19,9 @@ def test_a_task_a_process(slurm: Slurm, labelled: Path, pretraining_alone: dict[
     assert done.returncode == 0, done.stdout
     (job,) = (path.name for path in (slurm.folder / "sweep" / "slurm").iterdir() if path.name.isdigit())
     log = read(slurm.folder / "sweep" / "slurm" / job / f"{job}_0_log.out")
-    assert "Layout(world_size=4, processes=1, rank=0," in log
+    assert "Layout(world_size=4, processes=1, rank=0, device=0, node='n1'," in log
     trained = {update: values[0] for update, values in losses(log).items()}
-    assert trained == pytest.approx(pretraining_alone, rel=1e-5)
+    assert trained == pytest.approx(reference, rel=1e-5)
 
 
 def test_a_task_a_node(slurm: Slurm, labelled: Path) -> None:

@@ -9,6 +9,7 @@ from amae_plugin.models.system import System
 __all__ = ["AudioMAE", "AudioMAEConfig"]
 
 SYSTEM = System(
+    "Audio-MAE",
     AudioMAEConfig,
     AudioMAE,
     AudioMAEEncoder,

@@ -10,6 +10,7 @@ from amae_plugin.models.system import System
 __all__ = ["MAEAST", "MAEASTConfig"]
 
 SYSTEM = System(
+    "MAE-AST",
     MAEASTConfig,
     MAEAST,
     MAEASTEncoder,

@@ -9,6 +9,7 @@ from amae_plugin.models.system import System
 __all__ = ["SSAST", "SSASTConfig"]
 
 SYSTEM = System(
+    "SSAST",
     SSASTConfig,
     SSAST,
     SSASTEncoder,
