@@ -1,4 +1,4 @@
-"""Checkpoints of this plugin as plain PyTorch: settings, weights and the models they make, without fairseq."""
+"""Checkpoints of this plugin without fairseq: settings, weights, and the models that they make."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NO_CLASSES = (
     "{path}: a pretraining checkpoint, which knows no classes; fine-tune it first (model.pretrained={path}), or use "
     "its features (amae embed, amae evaluate --trials)"
 )
-"""Message for a pretraining model that is asked for classes."""
+"""Message for a pretraining model in place of a classifier."""
 Kind = TypeVar("Kind", bound=Model)
 _ENCODER = "encoder."
 _PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -36,16 +36,16 @@ _PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that a run of this plugin wrote through fairseq, or that was converted from a published one.
+    """Checkpoint of a run of this plugin under fairseq, or of converted published weights.
 
     Attributes:
         path: checkpoint file.
-        config: settings of the run, section by section, with ``model`` and ``task``.
+        config: settings of the run by section, among them ``model`` and ``task``.
         state: weights of the model.
         task_state: state of the task; the ``classes`` of a classifier.
         extra_state: state of the trainer, such as ``val_loss``, ``best`` and the position in the data, and
             ``conversion``, the origin of a converted checkpoint.
-        updates: optimizer updates behind the weights; None if the file does not state them.
+        updates: number of optimizer updates of the weights; None if the file does not state it.
     """
 
     path: Path
@@ -66,11 +66,11 @@ class Checkpoint:
         content = read_weights(path)
         config = content.get("cfg") if isinstance(content, dict) else None
         if not isinstance(config, Mapping) or "model" not in content:
-            raise UserError(f"{path}: not a checkpoint of a fairseq run, which has the entries cfg and model")
+            raise UserError(f"{path}: not a checkpoint of a fairseq run, which would have the entries cfg and model")
         name = (config.get("model") or {}).get("_name")
         if name not in DOWNSTREAM and name not in SYSTEMS:
             raise UserError(
-                f"{path}: a checkpoint of {name}, which is no model of this plugin; those are: "
+                f"{path}: a checkpoint of {name}, which is not a model of this plugin; those are: "
                 f"{', '.join((*SYSTEMS, *DOWNSTREAM))}"
             )
         history = content.get("optimizer_history") or [{}]
@@ -84,12 +84,12 @@ class Checkpoint:
         )
 
     def write(self) -> None:
-        """Write the checkpoint to its path as fairseq would, whole or not at all.
+        """Write the checkpoint to its path in fairseq's format, whole or not at all.
 
         Raises:
             UserError: the file cannot be written.
         """
-        # fairseq looks at the last entry of the history, also where no optimizer is to be resumed.
+        # fairseq reads the last entry of the history even if it resumes no optimizer.
         history: dict[str, Any] = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}}
         if self.updates is not None:
             history["num_updates"] = self.updates
@@ -110,22 +110,22 @@ class Checkpoint:
 
     @property
     def untrained(self) -> tuple[str, ...]:
-        """Weights that no training has touched, because the published checkpoint did not hold them."""
+        """Names of weights that the published checkpoint lacked, so that they are untrained."""
         return tuple(self.extra_state.get("conversion", {}).get("initialised", ()))
 
     @property
     def model_settings(self) -> Settings:
-        """The model section."""
+        """Model section."""
         return self.config["model"]
 
     @property
     def encoder_settings(self) -> Settings:
-        """The section that describes the encoder."""
+        """Section that describes the encoder."""
         return encoder_section(self.model_settings)
 
     @property
     def system(self) -> System:
-        """The system that the encoder belongs to."""
+        """System of the encoder."""
         return find_system(self.encoder_settings)
 
     @property
@@ -135,7 +135,7 @@ class Checkpoint:
 
     @property
     def input(self) -> ModelInput:
-        """The model's input.
+        """Input of the model.
 
         Raises:
             UserError: the task section lacks a setting that describes the input.
@@ -156,12 +156,12 @@ class Checkpoint:
             raise UserError(NO_CLASSES.format(path=self.path))
         names = self.task_state.get("classes")
         if not names:
-            raise UserError(f"{self.path}: does not hold the names of its classes (task_state, classes)")
+            raise UserError(f"{self.path}: does not hold the names of its classes (task_state.classes)")
         return tuple(names)
 
     @property
     def probabilities(self) -> Callable[[Tensor], Tensor]:
-        """Function from a classifier's logits (B, C) to probabilities (B, C), the counterpart of its training loss.
+        """Function from a classifier's logits (B, C) to probabilities (B, C), as its training loss implies.
 
         Raises:
             UserError: the loss is unknown.
@@ -169,7 +169,7 @@ class Checkpoint:
         loss = (self.config.get("criterion") or {}).get("loss")
         if loss not in _PROBABILITIES:
             raise UserError(
-                f"{self.path}: its setting criterion.loss is {loss}; the probabilities of its scores are known for "
+                f"{self.path}: its setting criterion.loss is {loss}; probabilities can be computed only for "
                 f"{' and '.join(_PROBABILITIES)}"
             )
         return _PROBABILITIES[loss]
@@ -201,14 +201,14 @@ class Checkpoint:
         return model.eval()
 
     def load(self, kind: type[Kind], purpose: str) -> Kind:
-        """Build the model as :meth:`model` does, and refuse it if it is of another kind.
+        """Build the model as :meth:`model` does, and refuse any other kind of model.
 
         Args:
-            kind: class that the model must be of.
+            kind: class of the model.
             purpose: end of the message "..., so {purpose}".
 
         Raises:
-            UserError: the model is of another kind, or see :meth:`model`.
+            UserError: the model is of another kind, or its weights do not fit its settings.
         """
         model = self.model()
         if not isinstance(model, kind):
@@ -217,10 +217,10 @@ class Checkpoint:
         return model
 
     def load_encoder(self, model: DownstreamModel) -> None:
-        """Give a downstream model the weights of this checkpoint's encoder.
+        """Load the weights of this checkpoint's encoder into a downstream model.
 
         Raises:
-            UserError: they do not fit, or lack the final norm that the model keeps.
+            UserError: the weights do not fit, or lack the final norm that the model keeps.
         """
         state = {name[len(_ENCODER) :]: value for name, value in self.state.items() if name.startswith(_ENCODER)}
         if isinstance(model.encoder.norm, nn.Identity):

@@ -1,4 +1,4 @@
-"""Inspection: everything that a checkpoint states about itself."""
+"""Inspection: all facts that a checkpoint states about its model, input and training."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _SETTINGS = {
     "optimizer": ("optimizer", "_name"),
     "loss": ("criterion", "loss"),
 }
-"""Section and name of further settings of a run, by the name in the description."""
-# Settings of a pretraining model that a summary shows.
+"""Sections and names of further settings of a run, by their names in the description."""
+# Settings of a pretraining model in a summary.
 _PRETRAINING = ("masking", "mask_ratio", "decoder", "decoder_embed_dim", "decoder_depth", "norm_pix_loss")
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Describe a checkpoint's model, input and training in JSON's types; None where it states nothing.
+    """Describe a checkpoint's model, input and training in JSON's types; None for what it does not state.
 
     Parameters are counted by the part of the model that holds them. ``best`` is the best value of ``metric`` in the run
-    so far and ``last`` the value of the last validation; ``train_loss`` is the mean over the epoch so far.
+    so far, and ``last`` the value of the last validation. ``train_loss`` is the mean over the epoch so far.
 
     Raises:
         UserError: the weights do not fit the settings, or a setting that describes the input is missing.
@@ -40,8 +40,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     model = checkpoint.model()
     encoder = model.encoder
     task = checkpoint.config["task"]
-    heard = checkpoint.input
-    front_end = heard.front_end
+    model_input = checkpoint.input
+    front_end = model_input.front_end
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         parts[name.split(".")[0]] += parameter.numel()
@@ -62,14 +62,14 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         },
         "patch_size": list(encoder.patch_size),
         "patch_stride": list(encoder.patch_stride),
-        "grid": list(encoder.grid(heard.target_length, heard.num_mel_bins)),
+        "grid": list(encoder.grid(model_input.target_length, model_input.num_mel_bins)),
         "draws": isinstance(model, PretrainingModel) and model.draws,
         "input": {
-            "frames": heard.target_length,
-            "seconds": heard.samples / heard.sample_rate,
+            "frames": model_input.target_length,
+            "seconds": model_input.samples / model_input.sample_rate,
             **asdict(front_end),
-            "normalization": heard.normalization,
-            **_statistics(encoder, heard),
+            "normalization": model_input.normalization,
+            **_statistics(encoder, model_input),
         },
         "updates": checkpoint.updates,
         "epoch": (extra.get("train_iterator") or {}).get("epoch"),
@@ -89,7 +89,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def summary(facts: Mapping[str, Any]) -> str:
     """Summarise the result of :func:`describe` in a few lines for a terminal."""
-    settings, heard = facts["settings"], facts["input"]
+    settings, shown = facts["settings"], facts["input"]
     classifier = facts["model"] != facts["encoder"]
     lines = [
         ("checkpoint", facts["path"]),
@@ -102,11 +102,11 @@ def summary(facts: Mapping[str, Any]) -> str:
         ("parameters", ", ".join(f"{part} {count:,}" for part, count in facts["parameters"].items())),
         (
             "input",
-            f"{heard['frames']} frames ({heard['seconds']:.4g} s), {heard['num_mel_bins']} mel bands, "
-            f"{heard['window_type']} windows of {heard['window_ms']:g} ms every {heard['shift_ms']:g} ms at "
-            f"{heard['sample_rate']:,} Hz",
+            f"{shown['frames']} frames ({shown['seconds']:.4g} s), {shown['num_mel_bins']} mel bands, "
+            f"{shown['window_type']} windows of {shown['window_ms']:g} ms every {shown['shift_ms']:g} ms at "
+            f"{shown['sample_rate']:,} Hz",
         ),
-        ("normalised", f"{_FORMULAS[heard['normalization']]}, {_shown_statistics(heard)}"),
+        ("normalised", f"{_FORMULAS[shown['normalization']]}, {_shown_statistics(shown)}"),
         ("training", _training(facts)),
         ("measures", _measures(facts)),
         ("data", facts["data"]),
@@ -175,20 +175,20 @@ def _conversion(conversion: Mapping[str, Any] | None) -> str:
     return f"{conversion['source']} ({conversion['kind']}){more}"
 
 
-def _shown_statistics(heard: Mapping[str, Any]) -> str:
-    return f"mean {heard['mean']:.8g}, std {heard['std']:.8g}, {heard['statistics']}"
+def _shown_statistics(shown: Mapping[str, Any]) -> str:
+    return f"mean {shown['mean']:.8g}, std {shown['std']:.8g}, {shown['statistics']}"
 
 
-def _statistics(encoder: Encoder, heard: ModelInput) -> dict[str, Any]:
-    """Mean and standard deviation of the normalisation, and their origin."""
+def _statistics(encoder: Encoder, model_input: ModelInput) -> dict[str, Any]:
+    """Return the mean and the standard deviation of the normalisation, and their origin."""
     if encoder.input_statistics is None:
-        return {"mean": heard.mean, "std": heard.std, "statistics": "task.mean and task.std"}
+        return {"mean": model_input.mean, "std": model_input.std, "statistics": "task.mean and task.std"}
     mean, std = encoder.input_statistics
     return {"mean": mean, "std": std, "statistics": "learned by the encoder's input norm"}
 
 
 def _train_loss(extra_state: Mapping[str, Any]) -> float | None:
-    """Mean of the training loss over the epoch so far, from the meters that fairseq stored."""
+    """Return the mean of the training loss over the epoch so far, from fairseq's stored meters."""
     meters: Iterable[Any] = dict(extra_state.get("metrics") or {}).get("train", ())
     for _, name, kind, state in meters:
         if (name, kind) == ("loss", "AverageMeter") and float(state["count"]) > 0:

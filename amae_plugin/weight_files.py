@@ -1,4 +1,4 @@
-"""Files of weights, read as tensors and plain values: nothing that a file names is run."""
+"""Files of weights, read as tensors and plain values without running code from them."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from safetensors.torch import load_file
 
 from amae_plugin.errors import UserError
 
-# Beside tensors and plain values, published checkpoints hold the arguments of their run. A Namespace is a bag of
-# attributes: to make one runs nothing, and PyTorch's reader fills it without looking at what is in it. omegaconf's
-# containers are not here: theirs is a reader of its own, and values in them are computed when they are looked at.
+# Published checkpoints also hold the arguments of their run. A Namespace is a bag of attributes: making one runs no
+# code, and PyTorch's reader fills it without inspecting its content. omegaconf's containers are not harmless: they are
+# unpickled by code of their own and compute values on access.
 _HARMLESS: list[Any] = [argparse.Namespace]
 _GLOBAL = re.compile(r"GLOBAL (\S+) (?:was not|whose)")
 _SAFETENSORS = ".safetensors"
 
 
 class UnsafeFileError(UserError):
-    """A file that holds objects which only code could make, code that the file chooses."""
+    """A file holds objects that only code of its choice could make."""
 
 
 def read_weights(path: str | os.PathLike[str], *, trust: bool = False) -> Any:
-    """Read what ``torch.save`` or safetensors wrote, on the CPU.
+    """Read a file that ``torch.save`` or safetensors wrote, on the CPU.
 
     Args:
-        path: of the file; one that ends in ``.safetensors`` is read as that.
-        trust: unpickle whatever is in the file, which runs whatever code it asks for.
+        path: file; the suffix ``.safetensors`` marks a safetensors file.
+        trust: unpickle any object in the file, which runs whatever code it asks for.
 
     Raises:
-        UnsafeFileError: the file holds more than tensors and plain values; names what.
+        UnsafeFileError: the file holds more than tensors and plain values; the message names the objects.
         UserError: the file is missing, damaged or something else.
     """
     path = Path(path)
@@ -50,16 +50,16 @@ def read_weights(path: str | os.PathLike[str], *, trust: bool = False) -> Any:
         if is_zip:
             _refuse_escapes(path)
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of formats and protocols: what matters of them is said below
+            warnings.simplefilter("ignore")  # about formats and protocols; the messages below say what matters
             try:
-                # Mapped: of a file that is mostly the optimizer's state, only what is used is read.
+                # Mapped, because most of a file may be an optimizer's state, which nothing reads.
                 return torch.load(path, map_location="cpu", weights_only=not trust, mmap=is_zip)
             except pickle.UnpicklingError as error:
                 what = _unsafe(path, error, is_zip)
                 if what is None:
                     raise
                 raise UnsafeFileError(
-                    f"{path}: {what}; nothing of it was loaded, since that could run code that the file chooses"
+                    f"{path}: {what}; nothing was loaded, since that could run code that the file chooses"
                 ) from None
     except UserError:
         raise
@@ -72,7 +72,7 @@ def read_weights(path: str | os.PathLike[str], *, trust: bool = False) -> Any:
 
 
 def _refuse_escapes(path: Path) -> None:
-    """Refuse an archive with a member that lies, by its name, outside of it; PyTorch writes no such names."""
+    """Refuse an archive with a member whose name leads out of it; PyTorch writes no such names."""
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
@@ -80,9 +80,9 @@ def _refuse_escapes(path: Path) -> None:
 
 
 def _unsafe(path: Path, error: Exception, is_zip: bool) -> str | None:
-    """What a file holds that is not safe; None if it is no such file."""
+    """Say which content of a file is unsafe; None if the error has another reason."""
     names = _GLOBAL.findall(str(error))
-    with contextlib.suppress(Exception):  # of an older format, or written in a way that this list does not know
+    with contextlib.suppress(Exception):  # the file has an older format, or one that PyTorch does not know
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     if names:
         return f"holds more than tensors and plain values: {', '.join(names)}"
@@ -90,7 +90,7 @@ def _unsafe(path: Path, error: Exception, is_zip: bool) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of an error that is about the file; PyTorch puts one about its own history before it."""
+    """Return an error's first sentence about the file; PyTorch puts a paragraph about its own history before it."""
     paragraphs = [part.strip() for part in str(error).split("\n\n") if part.strip()]
     if len(paragraphs) > 1 and isinstance(error, pickle.UnpicklingError):
         del paragraphs[0]

@@ -110,7 +110,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     torch.save({"model": {}}, tmp_path / "bare.pt")
     with pytest.raises(UserError, match=r"bare\.pt: not a checkpoint of a fairseq run"):
         Checkpoint.read(tmp_path / "bare.pt")
-    with pytest.raises(UserError, match="a checkpoint of wav2vec2, which is no model of this plugin"):
+    with pytest.raises(UserError, match="a checkpoint of wav2vec2, which is not a model of this plugin"):
         Checkpoint.read(save(tmp_path / "other.pt", {"_name": "wav2vec2"}, {}))
 
 

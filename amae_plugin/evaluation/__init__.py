@@ -1,1 +1,1 @@
-"""A trained model on a whole split, and the results of several runs."""
+"""Evaluation of trained models on whole splits, and results of several runs."""

@@ -1,4 +1,4 @@
-"""Evaluation of a classifier on a whole split."""
+"""Evaluation of classifiers on a whole split."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from amae_plugin.metrics.classification import MultiLabelMetrics, SingleLabelMet
 from amae_plugin.models.base import Model
 
 DISPLAY_NAMES = "class_labels_indices.csv"
-"""AudioSet's table of classes in the folder of manifests; its names are shown in place of the mids."""
+"""Name of AudioSet's table of classes in a folder of manifests; its names are shown in place of the mids."""
 _SHOWN = 5
 
 
@@ -33,14 +33,14 @@ class Evaluation:
         checkpoint: checkpoint file.
         data: folder of manifests.
         split: name of the split.
-        crops: pieces of a clip that is longer than the model's input.
+        crops: number of pieces of a clip that is longer than the model's input.
         classes: names from ``labels.txt``.
-        display_names: names of the classes for people; the classes themselves if there are no others.
+        display_names: names of the classes for people; by default the classes.
         clips: manifest paths of the M clips.
-        pieces: (M,) int64, number of pieces of each clip.
-        probabilities: (M, C) float64, means over the pieces of each clip.
-        targets: (M, C) bool, classes of each clip.
-        measures: measures of the whole split; their type tells whether a clip has one label or several.
+        pieces: number of pieces of each clip, (M,) int64.
+        probabilities: means over the pieces of each clip, (M, C) float64.
+        targets: classes of each clip, (M, C) bool.
+        measures: measures of the whole split; their type depends on whether a clip has one label or several.
         skipped: paths of clips that could not be decoded, which no other attribute counts, and the reasons.
     """
 
@@ -64,7 +64,7 @@ class Evaluation:
 
     @property
     def counts(self) -> np.ndarray:
-        """(C,) int64, number of clips of each class."""
+        """Number of clips of each class, (C,) int64."""
         return self.targets.sum(axis=0)
 
 
@@ -74,7 +74,7 @@ def evaluate(
     split: str = "test",
     options: Options | None = None,
 ) -> Evaluation:
-    """Score all clips of a split, each once, and measure the scores.
+    """Score all clips of a split and measure the scores.
 
     Scores are probabilities: a softmax after training with cross-entropy, else sigmoids.
 
@@ -85,8 +85,8 @@ def evaluate(
         options: pieces, batches, device, and treatment of clips that cannot be decoded.
 
     Raises:
-        UserError: the model is no classifier, ``labels.txt`` is not the list of classes of its training, or a file is
-            missing or malformed; see also :func:`score_clips`.
+        UserError: the model is not a classifier, ``labels.txt`` is not the list of classes of its training, or a file
+            is missing or malformed; see also :func:`score_clips`.
     """
     options = options or Options()
     if not isinstance(checkpoint, Checkpoint):
@@ -123,7 +123,11 @@ def evaluate(
 
 
 def _check_classes(checkpoint: Checkpoint, data: Path) -> tuple[str, ...]:
-    """The classes of the checkpoint, refused unless they are those of the data."""
+    """Return the classes of the checkpoint, unless those of the data differ.
+
+    Raises:
+        UserError: the classes differ.
+    """
     known = checkpoint.classes
     path = data / LABELS_NAME
     found = read_names(path)
@@ -141,7 +145,7 @@ def _check_classes(checkpoint: Checkpoint, data: Path) -> tuple[str, ...]:
     difference = "; ".join(parts) or f"the order differs, first on line {number}: {found[number - 1]}"
     raise UserError(
         f"{path}: not the {len(known)} classes that {checkpoint.path} was trained with, in their order: {difference}; "
-        "evaluate with manifests of the same corpus as those of the training"
+        "evaluate with manifests of the corpus that it was trained on"
     )
 
 
@@ -151,7 +155,7 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _display_names(data: Path, classes: Sequence[str]) -> tuple[str, ...]:
-    """Names from AudioSet's table if it exists, else the classes themselves."""
+    """Read names for people from AudioSet's table if it exists, else return the classes."""
     path = data / DISPLAY_NAMES
     if not path.exists():
         return tuple(classes)

@@ -1,4 +1,4 @@
-"""Scoring: a model's values for the clips of a manifest, averaged over the pieces of longer clips."""
+"""Scoring: values of a model for the clips of a manifest, averaged over the pieces of longer clips."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Options:
     """Options of scoring.
 
     Attributes:
-        crops: pieces of a clip that is longer than the model's input, evenly spaced from its beginning to its end; a
-            single one is the centre.
+        crops: number of pieces of a clip that is longer than the model's input, evenly spaced from its beginning to its
+            end; a single piece is the centre.
         batch_size: pieces at a time.
-        workers: processes that decode; 0: this one does.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"`` for a GPU if there is one.
+        workers: number of processes that decode; with 0, this one does.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``, which prefers a GPU.
         skip_bad_audio: leave out clips that cannot be decoded instead of stopping at the first.
         progress: show a progress bar on standard error.
     """
@@ -50,12 +50,12 @@ class Options:
 
 @dataclass(frozen=True)
 class ClipValues:
-    """A model's values for M clips of a manifest.
+    """Values of a model for M clips of a manifest.
 
     Attributes:
-        clips: (M,) int64, ascending indices into the manifest.
-        values: (M, K) float64, means over the pieces of each clip.
-        pieces: (M,) int64, number of pieces of each clip.
+        clips: ascending indices into the manifest, (M,) int64.
+        values: means over the pieces of each clip, (M, K) float64.
+        pieces: number of pieces of each clip, (M,) int64.
         skipped: indices of clips that could not be decoded, and the reasons.
     """
 
@@ -74,20 +74,20 @@ def score_clips(
 ) -> ClipValues:
     """Pass clips through the model of a checkpoint, normalised and cut or padded as in its training.
 
-    Every clip gives one piece. A clip that fills the model's input counts as longer and gives the other pieces too; if
-    it fits to the sample, its pieces are the same.
+    The first pass takes one piece of every clip. Clips that fill the model's input count as longer, and further passes
+    take their other pieces. The pieces of a clip that fits exactly are equal.
 
     Args:
         checkpoint: checkpoint of any model.
         manifest: clips.
-        function: function of the model, normalised log-mel values (B, T, F) and their padding mask (B, T), which gives
-            the values (B, K) to average.
+        function: function from the model, normalised log-mel values (B, T, F) and their padding mask (B, T) to the
+            values (B, K) to average.
         options: pieces, batches and device.
         clips: ascending indices into the manifest; all if None.
 
     Raises:
-        UserError: there are no clips, a clip cannot be decoded (with ``skip_bad_audio``: none can), the device or a
-            setting of the checkpoint is missing, or the model gives values that are not finite.
+        UserError: the manifest holds no clips, a clip cannot be decoded (with ``skip_bad_audio``: none can), the device
+            or a setting of the checkpoint is missing, or a value of the model is not finite.
     """
     device = choose_device(options.device)
     datasets = [validation_dataset(checkpoint, manifest, position) for position in piece_positions(options.crops)]
@@ -119,7 +119,7 @@ def score_clips(
             if number == 0:
                 left = np.concatenate([np.zeros(0, np.int64), *longer])
                 bar.total += len(left) * (len(datasets) - 1)
-    # A clip is left out if one of its pieces is, since the others are not what was asked for.
+    # A clip is left out if one of its pieces is bad, since the others would not be the requested mean.
     pieces[list(skipped)] = 0
     found = np.flatnonzero(pieces)
     if sums is None or not len(found):
@@ -131,12 +131,12 @@ def score_clips(
 
 
 def validation_dataset(checkpoint: Checkpoint, manifest: Manifest, position: float = CENTRE) -> AudioDataset:
-    """Clips as they were in the validation of a checkpoint's model.
+    """Prepare clips as in the validation of a checkpoint's model.
 
     Args:
         checkpoint: checkpoint of any model.
         manifest: clips.
-        position: position of the piece of a longer clip, from 0, its beginning, to 1, its end.
+        position: position of the piece of a longer clip, between 0, its beginning, and 1, its end.
 
     Raises:
         UserError: a setting of the checkpoint is missing.
@@ -148,7 +148,7 @@ _Batch = tuple[dict[str, Any], list[tuple[int, AudioError]]]
 
 
 class _Attempts(torch.utils.data.Dataset):
-    """Items of clips, or the clip and its error, which is returned because a worker's exceptions carry tracebacks."""
+    """Items of clips, or clips with errors, which are returned because exceptions of workers arrive with tracebacks."""
 
     def __init__(self, dataset: AudioDataset, clips: np.ndarray):
         self.dataset = dataset
@@ -165,13 +165,13 @@ class _Attempts(torch.utils.data.Dataset):
             return clip, error
 
     def collate(self, items: Sequence[Any]) -> _Batch:
-        """A batch of the decoded clips, and the failures."""
+        """Separate the decoded clips, as a batch, from the failures."""
         failures = [item for item in items if isinstance(item, tuple)]
         return self.dataset.collate([item for item in items if not isinstance(item, tuple)]), failures
 
 
 def _batches(dataset: AudioDataset, clips: np.ndarray, options: Options, device: torch.device) -> Iterator[_Batch]:
-    """Batches in the order of the clips, each with its failures."""
+    """Yield batches in the order of the clips, each with its failures."""
     attempts = _Attempts(dataset, clips)
     return iter(
         torch.utils.data.DataLoader(

@@ -1,4 +1,4 @@
-"""Verification: are both clips of a pair of the same speaker, judged by a model's features."""
+"""Speaker verification: a model's features decide whether both clips of a pair are of one speaker."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from amae_plugin.metrics.verification import cosine_scores, equal_error_rate
 
 @dataclass(frozen=True)
 class Verification:
-    """How well a model separates pairs of clips of one speaker from others, by the cosine of their features.
+    """Results on T trials, pairs of clips whose score is the cosine of their features.
 
     Attributes:
         checkpoint: checkpoint file.
         data: folder of ``trials.tsv`` and ``trials.txt``.
-        crops: pieces of a longer clip over which its features are averaged.
+        crops: number of pieces of a longer clip, over which its features are averaged.
         clips: number of different clips in the trials.
-        pairs: manifest paths of both clips of the T trials.
-        same: (T,) bool, whether both clips are of one speaker.
-        scores: (T,) float64 in [-1, 1].
-        equal_error_rate: in [0, 1].
+        pairs: manifest paths of both clips of each trial.
+        same: whether both clips of a trial are of one speaker, (T,) bool.
+        scores: cosines in [-1, 1], (T,) float64.
+        equal_error_rate: error rate in [0, 1] at the threshold where both kinds of error are equally frequent.
         skipped: paths of clips that could not be decoded, and the reasons.
         left_out: number of trials with such a clip, which no other attribute counts.
     """
@@ -53,7 +53,7 @@ def verify(
 ) -> Verification:
     """Score all trials.
 
-    The features of a classifier are what its head sees; those of a pretraining model are the mean of its patch tokens.
+    The features are the input of a classifier's head, or the mean of a pretraining model's patch tokens.
 
     Args:
         checkpoint: checkpoint of any model of this plugin, or its file.
@@ -61,8 +61,8 @@ def verify(
         options: pieces, batches, device, and treatment of clips that cannot be decoded.
 
     Raises:
-        UserError: a file is missing or malformed, the remaining trials are of one kind only, or a clip's features have
-            no direction; see also :func:`score_clips`.
+        UserError: a file is missing or malformed, the remaining trials are of one kind only, or a clip's features are
+            all 0; see also :func:`score_clips`.
     """
     options = options or Options()
     if not isinstance(checkpoint, Checkpoint):
@@ -83,7 +83,7 @@ def verify(
     directionless = ~scored.values.any(axis=1)
     if directionless.any():
         clip = manifest.name(int(scored.clips[directionless.argmax()]))
-        raise UserError(f"{checkpoint.path}: the features of {clip} are all 0, which have no direction to compare")
+        raise UserError(f"{checkpoint.path}: the features of {clip} are all 0, so they have no direction to compare")
     scores = cosine_scores(scored.values, np.searchsorted(scored.clips, pairs))
     return Verification(
         checkpoint=checkpoint.path,

@@ -1,1 +1,1 @@
-"""Trained models at work on people's audio: embeddings, predictions, and what a checkpoint is. Plain PyTorch."""
+"""Trained models on audio of any kind: embeddings, predictions and reconstructions, without fairseq."""

@@ -1,6 +1,6 @@
-"""Audio as people have it, as waveforms that a model can be shown, or else one sentence that says why not.
+"""Audio files and arrays as waveforms for a model; audio that cannot be used is refused with a reason.
 
-Every command that takes audio files takes them through here, so that all of them refuse the same things.
+All commands read audio files through this module, so they refuse the same audio.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from amae_plugin.data.manifest import Clip
 from amae_plugin.errors import UserError
 
 Audio = Union[str, os.PathLike, np.ndarray, Tensor]
-"""A clip: the path of a file, or samples (samples,) or (channels, samples)."""
+"""Clip: the path of a file, or an array (samples,) or (channels, samples)."""
 
 Result = TypeVar("Result")
 
@@ -32,28 +32,28 @@ Result = TypeVar("Result")
 def load_waveform(
     audio: Audio, sample_rate: float | None = None, features: FrontEnd | None = None, name: str = "the array"
 ) -> Tensor:
-    """A clip as the mono waveform that a front end takes.
+    """Load a clip as a mono waveform for a front end.
 
     Args:
-        audio: the path of a file, or samples (samples,) or (channels, samples): floating-point ones with a full scale
-            of [-1, 1], or integers, which are divided by their type's full scale.
-        sample_rate: of samples, in Hz; a file states its own.
-        features: the front end; 16 kHz and windows of 25 ms if None.
-        name: what messages call samples.
+        audio: path of a file, or array (samples,) or (channels, samples). Floating-point samples have a full scale of
+            [-1, 1]; integers are divided by the full scale of their type.
+        sample_rate: sample rate of an array, in Hz; a file states its own.
+        features: front end; by default one of 16 kHz with windows of 25 ms.
+        name: name of an array in messages.
 
     Returns:
         (samples,) float32 on the CPU at the front end's rate, at least one analysis window long.
 
     Raises:
-        AudioError: a file that is missing or not audio, a sample rate of 0, no samples, samples that are not finite,
-            silence (all samples are equal), or a clip that is shorter than one analysis window.
-        UserError: samples without a sample rate or of another shape or type, or a file with a sample rate.
+        AudioError: the file is missing or not audio, the sample rate is below 1, the clip is empty, not finite, silent
+            (all samples are equal) or shorter than one analysis window.
+        UserError: an array comes without a sample rate or has another shape or type, or a file comes with a rate.
     """
     features = features or LogMel()
     if isinstance(audio, (str, os.PathLike)):
         name = os.fspath(audio)
         if sample_rate is not None:
-            raise UserError(f"{name}: sample_rate={sample_rate} is for arrays; a file states its own")
+            raise UserError(f"{name}: sample_rate={sample_rate} is for arrays; a file states its own rate")
         waveform = load_clip(Clip(name), features.sample_rate)
     else:
         samples = _as_frames(audio, name)
@@ -73,7 +73,7 @@ def load_waveform(
 
 
 def _as_frames(audio: Any, name: str) -> np.ndarray:
-    """Samples (samples,) or (channels, samples) as (samples, channels) float32."""
+    """Convert samples (samples,) or (channels, samples) to (samples, channels) float32."""
     samples = audio.detach().cpu().numpy() if isinstance(audio, Tensor) else np.asarray(audio)
     if samples.ndim == 1:
         samples = samples[None]
@@ -87,21 +87,21 @@ def _as_frames(audio: Any, name: str) -> np.ndarray:
 
 
 class ClipFiles:
-    """Audio files to be worked through, some of which may turn out to be unusable.
+    """Audio files, some of which may turn out to be unusable.
 
-    Iterating gives the path and the waveform of each file that can be used; the others, and the reasons, gather in
+    Iteration yields the path and the waveform of each usable file, and collects the others with the reasons in
     ``skipped``.
 
     Args:
-        paths: of files and of folders, which are searched for audio as ``amae manifest folder`` does.
-        features: the front end, see :func:`load_waveform`.
-        workers: processes that decode; 0: this one does.
-        progress: what the progress bar, on standard error, says is being done; none if None.
+        paths: files, and folders to search for audio as ``amae manifest folder`` does.
+        features: front end, see :func:`load_waveform`.
+        workers: number of processes that decode; with 0, this one does.
+        progress: title of the progress bar on standard error; without a bar if None.
 
     Attributes:
-        names: of all the files, by path, in the order given and each once; those of a folder sorted. A name is the path
-            within the folder that was searched, or the file's own name.
-        skipped: what could not be used, and the reason, as far as the iteration has come.
+        names: names of all files by path, each once and in the given order, those of a folder sorted. A name is the
+            path inside the searched folder, or else the file's name.
+        skipped: unusable paths so far, and the reasons.
 
     Raises:
         UserError: a folder holds no audio.
@@ -140,11 +140,11 @@ class ClipFiles:
                 bar.update()
 
     def map(self, function: Callable[[Iterator[Tensor]], Iterator[Result]]) -> Iterator[tuple[Path, Result]]:
-        """The path of each file that can be used, and its result.
+        """Yield the path of each usable file and its result.
 
         Args:
-            function: from an iterator over waveforms to one over their results, in the same order; it may be ahead with
-                the waveforms, for batches of several.
+            function: function from an iterator over waveforms to one over their results, in the same order; it may read
+                ahead to form batches.
         """
         taken: deque[Path] = deque()
         with self._bar() as bar:
@@ -178,7 +178,7 @@ class ClipFiles:
 
 
 class _Waveforms(torch.utils.data.Dataset):
-    """Waveforms of files, or the error: returned, since a worker's exceptions arrive with tracebacks."""
+    """Waveforms of files, or errors, which are returned because exceptions of workers arrive with tracebacks."""
 
     def __init__(self, paths: list[Path], features: FrontEnd):
         self.paths = paths

@@ -1,4 +1,4 @@
-"""A trained encoder on people's audio: three lines of Python, any length, any number of clips."""
+"""Trained encoders on audio: three lines of Python for clips of any length and number."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from amae_plugin.modules.masking import gather_ids
 Batch = Sequence[Audio]
 """Several clips, all as paths or all as samples at one rate."""
 
-_CHUNK_FRAMES = 4096  # frames of a log-mel spectrogram computed at a time, so a clip of hours needs no gigabytes
+_CHUNK_FRAMES = 4096  # log-mel frames computed at a time, which bounds the memory for a long clip
 
 
 class Embedding(NamedTuple):
-    """The embeddings of a clip.
+    """Embeddings of a clip.
 
     Attributes:
-        clip: (D,) float32, embedding of the whole clip.
-        steps: (T, D) float32, embeddings of the time steps.
-        timestamps: (T,) float64, centres of the time steps in seconds from the clip's beginning.
+        clip: embedding (D,) float32 of the whole clip.
+        steps: embeddings (T, D) float32 of the time steps.
+        timestamps: centres (T,) float64 of the time steps, in seconds from the clip's beginning.
     """
 
     clip: Tensor
@@ -47,31 +47,31 @@ class Embedding(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """A class and its probability."""
+    """Class of a clip with its probability."""
 
     label: str
     probability: float
 
 
 class AudioModel(nn.Module):
-    """A pretrained encoder that takes audio of any length.
+    """Pretrained encoder for audio of any length.
 
-    **Windows.** A clip becomes a log-mel spectrogram with the front end and the normalisation that the checkpoint
-    holds. If it is longer than the model's input, windows of that length hear it, each half a window after the one
-    before, the last one flush with the end. All of them begin at the same grid of *time steps*, columns of tokens
-    (160 ms for patches of 16 x 16, 20 ms for frame tokens), so a step that several windows hear has the mean of what
-    they made of it. Windows of all clips go through the encoder in batches of ``batch_size``.
+    **Windows.** A clip becomes a log-mel spectrogram with the checkpoint's front end and normalisation. If it is longer
+    than the model's input, it is cut into windows of that length. Each window starts half a window after the previous
+    one, and the last one ends with the clip. All of them start on one grid of *time steps*, columns of tokens (160 ms
+    for patches of 16 x 16, 20 ms for frame tokens), and a step in several windows is averaged over them. Windows of all
+    clips go through the encoder in batches of ``batch_size``.
 
-    **Padding.** A clip shorter than the model's input is followed by padding, as in training. Tokens that lie wholly in
-    the padding are taken out before the first block, as a masked autoencoder takes out hidden ones: nothing attends to
-    them, and they are in no mean. So a clip gives the same values whatever else is in the batch. (A classifier is shown
-    padding as its training showed it, see :class:`AudioClassifier`.)
+    **Padding.** Padding follows a clip shorter than the model's input, as in training. Tokens wholly in the padding are
+    removed before the first block, as a masked autoencoder removes hidden ones. Nothing attends to them, and no mean
+    includes them. So the values of a clip do not depend on the rest of the batch. (A classifier sees padding as in its
+    training, see :class:`AudioClassifier`.)
 
     **Embeddings.** The embedding of a time step is the mean of the tokens of its frequency bands after the encoder's
-    final norm; class tokens are in no mean. The embedding of a clip is the mean of its time steps, so every second
-    counts alike.
+    final norm, without class tokens. The embedding of a clip is the mean of its time steps, so every second counts
+    alike.
 
-    The model is always in evaluation mode, also after ``train()``: nothing about it is random.
+    The model is always in evaluation mode, even after ``train()``, and nothing about it is random.
     Letters in shapes: N clips, T time steps of a clip, D width.
 
     Args:
@@ -82,10 +82,10 @@ class AudioModel(nn.Module):
         input: input of the model.
         sample_rate: rate in Hz to which audio is converted.
         embed_dim: D.
-        num_layers: number of hidden states of :meth:`extract_features`, one more than transformer blocks.
+        num_layers: number of hidden states of :meth:`extract_features`: the transformer blocks and one.
         step_samples: samples from one time step to the next, at ``sample_rate``.
         batch_size: windows at a time; may be changed at any time.
-        checkpoint: the checkpoint without its weights.
+        checkpoint: checkpoint without its weights.
 
     Raises:
         UserError: the checkpoint's weights do not fit its settings, or a setting that describes the input is missing.
@@ -110,17 +110,17 @@ class AudioModel(nn.Module):
         """Embed clips.
 
         Args:
-            audio: the path of a file, or samples (samples,) or (channels, samples), see
+            audio: path of a file, or samples (samples,) or (channels, samples), see
                 :func:`~amae_plugin.inference.clips.load_waveform`; or a batch: a list of these, or samples
                 (N, channels, samples).
-            sample_rate: of samples, in Hz; files state their own.
+            sample_rate: sample rate of samples, in Hz; files state their own.
 
         Returns:
-            (D,) float32 on the CPU, or (N, D) of a batch.
+            (D,) float32 on the CPU; (N, D) for a batch.
 
         Raises:
             UserError: a clip cannot be used (missing, no audio, empty, silent, not finite, or shorter than 25 ms), or
-                samples have no rate.
+                samples come without a rate.
         """
         waveforms, single = self._waveforms(audio, sample_rate)
         clips = [embedding.clip for embedding in self.embeddings(waveforms)]
@@ -137,7 +137,7 @@ class AudioModel(nn.Module):
 
         Returns:
             Embeddings (T, D) float32 on the CPU and timestamps (T,) float64, the centre of each step in seconds from
-            the clip's beginning; or a list of such pairs of a batch. The last step may reach beyond the clip's end.
+            the clip's beginning; for a batch, a list of such pairs. The last step may reach beyond the clip's end.
 
         Raises:
             UserError: see :meth:`embed`.
@@ -149,21 +149,21 @@ class AudioModel(nn.Module):
     def extract_features(
         self, audio: Audio | Batch, sample_rate: float | None = None, layer: int | None = None
     ) -> Tensor | list[Tensor]:
-        """Hidden states of clips at their time steps.
+        """Compute the hidden states of clips at their time steps.
 
-        Layer 0 is what goes into the first transformer block, layer i what comes out of block i, and the last, like -1,
-        is the encoder's output after its final norm, which is what :meth:`embed_timestamps` gives.
+        Layer 0 is the input of the first transformer block, layer i the output of block i. The last layer, also layer
+        -1, is the encoder's output after its final norm, as in :meth:`embed_timestamps`.
 
         Args:
             audio: see :meth:`embed`.
             sample_rate: see :meth:`embed`.
-            layer: which; all if None.
+            layer: number of the layer; all layers if None.
 
         Returns:
-            (T, D) float32 on the CPU, or (num_layers, T, D) of all layers; or a list of these of a batch.
+            (T, D) float32 on the CPU, or (num_layers, T, D) for all layers; for a batch, a list of these.
 
         Raises:
-            UserError: see :meth:`embed`; or there is no such layer.
+            UserError: see :meth:`embed`; or the layer does not exist.
         """
         if layer is not None and not -self.num_layers <= layer < self.num_layers:
             raise UserError(f"layer {layer}: this encoder has the layers 0 to {self.num_layers - 1}")
@@ -176,18 +176,18 @@ class AudioModel(nn.Module):
     def predict(
         self, audio: Audio | Batch, sample_rate: float | None = None, top_k: int | None = 5
     ) -> list[Prediction] | list[list[Prediction]]:
-        """The most probable classes of clips, if this is a classifier.
+        """Predict the most probable classes of clips; only for classifiers.
 
         Args:
             audio: see :meth:`embed`.
             sample_rate: see :meth:`embed`.
-            top_k: how many; all if None.
+            top_k: number of classes; all if None.
 
         Returns:
-            The classes with their probabilities, the most probable first; or a list of such lists of a batch.
+            Classes with their probabilities, the most probable first; for a batch, a list of such lists.
 
         Raises:
-            UserError: see :meth:`embed`; or this is a pretraining model, which knows no classes.
+            UserError: see :meth:`embed`; or the model is a pretraining model, which has no classes.
         """
         waveforms, single = self._waveforms(audio, sample_rate)
         found = [self.top(probabilities, top_k) for probabilities in self.probabilities(waveforms)]
@@ -195,13 +195,13 @@ class AudioModel(nn.Module):
 
     @torch.inference_mode()
     def embeddings(self, waveforms: Iterable[Tensor]) -> Iterator[Embedding]:
-        """Embed clips one after the other, as many as there are; windows of neighbouring clips share batches.
+        """Embed clips one after the other; windows of neighbouring clips share batches.
 
         Args:
-            waveforms: (samples,) float32 at ``sample_rate``, as ``load_waveform`` gives them.
+            waveforms: (samples,) float32 at ``sample_rate``, from ``load_waveform``.
 
         Raises:
-            UserError: the model gives values that are not finite.
+            UserError: a value of the model is not finite.
         """
         for windows, outputs in self._outputs(waveforms, self._last_state):
             steps = windows.merge(outputs["states"])[0]
@@ -209,7 +209,7 @@ class AudioModel(nn.Module):
             yield Embedding(clip.cpu(), steps.cpu(), self.timestamps(len(steps)))
 
     def probabilities(self, waveforms: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Probabilities of the classes of clips, one clip after the other.
+        """Compute the probabilities of the classes of clips, one clip after the other.
 
         Args:
             waveforms: see :meth:`embeddings`.
@@ -218,18 +218,18 @@ class AudioModel(nn.Module):
             For each clip (classes,) float64, in the order of ``checkpoint.classes``.
 
         Raises:
-            UserError: this is no classifier, or its checkpoint does not tell its loss; see also :meth:`embeddings`.
+            UserError: the model is not a classifier, or its checkpoint lacks its loss; see also :meth:`embeddings`.
         """
         raise UserError(NO_CLASSES.format(path=self.checkpoint.path))
 
     def top(self, probabilities: Tensor, top_k: int | None = None) -> list[Prediction]:
-        """The most probable classes by the probabilities (classes,) of a clip, all of them if ``top_k`` is None."""
+        """Sort classes by the probabilities (classes,) of a clip, the most probable first; all if ``top_k`` is None."""
         names = self.checkpoint.classes
         order = probabilities.argsort(descending=True, stable=True)[:top_k].tolist()
         return [Prediction(names[index], float(probabilities[index])) for index in order]
 
     def hidden_states(self, waveforms: Iterable[Tensor]) -> Iterator[Tensor]:
-        """All hidden states (num_layers, T, D) of clips, on the model's device; gradients flow if they are enabled.
+        """Compute all hidden states (num_layers, T, D) of clips, on the model's device and with gradients if enabled.
 
         Args:
             waveforms: see :meth:`embeddings`.
@@ -238,9 +238,9 @@ class AudioModel(nn.Module):
             yield windows.merge(outputs["states"])
 
     def timestamps(self, steps: int) -> Tensor:
-        """(T,) float64, the centres of the first time steps, in seconds.
+        """Return the centres (T,) float64 of the first time steps, in seconds.
 
-        A step's beginning is that of its first analysis window, its end that of its last one.
+        A step reaches from the beginning of its first analysis window to the end of its last one.
         """
         length = self.input.front_end.samples_for(self.encoder.patch_size[0])
         return (torch.arange(steps, dtype=torch.float64) * self.step_samples + length / 2) / self.sample_rate
@@ -251,7 +251,7 @@ class AudioModel(nn.Module):
         return self
 
     def _waveforms(self, audio: Audio | Batch, sample_rate: float | None) -> tuple[Iterator[Tensor], bool]:
-        """The clips, and whether there is one only, which was not in a batch."""
+        """Load the clips, and tell whether the caller gave a single clip rather than a batch."""
         several = isinstance(audio, (list, tuple)) or (isinstance(audio, (np.ndarray, Tensor)) and audio.ndim == 3)
         if not several:
             return iter([load_waveform(audio, sample_rate, self.input.front_end)]), True  # type: ignore[arg-type]
@@ -261,7 +261,7 @@ class AudioModel(nn.Module):
     def _outputs(
         self, waveforms: Iterable[Tensor], function: Callable[[Tensor, Tensor], dict[str, Tensor]]
     ) -> Iterator[tuple[Windows, dict[str, Tensor]]]:
-        """The windows of each clip, and a function's values for them, stacked as (N windows, ...).
+        """Yield the windows of each clip and a function's values for them, stacked as (N windows, ...).
 
         The function takes spectrograms (B, T, F) and their padding mask (B, T).
         """
@@ -273,9 +273,9 @@ class AudioModel(nn.Module):
             yield windows, {name: torch.stack([values[name] for values in own]) for name in first}
 
     def _cut(self, waveforms: Iterable[Tensor], layouts: deque[Windows]) -> Iterator[tuple[Tensor, int]]:
-        """Windows of all clips, (T, F) normalised and padded, and their frames before the padding.
+        """Yield the windows of all clips, (T, F) normalised and padded, and their numbers of frames before the padding.
 
-        The layout of each clip is appended to ``layouts`` before its first window comes.
+        The layout of each clip is appended to ``layouts`` before its first window is yielded.
         """
         for waveform in waveforms:
             log_mel = self._log_mel(waveform.detach().cpu())
@@ -287,7 +287,7 @@ class AudioModel(nn.Module):
     def _in_batches(
         self, windows: Iterator[tuple[Tensor, int]], function: Callable[[Tensor, Tensor], dict[str, Tensor]]
     ) -> Iterator[dict[str, Tensor]]:
-        """The function's values for each window, in order."""
+        """Yield the function's values for each window, in order."""
         while batch := list(itertools.islice(windows, self.batch_size)):
             source = torch.stack([window for window, _ in batch]).to(self._device)
             lengths = torch.tensor([frames for _, frames in batch], device=self._device)
@@ -298,7 +298,7 @@ class AudioModel(nn.Module):
                 yield {name: values[index] for name, values in outputs.items()}
 
     def _log_mel(self, waveform: Tensor) -> Tensor:
-        """(frames, bands), as of the whole waveform: no frame depends on another, since each loses its own mean."""
+        """Compute the log-mel spectrogram (frames, bands) in chunks, which are independent of each other."""
         features = self.input.front_end
         frames = max(1, 1 + (len(waveform) - features.window_samples) // features.shift_samples)
         chunks = [
@@ -317,13 +317,13 @@ class AudioModel(nn.Module):
         return Windows.cover(steps, self._grid[0], hop=max(1, self._grid[0] // 2))
 
     def _last_state(self, source: Tensor, padding_mask: Tensor) -> dict[str, Tensor]:
-        """``states`` (B, 1, W, D), the time steps of the encoder's output, and the further values of :meth:`_run`."""
+        """Return ``states`` (B, 1, W, D), time steps of the encoder's output, and the other values of :meth:`_run`."""
         with _recorded(self.encoder, ()) as states:
             visible, others = self._run(source, padding_mask)
         return {"states": self._final_norm(self._by_step(states[0], visible))[:, None], **others}
 
     def _all_states(self, source: Tensor, padding_mask: Tensor) -> dict[str, Tensor]:
-        """``states`` (B, num_layers, W, D)."""
+        """Return ``states`` (B, num_layers, W, D), the time steps of all hidden states."""
         with _recorded(self.encoder, self.encoder.blocks) as states:
             visible, _ = self._run(source, padding_mask)
         *by_step, last = (self._by_step(tokens, visible) for tokens in states)
@@ -333,7 +333,7 @@ class AudioModel(nn.Module):
         """Run the encoder once.
 
         Returns:
-            Positions (B, K) of the patch tokens that it saw, None if it saw all, and further values of whole windows.
+            Positions (B, K) of the visible patch tokens, None if all are visible, and other values of whole windows.
         """
         padded = bool(padding_mask.any())
         patches, grid = self.encoder.patches(source, padding_mask if padded else None)
@@ -346,7 +346,7 @@ class AudioModel(nn.Module):
         return visible, {}
 
     def _by_step(self, tokens: Tensor, visible: Tensor | None) -> Tensor:
-        """Means (B, W, D) over the frequency bands of each time step; 0 where there are no tokens."""
+        """Average tokens over the frequency bands of each time step: (B, W, D), 0 for steps without tokens."""
         tokens = tokens[:, self.encoder.num_prefix_tokens :].float()
         if visible is not None:
             on_grid = tokens.new_zeros(len(tokens), self._grid[0] * self._grid[1], tokens.shape[2])
@@ -354,12 +354,12 @@ class AudioModel(nn.Module):
         return tokens.unflatten(1, self._grid).mean(dim=2)
 
     def _final_norm(self, steps: Tensor) -> Tensor:
-        """Norm after the mean over tokens: none in a pretraining model, whose encoder ends with its norm."""
+        """Apply the norm that follows the mean over tokens; a pretraining model has none there."""
         return steps
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder."""
+        """Encoder of the model."""
         return self.model.encoder
 
     @property
@@ -368,16 +368,16 @@ class AudioModel(nn.Module):
 
 
 class AudioClassifier(AudioModel):
-    """A fine-tuned classifier on audio of any length; see :class:`AudioModel`.
+    """Fine-tuned classifier for audio of any length; see :class:`AudioModel`.
 
-    It sees each window as in validation, so predictions for clips no longer than its input are those of ``amae
-    evaluate``: padding is attended to unless the system masks padding, and probabilities are a softmax after training
-    with cross-entropy, else sigmoids. The probabilities of a longer clip are averaged over its windows, with weights by
-    which every second counts alike.
+    It sees each window as in validation, so it agrees with ``amae evaluate`` on clips no longer than its input. It
+    attends to padding unless the system masks padding, and probabilities are a softmax after training with
+    cross-entropy, else sigmoids. The probabilities of a longer clip are averaged over its windows with weights, so
+    every second counts alike.
 
     The embedding of a clip is the input of the classifier's head (``features``). The embedding of a time step is the
-    mean over its frequency bands of the encoder's output, normalised as the mean over all tokens is before the head
-    (``fc_norm`` of mean pooling, in place of the encoder's final norm).
+    mean of the encoder's output over its frequency bands. With mean pooling, ``fc_norm`` normalises it in place of the
+    encoder's final norm, as it normalises the mean over all tokens before the head.
     """
 
     model: Classifier
@@ -416,7 +416,7 @@ def _recorded(encoder: Encoder, blocks: Iterable[nn.Module]) -> Iterator[list[Te
 
 
 AUDIO_MODELS: dict[type[DownstreamModel], type[AudioModel]] = {Classifier: AudioClassifier}
-"""The audio models of downstream models; other checkpoints are used by :class:`AudioModel`."""
+"""Audio models of the downstream models; :class:`AudioModel` is that of pretraining models."""
 
 
 def load_model(path: str | os.PathLike[str], device: str = "auto", batch_size: int = 16) -> AudioModel:
@@ -424,14 +424,14 @@ def load_model(path: str | os.PathLike[str], device: str = "auto", batch_size: i
 
     Args:
         path: checkpoint file of a pretraining model or a classifier.
-        device: device of the model: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ..., or ``"auto"``: a GPU if there is one.
+        device: device of the model: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``, which prefers a GPU.
         batch_size: windows at a time.
 
     Returns:
-        An :class:`AudioClassifier` if the checkpoint is one of a classifier.
+        An :class:`AudioClassifier` for the checkpoint of a classifier.
 
     Raises:
-        UserError: the file is no checkpoint of this plugin, or the device does not exist.
+        UserError: the file is not a checkpoint of this plugin, or the device does not exist.
     """
     checkpoint = Checkpoint.read(path)
     kind = AudioModel if checkpoint.downstream is None else AUDIO_MODELS[checkpoint.downstream]

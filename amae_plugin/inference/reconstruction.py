@@ -1,4 +1,4 @@
-"""Reconstruction: parts of clips of any length are hidden, and a pretrained model fills them in."""
+"""Reconstruction: a pretrained model fills in hidden parts of clips of any length."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from amae_plugin.metrics.band_errors import BandErrors, join_visible
 from amae_plugin.models.base import PretrainingModel
 from amae_plugin.models.settings import PretrainingConfig
 
-_LOUDEST = 0.9  # of full scale
+_LOUDEST = 0.9  # largest sample, full scale being 1
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A clip of T frames and F mel bands: log-mel values, natural logarithms.
+    """Reconstructed clip of T frames and F mel bands; its log-mel values are natural logarithms.
 
     Attributes:
         original: (T, F) output of the front end.
-        hidden: (T, F) bool, True = not seen by the model.
-        reconstructed: (T, F) original with the hidden part as predicted.
-        windows: number of model inputs that the clip was cut into.
+        hidden: (T, F) bool, True = hidden from the model.
+        reconstructed: (T, F) original with the predicted hidden part.
+        windows: number of windows of the clip.
     """
 
     original: Tensor
@@ -43,21 +43,21 @@ class Reconstruction:
 
     @property
     def reference(self) -> BandErrors:
-        """The same error for straight lines in place of the model, see :func:`join_visible`."""
+        """Error of straight lines in place of the model, see :func:`join_visible`."""
         return BandErrors.of(self.original, join_visible(self.original, self.hidden), self.hidden)
 
     @property
     def masked(self) -> Tensor:
-        """(T, F) original with silence in the hidden part."""
+        """Original (T, F) with silence in the hidden part."""
         return self.original.masked_fill(self.hidden, FLOOR)
 
 
 class Reconstructor:
-    """Hides parts of clips and has a pretraining model fill them in.
+    """Function that hides parts of a clip and lets a pretraining model fill them in.
 
-    A clip that is longer than the model's input is cut into adjacent windows. The last one ends with the clip and gives
-    only the frames that the others left, so every frame is reconstructed once. A shorter clip is padded as in training.
-    The hidden part of a window depends only on the seed and the window's number in the clip.
+    A clip longer than the model's input is cut into adjacent windows. The last one ends with the clip and contributes
+    only the remaining frames, so every frame is reconstructed once. A shorter clip is padded as in training. The hidden
+    part of a window depends only on the seed and the window's number in the clip.
 
     Args:
         checkpoint: checkpoint of a pretraining model.
@@ -74,8 +74,9 @@ class Reconstructor:
         normalizes_targets: whether the model predicts patches without their level and spread.
 
     Raises:
-        UserError: the model has no decoder, or its objectives predict no spectrogram; a setting of the checkpoint is
-            missing; the strategy does not exist, or the ratio is no share.
+        UserError: the model has no decoder, a decoder that was never trained, or no objective that predicts a
+            spectrogram; a setting of the checkpoint is missing; the strategy does not exist; the ratio is not in (0,
+            1).
     """
 
     def __init__(
@@ -95,8 +96,8 @@ class Reconstructor:
             first, *others = checkpoint.untrained
             more = f" and {len(others):,} more tensors" if others else ""
             raise UserError(
-                f"{checkpoint.path}: would draw noise, since the file that it was converted from lacks {first}{more}, "
-                "which no training has touched; pretrain it first (checkpoint.finetune_from_model)"
+                f"{checkpoint.path}: would draw noise, since the published file lacks {first}{more}, so these are "
+                "untrained; pretrain it first (checkpoint.finetune_from_model)"
             )
         if not model.draws:
             raise UserError(
@@ -118,7 +119,7 @@ class Reconstructor:
         self.model = model.to(self.device)
 
     def __call__(self, waveform: Tensor) -> Reconstruction:
-        """Hide parts of a clip (samples,) at the front end's sample rate, and fill them in.
+        """Hide parts of a clip (samples,) at the front end's sample rate and fill them in.
 
         Raises:
             UserError: the model gives values that are not finite.
@@ -129,11 +130,11 @@ class Reconstructor:
         parts = [self._fill_in(original, windows, at) for at in range(0, len(windows.starts), self.batch_size)]
         hidden, reconstructed = (windows.first(torch.cat(values)) for values in zip(*parts))
         self.checkpoint.require_finite(reconstructed[None])
-        # Visible values as they were, not as they return from the normalisation.
+        # Visible values stay as they were: normalising them and back would round them.
         return Reconstruction(original, hidden, torch.where(hidden, reconstructed, original), len(windows.starts))
 
     def _fill_in(self, original: Tensor, windows: Windows, at: int) -> tuple[Tensor, Tensor]:
-        """Hidden places and reconstructed spectrograms, each (B, W, F), of the batch of windows that begins at *at*."""
+        """Return the hidden places and the spectrograms, each (B, W, F), of a batch of windows from number *at* on."""
         width = windows.width
         numbers = range(at, min(at + self.batch_size, len(windows.starts)))
         pieces = [original[windows.starts[number] :][:width] for number in numbers]
@@ -149,7 +150,7 @@ class Reconstructor:
 
 
 def make_audible(reconstruction: Reconstruction, features: FrontEnd, samples: int) -> list[Tensor]:
-    """The original, the masked and the reconstructed clip as sounds of one gain, each (samples,) in [-1, 1].
+    """Turn the original, the masked and the reconstructed clip into sounds (samples,) in [-1, 1] with one gain.
 
     Even the original is resynthesised from its log-mel values, so the sounds differ only where these differ.
 
@@ -165,7 +166,7 @@ def make_audible(reconstruction: Reconstruction, features: FrontEnd, samples: in
 
 
 def _masking_settings(config: PretrainingConfig, strategy: str | None, ratio: float | None) -> PretrainingConfig:
-    """A model's settings with another mask; None keeps the model's own."""
+    """Replace the mask in a model's settings; None keeps the model's own."""
     if ratio is not None and not 0 < ratio < 1:
         raise UserError(f"--mask-ratio {ratio:g}: the hidden share must be above 0 and below 1")
     if strategy is not None and strategy != config.masking:

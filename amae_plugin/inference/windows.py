@@ -1,4 +1,4 @@
-"""Windows: pieces of a clip of any length that a model of one input length sees."""
+"""Windows: pieces of a clip of any length, each as long as a model's input."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 CENTRE = 0.5
-"""Position of the one piece that is taken of a longer clip, between 0, its beginning, and 1, its end."""
+"""Position of the single piece of a longer clip, between 0, its beginning, and 1, its end."""
 
 
 def piece_positions(pieces: int) -> list[float]:
-    """Evenly spaced positions of pieces, from a clip's beginning to its end; a single one is the centre."""
+    """Space positions of pieces evenly from a clip's beginning to its end; a single piece is the centre."""
     return [CENTRE] if pieces == 1 else np.linspace(0, 1, pieces).tolist()
 
 
@@ -36,13 +36,13 @@ class Windows:
 
     @classmethod
     def cover(cls, steps: int, width: int, hop: int) -> Windows:
-        """Windows that start *hop* steps apart; the last one ends where the clip ends, so it may start earlier."""
+        """Let windows start *hop* steps apart; the last one ends with the clip, so it may start earlier."""
         last = max(0, steps - width)
         return cls(steps, width, (*range(0, last, hop), last))
 
     @cached_property
     def counts(self) -> Tensor:
-        """(T,) float32, number of windows that contain each step."""
+        """Number of windows that contain each step, (T,) float32."""
         counts = torch.zeros(self.steps)
         for start in self.starts:
             counts[start : start + self.width] += 1
@@ -50,23 +50,23 @@ class Windows:
 
     @cached_property
     def weights(self) -> Tensor:
-        """(N,) float32 weights, 1 in total, of a mean over windows in which every step of the clip counts alike."""
+        """Weights (N,) float32 of a mean over windows in which every step of the clip counts alike; their sum is 1."""
         shares = 1 / (self.counts * self.steps)
         return torch.stack([shares[start : start + self.width].sum() for start in self.starts])
 
     def merge(self, values: Tensor) -> Tensor:
-        """Mean over the windows that contain a step: (N, ..., W, D) to (..., T, D)."""
+        """Average each step over the windows that contain it: (N, ..., W, D) to (..., T, D)."""
         total = values.new_zeros(*values.shape[1:-2], self.steps, values.shape[-1])
         for window, start in zip(values, self.starts, strict=True):
             total[..., start : start + self.width, :] += window[..., : self.steps - start, :]
         return total / self.counts.to(total.device)[:, None]
 
     def mean(self, values: Tensor) -> Tensor:
-        """Weighted mean of values of whole windows: (N, K) to (K,)."""
+        """Average values of whole windows with :attr:`weights`: (N, K) to (K,)."""
         return (self.weights.to(values)[:, None] * values).sum(dim=0)
 
     def first(self, values: Tensor) -> Tensor:
-        """Each step from the first window that contains it: (N, W, F) to (T, F)."""
+        """Take each step from the first window that contains it: (N, W, F) to (T, F)."""
         ends = [0, *(start + self.width for start in self.starts)]
         pieces = [window[end - start :] for window, start, end in zip(values, self.starts, ends)]
         return torch.cat(pieces)[: self.steps]

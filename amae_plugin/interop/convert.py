@@ -1,4 +1,4 @@
-"""Published checkpoints to checkpoints of this plugin."""
+"""Conversion of published checkpoints to checkpoints of this plugin."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from amae_plugin.models.published import ConversionOptions, ConvertedWeights, Pu
 from amae_plugin.models.registry import SYSTEMS, find_system
 
 FORMATS: dict[str, PublishedFormat] = {form.name: form() for system in SYSTEMS.values() for form in system.published}
-"""The formats of published checkpoints, by name, in the order in which they are asked whether they recognise a file."""
+"""Formats of published checkpoints by name."""
 
 _AUDIOSET_CLASSES = 527
-_SEED = 0  # seed of the parameters that a file lacks: a conversion gives the same checkpoint every time
+_SEED = 0  # seed of the parameters that a file lacks, so that every conversion has the same result
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A published checkpoint that was converted.
+    """Result of a conversion.
 
     Attributes:
         kind: format of the file.
-        checkpoint: result.
-        used: number of tensors of the file that went into it.
-        without_effect: published names of tensors that no output depends on, and the reason.
-        surplus: published names of tensors that have no place, or do not fit their place.
-        missing: parameters of the model that a file of this format should hold, and that were initialised instead.
+        checkpoint: converted checkpoint.
+        used: number of tensors of the file that the checkpoint holds.
+        without_effect: published names of tensors that no output depends on, and the reasons.
+        surplus: published names of tensors that have no place or another size.
+        missing: parameters that a file of this format should hold, and that were initialised instead.
         notes: assumptions.
     """
 
@@ -57,15 +57,15 @@ def convert(
     multi_label: bool | None = None,
     partial: bool = False,
 ) -> Conversion:
-    """Make a published checkpoint one of this plugin; nothing is written.
+    """Convert a published checkpoint; nothing is written.
 
     Args:
         source: published checkpoint.
         out: path of the result.
-        options: statements of the user about the file.
+        options: facts that the user states about the file.
         kind: key of :data:`FORMATS`; recognised if None.
         front_end: task settings (``mean``, ``std``, ``window_type``) that differ from the published ones.
-        multi_label: whether a clip may have several labels, for a classifier; None: with AudioSet's 527 classes.
+        multi_label: whether a clip of a classifier may have several labels; None: if it has AudioSet's 527 classes.
         partial: leave out tensors that have no place, and initialise missing ones.
 
     Raises:
@@ -79,16 +79,16 @@ def convert(
             reading = chosen.read(source, options)
             model = build_model(reading.model)
     except KeyError as error:
-        raise UserError(f"{source.path}: no {chosen.name}: it has no tensor {error.args[0]}") from None
-    except (ValueError, RuntimeError, IndexError, TypeError) as error:  # the last two of too few dimensions
+        raise UserError(f"{source.path}: not of kind {chosen.name}: it has no tensor {error.args[0]}") from None
+    except (ValueError, RuntimeError, IndexError, TypeError) as error:  # the last two if dimensions are missing
         raise UserError(f"{source.path}, as {chosen.name}: {error}") from None
     system = find_system(encoder_section(reading.model))
     if system.default_input.normalization == "model" and not {"mean", "std"}.isdisjoint(front_end):
-        raise UserError(f"{source.path}: the model normalises its input itself, so --mean and --std mean nothing to it")
+        raise UserError(f"{source.path}: the model normalises its input itself, so --mean and --std have no effect")
     if options.target_length and options.target_length != reading.target_length:
         raise UserError(
-            f"{source.path}: its positions are those of {reading.target_length} frames, so --target-length "
-            f"{options.target_length} cannot be"
+            f"{source.path}: its positions are those of {reading.target_length} frames, which contradicts "
+            f"--target-length {options.target_length}"
         )
     missing, surplus = _load(model, reading)
     surplus = [published.get(name, name) for name in surplus]
@@ -136,10 +136,10 @@ def recognise(source: PublishedFile) -> PublishedFormat:
 
 
 def _published_names(source: PublishedFile, kind: PublishedFormat) -> dict[str, str]:
-    """Published names by this package's.
+    """Return the published names by this package's names.
 
     Raises:
-        UserError: two tensors have one name here, so one of them would be lost.
+        UserError: two tensors have one name here, so one would be lost.
     """
     published: dict[str, str] = {}
     for name in source.state:
@@ -153,14 +153,14 @@ def _idle_options(kind: PublishedFormat, options: ConversionOptions) -> list[str
     names = [field.name for field in fields(options) if getattr(options, field.name) is not None]
     flags = {"classes": "--labels"}
     return [
-        f"{flags.get(name, '--' + name.replace('_', '-'))} means nothing to {kind.name}"
+        f"{flags.get(name, '--' + name.replace('_', '-'))} has no effect on {kind.name}"
         for name in names
         if name not in kind.takes
     ]
 
 
 def _load(model: Model, reading: ConvertedWeights) -> tuple[list[str], list[str]]:
-    """Load the tensors that fit; returns the names of missing tensors, and of tensors that have no place."""
+    """Load the tensors that fit; returns the names of missing tensors and of tensors without a place."""
     own = model.state_dict()
     fitting = {name: value for name, value in reading.state.items() if name in own and own[name].shape == value.shape}
     model.load_state_dict(fitting, strict=False)
@@ -168,26 +168,26 @@ def _load(model: Model, reading: ConvertedWeights) -> tuple[list[str], list[str]
 
 
 def _mismatch(path: Path, kind: PublishedFormat, missing: Sequence[str], surplus: Sequence[str]) -> str:
-    lines = [f"{path}: does not fit the model ({kind.title}) that its sizes make"]
+    lines = [f"{path}: does not fit the model ({kind.title}) of its sizes"]
     if missing:
         lines.append(f"missing, by the names of this package: {', '.join(missing)}")
     if surplus:
         lines.append(f"without a place, or of another size: {', '.join(surplus)}")
-    lines.append("--partial leaves out the ones and initialises the others")
+    lines.append("--partial initialises missing tensors and leaves out those without a place")
     return "\n".join(lines)
 
 
 def _sections(
     model: Model, reading: ConvertedWeights, front_end: Mapping[str, object], multi_label: bool | None
 ) -> dict[str, Any]:
-    """Settings of a run that could have written the checkpoint."""
+    """Return the settings of a run that could have written the checkpoint."""
     settings = _plain({**asdict(model.config), **reading.model})
     encoder = encoder_section(settings)
     default = find_system(encoder).default_input.settings()
     sizes = {"target_length": reading.target_length, "num_mel_bins": encoder["num_mel_bins"]}
     task = {"_name": "amae_pretraining", "data": "", **default, **sizes, **front_end}
     sections: dict[str, Any] = {
-        # fairseq's tasks look these up in other sections.
+        # fairseq's tasks read these from other sections.
         "common": {"seed": 1, "tensorboard_logdir": None},
         "checkpoint": {"save_dir": "", "best_checkpoint_metric": "loss"},
         "dataset": {"valid_subset": "valid"},
@@ -203,7 +203,7 @@ def _sections(
 
 
 def _plain(value: Any) -> Any:
-    """Settings as YAML has them: lists instead of tuples."""
+    """Replace tuples in settings by lists, as YAML has them."""
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
     return list(value) if isinstance(value, tuple) else value

@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from typing_extensions import override
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.log_mel import NORMALIZATIONS
@@ -23,7 +24,7 @@ _WEIGHTS, _HEAD, _CONFIG = "model.safetensors", "head.safetensors", "config.json
 
 
 class Timm(Format):
-    """A Vision Transformer that ``timm.create_model("local-dir:...", pretrained=True)`` loads strictly."""
+    """Vision Transformer that ``timm.create_model("local-dir:...", pretrained=True)`` loads strictly."""
 
     name = "timm"
     packages = ("timm",)
@@ -40,16 +41,16 @@ class Timm(Format):
         vit = as_timm(model.encoder, self.input_size, pooling)
         self.vit = _with_head(vit, model) if isinstance(model, Classifier) else vit
 
+    @override
     def write(self, folder: Path) -> None:
-        """See :meth:`Format.write`."""
         (folder / _CONFIG).write_text(json.dumps(self._config(), indent=1) + "\n", encoding="utf-8")
         for name, weights in ((_WEIGHTS, self.vit.state), (_HEAD, self.vit.head)):
             if weights:
                 contiguous = {part: value.contiguous() for part, value in weights.items()}
                 (folder / name).write_bytes(save(contiguous, {"format": "pt"}))
 
+    @override
     def outputs(self, folder: Path, source: Tensor) -> Tensor:
-        """See :meth:`Format.outputs`."""
         import timm
 
         model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
@@ -64,8 +65,8 @@ class Timm(Format):
         head.load_state_dict(load_file(folder / _HEAD))
         return head(model(image))
 
+    @override
     def loading(self, folder: str) -> str:
-        """See :meth:`Format.loading`."""
         imports, lines = ["import timm"], []
         lines.append(f'model = timm.create_model("local-dir:{folder}", pretrained=True).eval()')
         if self.vit.stride:
@@ -90,9 +91,9 @@ class Timm(Format):
         return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
 
     def _config(self) -> dict[str, Any]:
-        """The entries of timm's own export, and the making of the input."""
-        arguments, heard = self.vit.arguments, self.checkpoint.input
-        scale = NORMALIZATIONS[heard.normalization] or 1.0
+        """Return the entries of timm's own export, and the description of the input."""
+        arguments, model_input = self.vit.arguments, self.checkpoint.input
+        scale = NORMALIZATIONS[model_input.normalization] or 1.0
         config = {
             "architecture": self.vit.architecture,
             "num_classes": arguments["num_classes"],
@@ -102,12 +103,12 @@ class Timm(Format):
             "pretrained_cfg": {
                 "input_size": [1, *arguments["img_size"]],
                 "fixed_input_size": True,
-                "mean": [heard.mean],
-                "std": [scale * heard.std],
+                "mean": [model_input.mean],
+                "std": [scale * model_input.std],
                 "first_conv": "patch_embed.proj",
                 "classifier": ["head", "head_dist"] if self.vit.architecture == DEIT else "head",
             },
-            "log_mel": {**asdict(heard.front_end), **heard.settings()},
+            "log_mel": {**asdict(model_input.front_end), **model_input.settings()},
         }
         if isinstance(self.model, Classifier):
             config["label_names"] = list(self.checkpoint.classes)
@@ -131,7 +132,7 @@ def _with_head(vit: TimmVit, model: Classifier) -> TimmVit:
 
 
 def _folded(norm: nn.BatchNorm1d, linear: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The linear layer that computes what a batch norm in evaluation and a linear layer after it compute."""
+    """Fold a batch norm in evaluation mode into the linear layer that follows it."""
     assert norm.running_mean is not None and norm.running_var is not None
     weight = linear["weight"] * (norm.running_var + norm.eps).rsqrt()
     return {"weight": weight, "bias": linear["bias"] - weight @ norm.running_mean}

@@ -1,4 +1,4 @@
-"""The interfaces of all models: encoders, models with an encoder, pretraining models and downstream models.
+"""Interfaces of all models: encoders, models with an encoder, pretraining models and downstream models.
 
 Letters in shapes: B clips, T frames, F mel bands, L patches (tokens of a time-major grid), P values in a patch, D
 width.
@@ -20,22 +20,20 @@ from amae_plugin.modules.masking import Masking, attention_padding
 
 
 class Encoder(nn.Module, ABC):
-    """A transformer over the patch tokens of a spectrogram.
-
-    A subclass brings its own ``forward`` and ``patches``.
+    """Transformer over the patch tokens of a spectrogram.
 
     Attributes:
         embed_dim: D.
-        num_prefix_tokens: class tokens in front of the patch tokens; may be 0.
-        masks_padding: whether the system supports clips of several lengths in a batch and never attends to tokens
-            beyond a clip's end; to other systems padding is part of the clip.
+        num_prefix_tokens: number of class tokens in front of the patch tokens, 0 or more.
+        masks_padding: whether the encoder never attends to tokens beyond a clip's end; for other encoders padding is
+            part of the clip.
         num_mel_bins: F.
         patch_size: frames and bands of a patch.
         patch_stride: frames and bands from one patch to the next; equal to the patch unless patches overlap.
         positions: position table.
-        num_heads: attention heads.
+        num_heads: number of attention heads.
         blocks: transformer blocks; parameters before them get the smallest learning rate of a layer-wise decay.
-        norm: norm after the last block; the identity where the blocks themselves end with a norm.
+        norm: norm after the last block; the identity if the last block ends with a norm.
     """
 
     embed_dim: int
@@ -51,12 +49,12 @@ class Encoder(nn.Module, ABC):
 
     @property
     def input_statistics(self) -> tuple[float, float] | None:
-        """Mean and standard deviation that an encoder has learned for its input; None without an input norm."""
+        """Mean and standard deviation that the encoder has learned for its input; None without an input norm."""
         return None
 
     @abstractmethod
     def patches(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Size2d]:
-        """Cut a spectrogram (B, T, F) into patches (B, L, P), and give their grid.
+        """Cut a spectrogram (B, T, F) into patches (B, L, P), and return them and their grid.
 
         Args:
             source: log-mel values as the system expects them.
@@ -72,9 +70,9 @@ class Encoder(nn.Module, ABC):
 
         Args:
             patches: (B, L, P), all patches of the grid.
-            grid: patches in time and frequency, L in total.
-            visible: (B, K) positions to keep; all if None.
-            padding_mask: (B, K) over the kept patches, True = not attended to.
+            grid: number of patches in time and frequency, L in total.
+            visible: (B, K) positions of the visible patches; all if None.
+            padding_mask: (B, K) over the visible patches, True = not attended to.
 
         Returns:
             (B, prefix + K, D) after the final norm, class tokens first.
@@ -99,7 +97,7 @@ class Encoder(nn.Module, ABC):
         return torch.cat([padding_mask.new_zeros(len(padding_mask), self.num_prefix_tokens), padding_mask], dim=1)
 
     def mean_of_patches(self, tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """Mean (B, D) of the patch tokens among (B, prefix + K, D), leaving out those of a mask (B, K)."""
+        """Average the patch tokens among (B, prefix + K, D) to (B, D), leaving out those of a mask (B, K)."""
         patches = tokens[:, self.num_prefix_tokens :]
         if padding_mask is None:
             return patches.mean(dim=1)
@@ -107,7 +105,7 @@ class Encoder(nn.Module, ABC):
         return (patches * used).sum(dim=1) / used.sum(dim=1).clamp(min=1)
 
     def grid(self, frames: int, bands: int) -> Size2d:
-        """Patches in time and in frequency.
+        """Count the patches of a spectrogram in time and in frequency.
 
         Raises:
             ValueError: the patch does not divide the spectrogram or, if patches overlap, exceeds it.
@@ -117,7 +115,7 @@ class Encoder(nn.Module, ABC):
         return overlapping_grid_size(frames, bands, self.patch_size, self.patch_stride)
 
     def patch_padding(self, padding_mask: Tensor) -> Tensor:
-        """Patches (B, L) all of whose frames (B, T) are padding; True = padding.
+        """Mark the patches (B, L) all of whose frames (B, T) are padding; True = padding.
 
         Raises:
             ValueError: see :meth:`grid`.
@@ -132,19 +130,19 @@ class Encoder(nn.Module, ABC):
         return unpatchify(values, self.grid(frames, self.num_mel_bins), self.patch_size)
 
     def relevant_padding(self, padding_mask: Tensor | None) -> Tensor | None:
-        """The padding mask (B, T) if there is padding and this system masks it, else None."""
+        """Return the padding mask (B, T) if a clip has padding and this encoder masks it, else None."""
         if padding_mask is None or not self.masks_padding or not padding_mask.any():
             return None  # attention without a mask is faster
         return padding_mask
 
 
 class Model(nn.Module, ABC):
-    """An encoder and what follows it: a decoder in pretraining, a head in a downstream task.
+    """Encoder with what follows it: a decoder in pretraining, a head in a downstream task.
 
     Attributes:
-        encoder: the encoder, which other models may take over.
+        encoder: encoder, which other models may take over.
         config: settings.
-        output_name: name of what :meth:`outputs` gives.
+        output_name: name of the result of :meth:`outputs`.
     """
 
     encoder: Encoder
@@ -153,11 +151,11 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def outputs(self, source: Tensor) -> Tensor:
-        """The model's result for whole spectrograms (B, T, F), nothing hidden: what an export must compute."""
+        """Return the model's result for whole spectrograms (B, T, F), which an export must reproduce."""
 
     @abstractmethod
     def features(self, source: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Features (B, D) of whole clips.
+        """Return features (B, D) of whole clips.
 
         Args:
             source: (B, T, F) log-mel values as the system expects them.
@@ -166,11 +164,11 @@ class Model(nn.Module, ABC):
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
-        """The transformer blocks, which take nearly all the time."""
+        """Transformer blocks, which take nearly all the time."""
         return tuple(self.encoder.blocks)
 
     def matrix_precision(self, device: torch.device) -> torch.autocast:
-        """Context in which matrix products run in bfloat16 if configured; everything else stays in float32."""
+        """Return a context in which matrix products run in bfloat16 if configured; all else stays in float32."""
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.config.bf16)
 
     def compile_blocks(self) -> None:
@@ -179,11 +177,11 @@ class Model(nn.Module, ABC):
 
 
 class DownstreamModel(Model):
-    """The encoder of any system with a head for a task.
+    """Encoder of any system with a head for a task.
 
     Attributes:
-        kind: noun for the model, in messages.
-        task: registered name of the fairseq task and of the criterion that train it.
+        kind: noun for the model in messages.
+        task: registered name of the fairseq task and of the criterion that train the model.
     """
 
     config: DownstreamConfig
@@ -202,7 +200,7 @@ class DownstreamModel(Model):
 
 
 class PretrainingModel(Model):
-    """Hides most tokens of a spectrogram and predicts them.
+    """Model that hides most tokens of a spectrogram and predicts them.
 
     Attributes:
         loss_weights: weights of the objectives of :meth:`token_losses`, by name; the loss is the weighted sum of their
@@ -228,7 +226,7 @@ class PretrainingModel(Model):
         Args:
             source: (B, T, F) log-mel values as the system expects them; T and F are multiples of the patch.
             mask: (B, L) bool, True = hidden; sampled if None.
-            seed: (B,) integers that the sampled masks depend on, clip by clip; PyTorch's generator if None.
+            seed: (B,) seeds of the sampled masks, one for each clip; PyTorch's generator if None.
             padding_mask: (B, T) bool, True = beyond the clip's end; only systems that mask padding use it.
 
         Returns:
@@ -241,43 +239,43 @@ class PretrainingModel(Model):
 
     @abstractmethod
     def token_losses(self, output: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Losses (B, L) of an output of :meth:`forward` by objective, unweighted, 0 where nothing is hidden."""
+        """Return the losses (B, L) of an output of :meth:`forward` by objective, unweighted, 0 at visible tokens."""
 
     def reconstruct(
         self, source: Tensor, prediction: Tensor, mask: Tensor, padding_mask: Tensor | None = None
     ) -> Tensor:
-        """Spectrogram (B, T, F) with the visible tokens of ``source`` and the predicted hidden ones.
+        """Return a spectrogram (B, T, F) with the visible tokens of ``source`` and the predicted hidden ones.
 
-        Nothing of the hidden tokens of ``source`` is used. Only models that draw (see :attr:`draws`) have this method.
+        The hidden tokens of ``source`` have no influence. Only models that draw (see :attr:`draws`) have this method.
 
         Args:
             source: (B, T, F), the input of :meth:`forward`.
-            prediction: (B, L, P) of :meth:`forward` in evaluation mode.
+            prediction: (B, L, P), predicted by :meth:`forward` in evaluation mode.
             mask: (B, L) bool, True = hidden.
-            padding_mask: (B, T) bool, True = beyond the clip's end; says nothing about the clip.
+            padding_mask: (B, T) bool, True = beyond the clip's end; these frames have no influence either.
         """
         raise NotImplementedError(f"{type(self).__name__} predicts no spectrogram")
 
     @property
     def draws(self) -> bool:
-        """Whether an objective predicts the spectrogram itself, so that its predictions can be drawn."""
+        """Whether an objective predicts the spectrogram itself, which can be drawn."""
         return "reconstruction" in self.loss_weights
 
     @property
     def normalizes_targets(self) -> bool:
-        """Whether each patch is predicted without its own mean and variance, which :meth:`reconstruct` guesses."""
+        """Whether the targets lack each patch's mean and variance, which :meth:`reconstruct` guesses."""
         return False
 
     def extract_features(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Encode a whole spectrogram, nothing hidden.
+        """Encode a whole spectrogram.
 
         Args:
-            source: (B, T, F), as :meth:`forward` takes it.
+            source: (B, T, F), the input of :meth:`forward`.
             padding_mask: (B, T) bool, True = beyond the clip's end; tokens wholly there are not attended to.
 
         Returns:
             Features (B, prefix + L, D) after the final norm, class tokens first, and their padding mask
-            (B, prefix + L), None if none was given.
+            (B, prefix + L), None without a padding mask.
         """
         patches, grid = self.encoder.patches(source, padding_mask)
         padding = None if padding_mask is None else self.encoder.patch_padding(padding_mask)
@@ -298,12 +296,12 @@ class PretrainingModel(Model):
 
 
 def summed_losses(model: PretrainingModel, output: Mapping[str, Tensor], scored: Tensor) -> dict[str, Tensor]:
-    """Sum the objectives over scored tokens: scalars by name, and ``loss``, their weighted sum.
+    """Sum the objectives over scored tokens; returns scalars by name, and ``loss``, their weighted sum.
 
     Args:
-        model: model that gave the output.
+        model: pretraining model.
         output: result of its ``forward``.
-        scored: (B, L) bool, the hidden tokens that count.
+        scored: (B, L) bool, True = the token counts.
     """
     sums = {name: (losses * scored).sum() for name, losses in model.token_losses(output).items()}
     total = torch.stack([model.loss_weights[name] * value for name, value in sums.items()]).sum()

@@ -1,4 +1,4 @@
-"""The downstream models, by registered name, and the model of any model section."""
+"""Registry of the downstream models, and the model of any model section."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from amae_plugin.models.registry import find_system
 from amae_plugin.models.settings import Settings
 
 DOWNSTREAM: dict[str, type[DownstreamModel]] = {"amae_classifier": Classifier}
+"""Downstream models by registered name."""
 
 
 def build_model(settings: Settings) -> Model:
@@ -22,5 +23,5 @@ def build_model(settings: Settings) -> Model:
 
 
 def encoder_section(settings: Settings) -> Settings:
-    """The section of a model section that describes the encoder: its own, or that of a downstream model's encoder."""
+    """Return the section that describes the encoder: the model section itself or, for a downstream model, a part."""
     return settings["encoder"] if settings.get("_name") in DOWNSTREAM else settings

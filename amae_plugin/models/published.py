@@ -1,4 +1,4 @@
-"""Published checkpoints: the file, and the formats that turn it into weights of this package."""
+"""Published checkpoints: files, and the formats that turn them into weights of this package."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OWN = "amae_"  # prefix of the registered names of this plugin's models
 
 @dataclass(frozen=True)
 class ConversionOptions:
-    """What the user states about a checkpoint; None: the file tells, or it is as published."""
+    """Facts that the user states about a checkpoint; None: read from the file, or as published."""
 
     num_heads: int | None = None
     decoder_num_heads: int | None = None
@@ -38,13 +38,13 @@ class ConversionOptions:
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A published checkpoint.
+    """Published checkpoint.
 
     Attributes:
         path: checkpoint file.
         state: state dict, without the ``module.`` that DataParallel puts before every name.
-        settings: settings of the run, section by section, if the file holds them: fairseq's ``cfg``, or the arguments
-            of a script as section ``args``.
+        settings: settings of the run by section, if the file holds them: fairseq's ``cfg``, or the arguments of a
+            script as section ``args``.
     """
 
     path: Path
@@ -53,7 +53,11 @@ class PublishedFile:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], *, trust: bool = False) -> PublishedFile:
-        """Read a file; see :func:`read_weights` for ``trust``.
+        """Read a file.
+
+        Args:
+            path: checkpoint file.
+            trust: see :func:`read_weights`.
 
         Raises:
             UserError: the file cannot be read, holds no state dict, or is a checkpoint of this plugin; see also
@@ -73,15 +77,15 @@ class PublishedFile:
 
 @dataclass(frozen=True)
 class ConvertedWeights:
-    """A published checkpoint under this package's names.
+    """Published weights under this package's names.
 
     Attributes:
         model: model section of a checkpoint, with its ``_name``.
         state: weights under this package's names, in the model's own shapes.
         target_length: frames of the input.
-        without_effect: published names of tensors that no output depends on, and the reason.
+        without_effect: published names of tensors that no output depends on, and the reasons.
         initialised: prefixes of this package's parameters that no file of this format holds.
-        notes: assumptions, for the user to read.
+        notes: assumptions that the user should know.
     """
 
     model: Settings
@@ -93,12 +97,12 @@ class ConvertedWeights:
 
 
 class PublishedFormat(ABC):
-    """A kind of published checkpoint. No file is recognised by two formats.
+    """Kind of published checkpoint. At most one format recognises a file.
 
     Attributes:
         name: value of ``--kind``.
         title: description for people.
-        takes: fields of :class:`ConversionOptions` that matter to it.
+        takes: fields of :class:`ConversionOptions` that the format uses.
     """
 
     name: ClassVar[str]
@@ -107,31 +111,31 @@ class PublishedFormat(ABC):
 
     @abstractmethod
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether a state dict is of this format, by its names and shapes."""
+        """Whether the names and shapes of a state dict are those of this format."""
 
     @abstractmethod
     def read(self, file: PublishedFile, options: ConversionOptions) -> ConvertedWeights:
         """Convert the weights and derive the sizes.
 
         Raises:
-            KeyError: a tensor that tells a size is missing.
+            KeyError: a tensor that shows a size is missing.
             ValueError: sizes or options do not fit the weights.
-            RuntimeError: a tensor lacks others that belong to it.
+            RuntimeError: a part of the weights is missing.
         """
 
     @abstractmethod
     def rename(self, name: str) -> str:
-        """This package's name of a published parameter; a name without a counterpart is returned unchanged."""
+        """Return this package's name of a published parameter, or the same name if it has no counterpart."""
 
 
 def kernel_channels(state: Mapping[str, Tensor], name: str = "patch_embed.proj.weight") -> int:
-    """Input channels of a patch kernel: 3 in an image model, 1 in a model of spectrograms, 0 without a kernel."""
+    """Count the input channels of a patch kernel: 3 for images, 1 for spectrograms, 0 if the kernel is missing."""
     kernel = state.get(name)
     return kernel.shape[1] if kernel is not None and kernel.dim() == 4 else 0
 
 
 def classifier_section(encoder: str, sizes: Mapping[str, object], num_classes: int, pooling: str) -> dict[str, object]:
-    """Model section of a classifier on the encoder of a system with these sizes."""
+    """Return the model section of a classifier on the encoder of a system with these sizes."""
     return {
         "_name": "amae_classifier",
         "encoder": {"_name": encoder, **sizes},
@@ -154,7 +158,7 @@ def _find_state(path: Path, content: Any) -> dict[str, Tensor]:
 
 
 def _find_settings(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """fairseq's sections and a script's arguments, as far as the file holds them."""
+    """Return fairseq's sections and a script's arguments, as far as the file holds them."""
     config = content.get("cfg")
     sections = dict(config) if isinstance(config, Mapping) else {}
     sections["args"] = content.get("args")

@@ -1,4 +1,4 @@
-"""The systems, by the registered name of their pretraining model."""
+"""Registry of the systems, by the registered name of their pretraining model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def find_system(settings: Settings) -> System:
     """Find the system that a model section names.
 
     Raises:
-        UserError: its name is no system's.
+        UserError: no system has that name.
     """
     name = settings.get("_name")
     if name not in SYSTEMS:

@@ -1,4 +1,4 @@
-"""Settings that models share, and how a config is read from a recipe or a checkpoint."""
+"""Settings that models share, and their reading from a recipe or a checkpoint."""
 
 # Annotations stay objects here, in the typing module's spelling: fairseq reads them when the fields become its options.
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any, Type, TypeVar
 from amae_plugin.modules.masking import Masking, build_masking
 
 Settings = Mapping[str, Any]
-"""The model section of a recipe or a checkpoint, with the ``_name`` that the model is registered under."""
+"""Model section of a recipe or a checkpoint; its ``_name`` is the registered name of the model."""
 Config = TypeVar("Config", bound="ModelConfig")
 
 
@@ -30,8 +30,8 @@ class ModelConfig:
     def from_settings(cls: Type[Config], settings: Settings) -> Config:
         """Read the config from a model section.
 
-        Keys that are no field, such as fairseq's ``_name``, are ignored; fields without a key keep their defaults;
-        YAML's lists become tuples.
+        Keys without a field, such as fairseq's ``_name``, are ignored. Fields without a key keep their defaults. YAML's
+        lists become tuples.
         """
         chosen = {f.name: settings[f.name] for f in fields(cls) if f.name in settings}
         values: Settings = {name: tuple(value) if _is_list(value) else value for name, value in chosen.items()}
@@ -40,7 +40,7 @@ class ModelConfig:
 
 @dataclass
 class PretrainingConfig(ModelConfig):
-    """Settings of every pretraining model: its input and its masks."""
+    """Settings of every pretraining model: input and masks."""
 
     num_mel_bins: int = field(default=128, metadata={"help": "mel bands of the input"})
     masking: str = field(
@@ -50,7 +50,7 @@ class PretrainingConfig(ModelConfig):
     mask_ratio: float = field(default=0.75, metadata={"help": "hidden share (all masks but time_frequency)"})
     mask_ratio_time: float = field(default=0.6, metadata={"help": "hidden share of the time steps (time_frequency)"})
     mask_ratio_frequency: float = field(default=0.5, metadata={"help": "hidden share of the bands (time_frequency)"})
-    mask_length: int = field(default=10, metadata={"help": "tokens of a span (span)"})
+    mask_length: int = field(default=10, metadata={"help": "length of a span in tokens (span)"})
     mask_options: Any = field(
         default=None, metadata={"help": "further parameters of the mask by name, for instance {sides: [5]} (chunk)"}
     )
@@ -59,7 +59,7 @@ class PretrainingConfig(ModelConfig):
         """Build the masking strategy.
 
         Raises:
-            ValueError: see :func:`amae_plugin.modules.masking.build_masking`.
+            ValueError: no strategy has that name, an option is unknown, or a parameter is out of range.
         """
         return build_masking(self.masking, vars(self), self.mask_options)
 
@@ -69,7 +69,7 @@ class DownstreamConfig(ModelConfig):
     """Settings of every downstream model."""
 
     encoder: Any = field(
-        default=None, metadata={"help": "model section of the system whose encoder this is, with its _name and sizes"}
+        default=None, metadata={"help": "model section of the system that the encoder comes from, with _name and sizes"}
     )
 
 

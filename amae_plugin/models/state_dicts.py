@@ -1,4 +1,4 @@
-"""Names and sizes in the state dicts of published checkpoints, of any system."""
+"""Names and sizes in the state dicts of published checkpoints."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 Sizes = dict[str, Any]
 """Fields of a config."""
 HEAD_WIDTH = 64
-"""Width of an attention head in every published encoder; a state dict does not tell it."""
+"""Width of an attention head in every published encoder; a state dict does not show it."""
 
 
 def rename(name: str, renames: Sequence[tuple[str, str]]) -> str:
-    """This package's name of a published parameter: the first pattern that matches decides, else the name stays."""
+    """Rename a published parameter by the first pattern that matches; other names stay as they are."""
     for pattern, ours in renames:
         if re.search(pattern, name):
             return re.sub(pattern, ours, name)
@@ -29,7 +29,7 @@ def count_blocks(state_dict: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def count_heads(width: int, num_heads: int | None = None) -> int:
-    """Attention heads: the known number, else as many heads of 64 as make up the width.
+    """Return the known number of attention heads, else the number of heads of width 64.
 
     Raises:
         ValueError: the number is unknown and 64 does not divide the width.
@@ -38,23 +38,23 @@ def count_heads(width: int, num_heads: int | None = None) -> int:
         return num_heads
     if width % HEAD_WIDTH:
         raise ValueError(
-            f"the attention is {width} wide, which heads of {HEAD_WIDTH} do not make up, and the weights do not tell "
-            "how many heads there are: give --num-heads, or of a decoder --decoder-num-heads"
+            f"the weights do not show the number of attention heads, and a width of {width} is not a multiple of "
+            f"{HEAD_WIDTH}, the usual width of a head: give --num-heads, or for a decoder --decoder-num-heads"
         )
     return width // HEAD_WIDTH
 
 
 def mlp_ratio(hidden: int, width: int) -> float:
-    """The ratio from which a block computes exactly this hidden width of its MLP."""
+    """Return the ratio from which a block computes exactly this hidden width of its MLP."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def square_side(table: Tensor, prefix: int) -> int:
-    """Side of the square grid of an image's position table (1, prefix + side x side, D).
+    """Return the side of the square grid of an image's position table (1, prefix + side x side, D).
 
     Raises:
-        ValueError: the positions are not of a square image with that many class tokens.
+        ValueError: the positions are not those of a square image with that many class tokens.
     """
     side = math.isqrt(max(0, table.shape[1] - prefix))
     if side == 0 or side**2 + prefix != table.shape[1]:

@@ -18,22 +18,22 @@ from amae_plugin.modules.embedding import Size2d
 
 @dataclass(frozen=True)
 class System:
-    """Everything that shared code must know about a system.
+    """Everything that shared code needs to know about a system.
 
     Attributes:
         title: name for people.
-        config: class of its settings.
-        model_class: pretraining model, built from a config; it holds its encoder as ``encoder``.
-        encoder_class: encoder alone, built from the same config.
+        config: class of the settings.
+        model_class: pretraining model, built from a config.
+        encoder_class: encoder, built from the same config.
         default_input: input of the published models; recipes change its length and statistics.
         downstream: settings of the encoder that a downstream task replaces, for instance a regularisation of
             pretraining.
         fits_positions: whether pretrained positions are cut or interpolated to the length of a downstream input.
         published: formats of published checkpoints, see :mod:`amae_plugin.models.published`.
-        load_image_weights: gives an encoder the weights of an image model's state dict; None if the system has no such
-            start. Raises ValueError or RuntimeError if they do not fit.
-        as_timm: the encoder as timm's Vision Transformer, given the input's frames and bands and a classifier's
-            pooling. Raises UserError where timm has no such model.
+        load_image_weights: function that loads an image model's state dict into an encoder; None if the system never
+            starts from images. Raises ValueError or RuntimeError if the weights do not fit.
+        as_timm: function from an encoder, the input's frames and bands, and a classifier's pooling to timm's Vision
+            Transformer. Raises UserError if timm has no such model.
     """
 
     title: str
@@ -60,5 +60,5 @@ class System:
         return self.encoder({**settings, **self.downstream})
 
     def read_input(self, task: Mapping[str, Any]) -> ModelInput:
-        """Read the input from a task section; settings that it leaves open are the system's."""
+        """Read the input from a task section, with the system's values for settings that it leaves open."""
         return ModelInput.from_settings(task, self.default_input)

@@ -1,4 +1,4 @@
-"""An encoder as timm's Vision Transformer: entry point, arguments and weights under timm's names."""
+"""Encoders as timm's Vision Transformers: entry point, arguments and weights under timm's names."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from amae_plugin.models.base import Encoder
 from amae_plugin.models.state_dicts import mlp_ratio
 from amae_plugin.modules.embedding import Size2d
 
-# Entry points of timm; every size is passed to them.
+# Entry points of timm, which take every size as an argument.
 VIT = "vit_base_patch16_224"
 DEIT = "deit_base_distilled_patch16_224"
-# A classifier's pooling as timm's global_pool and fc_norm; other poolings and encoders average the normalised patches.
+# timm's global_pool and fc_norm by a classifier's pooling; all else averages the normalised patches.
 _POOLINGS = {"mean": ("avg", True), "cls": ("token", False), "avgcls": ("token", False)}
 _MEAN_OF_NORMALISED = ("avg", False)
 
 
 @dataclass(frozen=True)
 class TimmVit:
-    """A Vision Transformer of timm. Its image is the spectrogram: rows are frames, columns are bands.
+    """Vision Transformer of timm. Its image is the spectrogram: rows are frames, columns are bands.
 
     Attributes:
         architecture: timm's entry point.
         arguments: keyword arguments of the entry point.
         state: weights.
-        stride: rows and columns between overlapping patches, which timm itself never has.
-        head: weights of ``Sequential(LayerNorm, Linear)`` that classifies the features in AST's forms, because timm has
-            no place for a norm after the pooling in addition to the one before it.
+        stride: rows and columns from one patch to the next if patches overlap, which they never do in timm.
+        head: weights of a ``Sequential(LayerNorm, Linear)`` that classifies the features. AST's poolings need it, since
+            timm has no norm after the pooling in addition to the one before it.
     """
 
     architecture: str
@@ -41,12 +41,12 @@ class TimmVit:
 
 
 def encoder_weights(encoder: Encoder) -> dict[str, Tensor]:
-    """Weights of an encoder without its positions; their names are timm's."""
+    """Return the weights of an encoder without its positions; their names are timm's."""
     return {name: value for name, value in encoder.state_dict().items() if not name.startswith("positions.")}
 
 
 def vit_arguments(encoder: Encoder, image: Size2d, pooling: str | None) -> dict[str, Any]:
-    """Arguments of timm's Vision Transformer for an image of (frames, bands) and a classifier's pooling."""
+    """Return the arguments of timm's Vision Transformer for an image of (frames, bands) and a classifier's pooling."""
     hidden, width = encoder.get_parameter("blocks.0.mlp.fc1.weight").shape
     global_pool, fc_norm = _POOLINGS.get(pooling or "", _MEAN_OF_NORMALISED)
     return {

@@ -17,7 +17,7 @@ from amae_plugin.modules.dropout import Dropout, attention
 
 
 class Linear(nn.Linear):
-    """PyTorch's linear layer with the bias as an addition of its own.
+    """PyTorch's linear layer with the bias as a separate addition.
 
     On a CPU, PyTorch's fused form first fills the whole output with the bias. A separate addition is fused by the
     compiler into the activation, norm or sum that follows.
@@ -30,7 +30,7 @@ class Linear(nn.Linear):
 
 
 def xavier_linear(module: nn.Module) -> None:
-    """Initialise all linear layers of a module: Xavier-uniform weights, biases 0 (MAE and its followers)."""
+    """Initialise all linear layers of a module: Xavier-uniform weights, biases 0 (MAE)."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)
@@ -38,7 +38,7 @@ def xavier_linear(module: nn.Module) -> None:
 
 
 def normal_linear(module: nn.Module) -> None:
-    """Initialise all linear layers of a module: weights from N(0, 0.02), biases 0 (BERT and its followers)."""
+    """Initialise all linear layers of a module: weights from N(0, 0.02), biases 0 (BERT)."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=0.02)
@@ -59,7 +59,7 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-    """Global multi-head self-attention; ``dropout`` of the attention weights acts in training."""
+    """Global multi-head self-attention, in training with ``dropout`` of the attention weights."""
 
     def __init__(self, dim: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
@@ -79,7 +79,7 @@ class Attention(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth of one residual branch (Huang et al. 2016), with timm's place in the blocks.
+    """Stochastic depth of a residual branch (Huang et al. 2016), placed in the blocks as in timm.
 
     The branch passes unchanged unless :func:`drop_paths` has drawn, for each clip, whether it skips the branch.
     """
@@ -94,7 +94,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block of ViT, the same function as timm's ``Block``."""
+    """ViT's pre-norm transformer block, the same function as timm's ``Block``."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0):
         super().__init__()
@@ -112,7 +112,7 @@ class Block(nn.Module):
 
 
 class PostNormBlock(nn.Module):
-    """Post-norm transformer block with dropout: the original one (Vaswani et al. 2017), in wav2vec 2.0's form."""
+    """Original post-norm transformer block (Vaswani et al. 2017) with dropout, in wav2vec 2.0's form."""
 
     def __init__(
         self, dim: int, num_heads: int, mlp_ratio: float = 4.0, dropout: float = 0.0, attention_dropout: float = 0.0
@@ -141,8 +141,8 @@ def drop_paths(blocks: Iterable[nn.Module], uniform: Tensor, rate: float) -> Ite
 
     Args:
         blocks: blocks with a :class:`DropPath` for the attention and one for the MLP, in this order.
-        uniform: (B, depth, 2) numbers in [0, 1), which decide for both branches of every block.
-        rate: in [0, 1).
+        uniform: (B, depth, 2) random numbers in [0, 1), which decide for both branches of every block.
+        rate: probability in [0, 1) that a clip skips a branch of the last block.
 
     Raises:
         ValueError: the rate is out of range.
@@ -159,7 +159,7 @@ def drop_paths(blocks: Iterable[nn.Module], uniform: Tensor, rate: float) -> Ite
 
 
 def drop_path_scales(uniform: Tensor, rate: float) -> Tensor:
-    """Factors (B, depth, 2) of the branches: 0 where a clip skips one; arguments as of :func:`drop_paths`."""
+    """Return the factors (B, depth, 2) of the branches, 0 for a skipped one; see :func:`drop_paths`."""
     if not 0 <= rate < 1:
         raise ValueError(f"a drop path rate is at least 0 and below 1, not {rate}")
     kept = 1 - torch.linspace(0, rate, uniform.shape[1], device=uniform.device)[:, None]

@@ -1,4 +1,4 @@
-"""The device that computes, and compilation."""
+"""Devices and compilation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from amae_plugin.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """Find a device by name: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"`` for a GPU if there is one.
+    """Find a device by name: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``, which prefers a GPU.
 
     Raises:
         UserError: no device has that name.
@@ -29,13 +29,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def compile_modules(modules: Iterable[nn.Module]) -> None:
-    """Have PyTorch compile modules, in place, at their first use (needs a C++ compiler on a CPU).
+    """Let PyTorch compile modules, in place, at their first use; on a CPU this needs a C++ compiler.
 
-    Compilation fuses the element-wise work of transformer blocks and keeps nothing for the backward pass that is cheap
-    to compute again.
+    Compilation fuses the element-wise work of transformer blocks. The backward pass recomputes what is cheap instead of
+    keeping it.
     """
-    # Below 1, the backward pass recomputes activations wherever that costs next to no time. Measured on ViT-B, this
-    # saves a quarter of the memory and loses no time.
+    # Below 1, the backward pass recomputes activations wherever that costs next to no time. On ViT-B this saves a
+    # quarter of the memory and costs no time.
     torch._functorch.config.activation_memory_budget = 0.9
     for module in modules:
         module.compile()

@@ -1,7 +1,7 @@
-"""Dropout, on its own and inside attention, in a form that costs little on a CPU; elsewhere it is PyTorch's own.
+"""Dropout, as a layer and inside attention, in a form that is fast on a CPU; on other devices it is PyTorch's.
 
-On a CPU, PyTorch's dropout draws a number of its generator for every element, one after the other in compiled code. In
-a training step of MAE-AST that is a quarter of the time.
+On a CPU, PyTorch's dropout draws the random numbers of the elements one after the other in compiled code. This takes a
+quarter of a training step of MAE-AST.
 
 Letters in shapes: B clips, H heads, L tokens, C width of a head.
 """
@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _BITS = 16
-_CHUNK = 2**18  # elements whose numbers stay in the cache until they are compared
+_CHUNK = 2**18  # elements whose random numbers stay in the cache until they are compared
 
 
 class Dropout(nn.Module):
-    """The function of PyTorch's dropout; on a CPU, the probability is rounded to a multiple of 2^-16."""
+    """PyTorch's dropout; on a CPU, its probability is rounded to a multiple of 2^-16."""
 
     def __init__(self, p: float):
         super().__init__()
@@ -57,12 +57,12 @@ def attention(query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | 
     return weights.to(value.dtype) @ value
 
 
-# Opaque to the compiler, which would draw the numbers one by one.
+# Opaque to the compiler, whose code would draw the numbers one by one.
 @torch.library.custom_op("amae::random_kept", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def random_kept(shape: Sequence[int], p: float) -> Tensor:
-    """Which elements stay, each with probability 1 - p: bool of that shape, on the CPU.
+    """Draw the elements that dropout keeps, each with probability 1 - p: bool of that shape, on the CPU.
 
-    PyTorch's generator gives the seed of a faster one, four elements share one of whose 64-bit numbers.
+    PyTorch's generator seeds a faster one. Each of its 64-bit numbers serves four elements.
     """
     kept = np.empty(math.prod(shape), dtype=bool)
     generator = np.random.SFC64(int(torch.empty((), dtype=torch.int64).random_()))

@@ -3,7 +3,7 @@
 Letters in shapes: B clips, T frames, F mel bands, L tokens, P values in a patch, D width.
 Tokens are *time-major*: token ``t * (F / patch_f) + f`` covers the patch in row ``t`` (time), column ``f`` (frequency).
 Inside a patch the values run frame by frame, each frame from low to high frequency.
-Positions are fixed sine-cosine or learned ones, on a grid of patches or along a sequence of tokens.
+Positions are fixed sines and cosines or learned, on a grid of patches or along a sequence of tokens.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Size2d = tuple[int, int]
-"""A pair (time, frequency)."""
+"""Pair (time, frequency)."""
 
 
 def grid_size(frames: int, bands: int, patch_size: Size2d) -> Size2d:
-    """Number of patches in time and in frequency.
+    """Count the patches in time and in frequency.
 
     Raises:
         ValueError: the patch does not divide the spectrogram.
@@ -33,7 +33,7 @@ def grid_size(frames: int, bands: int, patch_size: Size2d) -> Size2d:
 
 
 def overlapping_grid_size(frames: int, bands: int, patch_size: Size2d, stride: Size2d) -> Size2d:
-    """Number of patches in time and in frequency that start ``stride`` apart, dropping the rest at the end.
+    """Count the patches in time and in frequency that start ``stride`` apart; the rest at the end is dropped.
 
     Raises:
         ValueError: the spectrogram is smaller than one patch, or the stride is not positive.
@@ -47,7 +47,7 @@ def overlapping_grid_size(frames: int, bands: int, patch_size: Size2d, stride: S
 
 
 def overlapping_patches(spectrogram: Tensor, patch_size: Size2d, stride: Size2d) -> Tensor:
-    """Patches (B, L, P) of (B, T, F) that start ``stride`` apart, in the order of :func:`patchify`.
+    """Cut (B, T, F) into patches (B, L, P) that start ``stride`` apart, in the order of :func:`patchify`.
 
     Raises:
         ValueError: see :func:`overlapping_grid_size`.
@@ -61,7 +61,7 @@ def patchify(spectrogram: Tensor, patch_size: Size2d) -> Tensor:
     """Cut (B, T, F) into time-major patches (B, L, P), P = patch frames x patch bands.
 
     Raises:
-        ValueError: the spectrogram is of another shape, or the patch does not divide it.
+        ValueError: the spectrogram has another shape, or the patch does not divide it.
     """
     if spectrogram.dim() != 3:
         raise ValueError(f"a batch of spectrograms is (clips, frames, bands), not {tuple(spectrogram.shape)}")
@@ -79,7 +79,7 @@ def unpatchify(patches: Tensor, grid: Size2d, patch_size: Size2d) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """Linear embedding of patches; its weight has the shape of the convolution that published checkpoints store."""
+    """Linear embedding of patches, stored as a convolution as in published checkpoints."""
 
     def __init__(self, patch_size: Size2d, embed_dim: int):
         super().__init__()
@@ -89,13 +89,13 @@ class PatchEmbed(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """Embed patches (B, L, P) as (B, L, D).
 
-        The input is patches, not a spectrogram, because a masked autoencoder embeds only the visible ones.
+        The input is patches, not a spectrogram, since a masked autoencoder embeds only the visible ones.
         """
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 def sincos_1d(positions: Tensor, dim: int) -> Tensor:
-    """Sine-cosine table (N, dim) of the positions (N,): sines in the first half, cosines in the second.
+    """Return the sine-cosine table (N, dim) of positions (N,): sines in the first half, cosines in the second.
 
     Frequencies fall from 1 to 1/10000 (Vaswani et al. 2017, section 3.5).
     """
@@ -105,7 +105,7 @@ def sincos_1d(positions: Tensor, dim: int) -> Tensor:
 
 
 def sincos_2d(grid: Size2d, dim: int) -> Tensor:
-    """Table (L, dim) for a time-major grid (rows in time, columns in frequency).
+    """Return the sine-cosine table (L, dim) of a time-major grid (rows in time, columns in frequency).
 
     The first half of the width encodes the column, the second the row, as in MAE (He et al. 2022).
     """
@@ -121,7 +121,7 @@ class Positions(nn.Module):
 
     Attributes:
         kind: description for people.
-        grid: grid that the table is built for; None for positions along a sequence.
+        grid: grid that the table covers; None for positions along a sequence.
     """
 
     kind: str
@@ -131,13 +131,13 @@ class Positions(nn.Module):
 class LearnedPositions(Positions):
     """Learned positions of a grid and of the prefix tokens in front of it, cut or interpolated for any other grid.
 
-    A table for another grid is cut or interpolated when a state dict is loaded, so pretrained weights fit fine-tuning
-    at another length or with overlapping patches. Training then continues on the resized table.
+    Loading a state dict cuts or interpolates a table of another grid, so pretrained weights fit fine-tuning at another
+    length or with overlapping patches. Training then continues on the resized table.
 
     Args:
-        grid: patches in time and frequency.
+        grid: number of patches in time and frequency.
         dim: D.
-        num_prefix_tokens: N, tokens in front of the grid's.
+        num_prefix_tokens: N, number of tokens in front of the grid.
     """
 
     kind = "learned"
@@ -150,10 +150,10 @@ class LearnedPositions(Positions):
         self.num_prefix_tokens = num_prefix_tokens
         self.pos_embed = nn.Parameter(torch.empty(1, num_prefix_tokens + grid[0] * grid[1], dim))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        self.register_buffer("table_grid", torch.tensor(grid))  # a table alone does not tell its grid
+        self.register_buffer("table_grid", torch.tensor(grid))  # the length of a table does not determine its grid
 
     def forward(self, grid: Size2d) -> Tensor:
-        """Table (1, N + L, D) for the grid, the prefix first."""
+        """Return the table (1, N + L, D) for a grid, prefix first."""
         return self._table(self.pos_embed, self.grid, grid)
 
     def fit(self, table: Tensor, grid: Size2d) -> Tensor:
@@ -180,7 +180,7 @@ class LearnedPositions(Positions):
 def resize_grid(table: Tensor, size: Size2d) -> Tensor:
     """Resize positions (1, D, time, frequency) to another grid (AST, Gong et al. 2021, section 2.2).
 
-    A side that becomes shorter keeps its middle; a side that becomes longer is interpolated linearly.
+    A side that becomes shorter keeps its middle. A side that becomes longer is interpolated linearly.
     """
     for dim, length in ((2, size[0]), (3, size[1])):
         if length < table.shape[dim]:
@@ -191,11 +191,11 @@ def resize_grid(table: Tensor, size: Size2d) -> Tensor:
 
 
 class GridPositions(Positions):
-    """Fixed positions of a grid and of the CLS token in front of it, for the built grid and any other.
+    """Fixed positions of a grid and of the CLS token in front of it, and of any other grid.
 
     The table (1, 1 + L, D), zero for CLS, is stored as ``pos_embed``, so a published checkpoint brings its own. For
-    another grid the sine-cosine table is computed anew. Any other table is interpolated, since nothing else is known
-    about it; the published Audio-MAE table, which is laid out for a transposed grid, is one of these.
+    another grid, a sine-cosine table is recomputed and any other table is interpolated. The published table of
+    Audio-MAE, which is laid out for a transposed grid, counts as another table.
     """
 
     grid: Size2d
@@ -209,12 +209,12 @@ class GridPositions(Positions):
         self._other_grids: dict[tuple[Size2d, torch.device], Tensor] = {}
 
     def forward(self, grid: Size2d) -> Tensor:
-        """Table (1, 1 + L, D) for the grid (time, frequency), CLS first."""
+        """Return the table (1, 1 + L, D) for a grid, CLS first."""
         if grid == self.grid:
             return self.pos_embed
         key = (grid, self.pos_embed.device)
         if key not in self._other_grids:
-            with torch.inference_mode(False):  # a table made during inference must serve training too
+            with torch.inference_mode(False):  # training must be able to use a table made during inference
                 self._other_grids[key] = self._table(grid)
         return self._other_grids[key]
 
@@ -242,7 +242,7 @@ class GridPositions(Positions):
 
 
 class SequencePositions(Positions):
-    """Fixed positions along a sequence of any length: sines and cosines in turn (Vaswani et al. 2017, section 3.5).
+    """Fixed positions along a sequence of any length: alternating sines and cosines (Vaswani et al. 2017, section 3.5).
 
     Raises:
         ValueError: the width is odd.
@@ -258,10 +258,10 @@ class SequencePositions(Positions):
         self._tables: dict[torch.device, Tensor] = {}
 
     def forward(self, length: int, device: torch.device) -> Tensor:
-        """Table (1, L, D) of the first ``length`` positions, float32."""
+        """Return the table (1, L, D) of the first ``length`` positions, float32."""
         table = self._tables.get(device)
         if table is None or table.shape[1] < length:
-            with torch.inference_mode(False):  # a table made during inference must serve training too
+            with torch.inference_mode(False):  # training must be able to use a table made during inference
                 sines, cosines = sincos_1d(torch.arange(length), self.dim).chunk(2, dim=1)
                 table = torch.stack([sines, cosines], dim=2).flatten(1).float()[None].to(device)
             self._tables[device] = table

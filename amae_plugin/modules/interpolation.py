@@ -1,4 +1,4 @@
-"""What patches that are not known may be like, by those around them."""
+"""Interpolation of unknown patches from their known neighbours."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from torch import Tensor
 from amae_plugin.modules.embedding import Size2d
 from amae_plugin.modules.masking import take_tokens, visible_ids
 
-# The kernel falls to 1/e over this many frames, and over twice the range of the bands: sounds change faster than their
-# spectra are wide. Of products and sums of exponentials tried on recordings of speech and sounds, none was better by
-# more than 3% at guessing patches' means and variances, whichever strategy had hidden them.
+# The kernel falls to 1/e over this many frames, and over twice the range of the bands: sounds vary faster in time than
+# in frequency. On recordings of speech and sounds, no other product or sum of exponentials that was tried guessed the
+# means and variances of patches better by more than 3%, with any mask.
 _FRAMES = 64.0
 _RANGES = 2.0
-_NOISE = 0.02  # variance of what no neighbour tells of a patch, over that of the patches
+_NOISE = 0.02  # share of a patch's variance that no neighbour explains
 
 
 def interpolate(values: Tensor, known: Tensor, grid: Size2d, patch_frames: int) -> Tensor:
-    """Values of all patches of a grid from those of the known ones: kriging, the best linear guess by distance.
+    """Guess the values of all patches of a grid from the known ones by kriging, the best linear guess by distance.
 
-    Known patches keep about what they have (they are smoothed by a few per cent); far from any, the guess is the mean
-    of the known.
+    Known patches nearly keep their values (they are smoothed by a few per cent). Far from all of them, the guess is
+    their mean.
 
     Args:
-        values: (B, L, V), time-major; those of unknown patches may be anything finite and have no influence.
+        values: (B, L, V), time-major; values of unknown patches must be finite and have no influence.
         known: (B, L) bool.
-        grid: patches in time and frequency, L together.
-        patch_frames: from a patch to the next in time.
+        grid: number of patches in time and frequency, L in total.
+        patch_frames: frames from one patch to the next.
 
     Returns:
-        (B, L, V); 0 in a clip of which nothing is known.
+        (B, L, V), 0 in a clip without known patches.
     """
-    # Only the known patches, whose numbers may differ, are computed with: as many places as the most of a clip.
+    # Only known patches take part, in as many places as the clip with the most of them needs.
     ids = visible_ids(~known, max(1, int(known.sum(1).max())))
     used = known.gather(1, ids)[..., None].to(values.dtype)
     rows, columns = (torch.arange(n, dtype=values.dtype, device=values.device) for n in grid)

@@ -2,8 +2,8 @@
 
 Letters in shapes: B clips, L tokens, D width, H heads, C = D / H, W windows of one clip, S tokens in a window.
 
-A local decoder computes on tokens in *window order*: the tokens of a window stand together, so everything but
-attention need not know about windows at all, and going from one block's windows to the next block's is one permutation.
+A local decoder computes on tokens in *window order*, in which the tokens of a window are adjacent. Only attention then
+deals with windows, and one permutation leads from the windows of a block to those of the next.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from amae_plugin.modules.blocks import Linear, Mlp, check_heads
 from amae_plugin.modules.embedding import Size2d
 
 SEPARATION = -100.0
-"""Added to the score of two tokens that are in a window but not neighbours, as in the published code (Swin)."""
+"""Score added to a pair of tokens that share a window but are not neighbours, as in the published code (Swin)."""
 
-_PADDING = 2  # number of the region that padding forms along a side
+_PADDING = 2  # region of the padding along a side
 
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """How one block cuts a grid into windows.
+    """Division of a grid into the windows of a block.
 
     Attributes:
-        order: (W * S,) the padded grid's token at each place of the window order.
+        order: (W * S,) token of the padded grid at each place of the window order.
         window_length: S.
-        distances: (S * S, 2) log-spaced distance in time and frequency between the tokens of a window.
-        separation: (W, S, S) 0, -100 or, from padding, minus infinity; None where nothing is separated.
+        distances: (S * S, 2) log-spaced distances in time and frequency between the tokens of a window.
+        separation: (W, S, S) scores to add: 0, -100 or, for padding, minus infinity; None if no tokens are separated.
     """
 
     order: Tensor
@@ -43,9 +43,8 @@ class WindowPlan:
 class WindowAttention(nn.Module):
     """Scaled cosine attention inside windows with log-spaced continuous relative positions (Swin V2, section 3).
 
-    The form that Audio-MAE's code uses: scores are cosines divided by a learned temperature per head,
-    ``max(tau, 0.01)``, plus a bias that a small MLP computes from sign(d) log(1 + |d|) of the token distance d in time
-    and frequency.
+    As in Audio-MAE's code, scores are cosines divided by a learned temperature per head, ``max(tau, 0.01)``, plus a
+    bias that a small MLP computes from sign(d) log(1 + |d|), d being the distance in time and frequency.
     """
 
     def __init__(self, dim: int, num_heads: int, meta_hidden_dim: int = 384, meta_dropout: float = 0.1):
@@ -58,7 +57,7 @@ class WindowAttention(nn.Module):
         self.meta_mlp = MetaMlp(num_heads, meta_hidden_dim, meta_dropout)
 
     def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
-        """Tokens in window order (B, W * S, D) to the same shape."""
+        """Map tokens in window order (B, W * S, D) to the same shape."""
         batch, length, dim = x.shape
         bias = self.meta_mlp(plan.distances).T.reshape(-1, plan.window_length, plan.window_length)  # (H, S, S)
         qkv = self.qkv(x).view(-1, plan.window_length, 3, self.num_heads, dim // self.num_heads)
@@ -76,13 +75,13 @@ class MetaMlp(nn.Module):
         self.dropout = dropout
 
     def forward(self, distances: Tensor) -> Tensor:
-        """Distances (N, 2) to biases (N, H)."""
+        """Map distances (N, 2) to biases (N, H)."""
         hidden = F.dropout(F.relu(self.fc1(distances)), self.dropout, self.training)
         return F.dropout(self.fc2(hidden), self.dropout, self.training)
 
 
 class WindowBlock(nn.Module):
-    """Block of the local decoder: windowed attention, then an MLP, each with its norm *after* the branch (Swin V2)."""
+    """Block of the local decoder: window attention, then an MLP, each with its norm *after* the branch (Swin V2)."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0):
         super().__init__()
@@ -92,13 +91,13 @@ class WindowBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
-        """Tokens in window order (B, W * S, D) to the same shape."""
+        """Map tokens in window order (B, W * S, D) to the same shape."""
         x = x + self.norm1(self.attn(x, plan))
         return x + self.norm2(self.mlp(x))
 
 
 def cosine_attention(qkv: Tensor, tau: Tensor, bias: Tensor, separation: Tensor | None) -> Tensor:
-    """Attention inside windows; qkv (B * W, S, 3, H, C) to (B * W, S, H, C)."""
+    """Attend inside windows: qkv (B * W, S, 3, H, C) to (B * W, S, H, C)."""
     query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B * W, H, S, C) each
     norms = query.norm(dim=-1, keepdim=True) * key.norm(dim=-1).unsqueeze(-2)
     scores = query @ key.transpose(-2, -1) / norms.clamp(min=1e-6)
@@ -110,7 +109,7 @@ def cosine_attention(qkv: Tensor, tau: Tensor, bias: Tensor, separation: Tensor 
 
 
 def padded_grid(grid: Size2d, window: Size2d) -> Size2d:
-    """The grid enlarged until windows divide it; a window never exceeds the grid."""
+    """Enlarge a grid until windows divide it; a window never exceeds the grid."""
     window = _fit(window, grid)
     return -(-grid[0] // window[0]) * window[0], -(-grid[1] // window[1]) * window[1]
 
@@ -118,8 +117,8 @@ def padded_grid(grid: Size2d, window: Size2d) -> Size2d:
 def plan_windows(grid: Size2d, window: Size2d, shift: Size2d, device: torch.device) -> WindowPlan:
     """Cut a grid into windows that are cyclically shifted by ``shift`` tokens in time and frequency.
 
-    Tokens that only the cyclic shift brought together, and the padding of a grid that the windows do not divide, are
-    separated from the others. Along a side that one window covers there is nothing to shift.
+    Tokens that only the cyclic shift brought together are separated from each other, and padding is separated from
+    tokens. A side that one window covers is not shifted.
     """
     window = _fit(window, grid)
     shift = (
@@ -128,14 +127,14 @@ def plan_windows(grid: Size2d, window: Size2d, shift: Size2d, device: torch.devi
     )
     rows, columns = padded_grid(grid, window)
     tokens = torch.arange(rows * columns, device=device).view(rows, columns)
-    # Regions whose tokens may see each other: the parts of the rolled grid that were contiguous before, the padding.
+    # Tokens see each other inside regions: the parts of the rolled grid that were contiguous before, and the padding.
     row_region = _regions(rows, grid[0], window[0], shift[0], device)
     column_region = _regions(columns, grid[1], window[1], shift[1], device)
     region = row_region[:, None] * (int(column_region.max()) + 1) + column_region
     order = _partition(tokens.roll((-shift[0], -shift[1]), (0, 1)), window)
     region = _partition(region, window)
     separated = region[:, :, None] != region[:, None, :]
-    # At the lowest temperature scores differ by more than SEPARATION, which must not let real tokens see padding.
+    # At the lowest temperature, scores differ by more than SEPARATION, so it would let tokens see padding.
     padding = _partition((row_region == _PADDING)[:, None] | (column_region == _PADDING), window)
     at_edge = padding[:, :, None] != padding[:, None, :]
     separation = (separated * SEPARATION).masked_fill(at_edge, float("-inf")) if bool(separated.any()) else None
@@ -147,7 +146,7 @@ def plan_windows(grid: Size2d, window: Size2d, shift: Size2d, device: torch.devi
 
 
 class _Permute(torch.autograd.Function):
-    """Reorder tokens; the gradient is gathered too, which is much faster than the scatter that autograd would use."""
+    """Reorder tokens; the gradient is gathered too, which is much faster than autograd's scatter."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, order: Tensor) -> Tensor:
@@ -161,7 +160,7 @@ class _Permute(torch.autograd.Function):
 
 
 def permute_tokens(x: Tensor, order: Tensor) -> Tensor:
-    """Tokens (B, L, D) in another order: place i takes token ``order[i]``; ``order`` (L,) is a permutation."""
+    """Reorder tokens (B, L, D): place i takes token ``order[i]``; ``order`` (L,) is a permutation."""
     return _Permute.apply(x, order)
 
 
@@ -177,7 +176,7 @@ def _partition(values: Tensor, window: Size2d) -> Tensor:
 
 
 def _regions(padded: int, length: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """Number of the contiguous region of every rolled position along one side."""
+    """Number the contiguous regions of the rolled positions along one side."""
     position = torch.arange(padded, device=device).roll(-shift)
     wrapped = position < shift if shift else torch.zeros_like(position, dtype=torch.bool)
     return torch.where(position >= length, _PADDING, wrapped.long())

@@ -1,7 +1,7 @@
 """Objectives of masked autoencoders, token by token.
 
-Letters in shapes: B clips, L tokens, P values in a patch. Each function gives every masked token's loss and 0 for every
-other token, so that a mean over any set of clips is one sum over another: ``loss.sum() / mask.sum()``.
+Letters in shapes: B clips, L tokens, P values in a patch. Each function returns the loss of every masked token and 0
+for every other token. The mean over any set of clips is ``loss.sum() / mask.sum()``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def reconstruction(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error of every masked token (B, L).
+    """Return the mean squared error of every masked token (B, L).
 
     Args:
         prediction: (B, L, P).
@@ -22,10 +22,10 @@ def reconstruction(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def info_nce(classification: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """InfoNCE of every masked token (B, L): its own target must be found among the clip's masked targets.
+    """Return InfoNCE of every masked token (B, L), which picks its target among the clip's masked targets.
 
-    The scores are dot products, and the softmax of a prediction runs over the targets (Baade et al. 2022); clips may
-    have different numbers of masked tokens.
+    Scores are dot products, and the softmax of a prediction runs over the targets (Baade et al. 2022). Clips may have
+    different numbers of masked tokens.
 
     Args:
         classification: (B, L, P) predictions.
@@ -33,6 +33,6 @@ def info_nce(classification: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         mask: (B, L), True = masked.
     """
     scores = classification @ target.transpose(1, 2)
-    # Not minus infinity: of a clip with nothing masked, the gradient must be 0 and not undefined.
+    # Not minus infinity, so that a clip without masked tokens has gradient 0 and not NaN.
     among_masked = scores.masked_fill(~mask[:, None, :], torch.finfo(scores.dtype).min)
     return (among_masked.logsumexp(dim=-1) - scores.diagonal(dim1=1, dim2=2)) * mask

@@ -1,11 +1,11 @@
-"""Masks: which tokens of a clip are hidden. One class a strategy, chosen by name.
+"""Masks, which decide the hidden tokens of a clip; one class for each strategy, chosen by name.
 
 A strategy turns random numbers into a mask (B, L), True = hidden, over a time-major grid. A clip's number of visible
 tokens is exact and depends only on its number of valid tokens, so the visible tokens of a batch fit one tensor.
 Everything is vectorised and runs on the device of the noise; no strategy loops over clips or tokens.
 
 Clips of a batch may end at different times. Tokens beyond the end, the padding, are never hidden. They come last and
-noise is drawn in the order of time, so a clip has the same mask however much padding follows it. The exception is
+noise is drawn in the order of time, so the padding that follows a clip does not change its mask. The exception is
 ``time_frequency``, which draws for the bands after all time steps.
 """
 
@@ -23,19 +23,19 @@ from typing_extensions import override
 from amae_plugin.modules.embedding import Size2d
 
 Noise = Callable[[int], Tensor]
-"""Draws n uniform numbers in [0, 1) for every clip of the batch: (B, n); each call draws new ones."""
+"""Function that draws n uniform numbers in [0, 1) for every clip of a batch, (B, n), new ones at each call."""
 
 _GOLDEN_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 
 
 class ClipNoise:
-    """Uniform noise that depends on each clip's own seed only.
+    """Uniform noise that depends only on each clip's seed.
 
-    A counter-based generator (the splitmix64 finaliser over seed and counter), so a clip has the same mask in any
-    batch, on any rank and on any device, which makes runs comparable across numbers of devices and exactly resumable.
+    A counter-based generator, the splitmix64 finaliser over seed and counter. A clip has the same mask in any batch, on
+    any rank and on any device, which makes runs comparable across numbers of devices and exactly resumable.
 
     Args:
-        seed: one integer a clip (B,), int64; fixes device and batch size.
+        seed: (B,) int64, one seed for each clip, on the device of the noise.
     """
 
     def __init__(self, seed: Tensor):
@@ -43,7 +43,7 @@ class ClipNoise:
         self.drawn = 0
 
     def __call__(self, count: int) -> Tensor:
-        """Next ``count`` numbers of every clip: (B, count), float32 in [0, 1)."""
+        """Draw the next ``count`` numbers of every clip: (B, count), float32 in [0, 1)."""
         counter = torch.arange(self.drawn + 1, self.drawn + count + 1, device=self.state.device)
         self.drawn += count
         bits = _mix(self.state + counter * _GOLDEN_GAMMA)
@@ -51,24 +51,24 @@ class ClipNoise:
 
 
 class GlobalNoise:
-    """Uniform noise from PyTorch's global generator, for callers that have no seeds."""
+    """Uniform noise from PyTorch's global generator."""
 
     def __init__(self, batch: int, device: torch.device):
         self.batch = batch
         self.device = device
 
     def __call__(self, count: int) -> Tensor:
-        """Next ``count`` numbers of every clip: (B, count), float32 in [0, 1)."""
+        """Draw the next ``count`` numbers of every clip: (B, count), float32 in [0, 1)."""
         return torch.rand(self.batch, count, device=self.device)
 
 
 def seeded_noise(source: Tensor, seed: Tensor | None) -> Noise:
-    """Noise for the clips of a batch (B, ...), from their seeds (B,) or, without seeds, from PyTorch's generator."""
+    """Return noise for the clips of a batch (B, ...), from their seeds (B,) or else from PyTorch's generator."""
     return GlobalNoise(len(source), source.device) if seed is None else ClipNoise(seed)
 
 
 def check_mask(mask: Tensor, patches: Tensor) -> None:
-    """Refuse a given mask that does not fit the patches (B, L, P).
+    """Refuse a mask that does not fit the patches (B, L, P).
 
     Raises:
         ValueError: the mask is not (B, L).
@@ -79,7 +79,7 @@ def check_mask(mask: Tensor, patches: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Masking(ABC):
-    """A masking strategy. Its fields are its parameters, under the names that recipes use.
+    """Masking strategy. Its fields are its parameters, under the names that recipes use.
 
     Raises:
         ValueError: a ratio is outside [0, 1).
@@ -93,33 +93,33 @@ class Masking(ABC):
 
     @abstractmethod
     def __call__(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None = None) -> Tensor:
-        """Mask (B, L), True = hidden, for a time-major grid of L = time x frequency tokens.
+        """Draw a mask (B, L), True = hidden, for a time-major grid of L = time x frequency tokens.
 
         Args:
             noise: source of the random numbers.
-            grid: tokens in time and frequency.
-            padding_mask: (B, L), True = beyond the clip's end, in whole time steps; None where all clips fill the grid.
+            grid: number of tokens in time and frequency.
+            padding_mask: (B, L), True = beyond the clip's end, in whole time steps; None if all clips fill the grid.
         """
 
     @abstractmethod
     def num_visible(self, grid: Size2d) -> int:
-        """Visible tokens of a clip that fills the grid; a shorter clip has at most as many."""
+        """Count the visible tokens of a clip that fills the grid; a shorter clip has at most as many."""
 
     @property
     @abstractmethod
     def hidden_share(self) -> str:
-        """The hidden share in words."""
+        """Hidden share in words."""
 
 
 @dataclass(frozen=True)
 class RankedMasking(Masking):
-    """Base of the strategies that rank tokens: ``int(L * (1 - mask_ratio))`` tokens of the lowest rank stay visible."""
+    """Base of the strategies that rank tokens and keep the ``int(L * (1 - mask_ratio))`` of lowest rank visible."""
 
     mask_ratio: float = 0.75
 
     @abstractmethod
     def ranks(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None) -> Tensor:
-        """Ranks (B, L) of the tokens; arguments are those of :meth:`Masking.__call__`."""
+        """Rank the tokens (B, L); the arguments are those of :meth:`Masking.__call__`."""
 
     @override
     def __call__(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None = None) -> Tensor:
@@ -158,12 +158,12 @@ class RandomBatchedMasking(RandomMasking):
 class ChunkMasking(RankedMasking):
     """Square chunks of tokens are hidden, one after another, until exactly the ratio is hidden.
 
-    The mask of SSAST's patches (Gong et al. 2022, algorithm 1) and of MAE-AST's. All chunks of a clip have one side,
-    drawn for the clip. The place of a chunk is uniform, including places where the edges of the spectrogram cut it, so
-    every token is hidden equally often. The last chunk hides only as many tokens as are still missing.
+    The mask of SSAST's patches (Gong et al. 2022, algorithm 1) and of MAE-AST's. All chunks of a clip have the same
+    side, drawn for the clip. The place of a chunk is uniform, including places where the edges of the spectrogram cut
+    it, so every token is hidden equally often. The last chunk hides only as many tokens as are still missing.
 
     Attributes:
-        sides: possible sides of a chunk in tokens.
+        sides: possible lengths of a chunk's side in tokens.
     """
 
     sides: tuple[int, ...] = (3, 4, 5)
@@ -175,8 +175,8 @@ class ChunkMasking(RankedMasking):
 
     @override
     def ranks(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None) -> Tensor:
-        # Every place where a chunk may start has a random rank, and chunks come in the order of their ranks. A token is
-        # therefore hidden at the smallest rank of the chunks that cover it, a minimum over a window.
+        # Every place where a chunk may start has a random rank, and chunks come in the order of their ranks. So a token
+        # is hidden at the smallest rank of the chunks that cover it, which is a minimum over a window.
         choice = (noise(1) * len(self.sides)).long()
         margin = max(self.sides) - 1  # starts before the first row or column
         starts = noise((grid[0] + margin) * (grid[1] + margin)).view(-1, grid[0] + margin, grid[1] + margin)
@@ -188,11 +188,11 @@ class ChunkMasking(RankedMasking):
 class SpanMasking(RankedMasking):
     """Spans of tokens are hidden, one after another, until exactly the ratio is hidden (wav2vec 2.0, section 3.1).
 
-    Spans lie inside the clip and may overlap; the last one hides only as many tokens as are still missing. This mask
+    Spans lie inside the clip and may overlap. The last one hides only as many tokens as are still missing. This mask
     suits tokens that cover all bands, whose order is time.
 
     Attributes:
-        mask_length: tokens of a span.
+        mask_length: length of a span in tokens.
     """
 
     mask_length: int = 10
@@ -256,7 +256,7 @@ class FrequencyMasking(Masking):
 
 @dataclass(frozen=True)
 class TimeFrequencyMasking(Masking):
-    """Time steps and frequency bands are hidden: a token is visible if both its row and its column are.
+    """Time steps and frequency bands are hidden; a token is visible if both its row and its column are.
 
     The mask of Audio-MAE's fine-tuning (section 4.2: 0.3 and 0.3) and, with larger ratios, one of its pretraining
     masks. The noise of the time steps is drawn first.
@@ -290,7 +290,7 @@ MASKINGS: dict[str, type[Masking]] = {
     "span": SpanMasking,
     "cluster": ChunkMasking,  # SSAST's name for it
 }
-"""The strategies by name."""
+"""Strategies by name."""
 
 
 def build_masking(name: str, settings: Mapping[str, object], options: Mapping[str, object] | None = None) -> Masking:
@@ -298,8 +298,8 @@ def build_masking(name: str, settings: Mapping[str, object], options: Mapping[st
 
     Args:
         name: key of :data:`MASKINGS`.
-        settings: values of parameters by name; names that the strategy does not have are ignored.
-        options: the same, but every name must be one of the strategy's.
+        settings: values by name; only the strategy's parameters count.
+        options: further values by name, which replace *settings*; each must be a parameter of the strategy.
 
     Raises:
         ValueError: no strategy has that name, an option is unknown, or a parameter is out of range.
@@ -315,14 +315,14 @@ def build_masking(name: str, settings: Mapping[str, object], options: Mapping[st
 
 
 def visible_ids(mask: Tensor, count: int | None = None) -> Tensor:
-    """Positions (B, K) of the visible tokens of a mask (B, L), in order.
+    """Return the positions (B, K) of the visible tokens of a mask (B, L), in order.
 
     Args:
         mask: True = hidden.
-        count: K; read from the mask if None, which makes the CPU wait for a GPU.
+        count: K; counted if None, which makes the CPU wait for a GPU.
 
     Raises:
-        ValueError: the clips have different numbers of visible tokens, so they do not fit one tensor.
+        ValueError: the clips have different numbers of visible tokens, which do not fit one tensor.
     """
     if count is None:
         visible = (~mask).sum(1).tolist()
@@ -335,17 +335,17 @@ def visible_ids(mask: Tensor, count: int | None = None) -> Tensor:
 
 
 def gather_ids(mask: Tensor, padding: Tensor | None, count: int | None = None) -> tuple[Tensor, Tensor | None]:
-    """Positions (B, K) of the visible tokens of clips with different numbers of visible tokens.
+    """Return the positions (B, K) of the visible tokens of clips with different numbers of them.
 
-    K is the largest number, or ``count``. A clip with fewer visible tokens fills its places with other tokens.
+    A clip with fewer than K visible tokens fills its places with other tokens.
 
     Args:
         mask: (B, L), True = hidden.
         padding: (B, L), True = beyond the clip's end, so neither hidden nor visible; None without padding.
-        count: K, at least every clip's number; read from the masks if None, which makes the CPU wait for a GPU.
+        count: K, at least the largest number; counted if None, which makes the CPU wait for a GPU.
 
     Returns:
-        The positions, and (B, K), True where a place holds no visible token; None if every place holds one.
+        Positions, and (B, K), True where a place holds no visible token; None if every place holds one.
     """
     away = mask if padding is None else mask | padding
     if count is None:
@@ -359,12 +359,12 @@ def gather_ids(mask: Tensor, padding: Tensor | None, count: int | None = None) -
 
 
 def attention_padding(padding_mask: Tensor | None) -> Tensor | None:
-    """The padding mask (B, N) for attention; a clip of nothing but padding attends to all, which keeps it defined."""
+    """Return the padding mask (B, N) for attention, in which a clip of nothing but padding attends to all tokens."""
     return None if padding_mask is None else padding_mask & ~padding_mask.all(dim=1, keepdim=True)
 
 
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Tokens (B, L, D) at the positions ``ids`` (B, K): (B, K, D)."""
+    """Take the tokens (B, K, D) of (B, L, D) at the positions ``ids`` (B, K)."""
     return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
@@ -373,31 +373,31 @@ def _num_kept(length: int, ratio: float) -> int:
 
 
 def _hide_all_but_smallest(values: Tensor, ratio: float, padding_mask: Tensor | None = None) -> Tensor:
-    """Mask (B, L) that leaves the :func:`_num_kept` smallest values (B, L) of every clip's valid tokens visible."""
+    """Return the mask (B, L) that leaves the :func:`_num_kept` smallest values of every clip's valid tokens visible."""
     tokens = values.shape[1]
     if padding_mask is None:
         order = values.argsort(dim=1, stable=True)
         return torch.ones_like(values, dtype=torch.bool).scatter_(1, order[:, : _num_kept(tokens, ratio)], False)
     order = values.masked_fill(padding_mask, torch.inf).argsort(dim=1, stable=True)
-    # In float64, as Python's own floats are: the number must be the one that a batch without padding gives.
+    # In float64, like Python's floats, so that padding does not change the number.
     kept = (_num_valid(values, padding_mask).double() * (1 - ratio)).long().clamp(min=1)
     hidden = torch.arange(tokens, device=values.device) >= kept
     return torch.zeros_like(padding_mask).scatter_(1, order, hidden) & ~padding_mask
 
 
 def _num_valid(values: Tensor, padding_mask: Tensor | None) -> Tensor:
-    """Valid tokens of every clip (B, 1), of values (B, L)."""
+    """Count the valid tokens of every clip, (B, 1), among values (B, L)."""
     if padding_mask is None:
         return torch.full((len(values), 1), values.shape[1], device=values.device)
     return (~padding_mask).sum(1, keepdim=True)
 
 
 def _window_min_2d(values: Tensor, side: int, margin: int) -> Tensor:
-    """Smallest value of the square windows that end at each token.
+    """Return the smallest value of the square windows that end at each token.
 
     Args:
         values: (B, margin + time, margin + frequency); token (0, 0) is at (margin, margin).
-        side: of the windows, at most margin + 1.
+        side: length of a window's side, at most margin + 1.
         margin: rows and columns before the grid.
 
     Returns:
@@ -408,12 +408,12 @@ def _window_min_2d(values: Tensor, side: int, margin: int) -> Tensor:
 
 
 def _mix(value: Tensor) -> Tensor:
-    """Splitmix64's finaliser (Steele et al. 2014); int64 products wrap, which is what it needs."""
+    """Apply splitmix64's finaliser (Steele et al. 2014); int64 products wrap as it needs."""
     value = (value ^ _shift_right(value, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
     value = (value ^ _shift_right(value, 27)) * -7723592293110705685  # 0x94D049BB133111EB
     return value ^ _shift_right(value, 31)
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
-    """Logical shift; int64's own shift copies the sign bit in."""
+    """Shift logically; int64's own shift copies the sign bit."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)

@@ -193,7 +193,7 @@ def test_ssast(tmp_path: Path, golden: Callable, tokens: str, prefix: str, capsy
     state = {name.replace("module.", prefix): value for name, value in archive.state.items()}
     state[f"{prefix}v.head.weight"] = torch.zeros(1000, 192)
     _, model = converted(save(tmp_path / "best.pth", state))
-    assert "not used (DeiT's head for images, which nothing reads): v.head.weight" in capsys.readouterr().out
+    assert "not used (DeiT's head for images, which no output depends on): v.head.weight" in capsys.readouterr().out
     grid = 128 // archive.number("fshape"), 256 // archive.number("tshape")  # band by band, as published
     mask = torch.zeros(2, 128, dtype=torch.bool).scatter_(1, archive["mask_ids"], True)
     mask = mask.unflatten(1, grid).transpose(1, 2).flatten(1)
@@ -475,12 +475,12 @@ def test_options_that_mean_nothing_are_said_and_wrong_ones_refused(golden: Calla
     file = PublishedFile(Path("x.pth"), golden("audio_mae_classifier").state)
     conversion = convert(file, Path("y"), ConversionOptions(num_heads=4, decoder_num_heads=4, patch_size=(16, 16)))
     assert conversion.notes == (
-        "--decoder-num-heads means nothing to audio_mae_finetuned",
-        "--patch-size means nothing to audio_mae_finetuned",
+        "--decoder-num-heads has no effect on audio_mae_finetuned",
+        "--patch-size has no effect on audio_mae_finetuned",
     )
     file = PublishedFile(Path("x.pth"), golden("audio_mae_shifted").state)
     assert convert(file, Path("y"), ConversionOptions(num_heads=4, decoder_num_heads=16)).notes == ()
-    with pytest.raises(UserError, match="the weights of its decoder have 16 heads, not 4"):
+    with pytest.raises(UserError, match="the decoder has 16 attention heads, not --decoder-num-heads 4"):
         convert(file, Path("y"), ConversionOptions(num_heads=4, decoder_num_heads=4))
 
 
@@ -504,7 +504,9 @@ def test_heads_are_64_wide_unless_said(width: int) -> None:
     }
     file = PublishedFile(Path("x.pth"), state)
     if width == 48:
-        with pytest.raises(UserError, match=r"x\.pth, as audio_mae: the attention is 48 wide.*--decoder-num-heads"):
+        with pytest.raises(
+            UserError, match=r"x\.pth, as audio_mae: .*a width of 48 is not a multiple of 64.*--decoder-num-heads"
+        ):
             convert(file, Path("y"), ConversionOptions())
     else:  # the published decoder
         assert convert(file, Path("y"), ConversionOptions()).checkpoint.model_settings["decoder_num_heads"] == 16
@@ -519,7 +521,11 @@ def test_files_that_cannot_be_converted(tmp_path: Path, golden: Callable, capsys
             [],
             r"no known kind of checkpoint has its tensors \(conv.weight, ...\)",
         ),
-        "kind.pt": ({"conv.weight": torch.zeros(1)}, ["--kind", "ast"], "no ast: it has no tensor v.patch_embed"),
+        "kind.pt": (
+            {"conv.weight": torch.zeros(1)},
+            ["--kind", "ast"],
+            "not of kind ast: it has no tensor v.patch_embed",
+        ),
         "own.pt": ({"cfg": {"model": {"_name": "amae_ssast"}}, "model": {"a": torch.zeros(1)}}, [], "plugin already"),
         "labels.pt": (
             {"model": golden("audio_mae_classifier").state},
@@ -529,7 +535,7 @@ def test_files_that_cannot_be_converted(tmp_path: Path, golden: Callable, capsys
         "length.pt": (
             {"model": golden("audio_mae_classifier").state},
             [*HEADS, "--target-length", "512"],
-            "those of 1024 frames, so --target-length 512 cannot be",
+            "those of 1024 frames, which contradicts --target-length 512",
         ),
         "bands.pt": (
             {"model": golden("audio_mae_classifier").state},

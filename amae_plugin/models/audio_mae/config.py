@@ -11,7 +11,7 @@ from amae_plugin.models.settings import PretrainingConfig
 class AudioMAEConfig(PretrainingConfig):
     """Architecture of Audio-MAE. Pairs are (time, frequency)."""
 
-    input_length: int = field(default=1024, metadata={"help": "frames that the position table is built for"})
+    input_length: int = field(default=1024, metadata={"help": "frames that the position table covers"})
     patch_size: Tuple[int, int] = field(default=(16, 16), metadata={"help": "frames and bands of a patch"})
 
     embed_dim: int = field(default=768, metadata={"help": "width of the encoder"})
@@ -27,9 +27,9 @@ class AudioMAEConfig(PretrainingConfig):
     decoder_depth: int = field(default=16, metadata={"help": "blocks of the decoder (paper: 16 local or 8 global)"})
     decoder_num_heads: int = field(default=16, metadata={"help": "attention heads of the decoder"})
     decoder_global_blocks: int = field(
-        default=4, metadata={"help": "hybrid decoder: how many of the last blocks are global"}
+        default=4, metadata={"help": "hybrid decoder: number of global blocks, the last ones"}
     )
-    decoder_window: Tuple[int, int] = field(default=(4, 4), metadata={"help": "local decoder: patches of a window"})
+    decoder_window: Tuple[int, int] = field(default=(4, 4), metadata={"help": "local decoder: patches in a window"})
     decoder_shift: Tuple[int, int] = field(
         default=(2, 0),
         metadata={"help": "local decoder: shift of every second block, in patches (code (2, 0), paper (2, 2))"},

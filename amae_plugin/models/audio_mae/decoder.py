@@ -1,4 +1,4 @@
-"""The decoders: from encoded visible tokens and mask tokens to a prediction of every patch."""
+"""Decoders: from encoded visible tokens and mask tokens to a prediction of every patch."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Decoder(nn.Module, ABC):
         """Predict all patches.
 
         Args:
-            latent: (B, 1 + K, D) of the encoder, CLS first.
+            latent: (B, 1 + K, D), output of the encoder, CLS first.
             visible: (B, K) positions of the latent tokens.
-            grid: patches in time and frequency, L together.
+            grid: number of patches in time and frequency, L in total.
 
         Returns:
             (B, L, P).
@@ -94,12 +94,12 @@ class ShiftedDecoder(Decoder):
         return self.run_local(self.blocks, tokens, grid)
 
     def run_local(self, blocks: nn.ModuleList, tokens: Tensor, grid: Size2d) -> Tensor:
-        """Run window blocks over the tokens (B, L, D) of a grid; plain and shifted windows take turns."""
+        """Run window blocks over the tokens (B, L, D) of a grid; plain and shifted windows alternate."""
         first, turns, plans = self._route(grid, tokens.device)
         padded = padded_grid(grid, self.window)
         x = _pad(tokens, grid, padded)
-        # The tokens stay in window order from block to block: `first` leads into the plain windows, `turns` from plain
-        # to shifted ones and back.
+        # The tokens stay in window order from block to block: `first` leads into the plain windows, `turns` from the
+        # plain to the shifted ones and back.
         x = permute_tokens(x, first)
         for index, block in enumerate(blocks):
             if index:
@@ -111,7 +111,7 @@ class ShiftedDecoder(Decoder):
     def _route(self, grid: Size2d, device: torch.device) -> tuple[Tensor, list[Tensor], list[WindowPlan]]:
         key = (grid, device)
         if key not in self._routes:
-            with torch.inference_mode(False):  # a route made during inference must serve training too
+            with torch.inference_mode(False):  # training must be able to use a route made during inference
                 plain = plan_windows(grid, self.window, (0, 0), device)
                 shifted = plan_windows(grid, self.window, self.shift, device)
                 to_shifted = plain.order.argsort()[shifted.order]
@@ -148,7 +148,7 @@ DECODERS: dict[str, type[Decoder]] = {"shifted": ShiftedDecoder, "hybrid": Hybri
 
 
 def build_decoder(config: AudioMAEConfig) -> Decoder:
-    """The decoder that ``config.decoder`` names.
+    """Build the decoder that ``config.decoder`` names.
 
     Raises:
         ValueError: no decoder has that name.
@@ -169,7 +169,7 @@ def _global_block(config: AudioMAEConfig) -> Block:
 
 
 def _pad(tokens: Tensor, grid: Size2d, padded: Size2d) -> Tensor:
-    """Zero tokens after the end of the grid in time and frequency: (B, L, D) to (B, padded L, D)."""
+    """Append zero tokens to the grid in time and frequency: (B, L, D) to (B, padded L, D)."""
     if grid == padded:
         return tokens
     x = tokens.unflatten(1, grid)

@@ -1,4 +1,4 @@
-"""The encoder: a ViT that sees only the visible patches of a spectrogram."""
+"""Encoder: a ViT that sees only the visible patches of a spectrogram."""
 
 from __future__ import annotations
 

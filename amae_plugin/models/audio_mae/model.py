@@ -17,7 +17,7 @@ from amae_plugin.modules.embedding import unpatchify
 from amae_plugin.modules.interpolation import interpolate
 from amae_plugin.modules.masking import check_mask, seeded_noise, visible_ids
 
-_USUAL_STD = 0.5  # of normalised spectrograms
+_USUAL_STD = 0.5  # standard deviation of normalised spectrograms
 
 
 class AudioMAE(PretrainingModel):
@@ -49,15 +49,15 @@ class AudioMAE(PretrainingModel):
         Args:
             source: (B, T, F) normalised log-mel; T and F are multiples of the patch.
             mask: (B, L) bool, True = hidden, the same number for every clip; sampled if None.
-            seed: (B,) integers that the sampled masks depend on, clip by clip; PyTorch's generator if None.
+            seed: (B,) seeds of the sampled masks, one for each clip; PyTorch's generator if None.
             padding_mask: (B, T), without effect: as published, padding is part of the clip.
 
         Returns:
-            ``prediction`` (B, L, P), ``target`` (B, L, P) as :meth:`targets` gives it, ``mask`` (B, L), ``latent``
-            (B, 1 + K, D) of the CLS token and the K visible patches in order; predictions and targets are float32.
+            ``prediction`` (B, L, P), ``target`` (B, L, P) from :meth:`targets`, ``mask`` (B, L), and ``latent``
+            (B, 1 + K, D), the CLS token and the K visible patches in order. Predictions and targets are float32.
 
         Raises:
-            ValueError: the patch does not divide the spectrogram, the mask is of another shape, or the clips have
+            ValueError: the patch does not divide the spectrogram, the mask has another shape, or the clips have
                 different numbers of visible patches.
         """
         patches, grid = self.encoder.patches(source)
@@ -77,7 +77,7 @@ class AudioMAE(PretrainingModel):
         return {"reconstruction": losses.reconstruction(output["prediction"], output["target"], output["mask"])}
 
     def targets(self, patches: Tensor) -> Tensor:
-        """Targets of patches (B, L, P): the patches, or each normalised by its own mean and unbiased variance (MAE)."""
+        """Return the patches (B, L, P), as configured each normalised by its own mean and unbiased variance (MAE)."""
         patches = patches.float()
         if not self.config.norm_pix_loss:
             return patches
@@ -88,8 +88,8 @@ class AudioMAE(PretrainingModel):
     def reconstruct(
         self, source: Tensor, prediction: Tensor, mask: Tensor, padding_mask: Tensor | None = None
     ) -> Tensor:
-        # Predictions of normalised targets lack the level and the spread of a patch. These are interpolated from the
-        # visible patches, so nothing of a hidden one is used.
+        # Predictions of normalised targets lack the level and the spread of a patch. Both are interpolated from the
+        # visible patches, so the hidden ones have no influence.
         patches, grid = self.encoder.patches(source)
         if self.config.norm_pix_loss:
             known = ~mask
@@ -97,7 +97,7 @@ class AudioMAE(PretrainingModel):
                 frames = padding_mask.unflatten(1, (grid[0], -1))
                 known = known & ~frames.any(dim=-1).repeat_interleave(grid[1], dim=1)
             var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-            # Relative to the usual value, whose logarithm is 0, the guess where no patch is known.
+            # Relative to the usual value, whose logarithm is 0: the guess if no patch is known.
             statistics = torch.cat([mean, ((var + 1e-6).sqrt() / _USUAL_STD).log()], dim=-1)
             mean, log_std = interpolate(statistics, known, grid, self.encoder.patch_size[0]).split(1, dim=-1)
             prediction = prediction * (log_std.exp() * _USUAL_STD) + mean

@@ -1,4 +1,4 @@
-"""Published weights of Audio-MAE (Huang et al. 2022) and of the image MAE it starts from, and timm's form."""
+"""Published weights of Audio-MAE (Huang et al. 2022) and of image MAEs, and the encoder in timm's form."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from amae_plugin.models.published import (
 from amae_plugin.modules.embedding import GridPositions, Size2d
 
 NAME = "amae_audio_mae"
-# Published name pattern -> ours; the first that matches counts.
+# Pattern of a published name -> name here; the first pattern that matches counts.
 _RENAMES = (
     (r"^pos_embed$", r"encoder.positions.pos_embed"),
     (r"^decoder_pos_embed$", r"decoder.positions.pos_embed"),
@@ -30,7 +30,7 @@ _RENAMES = (
     (r"^(cls_token|patch_embed|blocks|norm)\b", r"encoder.\1"),
 )
 _DECODER = ("decoder_", "mask_token")  # published names
-_DECODER_WIDTH, _DECODER_HEADS = 512, 16  # of every published model
+_DECODER_WIDTH, _DECODER_HEADS = 512, 16  # width and attention heads in every published model
 
 
 class _AudioMAEFile(PublishedFormat):
@@ -44,7 +44,7 @@ class _AudioMAEFile(PublishedFormat):
 
 
 class AudioMAEPretrained(_AudioMAEFile):
-    """Audio-MAE's pretraining, with or without its decoder."""
+    """Pretrained Audio-MAE, with or without its decoder."""
 
     name = "audio_mae"
     title = "Audio-MAE, pretrained"
@@ -75,7 +75,7 @@ class AudioMAEPretrained(_AudioMAEFile):
 
 
 class AudioMAEFineTuned(_AudioMAEFile):
-    """Audio-MAE fine-tuned as a classifier."""
+    """Classifier fine-tuned from an Audio-MAE."""
 
     name = "audio_mae_finetuned"
     title = "Audio-MAE, fine-tuned"
@@ -97,14 +97,14 @@ class AudioMAEFineTuned(_AudioMAEFile):
 
 
 class ImageMAE(_AudioMAEFile):
-    """The encoder of an image MAE as the start of an Audio-MAE."""
+    """Encoder of an image MAE as the start of an Audio-MAE."""
 
     name = "image_mae"
-    title = "MAE of images, as the beginning of an Audio-MAE"
+    title = "MAE of images, as the start of an Audio-MAE"
 
     @override
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
-        # A ViT whose positions are MAE's fixed ones is an MAE.
+        # Among ViTs, only an MAE has fixed positions.
         is_image = kernel_channels(state) == 3 and "dist_token" not in state
         return is_image and ("mask_token" in state or _has_sincos_positions(state))
 
@@ -123,9 +123,9 @@ class ImageMAE(_AudioMAEFile):
             "num_mel_bins": options.num_mel_bins or AudioMAEConfig.num_mel_bins,
         }
         encoder = AudioMAEEncoder(AudioMAEConfig.from_settings(sizes))
-        if "pos_embed" in state:  # a fixed sine-cosine table is computed anew, any other is interpolated
+        if "pos_embed" in state:  # a fixed sine-cosine table is recomputed, any other is interpolated
             state["pos_embed"] = _image_positions(state["pos_embed"])(encoder.positions.grid)
-        # The sum of the three colours' kernels computes on a spectrogram what the kernel computed on a grey image.
+        # The sum of the three colours' kernels treats a spectrogram as the kernel treats a grey image.
         state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].sum(dim=1, keepdim=True)
         return ConvertedWeights(
             model={"_name": NAME, **sizes},
@@ -138,14 +138,14 @@ class ImageMAE(_AudioMAEFile):
 
 
 def as_timm(encoder: AudioMAEEncoder, input_size: Size2d, pooling: str | None) -> timm_vit.TimmVit:
-    """The encoder as timm's ViT; arguments as of :attr:`System.as_timm`."""
+    """Return the encoder as timm's ViT; see :attr:`System.as_timm` for the arguments."""
     state = timm_vit.encoder_weights(encoder)
     state["pos_embed"] = encoder.positions(encoder.grid(*input_size))
     return timm_vit.TimmVit(timm_vit.VIT, timm_vit.vit_arguments(encoder, input_size, pooling), state)
 
 
 def _encoder_sizes(state: Mapping[str, Tensor], options: ConversionOptions) -> state_dicts.Sizes:
-    """Fields of :class:`AudioMAEConfig` that describe the encoder of a published state dict."""
+    """Read the fields of :class:`AudioMAEConfig` that describe the encoder."""
     sizes = _transformer_sizes(state, options.num_heads)
     bands = options.num_mel_bins or AudioMAEConfig.num_mel_bins
     positions = state["pos_embed"].shape[1] - 1
@@ -153,21 +153,21 @@ def _encoder_sizes(state: Mapping[str, Tensor], options: ConversionOptions) -> s
     columns = bands // patch_frequency
     if not columns or positions % columns:
         raise ValueError(
-            f"{positions} positions are not those of {bands} bands in patches of {patch_frequency}, which come "
-            f"in rows of {columns}"
+            f"{positions} positions are not those of {bands} bands in patches of {patch_frequency}, which come in rows "
+            f"of {columns}; give --num-mel-bins"
         )
     return {**sizes, "input_length": positions // columns * patch_time, "num_mel_bins": bands}
 
 
 def _decoder_sizes(state: Mapping[str, Tensor], num_heads: int | None) -> state_dicts.Sizes:
-    """Fields of :class:`AudioMAEConfig` that describe the decoder; a local decoder's weights tell their heads."""
+    """Read the fields of :class:`AudioMAEConfig` that describe the decoder; local attention shows its heads."""
     width = state["decoder_embed.weight"].shape[0]
     depth = state_dicts.count_blocks(state, "decoder_blocks.")
     local_blocks = sum(f"decoder_blocks.{i}.attn.tau" in state for i in range(depth))
     if local_blocks:
         heads = len(state["decoder_blocks.0.attn.tau"])
         if num_heads not in (None, heads):
-            raise ValueError(f"the weights of its decoder have {heads} heads, not {num_heads}")
+            raise ValueError(f"the decoder has {heads} attention heads, not --decoder-num-heads {num_heads}")
         num_heads = heads
     elif num_heads is None and width == _DECODER_WIDTH:
         num_heads = _DECODER_HEADS

@@ -1,4 +1,4 @@
-"""Choices of a classifier; the defaults are those of Audio-MAE's fine-tuning (Huang et al. 2022, section 4.2)."""
+"""Settings of a classifier; the defaults are those of Audio-MAE's fine-tuning (Huang et al. 2022, section 4.2)."""
 
 # Annotations stay objects here, in the typing module's spelling: fairseq reads them when the fields become its options.
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from amae_plugin.models.settings import DownstreamConfig
 class ClassifierConfig(DownstreamConfig):
     """Pooling and regularisation of a classifier."""
 
-    num_classes: int = field(default=0, metadata={"help": "classes; the task knows them from labels.txt"})
+    num_classes: int = field(default=0, metadata={"help": "number of classes; the task reads it from labels.txt"})
     pooling: str = field(
         default="mean",
         metadata={
@@ -18,9 +18,9 @@ class ClassifierConfig(DownstreamConfig):
             "normalised patch tokens, then a second norm) or avgcls (the same of the class tokens)"
         },
     )
-    frozen: bool = field(default=False, metadata={"help": "linear probe: only what follows the encoder is trained"})
+    frozen: bool = field(default=False, metadata={"help": "linear probe: train only what follows the encoder"})
     batch_norm: bool = field(default=False, metadata={"help": "batch norm without weights before the head"})
-    drop_path: float = field(default=0.1, metadata={"help": "stochastic depth: rate at the last block"})
+    drop_path: float = field(default=0.1, metadata={"help": "stochastic depth: rate of the last block"})
     mask_ratio_time: float = field(
         default=0.2, metadata={"help": "share of the time steps hidden in training (scripts 0.2, paper 0.3)"}
     )

@@ -29,18 +29,18 @@ _HEAD_STD = 2e-5  # as published: predictions start out equal
 
 
 class Classifier(DownstreamModel):
-    """Clip classification with the encoder of any system (Audio-MAE, section 3.3).
+    """Classifier of clips with the encoder of any system (Audio-MAE, section 3.3).
 
-    With ``pooling="mean"`` the patch tokens of the last block are averaged and then normalised (``fc_norm``), and the
-    encoder's own final norm is left out. With ``"cls"`` the class token is taken after the encoder's norm. AST's forms
-    keep the encoder's norm and add one before the head (SSAST, Gong et al. 2022): ``"avgtok"`` averages the patch
-    tokens, ``"avgcls"`` the class tokens, of which SSAST has two.
+    ``pooling="mean"`` averages the patch tokens of the last block, then normalises (``fc_norm``), and leaves out the
+    encoder's final norm. ``"cls"`` takes the class token after the encoder's norm. AST's poolings keep the encoder's
+    norm and add one before the head (SSAST, Gong et al. 2022): ``"avgtok"`` averages the patch tokens, ``"avgcls"`` the
+    class tokens, of which SSAST has two.
     Letters in shapes: B clips, T frames, F mel bands, L patches, D width, C classes.
 
     Raises:
         UserError: ``config.encoder`` names no system.
-        ValueError: ``config.pooling`` is unknown or asks for a class token that the encoder lacks, there are no
-            classes, or a ratio is outside [0, 1).
+        ValueError: ``config.pooling`` is unknown or needs a class token that the encoder lacks, the number of classes
+            is 0, or a ratio is outside [0, 1).
     """
 
     config: ClassifierConfig
@@ -92,23 +92,23 @@ class Classifier(DownstreamModel):
     ) -> dict[str, Tensor]:
         """Classify clips.
 
-        In training, time steps and bands are hidden and branches skipped at random, as configured; a frozen encoder
+        In training, the configured shares of time steps, bands and branches are left out at random. A frozen encoder
         computes as in evaluation.
 
         Args:
             source: (B, T, F) normalised log-mel of any length that the encoder's patches fit; without overlap, T and F
                 are multiples of the patch.
-            mask: (B, L) bool, True = hidden, the same number for every clip;
-                sampled in training, nothing hidden otherwise, if None.
-            seed: (B,) integers that everything random depends on, clip by clip; PyTorch's generator if None.
-            padding_mask: (B, T) bool, True = beyond the clip's end. With an encoder that ``masks_padding``, tokens
-                wholly there are neither attended to nor pooled; to other encoders padding is part of the clip.
+            mask: (B, L) bool, True = hidden, the same number for every clip; if None, sampled in training and empty in
+                evaluation.
+            seed: (B,) seeds of everything random, one for each clip; PyTorch's generator if None.
+            padding_mask: (B, T) bool, True = beyond the clip's end. An encoder that ``masks_padding`` neither attends
+                to tokens wholly there nor pools them; for other encoders padding is part of the clip.
 
         Returns:
             ``logits`` (B, C) and ``features`` (B, D), the head's input; both float32.
 
         Raises:
-            ValueError: the patch does not divide the spectrogram, the mask is of another shape, or the clips have
+            ValueError: the patch does not divide the spectrogram, the mask has another shape, or the clips have
                 different numbers of visible patches.
         """
         padding_mask = self.encoder.relevant_padding(padding_mask)
@@ -148,7 +148,7 @@ class Classifier(DownstreamModel):
     def _visible(
         self, patches: Tensor, grid: Size2d, mask: Tensor | None, noise: Noise, padding_mask: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Positions (B, K) of the tokens to encode, and (B, K), True where one is left out; None: all, and nowhere."""
+        """Return the positions (B, K) of the tokens to encode, all if None, and the unused places, True in (B, K)."""
         padding = None if padding_mask is None else self.encoder.patch_padding(padding_mask)
         if mask is not None:
             check_mask(mask, patches)
@@ -165,7 +165,7 @@ class Classifier(DownstreamModel):
         return self
 
     def layer_index(self, parameter: str) -> int:
-        """Layer of a parameter by its name: 0 before the first block, i + 1 in block i, depth + 1 after the last."""
+        """Return the layer of a parameter: 0 before the first block, i + 1 in block i, depth + 1 after the last."""
         if parameter.startswith("encoder.blocks."):
             return int(parameter.split(".")[2]) + 1
         before = parameter.startswith("encoder.") and not parameter.startswith("encoder.norm.")

@@ -15,7 +15,7 @@ SYSTEM = System(
     MAEAST,
     MAEASTEncoder,
     default_input=ModelInput(front_end=LogMel(window_type="povey"), normalization="model"),
-    # A downstream task has its own stochastic depth.
+    # A classifier has stochastic depth instead.
     downstream={"layerdrop": 0.0},
     published=(published.MAEASTPretrained,),
     as_timm=published.as_timm,

@@ -1,4 +1,4 @@
-"""The decoder: from encoded visible tokens and mask tokens to a state of every token."""
+"""Decoder: from encoded visible tokens and mask tokens to a hidden state of every token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from amae_plugin.modules.embedding import SequencePositions
 
 
 class MAEASTDecoder(nn.Module):
-    """A shallow transformer of the encoder's kind over all tokens, of its own width (Baade et al. 2022).
+    """Shallow post-norm transformer over all tokens, with its own width (Baade et al. 2022).
 
     Raises:
         ValueError: the width does not fit the heads.
@@ -45,10 +45,10 @@ class MAEASTDecoder(nn.Module):
         """Decode all tokens.
 
         Args:
-            latent: (B, K, D) of the encoder.
+            latent: (B, K, D), output of the encoder.
             visible: (B, K) positions of the latent tokens, no position twice in a clip.
             length: L.
-            unused: (B, K), True where ``latent`` holds no visible token, for clips with fewer than K of them.
+            unused: (B, K), True where a clip with fewer than K visible tokens has none.
             padding_mask: (B, L), True = not attended to.
 
         Returns:

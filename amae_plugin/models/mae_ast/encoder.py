@@ -1,4 +1,4 @@
-"""The encoder: a post-norm transformer that sees only the visible tokens of a spectrogram."""
+"""Encoder: a post-norm transformer that sees only the visible tokens of a spectrogram."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from amae_plugin.modules.masking import take_tokens
 
 
 class MAEASTEncoder(Encoder):
-    """Post-norm transformer over visible tokens, with a LayerNorm in front of the blocks (Baade et al. 2022).
+    """Post-norm transformer over visible tokens, with a LayerNorm before the blocks (Baade et al. 2022).
 
-    It normalises its input itself. The last block ends with a norm, so ``norm`` does nothing.
+    The encoder normalises its input itself. The last block ends with a norm, so ``norm`` does nothing.
 
     Raises:
         ValueError: a width does not fit the heads, a probability is outside [0, 1), or the patch does not divide the
@@ -78,10 +78,10 @@ class MAEASTEncoder(Encoder):
         return norm.running_mean.item(), (norm.running_var + norm.eps).sqrt().item()
 
     def _blocks_to_run(self) -> list[int]:
-        """LayerDrop (Fan et al. 2020): in training, the whole batch skips each block with some probability."""
+        """Draw the blocks to run: in training, the batch skips each at random (LayerDrop, Fan et al. 2020)."""
         indices = range(len(self.blocks))
         if not self.training or not self.layerdrop:
             return list(indices)
-        # On the CPU, whatever the model's device: which blocks run is decided without waiting for a GPU.
+        # Drawn on the CPU, so that the choice of the blocks never waits for a GPU.
         kept = (torch.rand(len(self.blocks)) >= self.layerdrop).tolist()
         return [index for index in indices if kept[index]]

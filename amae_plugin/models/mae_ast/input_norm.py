@@ -1,18 +1,18 @@
-"""The input normalisation: a batch norm over whole spectrograms instead of a corpus's statistics."""
+"""Input normalisation: a batch norm over whole spectrograms instead of a corpus's statistics."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-_SCALE = 0.5  # AST's features have this standard deviation
+_SCALE = 0.5  # standard deviation of AST's input
 
 
 class InputNorm(nn.Module):
-    """Brings log-mel spectrograms to mean 0 and standard deviation 0.5 (Baade et al. 2022).
+    """Normalisation of log-mel spectrograms to mean 0 and standard deviation 0.5 (Baade et al. 2022).
 
     The same function as PyTorch's ``BatchNorm2d`` of one channel, without weights, times 0.5, except that frames beyond
-    a clip's end do not count. In training the statistics are those of the batch, in evaluation the running ones.
+    a clip's end do not count. Training uses the statistics of the batch, evaluation the running ones.
     """
 
     running_mean: Tensor
@@ -23,7 +23,7 @@ class InputNorm(nn.Module):
         super().__init__()
         self.eps = eps
         self.momentum = momentum
-        # Shapes and names of PyTorch's own batch norm, which published checkpoints hold.
+        # Published checkpoints hold the shapes and names of PyTorch's own batch norm.
         self.register_buffer("running_mean", torch.zeros(1))
         self.register_buffer("running_var", torch.ones(1))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
@@ -32,7 +32,7 @@ class InputNorm(nn.Module):
         """Normalise (B, T, F) in float32.
 
         Args:
-            source: log-mel.
+            source: log-mel values.
             padding_mask: (B, T) bool, True = beyond the clip's end; these frames become 0, the mean.
         """
         source = source.float()
@@ -42,11 +42,11 @@ class InputNorm(nn.Module):
         return x if padded is None else x.masked_fill(padded, 0.0)
 
     def inverse(self, x: Tensor) -> Tensor:
-        """What evaluation mode would have made into ``x``; any shape."""
+        """Return the values, of any shape, that evaluation mode maps to ``x``."""
         return x / _SCALE * (self.running_var + self.eps).sqrt() + self.running_mean
 
     def _batch_statistics(self, source: Tensor, padded: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance of the valid frames; the running statistics follow."""
+        """Return the mean and the biased variance of the valid frames, and update the running statistics."""
         if padded is None:
             count = torch.tensor(source.numel(), device=source.device)
             var, mean = torch.var_mean(source, correction=0)

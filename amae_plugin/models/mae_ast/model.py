@@ -23,7 +23,7 @@ class MAEAST(PretrainingModel):
     Letters in shapes: B clips, T frames, F mel bands, L tokens (time-major), P values in a token, D encoder width.
 
     Raises:
-        ValueError: settings that make no model: of widths, probabilities, the masking, or both weights 0.
+        ValueError: a width, a probability or a parameter of the mask is out of range, or both weights are 0.
     """
 
     config: MAEASTConfig
@@ -35,7 +35,7 @@ class MAEAST(PretrainingModel):
         self.loss_weights = {name: weight for name, weight in weights.items() if weight}
         if not self.loss_weights or min(weights.values()) < 0:
             raise ValueError(
-                "model.reconstruction_weight and model.info_nce_weight must be at least 0, one of them above, not "
+                "model.reconstruction_weight and model.info_nce_weight must be at least 0 and not both 0, but are "
                 f"{config.reconstruction_weight} and {config.info_nce_weight}"
             )
         self.config = config
@@ -58,17 +58,17 @@ class MAEAST(PretrainingModel):
         Args:
             source: (B, T, F) log-mel, not normalised; T and F are multiples of the patch.
             mask: (B, L) bool, True = hidden; clips may hide different numbers of tokens; sampled if None.
-            seed: (B,) integers that the sampled masks depend on, clip by clip; PyTorch's generator if None.
-            padding_mask: (B, T) bool, True = beyond the clip's end. Tokens wholly there are neither hidden nor attended
-                to, nor part of any loss.
+            seed: (B,) seeds of the sampled masks, one for each clip; PyTorch's generator if None.
+            padding_mask: (B, T) bool, True = beyond the clip's end. Tokens wholly there are never hidden, attended to
+                or part of a loss.
 
         Returns:
-            ``prediction`` (B, L, P) of the reconstruction head and ``classification`` (B, L, P) of the InfoNCE head,
-            each only if its weight is not 0; ``target`` (B, L, P), the normalised tokens; ``mask`` (B, L), hidden and
-            not padding. Predictions and targets are float32.
+            ``prediction`` (B, L, P) from the reconstruction head and ``classification`` (B, L, P) from the InfoNCE
+            head, each only if its weight is not 0; ``target`` (B, L, P), the normalised tokens; ``mask`` (B, L), True =
+            hidden and not padding. Predictions and targets are float32.
 
         Raises:
-            ValueError: the patch does not divide the spectrogram, or a mask is of another shape.
+            ValueError: the patch does not divide the spectrogram, or the mask has another shape.
         """
         padding_mask = self.encoder.relevant_padding(padding_mask)
         patches, grid = self.encoder.patches(source, padding_mask)

@@ -1,4 +1,4 @@
-"""Published weights of MAE-AST (Baade et al. 2022), which fairseq wrote."""
+"""Published weights of MAE-AST (Baade et al. 2022), written by fairseq."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from amae_plugin.models.published import ConversionOptions, ConvertedWeights, Pu
 from amae_plugin.models.timm_vit import TimmVit
 from amae_plugin.modules.embedding import Size2d
 
-_TARGET_LENGTH = 1024  # positions are computed for any length
-# Published name pattern -> ours; all that match are applied, in this order.
+_TARGET_LENGTH = 1024  # a choice, since positions are computed for any length
+# Pattern of a published name -> name here; all patterns that match are applied, in this order.
 _RENAMES = (
     (r"^batch_norm\.", r"encoder.input_norm."),
     (r"^post_extract_proj\.", r"encoder.patch_embed.proj."),
@@ -33,7 +33,7 @@ _RENAMES = (
     (r"\.final_layer_norm\.", r".norm2."),
     (r"\.fc([12])\.", r".mlp.fc\1."),
 )
-# A norm that is never called, an embedding that is overwritten, and the fixed position tables.
+# A norm that is never called, an embedding that is overwritten, and fixed position tables.
 _UNUSED = r"^(layer_norm\.|encoder_mask_emb$|(enc|dec)_sine_pos_embed\.)"
 _QUERY = r"\.self_attn\.q_proj\."
 # Field of MAEASTConfig -> section and name of the published setting.
@@ -54,7 +54,7 @@ _MASKINGS = {
     "chunk_mask": "chunk",
     "retain_spans": "span",
 }
-# Settings that the published models share; with others the model would be another function.
+# Settings that the published models share. A model with other values computes something else.
 _REQUIRED = {
     "model": {
         "layer_norm_first": False,
@@ -72,7 +72,7 @@ _RunSettings = Mapping[str, Mapping[str, Any]]
 
 
 class MAEASTPretrained(PublishedFormat):
-    """MAE-AST's pretraining."""
+    """Pretrained MAE-AST."""
 
     name = "mae_ast"
     title = "MAE-AST, pretrained"
@@ -139,15 +139,15 @@ class MAEASTPretrained(PublishedFormat):
 def as_timm(encoder: MAEASTEncoder, input_size: Size2d, pooling: str | None) -> TimmVit:
     """Refuse the export: timm has no such model."""
     raise UserError(
-        "timm has no model that computes what MAE-AST does: its blocks have their norms after the residual sums, where "
-        "timm's Vision Transformer has them before the branches; export it as ONNX (--format onnx)"
+        "timm has no model that computes what MAE-AST does: here norms follow the residual sums, in timm's Vision "
+        "Transformer they precede the branches; export it as ONNX (--format onnx)"
     )
 
 
 def _sizes(
     state: Mapping[str, Tensor], patch_size: Size2d, num_heads: int | None, decoder_num_heads: int | None
 ) -> state_dicts.Sizes:
-    """Fields of :class:`MAEASTConfig` that describe a published state dict."""
+    """Read the fields of :class:`MAEASTConfig` that describe sizes."""
     sizes: state_dicts.Sizes = {"patch_size": patch_size}
     for part, prefix, heads in (("encoder", "", num_heads), ("decoder", "decoder_", decoder_num_heads or num_heads)):
         width = len(state[f"{part}.layer_norm.weight"])
@@ -166,8 +166,8 @@ def _patch_size(state: Mapping[str, Tensor], model: Mapping[str, Any]) -> Size2d
         return frames, bands
     values = state["post_extract_proj.weight"].shape[1]
     raise ValueError(
-        f"a token has {values} values, and without its cfg the file does not tell their shape: give --patch-size 16 16 "
-        "for patches, --patch-size 2 128 for frames"
+        f"a token has {values} values, and without its cfg the file does not show their shape: give --patch-size 16 16 "
+        "for patches or --patch-size 2 128 for frames"
     )
 
 
@@ -182,13 +182,13 @@ def _check_function(settings: _RunSettings) -> None:
             actual = settings.get(section, {}).get(name, value)
             if actual != value:
                 raise ValueError(
-                    f"its cfg.{section}.{name} is {actual}, which makes it another function than the published models, "
+                    f"its cfg.{section}.{name} is {actual}, so it computes something other than the published models, "
                     f"where it is {value}"
                 )
 
 
 def _read_settings(settings: _RunSettings) -> state_dicts.Sizes:
-    """Fields of :class:`MAEASTConfig` beyond the sizes, from the settings that the file holds."""
+    """Read the other fields of :class:`MAEASTConfig` from the settings in the file."""
     found: state_dicts.Sizes = {}
     for ours, (section, name) in _SETTINGS.items():
         value = settings.get(section, {}).get(name)
@@ -198,5 +198,5 @@ def _read_settings(settings: _RunSettings) -> state_dicts.Sizes:
     if masking:
         found["masking"] = masking
     if masking == "span":
-        found.pop("mask_ratio", None)  # for spans, the ratio counts those that are kept, before they overlap
+        found.pop("mask_ratio", None)  # for spans, the published ratio counts the kept ones before they overlap
     return found

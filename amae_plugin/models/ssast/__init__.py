@@ -1,4 +1,4 @@
-"""SSAST: config, encoder, model with its joint objective, and published weights."""
+"""SSAST: config, encoder, model with a joint objective, and published weights."""
 
 from amae_plugin.models.ssast import published
 from amae_plugin.models.ssast.config import SSASTConfig

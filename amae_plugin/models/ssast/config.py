@@ -14,7 +14,7 @@ class SSASTConfig(PretrainingConfig):
     The paper's frame model has ``patch_size=(2, 128)`` and ``masking="random"``.
     """
 
-    input_length: int = field(default=1024, metadata={"help": "frames that the position table is built for"})
+    input_length: int = field(default=1024, metadata={"help": "frames that the position table covers"})
     patch_size: Tuple[int, int] = field(
         default=(16, 16), metadata={"help": "frames and bands of a patch (frame model: 2 and all bands)"}
     )

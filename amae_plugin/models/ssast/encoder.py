@@ -1,4 +1,4 @@
-"""The encoder of SSAST, which fine-tuned on labels is an AST: a DeiT over the patches of a spectrogram."""
+"""Encoder of SSAST and AST: a DeiT over the patches of a spectrogram."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class SSASTEncoder(Encoder):
     def encode(
         self, tokens: Tensor, grid: Size2d, visible: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> Tensor:
-        """Everything after the patch embedding: positions, prefix, blocks and final norm.
+        """Add positions and prefix to embedded tokens, and apply the blocks and the final norm.
 
         Args:
             tokens: (B, K, D) embedded patches or mask tokens; K = L if ``visible`` is None.
-            grid: patches in time and frequency.
+            grid: number of patches in time and frequency.
             visible: (B, K) positions of the tokens.
             padding_mask: (B, K), True = not attended to.
 
@@ -80,7 +80,7 @@ class SSASTEncoder(Encoder):
         return patches, self.grid(source.shape[1], source.shape[2])
 
     def reset_parameters(self) -> None:
-        """Initialise as DeiT does: matrices and class tokens from N(0, 0.02), cut at two units, biases 0."""
+        """Initialise as DeiT does: matrices and class tokens from N(0, 0.02), truncated to [-2, 2], biases 0."""
         for layer in self.blocks.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)

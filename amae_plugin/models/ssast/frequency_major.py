@@ -2,8 +2,8 @@
 
 Published SSAST and AST files, and image models, treat the spectrogram as an image whose rows are the mel bands: the
 kernel is (bands, frames), tokens and position tables run band by band, and the heads predict the values of a patch band
-by band. Earlier checkpoints of this package do too; the table's buffer ``grid_shape`` (bands, frames) marks them. The
-functions here change a state dict in place when it is loaded.
+by band. The position table's buffer ``grid_shape`` (bands, frames) marks such a state dict: some checkpoints of this
+package hold it, and reading a published file adds it. The functions here turn a marked state dict in place.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from amae_plugin.modules.embedding import Size2d
 
 State = MutableMapping[str, Tensor]
 MARK = "positions.grid_shape"
-"""Name, in an encoder's state dict, of the grid (bands, frames) of a frequency-major table."""
+"""Name of the grid (bands, frames) of a frequency-major table in an encoder's state dict."""
 
 
 def turn_encoder(state: State, prefix: str, num_prefix_tokens: int) -> None:
     """Turn the encoder's part of a state dict if it is marked as frequency-major, and remove the mark.
 
-    A table that does not fit the mark stays as it is; loading refuses it.
+    A table that does not fit the mark stays as it is, and loading refuses it.
 
     Args:
         state: state dict, changed in place.
-        prefix: start of the names of the encoder's parameters.
-        num_prefix_tokens: class tokens in front of the position table.
+        prefix: prefix of the names of the encoder's parameters.
+        num_prefix_tokens: number of class tokens, whose positions come first in the table.
     """
     mark = state.pop(prefix + MARK, None)
     if mark is None:
@@ -48,7 +48,7 @@ def turn_heads(state: State, prefix: str, patch_size: Size2d) -> None:
 
     Args:
         state: state dict, changed in place.
-        prefix: start of the names of the model's parameters.
+        prefix: prefix of the names of the model's parameters.
         patch_size: frames and bands of a patch.
     """
     if f"{prefix}encoder.{MARK}" not in state:

@@ -1,4 +1,4 @@
-"""SSAST: hide most patches of a spectrogram, and both find and draw the hidden ones (Gong et al., AAAI 2022)."""
+"""SSAST: hide most patches of a spectrogram, then identify and draw the hidden ones (Gong et al., AAAI 2022)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class SSAST(PretrainingModel):
     Letters in shapes: B clips, T frames, F mel bands, L patches (time-major), P values in a patch, D width.
 
     Raises:
-        ValueError: patches overlap, which would show hidden values, or a size or the masking is impossible.
+        ValueError: patches overlap, which would reveal hidden values, or a size or a parameter of the mask is out of
+            range.
     """
 
     config: SSASTConfig
@@ -39,8 +40,8 @@ class SSAST(PretrainingModel):
         self.encoder = SSASTEncoder(config)
         if self.encoder.patch_stride != self.encoder.patch_size:
             raise ValueError(
-                f"patches overlap in fine-tuning only: in pretraining model.patch_stride={self.encoder.patch_stride} "
-                f"must be the patch, {self.encoder.patch_size}"
+                "patches may overlap in fine-tuning only: in pretraining, "
+                f"model.patch_stride={self.encoder.patch_stride} must equal the patch, {self.encoder.patch_size}"
             )
         values = self.encoder.patch_size[0] * self.encoder.patch_size[1]
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))
@@ -59,21 +60,21 @@ class SSAST(PretrainingModel):
         seed: Tensor | None = None,
         padding_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Predict every patch, for both objectives.
+        """Predict every patch for both objectives.
 
         Args:
             source: (B, T, F) normalised log-mel; T and F are multiples of the patch.
             mask: (B, L) bool, True = hidden; sampled if None.
-            seed: (B,) integers that the sampled masks depend on, clip by clip; PyTorch's generator if None.
+            seed: (B,) seeds of the sampled masks, one for each clip; PyTorch's generator if None.
             padding_mask: (B, T), without effect: as published, padding is part of the clip.
 
         Returns:
-            ``prediction`` (B, L, P) of the reconstruction head, ``classification`` (B, L, P) of the discriminative
-            head, ``target`` (B, L, P) the patches, ``mask`` (B, L), ``latent`` (B, 2 + L, D) of the class tokens and
-            all patches; all but the latent are float32 or bool.
+            ``prediction`` (B, L, P) from the reconstruction head, ``classification`` (B, L, P) from the discriminative
+            head, ``target`` (B, L, P), the patches, ``mask`` (B, L), and ``latent`` (B, 2 + L, D), the class tokens and
+            all patches. All but the latent are float32 or bool.
 
         Raises:
-            ValueError: the patch does not divide the spectrogram, or the mask is of another shape.
+            ValueError: the patch does not divide the spectrogram, or the mask has another shape.
         """
         patches, grid = self.encoder.patches(source)
         if mask is None:
@@ -96,8 +97,8 @@ class SSAST(PretrainingModel):
 
     @override
     def token_losses(self, output: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # InfoNCE is the paper's equation 1: for each hidden patch, the softmax of its dot products with the predictions
-        # of all hidden patches of the clip. MAE-AST exchanges the two sides.
+        # The paper's equation 1: for each hidden patch, a softmax over its dot products with the predictions of all
+        # hidden patches of the clip. MAE-AST exchanges patches and predictions.
         target, mask = output["target"], output["mask"]
         return {
             "reconstruction": losses.reconstruction(output["prediction"], target, mask),

@@ -1,4 +1,4 @@
-"""Published weights of SSAST and AST (Gong et al. 2022, 2021), of the image models they start from, and timm's form."""
+"""Published weights of SSAST and AST (Gong et al. 2022, 2021) and of image models, and the encoder in timm's form."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from amae_plugin.models.ssast.frequency_major import MARK, turn_encoder, turn_he
 from amae_plugin.modules.embedding import Size2d, overlapping_grid_size
 
 NAME = "amae_ssast"
-# Published name pattern -> ours; the first that matches counts.
+# Pattern of a published name -> name here; the first pattern that matches counts.
 _RENAMES = (
     (r"^mask_embed$", r"mask_token"),
     (r"^cpredlayer\.", r"classification_head."),
@@ -38,9 +38,9 @@ _UNUSED = re.compile(r"^v\.head(_dist)?\.")  # DeiT's ImageNet heads, which stay
 _INPUT_SIZE = re.compile(r"^p_input_[ft]dim$")  # becomes part of the config
 _IMAGE_HEADS = re.compile(r"^(head(_dist|_drop)?|fc_norm|pre_logits)\.")
 _KERNEL = "v.patch_embed.proj.weight"
-_OVERLAPS: dict[Size2d, Size2d] = {(16, 16): (10, 10), (2, 128): (1, 128)}  # strides of published fine-tuning
-_ROUND = 16  # published input lengths are multiples of it
-_POOLING = "avgcls"  # of AST
+_OVERLAPS: dict[Size2d, Size2d] = {(16, 16): (10, 10), (2, 128): (1, 128)}  # patch -> stride in published fine-tuning
+_ROUND = 16  # divisor of all published input lengths
+_POOLING = "avgcls"  # AST's pooling
 
 
 class _SSASTFile(PublishedFormat):
@@ -49,13 +49,13 @@ class _SSASTFile(PublishedFormat):
         return state_dicts.rename(name, _RENAMES)
 
     def convert(self, state: Mapping[str, Tensor], config: SSASTConfig) -> dict[str, Tensor]:
-        """Rename the tensors of a state dict, in time-major order; tensors without effect are left out.
+        """Rename the tensors of a state dict, turn them to time-major order, and leave out those without effect.
 
         Args:
             state: weights under the published names.
-            config: sizes, which tell the grid of the position table.
+            config: sizes, from which the grid of the position table follows.
         """
-        with torch.device("meta"):  # whose tensors hold no values
+        with torch.device("meta"):  # builds no tensors
             frames, bands = SSASTEncoder(config).positions.grid
         converted = {
             self.rename(name): tensor
@@ -69,7 +69,7 @@ class _SSASTFile(PublishedFormat):
 
 
 class SSASTPretrained(_SSASTFile):
-    """SSAST's pretraining."""
+    """Pretrained SSAST."""
 
     name = "ssast"
     title = "SSAST, pretrained"
@@ -93,7 +93,7 @@ class SSASTPretrained(_SSASTFile):
 
 
 class ASTFineTuned(_SSASTFile):
-    """An AST, or an SSAST fine-tuned as a classifier, which is one."""
+    """AST, or SSAST fine-tuned as a classifier."""
 
     name = "ast"
     title = "AST, or SSAST fine-tuned"
@@ -110,13 +110,13 @@ class ASTFineTuned(_SSASTFile):
         if not (options.target_length and options.patch_stride):
             stride = " x ".join(map(str, sizes["patch_stride"]))
             notes.append(
-                f"taken to be {sizes['input_length']} frames in patches that start {stride} apart, as the number of "
-                "positions fits (--target-length, --patch-stride)"
+                f"assumed, by the number of positions: {sizes['input_length']} frames in patches that start {stride} "
+                "apart (--target-length, --patch-stride)"
             )
         if not options.pooling:
             notes.append(
-                "the weights do not tell what the head reads: taken to be the mean of the class tokens, as in AST "
-                "(--pooling avgtok: the mean of the patch tokens, as SSAST may be fine-tuned)"
+                "assumed, since the weights do not show it: the head reads the mean of the class tokens, as in AST "
+                "(--pooling avgtok: the mean of the patch tokens, as in some fine-tuned SSAST)"
             )
         classes = len(file.state["mlp_head.1.weight"])
         return ConvertedWeights(
@@ -129,10 +129,10 @@ class ASTFineTuned(_SSASTFile):
 
 
 class ImageNetViT(PublishedFormat):
-    """A ViT or a DeiT of timm as the start of an SSAST."""
+    """ViT or DeiT of timm as the start of an SSAST."""
 
     name = "image_vit"
-    title = "ViT or DeiT of images, as the beginning of an SSAST"
+    title = "ViT or DeiT of images, as the start of an SSAST"
 
     @override
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
@@ -159,11 +159,11 @@ class ImageNetViT(PublishedFormat):
 
 
 def load_image_weights(encoder: SSASTEncoder, state: Mapping[str, Tensor]) -> None:
-    """Give an encoder the weights of a ViT or DeiT of timm; a ViT leaves the distillation token as it is.
+    """Load the weights of a ViT or DeiT of timm into an encoder; a ViT leaves the distillation token as it is.
 
     Raises:
         ValueError: the positions are not those of a square image with class tokens.
-        RuntimeError: a tensor is missing, has no place or is of another size (PyTorch's message names them).
+        RuntimeError: a tensor is missing, has no place or has another size (PyTorch's message names it).
     """
     converted = {"dist_token": encoder.dist_token.detach(), **_convert_image(state, encoder)}
     if isinstance(encoder.norm, nn.Identity):  # in a classifier whose norm follows the pooling
@@ -172,12 +172,12 @@ def load_image_weights(encoder: SSASTEncoder, state: Mapping[str, Tensor]) -> No
 
 
 def as_timm(encoder: SSASTEncoder, input_size: Size2d, pooling: str | None) -> timm_vit.TimmVit:
-    """A distilled DeiT, which reads the mean of both class tokens, or a ViT with a register token otherwise."""
+    """Return a distilled DeiT if the mean of both class tokens is read, else a ViT with a register token."""
     grid = encoder.grid(*input_size)
     state = timm_vit.encoder_weights(encoder)
     state["pos_embed"] = encoder.positions(grid).detach()
     overlap = encoder.patch_stride != encoder.patch_size
-    # timm counts patches that lie side by side: overlapping ones are as many in an image that is larger than the real.
+    # timm counts adjacent patches: an enlarged image has as many of them as the real one has overlapping patches.
     image = (grid[0] * encoder.patch_size[0], grid[1] * encoder.patch_size[1]) if overlap else input_size
     arguments = timm_vit.vit_arguments(encoder, image, pooling)
     architecture = timm_vit.VIT
@@ -191,12 +191,11 @@ def as_timm(encoder: SSASTEncoder, input_size: Size2d, pooling: str | None) -> t
 
 
 def _convert_image(state_dict: Mapping[str, Tensor], encoder: SSASTEncoder) -> dict[str, Tensor]:
-    """An encoder's state dict from a ViT or DeiT of timm, made as AST makes it (Gong et al. 2021, section 2.2).
+    """Convert a ViT or DeiT of timm to an encoder's state dict as AST does (Gong et al. 2021, section 2.2).
 
-    The sum of the three colours' kernels computes on a spectrogram what the kernel computed on a grey image. The
-    image's rows become mel bands. Its square position table keeps its middle along a side that becomes shorter and is
-    interpolated along a side that becomes longer. A ViT has no distillation token; that token's position stays the
-    encoder's own.
+    The sum of the three colours' kernels treats a spectrogram as the kernel treats a grey image. The image's rows
+    become mel bands. The square position table keeps its middle along a side that becomes shorter and is interpolated
+    along a side that becomes longer. A ViT has no distillation token, whose position stays the encoder's own.
     """
     state = {name: tensor for name, tensor in state_dict.items() if not _IMAGE_HEADS.match(name)}
     if "pos_embed" in state:
@@ -230,10 +229,11 @@ def _encoder_sizes(state: Mapping[str, Tensor], prefix: str, num_heads: int | No
 
 
 def _fine_tuned_sizes(state: Mapping[str, Tensor], options: ConversionOptions) -> state_dicts.Sizes:
-    """Fields of :class:`SSASTConfig` that describe the encoder of a published AST or fine-tuned SSAST.
+    """Read the fields of :class:`SSASTConfig` that describe the encoder of an AST or a fine-tuned SSAST.
 
-    The weights tell only how many patches the input's length and the stride make. Whatever is not given is taken to be
-    as published: no overlap or the published one, whichever gives a length that is a multiple of 16.
+    The weights only show the number of patches, which depends on the input's length and the stride. If these are not
+    given, the patches are assumed to overlap as published or not at all, whichever gives a length that is a multiple of
+    16.
     """
     encoder = _encoder_sizes(state, "v.", options.num_heads)
     bands, wanted = options.num_mel_bins or SSASTConfig.num_mel_bins, options.target_length
@@ -249,22 +249,22 @@ def _fine_tuned_sizes(state: Mapping[str, Tensor], options: ConversionOptions) -
             f"{positions} positions are not those of {bands} bands{f' and {wanted} frames' if wanted else ''} in "
             f"patches of {patch[0]} x {patch[1]} that start {shown} apart"
         )
-    # Of several lengths with the same patches, the first round one is the likeliest.
+    # Several lengths have the same patches; the first round one is the most likely.
     length, stride = min(candidates, key=lambda candidate: candidate[0] % _ROUND != 0)
     return {**encoder, "input_length": length, "num_mel_bins": bands, "patch_stride": stride}
 
 
 def _lengths(positions: int, bands: int, patch: Size2d, stride: Size2d) -> range:
-    """Lengths in frames of a spectrogram that is cut into so many patches."""
+    """Return the lengths in frames of the spectrograms that are cut into this many patches."""
     if bands < patch[1] or (stride == patch and bands % patch[1]):
         return range(0)
     rows = overlapping_grid_size(patch[0], bands, patch, stride)[1]
     if positions % rows:
         return range(0)
     shortest = (positions // rows - 1) * stride[0] + patch[0]
-    # Without overlap the patches make up the whole spectrogram; with it some frames at the end may be left over.
+    # Without overlap the patches cover the whole spectrogram; with overlap a few frames may be left at the end.
     return range(shortest, shortest + (1 if stride == patch else stride[0]))
 
 
 def _unused(state: Mapping[str, Tensor]) -> dict[str, str]:
-    return {name: "DeiT's head for images, which nothing reads" for name in state if _UNUSED.match(name)}
+    return {name: "DeiT's head for images, which no output depends on" for name in state if _UNUSED.match(name)}

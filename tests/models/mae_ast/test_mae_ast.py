@@ -234,7 +234,7 @@ def test_a_classifier_cannot_pool_a_class_token_that_is_not_there(pooling):
         ({"embed_dim": 28}, "width of 28 cannot be divided among 3 heads"),
         ({"embed_dim": 27}, "even width, not 27"),
         ({"decoder_embed_dim": 18, "decoder_num_heads": 4}, "width of 18 cannot be divided among 4 heads"),
-        ({"reconstruction_weight": 0.0, "info_nce_weight": 0.0}, "one of them above, not 0.0 and 0.0"),
+        ({"reconstruction_weight": 0.0, "info_nce_weight": 0.0}, "not both 0, but are 0.0 and 0.0"),
         ({"info_nce_weight": -1.0}, "must be at least 0"),
     ],
 )
