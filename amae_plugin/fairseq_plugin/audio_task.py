@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
@@ -25,67 +25,47 @@ from amae_plugin.fairseq_plugin.bases import Values
 from amae_plugin.fairseq_plugin.dataset import FairseqAudioDataset, TimedBatches
 from amae_plugin.fairseq_plugin.hydra import user_path
 from amae_plugin.models.registry import find_system
+from amae_plugin.models.settings import setting
 
 
 @dataclass
 class AudioTaskConfig(FairseqDataclass):
     """Data and features; the defaults are Audio-MAE's for AudioSet."""
 
-    data: str = field(default=MISSING, metadata={"help": "folder of manifests: train.tsv, valid.tsv, ..."})
-    recipe: Optional[str] = field(default=None, metadata={"help": "name of the recipe, which checkpoints keep"})
-    target_length: int = field(default=1024, metadata={"help": "frames of a spectrogram at most (10 ms each)"})
-    num_mel_bins: int = field(default=128, metadata={"help": "mel bands"})
-    mean: float = field(
-        default=ModelInput.mean,
-        metadata={"help": "mean of the corpus's log-mel values (amae stats); MAE-AST finds its own"},
+    data: str = setting(MISSING, "folder of manifests: train.tsv, valid.tsv, ...")
+    recipe: Optional[str] = setting(None, "name of the recipe, which checkpoints keep")
+    target_length: int = setting(1024, "frames of a spectrogram at most (10 ms each)")
+    num_mel_bins: int = setting(128, "mel bands")
+    mean: float = setting(ModelInput.mean, "mean of the corpus's log-mel values (amae stats); MAE-AST finds its own")
+    std: float = setting(ModelInput.std, "their standard deviation")
+    front_end: Optional[str] = setting(None, "log-mel front end: kaldi; null: the system's")
+    window_type: Optional[str] = setting(
+        None, "analysis window: hanning or povey; null: the system's (MAE-AST's is povey)"
     )
-    std: float = field(default=ModelInput.std, metadata={"help": "their standard deviation"})
-    front_end: Optional[str] = field(default=None, metadata={"help": "log-mel front end: kaldi; null: the system's"})
-    window_type: Optional[str] = field(
-        default=None, metadata={"help": "analysis window: hanning or povey; null: the system's (MAE-AST's is povey)"}
+    normalization: Optional[str] = setting(
+        None, "two_std: (x - mean) / (2 std); one_std; model: by the model itself; null: the system's"
     )
-    normalization: Optional[str] = field(
-        default=None,
-        metadata={"help": "two_std: (x - mean) / (2 std); one_std; model: by the model itself; null: the system's"},
+    batch_length: str = setting(
+        "fixed",
+        "frames of the clips of a batch: fixed (target_length; shorter clips are padded), longest (of its "
+        "longest clip; the others are padded) or shortest (of its shortest clip; the others are cropped)",
     )
-    batch_length: str = field(
-        default="fixed",
-        metadata={
-            "help": "frames of the clips of a batch: fixed (target_length; shorter clips are padded), longest (of its "
-            "longest clip; the others are padded) or shortest (of its shortest clip; the others are cropped)"
-        },
+    length_multiple: int = setting(16, "longest, shortest: the length of a batch is a multiple of this, as patches ask")
+    sample_rate: int = setting(16_000, "longest, shortest: rate in Hz at which the manifest counts samples")
+    augmentations: Any = setting(
+        "roll,magnitude",
+        "augmentations of training clips, in order: {name: parameters}, or a list of names; null: none "
+        "(roll, magnitude, mixup, spec_augment, noise: see amae_plugin/data/augment.py)",
     )
-    length_multiple: int = field(
-        default=16, metadata={"help": "longest, shortest: the length of a batch is a multiple of this, as patches ask"}
+    on_bad_audio: str = setting("raise", "a clip that cannot be decoded: raise stops, skip counts and logs it")
+    max_bad_audio: int = setting(100, "number of clips that may be skipped, on each device, in all epochs together")
+    clips_per_update: Optional[int] = setting(None, "global batch; recipes compute update_freq, lr and updates from it")
+    frames_per_update: Optional[int] = setting(None, "the same in frames, for batches by dataset.max_tokens")
+    clips_per_epoch: Optional[int] = setting(
+        None, "clips of an epoch, from which recipes compute the number of updates"
     )
-    sample_rate: int = field(
-        default=16_000,
-        metadata={"help": "longest, shortest: rate in Hz at which the manifest counts samples"},
-    )
-    augmentations: Any = field(
-        default="roll,magnitude",
-        metadata={
-            "help": "augmentations of training clips, in order: {name: parameters}, or a list of names; null: none "
-            "(roll, magnitude, mixup, spec_augment, noise: see amae_plugin/data/augment.py)"
-        },
-    )
-    on_bad_audio: str = field(
-        default="raise", metadata={"help": "a clip that cannot be decoded: raise stops, skip counts and logs it"}
-    )
-    max_bad_audio: int = field(
-        default=100, metadata={"help": "number of clips that may be skipped, on each device, in all epochs together"}
-    )
-    clips_per_update: Optional[int] = field(
-        default=None, metadata={"help": "global batch; recipes compute update_freq, lr and updates from it"}
-    )
-    frames_per_update: Optional[int] = field(
-        default=None, metadata={"help": "the same in frames, for batches by dataset.max_tokens"}
-    )
-    clips_per_epoch: Optional[int] = field(
-        default=None, metadata={"help": "clips of an epoch, from which recipes compute the number of updates"}
-    )
-    epochs: Optional[float] = field(default=None, metadata={"help": "length of the training, if a recipe reads it"})
-    warmup_epochs: Optional[float] = field(default=None, metadata={"help": "length of the warm-up, likewise"})
+    epochs: Optional[float] = setting(None, "length of the training, if a recipe reads it")
+    warmup_epochs: Optional[float] = setting(None, "length of the warm-up, likewise")
     seed: int = II("common.seed")
     bf16: bool = II("common.bf16")
     fp16: bool = II("common.fp16")

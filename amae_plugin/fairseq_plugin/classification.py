@@ -3,7 +3,7 @@
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
@@ -30,6 +30,7 @@ from amae_plugin.metrics.classification import multi_label, single_label
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
 from amae_plugin.models.published import PublishedFile
 from amae_plugin.models.registry import find_system
+from amae_plugin.models.settings import setting
 
 logger = logging.getLogger(__name__)
 
@@ -47,28 +48,20 @@ ALIASES = {
 class AmaeClassificationTaskConfig(AudioTaskConfig):
     """Data, labels and augmentation of classification; the defaults are Audio-MAE's for AudioSet, single-label."""
 
-    fold: Optional[int] = field(
-        default=None, metadata={"help": "cross-validation: the manifests are those in <data>/fold<N>"}
-    )
-    multi_label: bool = field(default=False, metadata={"help": "a clip may have several labels"})
+    fold: Optional[int] = setting(None, "cross-validation: the manifests are those in <data>/fold<N>")
+    multi_label: bool = setting(False, "a clip may have several labels")
     augmentations: Any = "roll,magnitude,spec_augment"
-    mixup: Optional[float] = field(default=None, metadata={"help": "sets augmentations.mixup.share; 0: no mixup"})
-    spec_augment_time: Optional[int] = field(default=None, metadata={"help": "sets augmentations.spec_augment.time"})
-    spec_augment_frequency: Optional[int] = field(
-        default=None, metadata={"help": "sets augmentations.spec_augment.frequency"}
+    mixup: Optional[float] = setting(None, "sets augmentations.mixup.share; 0: no mixup")
+    spec_augment_time: Optional[int] = setting(None, "sets augmentations.spec_augment.time")
+    spec_augment_frequency: Optional[int] = setting(None, "sets augmentations.spec_augment.frequency")
+    noise: Optional[float] = setting(None, "sets augmentations.noise.amplitude; 0: no noise")
+    noise_roll: Optional[int] = setting(None, "with noise: sets augmentations.noise.frames")
+    balanced_samples: Optional[int] = setting(
+        None,
+        "draw this many clips an epoch, by train.weights.npy if it is there (amae weights), else by "
+        "class-balanced weights; null: every clip once",
     )
-    noise: Optional[float] = field(default=None, metadata={"help": "sets augmentations.noise.amplitude; 0: no noise"})
-    noise_roll: Optional[int] = field(default=None, metadata={"help": "with noise: sets augmentations.noise.frames"})
-    balanced_samples: Optional[int] = field(
-        default=None,
-        metadata={
-            "help": "draw this many clips an epoch, by train.weights.npy if it is there (amae weights), else by "
-            "class-balanced weights; null: every clip once"
-        },
-    )
-    label_fraction: float = field(
-        default=1.0, metadata={"help": "share of the training clips that is used, drawn class by class"}
-    )
+    label_fraction: float = setting(1.0, "share of the training clips that is used, drawn class by class")
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
     maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
 
@@ -121,13 +114,13 @@ class AmaeClassificationTask(AudioTask):
     def chosen_augmentations(self) -> Dict[str, Dict[str, Any]]:
         """Return the parameters of the chosen augmentations, with those that settings of their own stand for."""
         chosen = super().chosen_augmentations()
-        for setting, (name, parameter) in ALIASES.items():
-            value = self.cfg[setting]
-            if value is None or (setting == "noise_roll" and "noise" not in chosen):
+        for alias, (name, parameter) in ALIASES.items():
+            value = self.cfg[alias]
+            if value is None or (alias == "noise_roll" and "noise" not in chosen):
                 continue
-            logger.info(f"task.{setting}={value} stands for task.augmentations.{name}.{parameter}={value}")
+            logger.info(f"task.{alias}={value} stands for task.augmentations.{name}.{parameter}={value}")
             chosen[name] = {**chosen.get(name, {}), parameter: value}
-            if not value and setting in ("mixup", "noise"):
+            if not value and alias in ("mixup", "noise"):
                 del chosen[name]
         return chosen
 
@@ -252,13 +245,10 @@ LOSSES: Dict[str, Callable[..., Tensor]] = {"cross_entropy": F.cross_entropy, "b
 class AmaeClassificationConfig(FairseqDataclass):
     """Options of :class:`AmaeClassification`."""
 
-    loss: str = field(
-        default="cross_entropy",
-        metadata={"help": "cross_entropy (softmax), or bce (sigmoid; for several labels a clip, or with mixup)"},
+    loss: str = setting(
+        "cross_entropy", "cross_entropy (softmax), or bce (sigmoid; for several labels a clip, or with mixup)"
     )
-    label_smoothing: float = field(
-        default=0.0, metadata={"help": "share of the target spread over all classes, in training only"}
-    )
+    label_smoothing: float = setting(0.0, "share of the target spread over all classes, in training only")
 
 
 @register_criterion("amae_classification", dataclass=AmaeClassificationConfig)
@@ -296,17 +286,13 @@ class AmaeClassification(SummedCriterion):
 class AmaeClassifierConfig(ClassifierConfig, FairseqDataclass):
     """:class:`ClassifierConfig` with what training adds: initial weights, learning rates, and compilation."""
 
-    pretrained: Optional[str] = field(
-        default=None,
-        metadata={"help": "checkpoint of this plugin whose encoder is taken; null trains model.encoder from scratch"},
+    pretrained: Optional[str] = setting(
+        None, "checkpoint of this plugin whose encoder is taken; null trains model.encoder from scratch"
     )
-    imagenet: Optional[str] = field(
-        default=None,
-        metadata={"help": "file of timm's ViT or DeiT weights from which the encoder starts, if its system can"},
+    imagenet: Optional[str] = setting(
+        None, "file of timm's ViT or DeiT weights from which the encoder starts, if its system can"
     )
-    layer_decay: float = field(
-        default=0.75, metadata={"help": "learning rate of a layer over that of the one above it"}
-    )
+    layer_decay: float = setting(0.75, "learning rate of a layer over that of the one above it")
 
 
 @register_model("amae_classifier", dataclass=AmaeClassifierConfig)

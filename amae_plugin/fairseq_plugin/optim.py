@@ -3,7 +3,7 @@
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Dict, List, Tuple
 
 import torch
@@ -12,14 +12,16 @@ from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
 from torch import nn
 
+from amae_plugin.models.settings import setting
+
 
 @dataclass
 class AmaeAdamWConfig(FairseqDataclass):
     """Hyperparameters of :class:`AmaeAdamW`."""
 
-    betas: Tuple[float, float] = field(default=(0.9, 0.95), metadata={"help": "decay of the two moments"})
-    eps: float = field(default=1e-8, metadata={"help": "added to the denominator"})
-    weight_decay: float = field(default=0.0, metadata={"help": "decoupled weight decay"})
+    betas: Tuple[float, float] = setting((0.9, 0.95), "decay of the two moments")
+    eps: float = setting(1e-8, "added to the denominator")
+    weight_decay: float = setting(0.0, "decoupled weight decay")
     lr: List[float] = II("optimization.lr")
 
 

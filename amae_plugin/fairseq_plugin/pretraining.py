@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Tuple, cast
 
@@ -22,6 +22,7 @@ from amae_plugin.fairseq_plugin.bases import SummedCriterion, TrainedModel, Valu
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
 from amae_plugin.models.base import PretrainingModel, summed_losses
 from amae_plugin.models.mae_ast import MAEAST, MAEASTConfig
+from amae_plugin.models.settings import setting
 from amae_plugin.models.ssast import SSAST, SSASTConfig
 
 logger = logging.getLogger(__name__)
@@ -31,11 +32,9 @@ logger = logging.getLogger(__name__)
 class AmaePretrainingConfig(AudioTaskConfig):
     """Data and features of pretraining."""
 
-    score_padding: bool = field(
-        default=True, metadata={"help": "hidden patches beyond a clip's end count in the loss (as published)"}
-    )
-    picture_interval: int = field(default=0, metadata={"help": "updates between TensorBoard pictures, 0: none"})
-    pictures: int = field(default=4, metadata={"help": "validation clips on a picture"})
+    score_padding: bool = setting(True, "hidden patches beyond a clip's end count in the loss (as published)")
+    picture_interval: int = setting(0, "updates between TensorBoard pictures, 0: none")
+    pictures: int = setting(4, "validation clips on a picture")
     valid_subset: str = II("dataset.valid_subset")
     tensorboard_logdir: Optional[str] = II("common.tensorboard_logdir")
 

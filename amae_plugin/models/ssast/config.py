@@ -1,10 +1,10 @@
 """Sizes and choices of SSAST; the defaults are the paper's base model on patches (Gong et al., AAAI 2022)."""
 
 # Annotations stay objects here, in the typing module's spelling: fairseq reads them when the fields become its options.
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional, Tuple
 
-from amae_plugin.models.settings import PretrainingConfig
+from amae_plugin.models.settings import PretrainingConfig, setting
 
 
 @dataclass
@@ -14,19 +14,16 @@ class SSASTConfig(PretrainingConfig):
     The paper's frame model has ``patch_size=(2, 128)`` and ``masking="random"``.
     """
 
-    input_length: int = field(default=1024, metadata={"help": "frames that the position table covers"})
-    patch_size: Tuple[int, int] = field(
-        default=(16, 16), metadata={"help": "frames and bands of a patch (frame model: 2 and all bands)"}
-    )
-    patch_stride: Optional[Tuple[int, int]] = field(
-        default=None,
-        metadata={"help": "frames and bands from patch to patch; null: the patch; AST fine-tunes patches with 10, 10"},
+    input_length: int = setting(1024, "frames that the position table covers")
+    patch_size: Tuple[int, int] = setting((16, 16), "frames and bands of a patch (frame model: 2 and all bands)")
+    patch_stride: Optional[Tuple[int, int]] = setting(
+        None, "frames and bands from patch to patch; null: the patch; AST fine-tunes patches with 10, 10"
     )
 
-    embed_dim: int = field(default=768, metadata={"help": "width of the encoder (tiny 192, small 384, base 768)"})
-    depth: int = field(default=12, metadata={"help": "blocks of the encoder"})
-    num_heads: int = field(default=12, metadata={"help": "attention heads (tiny 3, small 6, base 12)"})
-    mlp_ratio: float = field(default=4.0, metadata={"help": "hidden width of a block's MLP over its width"})
+    embed_dim: int = setting(768, "width of the encoder (tiny 192, small 384, base 768)")
+    depth: int = setting(12, "blocks of the encoder")
+    num_heads: int = setting(12, "attention heads (tiny 3, small 6, base 12)")
+    mlp_ratio: float = setting(4.0, "hidden width of a block's MLP over its width")
 
-    masking: str = field(default="cluster", metadata={"help": "cluster (patches), random (frames), ..."})
-    mask_ratio: float = field(default=0.78125, metadata={"help": "hidden share (400 of 512; not time_frequency)"})
+    masking: str = setting("cluster", "cluster (patches), random (frames), ...")
+    mask_ratio: float = setting(0.78125, "hidden share (400 of 512; not time_frequency)")
