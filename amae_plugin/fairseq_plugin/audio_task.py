@@ -77,10 +77,10 @@ class AudioTaskConfig(FairseqDataclass):
         default=None, metadata={"help": "the same in frames, for batches by dataset.max_tokens"}
     )
     clips_per_epoch: Optional[int] = field(
-        default=None, metadata={"help": "clips of an epoch, from which recipes compute the number of updates"}
+        default=None, metadata={"help": "clips of an epoch; recipes compute updates from it"}
     )
-    epochs: Optional[float] = field(default=None, metadata={"help": "length of the training, if a recipe reads it"})
-    warmup_epochs: Optional[float] = field(default=None, metadata={"help": "length of the warm-up, likewise"})
+    epochs: Optional[float] = field(default=None, metadata={"help": "epochs from which a recipe computes max_update"})
+    warmup_epochs: Optional[float] = field(default=None, metadata={"help": "the same for warmup_updates"})
     seed: int = II("common.seed")
     save_dir: str = II("checkpoint.save_dir")
     # Read by fairseq: batches are drawn anew in each epoch, and workers start anew, since they must see the epoch.
