@@ -45,7 +45,7 @@ def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> 
         "--minutes",
         "0.2",
     ]
-    command += ["--updates", "20", "--fractions", "1", "--systems", "MAE-AST", "AST", "--set", *SMALLER]
+    command += ["--updates", "20", "--fractions", "1", "--systems", "mae-ast", "AST", "--set", *SMALLER]
     command += ["--set-fine-tuning", "dataset.batch_size=4", "task.clips_per_update=4"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -79,7 +79,7 @@ def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--systems", "EAT"], "--systems: no EAT; there are Audio-MAE, MAE-AST, SSAST, AST"),
+        (["--systems", "Eat"], "--systems: no EAT; there are AUDIO-MAE, MAE-AST, SSAST, AST"),
         (["--minutes", "0"], "--minutes must be above 0"),
         (["--fractions", "1.5"], "--fractions must be above 0 and at most 1"),
         (["--pretrain", "nowhere"], "nowhere: has no train.tsv, valid.tsv"),
