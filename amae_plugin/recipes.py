@@ -1,10 +1,11 @@
 """Recipes: how a command reads one, and the values ``${amae.<name>:...}`` that a recipe computes.
 
-Importing this module defines those values: the table at its end names their functions.
+Importing this module defines those values, each under the name of its function.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,14 +99,14 @@ def clips(folder: str, subset: str) -> int:
     return len(Manifest.read(user_path(folder) / f"{subset}.tsv"))
 
 
-def updates(number: int, clips_per_update: int, epochs: float) -> int:
+def updates_of(number: int, clips_per_update: int, epochs: float) -> int:
     """``${amae.updates_of:CLIPS,CLIPS_PER_UPDATE,EPOCHS}``: optimizer updates in a number of epochs."""
-    return round(-(-int(number) // int(clips_per_update)) * float(epochs))
+    return round(math.ceil(int(number) / int(clips_per_update)) * float(epochs))
 
 
-def manifest_updates(folder: str, subset: str, clips_per_update: int, epochs: float) -> int:
+def updates(folder: str, subset: str, clips_per_update: int, epochs: float) -> int:
     """``${amae.updates:FOLDER,SUBSET,CLIPS_PER_UPDATE,EPOCHS}``: the same for a manifest's clips."""
-    return updates(clips(folder, subset), clips_per_update, epochs)
+    return updates_of(clips(folder, subset), clips_per_update, epochs)
 
 
 def update_freq(clips_per_update: int, batch_size: int, devices: int) -> int:
@@ -151,15 +152,6 @@ def positive(number: float) -> bool:
     return float(number) > 0
 
 
-for _name, _resolver in {
-    "plugin_dir": plugin_dir,
-    "clips": clips,
-    "updates": manifest_updates,
-    "updates_of": updates,
-    "update_freq": update_freq,
-    "update_freq_of_frames": update_freq_of_frames,
-    "scaled_lr": scaled_lr,
-    "devices": devices,
-    "positive": positive,
-}.items():
-    OmegaConf.register_new_resolver(f"amae.{_name}", _resolver, replace=True)
+_VALUES = (plugin_dir, clips, updates, updates_of, update_freq, update_freq_of_frames, scaled_lr, devices, positive)
+for _value in _VALUES:
+    OmegaConf.register_new_resolver(f"amae.{_value.__name__}", _value, replace=True)

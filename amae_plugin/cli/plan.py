@@ -85,7 +85,7 @@ def _read(args: argparse.Namespace) -> SimpleNamespace:
     with open_recipe(args.recipe, args.config_dir, [f"++task.clips_per_epoch={args.clips}", *args.set]) as config:
         work.settings = model_section(config)
         work.frames = work.settings["input_length"]
-        if config.task.get("batch_length", "fixed") != "fixed":
+        if config.task.get("batch_length") not in (None, "fixed"):
             # A batch of clips of this length is cropped to whole patches.
             front_end, multiple = LogMel(), whole_number(config, "task.length_multiple")
             samples = round(args.clip_seconds * front_end.sample_rate)
@@ -146,9 +146,8 @@ def _estimate(args: argparse.Namespace, work: SimpleNamespace, nodes: int) -> _L
     _, peak, memory, nvlink, adapter = GPUS[args.gpu]
     share = work.update // gpus
     batch = batch_that_fits(share, work.limit)
-    at_a_time = f"{work.limit_key}={batch}"
-    if batch != work.limit:
-        at_a_time = f"needs {at_a_time}, since the recipe's {work.limit} does not divide that"
+    change = "" if batch == work.limit else f", since the recipe's {work.limit} does not divide that"
+    at_a_time = f"{'needs ' if change else ''}{work.limit_key}={batch}{change}"
     yield "share of a GPU", f"{share:,} {work.unit}", f"{work.update:,} / {gpus}; {at_a_time}"
 
     speed = args.train_rate or (args.utilisation or _UTILISATION) * peak / work.flops
@@ -169,12 +168,10 @@ def _estimate(args: argparse.Namespace, work: SimpleNamespace, nodes: int) -> _L
             exchange = max(exchange, seconds)
             ring = f"ring all-reduce, 2 x {gpus - 1}/{gpus} x {_si(work.gradients, 'B')} / {_si(rate, 'B/s')}"
             yield name, _si(seconds, "s"), f"{ring}, {said}, one way"
-    hidden = ""
     if gpus > 1:
-        hidden = ", with all or none of the exchange hidden"
         yield "exchange", f"{exchange / compute:.1%}", "of the computation's time, by the slowest link"
     bounds = (work.updates * seconds for seconds in (max(compute, exchange), compute + exchange))
-    how = f"{work.updates:,} updates{hidden}; validation comes on top"
+    how = f"{work.updates:,} updates, with all or none of the exchange hidden; validation comes on top"
     yield "training", " to ".join(dict.fromkeys(map(_time, bounds))), how
 
     measured = " (measured on another machine, on clips of ten seconds)" if args.decode_rate == _DECODE_RATE else ""

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from amae_plugin.data.manifest import write_manifest
 from amae_plugin.errors import UserError
-from amae_plugin.recipes import manifest_updates, plugin_dir, scaled_lr, update_freq, updates
+from amae_plugin.recipes import plugin_dir, scaled_lr, update_freq, updates, updates_of
 
 
 @pytest.mark.parametrize(("clips", "epochs", "expected"), [(1, 1, 1), (8, 1, 1), (9, 1, 2), (100, 32, 13 * 32)])
@@ -18,13 +18,13 @@ def test_updates_count_the_last_smaller_batch_of_each_epoch(
     tmp_path: Path, clips: int, epochs: int, expected: int
 ) -> None:
     write_manifest(tmp_path / "train.tsv", tmp_path, [(f"{index}.wav", 1) for index in range(clips)])
-    assert manifest_updates(str(tmp_path), "train", 8, epochs) == expected
+    assert updates(str(tmp_path), "train", 8, epochs) == expected
     formula = f"${{amae.updates_of:${{amae.clips:{tmp_path},train}},8,{epochs}}}"
     assert OmegaConf.create({"max_update": formula}).max_update == expected
 
 
 def test_updates_of_clips_that_are_drawn() -> None:
-    assert updates(200_000, 512, 100) == 391 * 100
+    assert updates_of(200_000, 512, 100) == 391 * 100
 
 
 @given(st.integers(1, 64), st.integers(1, 16), st.integers(1, 32))
