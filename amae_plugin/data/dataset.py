@@ -99,6 +99,7 @@ class AudioDataset(torch.utils.data.Dataset):
             raise ValueError(f"on_bad_audio is '{self.on_bad_audio}', must be 'raise' or 'skip'")
         if self.labels is not None and len(self.labels) != len(self.manifest):
             raise ValueError(f"{len(self.labels)} labels do not fit {len(self.manifest)} clips")
+        self._augmentations = self.augmentations if self.train else ()
         self.set_epoch(0)
         # Clips of the manifest that were skipped, in memory that all workers share.
         self._skipped = torch.zeros(len(self.manifest), dtype=torch.bool).share_memory_()
@@ -129,11 +130,10 @@ class AudioDataset(torch.utils.data.Dataset):
         """
         seed = self._seed(index)
         rng = np.random.default_rng(seed)
-        augmentations = self.augmentations if self.train else ()
         clip = index if self._clips is None else int(self._clips[index])
         waveform = self._load(clip, rng)
         target = None if self.labels is None else self.labels.multi_hot(clip)
-        for augmentation in augmentations:
+        for augmentation in self._augmentations:
             weight = augmentation.draw_weight(rng)
             if waveform is not None and weight < 1:
                 other = self._draw_partner(rng)
@@ -146,10 +146,10 @@ class AudioDataset(torch.utils.data.Dataset):
         log_mel = self.input.front_end(waveform)
         length = min(len(log_mel), self.input.target_length)
         source = fit_length(log_mel, self.input.target_length if self.batch_length == "fixed" else length)
-        for augmentation in augmentations:
+        for augmentation in self._augmentations:
             source = augmentation.log_mel(source, rng)
         source = self.input.normalize(source)
-        for augmentation in augmentations:
+        for augmentation in self._augmentations:
             source = augmentation.normalized(source, rng)
         item = Item(id=index, source=source, length=length, seed=seed)
         if target is not None:
@@ -169,7 +169,7 @@ class AudioDataset(torch.utils.data.Dataset):
                 raise
             self._skip(clip, error)
             return None
-        for augmentation in self.augmentations if self.train else ():
+        for augmentation in self._augmentations:
             waveform = augmentation.waveform(waveform, rng)
         return waveform
 

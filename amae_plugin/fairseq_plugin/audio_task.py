@@ -161,7 +161,7 @@ class AudioTask(FairseqTask):
         iterator = super().get_batch_iterator(dataset, max_tokens=max_tokens, **kwargs)
         iterator.disable_shuffling = not dataset.by_length
         if dataset.dataset.train:
-            # The method of the class, since fairseq may return an iterator that it returned before.
+            # Of the class, since fairseq may return an iterator that it returned before, with this method replaced.
             next_epoch = functools.partial(iterators.EpochBatchIterator.next_epoch_itr, iterator)
             iterator.next_epoch_itr = lambda **options: TimedBatches(next_epoch(**options), self.data_wait)
         return iterator

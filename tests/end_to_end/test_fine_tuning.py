@@ -200,7 +200,7 @@ def test_several_labels_a_clip(labelled: Path, tmp_path: Path) -> None:
         "checkpoint.best_checkpoint_metric=mAP",
         "optimization.max_update=30",
         "optimization.lr=[3e-3]",
-        "task.augmentations=[]",
+        "task.augmentations=null",
         "task.mixup=0.0",
     )
     assert run.returncode == 0, run.output

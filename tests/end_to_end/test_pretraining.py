@@ -181,7 +181,7 @@ def test_clip_that_cannot_be_decoded_stops_training_or_is_counted(corpus: Path, 
 
 
 def test_padding_can_be_left_out_of_the_loss(corpus: Path, tmp_path: Path) -> None:
-    overrides = [f"task.data={corpus}", "optimization.max_update=4", "task.augmentations=[]"]
+    overrides = [f"task.data={corpus}", "optimization.max_update=4", "task.augmentations=null"]
     runs = [[*overrides, f"task.score_padding={choice}"] for choice in ("true", "false")]
     scored, left_out = train_in_turn(tmp_path, runs, "pretrain_audio_mae_tiny")
     assert scored.returncode == left_out.returncode == 0, scored.output + left_out.output
@@ -200,7 +200,7 @@ def test_choices_of_the_recipe_train(corpus: Path, tmp_path: Path) -> None:
 
 WRONG_SETTINGS = [
     (["task.data=nowhere"], "task.data=nowhere: there is no folder"),
-    (["task.augmentations=[shuffle]"], "task.augmentations: no shuffle"),
+    (["task.augmentations=shuffle"], "task.augmentations: no shuffle"),
     (["dataset.batch_size=3"], "task.clips_per_update=8 is not a multiple of dataset.batch_size=3"),
     (["model.masking=sieve"], "no masking strategy is called 'sieve'"),
     (["common.bf16=true"], "set model.bf16=true"),

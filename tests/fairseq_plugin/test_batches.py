@@ -42,7 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "valid"):
         write_manifest(folder / f"{split}.tsv", folder, rows)
     write_names(folder / "labels.txt", ["a", "b"])
-    write_labels(folder / "train.lbl", ["ab"[index % 2] for index in range(len(rows))])
+    for split in ("train", "valid"):
+        write_labels(folder / f"{split}.lbl", ["ab"[index % 2] for index in range(len(rows))])
     return folder
 
 
@@ -57,7 +58,7 @@ def task(folder: Path, split: str = "train", **settings: object) -> AmaePretrain
 def classification(folder: Path, **settings: object) -> AmaeClassificationTask:
     values = {"data": str(folder), "target_length": 128, "seed": 1, "best_checkpoint_metric": "loss"}
     config = OmegaConf.structured(AmaeClassificationTaskConfig)
-    made = AmaeClassificationTask(OmegaConf.merge(config, {**values, "save_dir": "", **settings}))
+    made = AmaeClassificationTask(OmegaConf.merge(config, {**values, **settings}))
     made.load_dataset("train")
     return made
 
@@ -175,7 +176,7 @@ class Optimizer:
 def test_training_logs_the_time_that_it_waits_for_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_item = AudioDataset.__getitem__
     monkeypatch.setattr(AudioDataset, "__getitem__", lambda self, index: time.sleep(0.01) or make_item(self, index))
-    made = task(folder)
+    made = classification(folder)
     for _ in range(2):  # fairseq asks for the iterator anew in each epoch, and gets the same one
         iterator = made.get_batch_iterator(made.dataset("train"), max_sentences=5)
         assert len(list(iterator.next_epoch_itr(shuffle=True))) == 2
