@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -49,10 +49,10 @@ class Checkpoint:
     """
 
     path: Path
-    config: Mapping[str, Any]
+    config: Mapping[str, Settings]
     state: Mapping[str, Tensor]
-    task_state: Mapping[str, Any] = field(default_factory=dict)
-    extra_state: Mapping[str, Any] = field(default_factory=dict)
+    task_state: Settings = field(default_factory=dict)
+    extra_state: Settings = field(default_factory=dict)
     updates: int | None = None
 
     @classmethod
@@ -64,9 +64,9 @@ class Checkpoint:
         """
         path = Path(path)
         content = read_weights(path)
-        config = content.get("cfg") if isinstance(content, dict) else None
-        if not isinstance(config, Mapping) or "model" not in content:
+        if not isinstance(content, dict) or not isinstance(content.get("cfg"), Mapping) or "model" not in content:
             raise UserError(f"{path}: not a checkpoint of a fairseq run, which would have the entries cfg and model")
+        config = content["cfg"]
         name = (config.get("model") or {}).get("_name")
         if name not in DOWNSTREAM and name not in SYSTEMS:
             raise UserError(
@@ -90,7 +90,7 @@ class Checkpoint:
             UserError: the file cannot be written.
         """
         # fairseq reads the last entry of the history even if it resumes no optimizer.
-        history: dict[str, Any] = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}}
+        history: dict[str, object] = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}}
         if self.updates is not None:
             history["num_updates"] = self.updates
         content = {

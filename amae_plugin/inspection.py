@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.models.base import Encoder, PretrainingModel
+from amae_plugin.models.settings import Settings
 
-_SHOWN = 10  # names
+Facts = dict[str, Any]
+"""Facts in JSON's types, by name."""
+_SHOWN = 10  # number of names in a line
 _FORMULAS = {"two_std": "(x - mean) / (2 std)", "one_std": "(x - mean) / std", "model": "in the encoder"}
 _SETTINGS = {
     "metric": ("checkpoint", "best_checkpoint_metric"),
@@ -28,7 +31,7 @@ _SETTINGS = {
 _PRETRAINING = ("masking", "mask_ratio", "decoder", "decoder_embed_dim", "decoder_depth", "norm_pix_loss")
 
 
-def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+def describe(checkpoint: Checkpoint) -> Facts:
     """Describe a checkpoint's model, input and training in JSON's types; None for what it does not state.
 
     Parameters are counted by the part of the model that holds them. ``best`` is the best value of ``metric`` in the run
@@ -51,7 +54,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "recipe": task.get("recipe"),
         "model": checkpoint.model_settings["_name"],
         "encoder": checkpoint.encoder_settings["_name"],
-        "settings": _plain(checkpoint.model_settings),
+        "settings": checkpoint.model_settings,
         "parameters": {**parts, "total": sum(parts.values())},
         "embed_dim": encoder.embed_dim,
         "depth": len(encoder.blocks),
@@ -78,16 +81,13 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "train_loss": _train_loss(extra),
         "task": task.get("_name"),
         **{name: task.get(name) for name in ("data", "clips_per_update", "multi_label")},
-        **{
-            name: _plain((checkpoint.config.get(section) or {}).get(setting))
-            for name, (section, setting) in _SETTINGS.items()
-        },
+        **{name: (checkpoint.config.get(section) or {}).get(setting) for name, (section, setting) in _SETTINGS.items()},
         "classes": list(checkpoint.task_state.get("classes") or []) or None,
-        "conversion": _plain(extra.get("conversion")),
+        "conversion": extra.get("conversion"),
     }
 
 
-def summary(facts: Mapping[str, Any]) -> str:
+def summary(facts: Facts) -> str:
     """Summarise the result of :func:`describe` in a few lines for a terminal."""
     settings, shown = facts["settings"], facts["input"]
     classifier = facts["model"] != facts["encoder"]
@@ -118,7 +118,7 @@ def summary(facts: Mapping[str, Any]) -> str:
     return "\n".join(f"{name:{width}}  {text}" for name, text in lines if text)
 
 
-def _tokens(facts: Mapping[str, Any]) -> str:
+def _tokens(facts: Facts) -> str:
     size, stride = facts["patch_size"], facts["patch_stride"]
     apart = "" if size == stride else f" every {stride[0]} frames and {stride[1]} bands"
     return f"patches of {size[0]} frames x {size[1]} bands{apart}{_grid(facts['grid'], ', ')}"
@@ -128,7 +128,7 @@ def _grid(grid: list[int] | None, before: str) -> str:
     return "" if grid is None else f"{before}{grid[0]} x {grid[1]} (time x frequency)"
 
 
-def _training(facts: Mapping[str, Any]) -> str:
+def _training(facts: Facts) -> str:
     updates, hours, lr = facts["updates"], facts["stop_time_hours"], facts["lr"]
     planned = f" of {facts['max_update']:,}" if facts["max_update"] else ""
     if hours:
@@ -144,7 +144,7 @@ def _training(facts: Mapping[str, Any]) -> str:
     return ", ".join(part for part in parts if part is not None)
 
 
-def _measures(facts: Mapping[str, Any]) -> str:
+def _measures(facts: Facts) -> str:
     values = {
         facts["metric"]: facts["last"],
         f"best {facts['metric']}": facts["best"],
@@ -153,7 +153,7 @@ def _measures(facts: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
 
 
-def _classes(facts: Mapping[str, Any]) -> str:
+def _classes(facts: Facts) -> str:
     names = facts["classes"] or []
     several = ", several a clip" if facts["multi_label"] else ""
     return f"{len(names):,}{several}: {_shown(names)}" if names else ""
@@ -164,7 +164,7 @@ def _shown(names: Sequence[str]) -> str:
     return f"{', '.join(names[:_SHOWN])}{more}"
 
 
-def _conversion(conversion: Mapping[str, Any] | None) -> str:
+def _conversion(conversion: Facts | None) -> str:
     if not conversion:
         return ""
     parts: dict[str, list[str]] = {}
@@ -175,11 +175,11 @@ def _conversion(conversion: Mapping[str, Any] | None) -> str:
     return f"{conversion['source']} ({conversion['kind']}){more}"
 
 
-def _shown_statistics(shown: Mapping[str, Any]) -> str:
+def _shown_statistics(shown: Facts) -> str:
     return f"mean {shown['mean']:.8g}, std {shown['std']:.8g}, {shown['statistics']}"
 
 
-def _statistics(encoder: Encoder, model_input: ModelInput) -> dict[str, Any]:
+def _statistics(encoder: Encoder, model_input: ModelInput) -> Facts:
     """Return the mean and the standard deviation of the normalisation, and their origin."""
     if encoder.input_statistics is None:
         return {"mean": model_input.mean, "std": model_input.std, "statistics": "task.mean and task.std"}
@@ -187,20 +187,13 @@ def _statistics(encoder: Encoder, model_input: ModelInput) -> dict[str, Any]:
     return {"mean": mean, "std": std, "statistics": "learned by the encoder's input norm"}
 
 
-def _train_loss(extra_state: Mapping[str, Any]) -> float | None:
+def _train_loss(extra_state: Settings) -> float | None:
     """Return the mean of the training loss over the epoch so far, from fairseq's stored meters."""
-    meters: Iterable[Any] = dict(extra_state.get("metrics") or {}).get("train", ())
-    for _, name, kind, state in meters:
+    for _, name, kind, state in dict(extra_state.get("metrics") or {}).get("train", ()):
         if (name, kind) == ("loss", "AverageMeter") and float(state["count"]) > 0:
             return _number(float(state["sum"]) / float(state["count"]))
     return None
 
 
-def _number(value: Any) -> float | None:
+def _number(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

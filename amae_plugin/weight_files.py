@@ -10,17 +10,12 @@ import re
 import warnings
 import zipfile
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from amae_plugin.errors import UserError
 
-# Published checkpoints also hold the arguments of their run. A Namespace is a bag of attributes: making one runs no
-# code, and PyTorch's reader fills it without inspecting its content. omegaconf's containers are not harmless: they are
-# unpickled by code of their own and compute values on access.
-_HARMLESS: list[Any] = [argparse.Namespace]
 _GLOBAL = re.compile(r"GLOBAL (\S+) (?:was not|whose)")
 _SAFETENSORS = ".safetensors"
 
@@ -29,7 +24,7 @@ class UnsafeFileError(UserError):
     """A file holds objects that only code of its choice could make."""
 
 
-def read_weights(path: str | os.PathLike[str], *, trust: bool = False) -> Any:
+def read_weights(path: str | os.PathLike[str], *, trust: bool = False) -> object:
     """Read a file that ``torch.save`` or safetensors wrote, on the CPU.
 
     Args:
@@ -49,7 +44,10 @@ def read_weights(path: str | os.PathLike[str], *, trust: bool = False) -> Any:
         is_zip = zipfile.is_zipfile(path)
         if is_zip:
             _refuse_escapes(path)
-        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+        # Published checkpoints also hold the arguments of their run as a Namespace, which is harmless: making one runs
+        # no code, and PyTorch's reader fills it without inspecting its content. omegaconf's containers are not: they
+        # are unpickled by code of their own and compute values on access.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about formats and protocols; the messages below say what matters
             try:
                 # Mapped, because most of a file may be an optimizer's state, which nothing reads.

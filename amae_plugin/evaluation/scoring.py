@@ -144,7 +144,7 @@ def validation_dataset(checkpoint: Checkpoint, manifest: Manifest, position: flo
     return AudioDataset(manifest, checkpoint.input, crop_position=position)
 
 
-_Batch = tuple[dict[str, Any], list[tuple[int, AudioError]]]
+_Batch = tuple[dict[str, Tensor], list[tuple[int, AudioError]]]
 
 
 class _Attempts(torch.utils.data.Dataset):

@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, Union
+from typing import TypeVar, Union
 
 import numpy as np
 import torch.utils.data
@@ -72,7 +72,7 @@ def load_waveform(
     return waveform
 
 
-def _as_frames(audio: Any, name: str) -> np.ndarray:
+def _as_frames(audio: np.ndarray | Tensor, name: str) -> np.ndarray:
     """Convert samples (samples,) or (channels, samples) to (samples, channels) float32."""
     samples = audio.detach().cpu().numpy() if isinstance(audio, Tensor) else np.asarray(audio)
     if samples.ndim == 1:
@@ -167,7 +167,6 @@ class ClipFiles:
             _Waveforms(paths, self._features),
             batch_size=None,
             num_workers=max(0, min(self._workers, len(paths) - 1)),
-            collate_fn=_unchanged,
         )
         for path, waveform in zip(paths, loader):
             if isinstance(waveform, Tensor):
@@ -192,7 +191,3 @@ class _Waveforms(torch.utils.data.Dataset):
             return load_waveform(self.paths[index], features=self.features)
         except AudioError as error:
             return error
-
-
-def _unchanged(item: Any) -> Any:
-    return item

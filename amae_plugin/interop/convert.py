@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import torch
 
@@ -16,6 +16,7 @@ from amae_plugin.models.base import DownstreamModel, Model
 from amae_plugin.models.downstream import DOWNSTREAM, build_model, encoder_section
 from amae_plugin.models.published import ConversionOptions, ConvertedWeights, PublishedFile, PublishedFormat
 from amae_plugin.models.registry import SYSTEMS, find_system
+from amae_plugin.models.settings import Settings
 
 FORMATS: dict[str, PublishedFormat] = {form.name: form() for system in SYSTEMS.values() for form in system.published}
 """Formats of published checkpoints by name."""
@@ -53,7 +54,7 @@ def convert(
     options: ConversionOptions,
     *,
     kind: str | None = None,
-    front_end: Mapping[str, Any] = MappingProxyType({}),
+    front_end: Settings = MappingProxyType({}),
     multi_label: bool | None = None,
     partial: bool = False,
 ) -> Conversion:
@@ -178,15 +179,15 @@ def _mismatch(path: Path, kind: PublishedFormat, missing: Sequence[str], surplus
 
 
 def _sections(
-    model: Model, reading: ConvertedWeights, front_end: Mapping[str, object], multi_label: bool | None
-) -> dict[str, Any]:
+    model: Model, reading: ConvertedWeights, front_end: Settings, multi_label: bool | None
+) -> dict[str, Settings]:
     """Return the settings of a run that could have written the checkpoint."""
-    settings = _plain({**asdict(model.config), **reading.model})
+    settings = json.loads(json.dumps({**asdict(model.config), **reading.model}))  # with lists instead of tuples
     encoder = encoder_section(settings)
     default = find_system(encoder).default_input.settings()
     sizes = {"target_length": reading.target_length, "num_mel_bins": encoder["num_mel_bins"]}
     task = {"_name": "amae_pretraining", "data": "", **default, **sizes, **front_end}
-    sections: dict[str, Any] = {
+    sections: dict[str, Settings] = {
         # fairseq's tasks read these from other sections.
         "common": {"seed": 1, "tensorboard_logdir": None},
         "checkpoint": {"save_dir": "", "best_checkpoint_metric": "loss"},
@@ -200,13 +201,6 @@ def _sections(
         loss = "bce" if task["multi_label"] else "cross_entropy"
         sections["criterion"] = {"_name": model.task, "loss": loss}
     return sections
-
-
-def _plain(value: Any) -> Any:
-    """Replace tuples in settings by lists, as YAML has them."""
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _task_state(path: Path, reading: ConvertedWeights, options: ConversionOptions) -> dict[str, list[str]]:

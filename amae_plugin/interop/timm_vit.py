@@ -90,7 +90,7 @@ class Timm(Format):
         classes, width = self.vit.head["1.weight"].shape
         return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
 
-    def _config(self) -> dict[str, Any]:
+    def _config(self) -> dict[str, object]:
         """Return the entries of timm's own export, and the description of the input."""
         arguments, model_input = self.vit.arguments, self.checkpoint.input
         scale = NORMALIZATIONS[model_input.normalization] or 1.0

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -49,7 +49,7 @@ class PublishedFile:
 
     path: Path
     state: Mapping[str, Tensor]
-    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    settings: Mapping[str, Settings] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], *, trust: bool = False) -> PublishedFile:
@@ -65,6 +65,8 @@ class PublishedFile:
         """
         path = Path(path)
         content = read_weights(path, trust=trust)
+        if not isinstance(content, Mapping):
+            raise UserError(f"{path}: holds a {type(content).__name__}, not a state dict")
         state = _find_state(path, content)
         if all(name.startswith(_DATA_PARALLEL) for name in state):
             state = {name.removeprefix(_DATA_PARALLEL): tensor for name, tensor in state.items()}
@@ -144,9 +146,7 @@ def classifier_section(encoder: str, sizes: Mapping[str, object], num_classes: i
     }
 
 
-def _find_state(path: Path, content: Any) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path}: holds a {type(content).__name__}, not a state dict")
+def _find_state(path: Path, content: Settings) -> dict[str, Tensor]:
     for candidate in (content, *(content.get(key) for key in _STATE_KEYS)):
         if isinstance(candidate, Mapping) and candidate and all(isinstance(v, Tensor) for v in candidate.values()):
             return {str(name): tensor for name, tensor in candidate.items()}
@@ -157,15 +157,9 @@ def _find_state(path: Path, content: Any) -> dict[str, Tensor]:
     )
 
 
-def _find_settings(content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _find_settings(content: Settings) -> dict[str, Settings]:
     """Return fairseq's sections and a script's arguments, as far as the file holds them."""
     config = content.get("cfg")
-    sections = dict(config) if isinstance(config, Mapping) else {}
-    sections["args"] = content.get("args")
-    return {str(name): _as_dict(section) for name, section in sections.items() if _as_dict(section)}
-
-
-def _as_dict(section: object) -> dict[str, Any]:
-    if isinstance(section, argparse.Namespace):
-        return vars(section)
-    return dict(section) if isinstance(section, Mapping) else {}
+    sections = {**(config if isinstance(config, Mapping) else {}), "args": content.get("args")}
+    plain = {name: vars(part) if isinstance(part, argparse.Namespace) else part for name, part in sections.items()}
+    return {str(name): part for name, part in plain.items() if isinstance(part, Mapping)}

@@ -8,7 +8,7 @@ from typing import Any, Type, TypeVar
 from amae_plugin.modules.masking import Masking, build_masking
 
 Settings = Mapping[str, Any]
-"""Model section of a recipe or a checkpoint; its ``_name`` is the registered name of the model."""
+"""Plain values by name, a section of a recipe or a checkpoint. A model section has its registered name as ``_name``."""
 Config = TypeVar("Config", bound="ModelConfig")
 
 

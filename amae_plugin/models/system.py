@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
@@ -15,9 +15,11 @@ from amae_plugin.models.settings import PretrainingConfig, Settings
 from amae_plugin.models.timm_vit import TimmVit
 from amae_plugin.modules.embedding import Size2d
 
+E = TypeVar("E", bound=Encoder)
+
 
 @dataclass(frozen=True)
-class System:
+class System(Generic[E]):
     """Everything that shared code needs to know about a system.
 
     Attributes:
@@ -38,27 +40,27 @@ class System:
 
     title: str
     config: type[PretrainingConfig]
-    model_class: Callable[[Any], PretrainingModel]
-    encoder_class: Callable[[Any], Encoder]
+    model_class: type[PretrainingModel]
+    encoder_class: type[E]
     default_input: ModelInput = field(default_factory=ModelInput)
     downstream: Mapping[str, object] = field(default_factory=dict)
     fits_positions: bool = False
     published: tuple[type[PublishedFormat], ...] = ()
-    load_image_weights: Callable[[Any, Mapping[str, Tensor]], None] | None = None
-    as_timm: Callable[[Any, Size2d, str | None], TimmVit] | None = None
+    load_image_weights: Callable[[E, Mapping[str, Tensor]], None] | None = None
+    as_timm: Callable[[E, Size2d, str | None], TimmVit] | None = None
 
     def model(self, settings: Settings) -> PretrainingModel:
         """Build the pretraining model of a model section."""
         return self.model_class(self.config.from_settings(settings))
 
-    def encoder(self, settings: Settings) -> Encoder:
+    def encoder(self, settings: Settings) -> E:
         """Build the encoder of a model section."""
         return self.encoder_class(self.config.from_settings(settings))
 
-    def downstream_encoder(self, settings: Settings) -> Encoder:
+    def downstream_encoder(self, settings: Settings) -> E:
         """Build the encoder of a model section for a downstream task."""
         return self.encoder({**settings, **self.downstream})
 
-    def read_input(self, task: Mapping[str, Any]) -> ModelInput:
+    def read_input(self, task: Settings) -> ModelInput:
         """Read the input from a task section, with the system's values for settings that it leaves open."""
         return ModelInput.from_settings(task, self.default_input)

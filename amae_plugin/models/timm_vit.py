@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
 from amae_plugin.models.base import Encoder
-from amae_plugin.models.state_dicts import mlp_ratio
+from amae_plugin.models.settings import Settings
+from amae_plugin.models.state_dicts import Sizes, mlp_ratio
 from amae_plugin.modules.embedding import Size2d
 
 # Entry points of timm, which take every size as an argument.
@@ -34,7 +34,7 @@ class TimmVit:
     """
 
     architecture: str
-    arguments: Mapping[str, Any]
+    arguments: Settings
     state: Mapping[str, Tensor]
     stride: Size2d | None = None
     head: Mapping[str, Tensor] = field(default_factory=dict)
@@ -45,7 +45,7 @@ def encoder_weights(encoder: Encoder) -> dict[str, Tensor]:
     return {name: value for name, value in encoder.state_dict().items() if not name.startswith("positions.")}
 
 
-def vit_arguments(encoder: Encoder, image: Size2d, pooling: str | None) -> dict[str, Any]:
+def vit_arguments(encoder: Encoder, image: Size2d, pooling: str | None) -> Sizes:
     """Return the arguments of timm's Vision Transformer for an image of (frames, bands) and a classifier's pooling."""
     hidden, width = encoder.get_parameter("blocks.0.mlp.fc1.weight").shape
     global_pool, fc_norm = _POOLINGS.get(pooling or "", _MEAN_OF_NORMALISED)

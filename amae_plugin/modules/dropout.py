@@ -28,7 +28,7 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape."""
+        """Map a tensor of any shape to the same shape."""
         if not self.training or not self.p or x.device.type != "cpu":
             return F.dropout(x, self.p, self.training)
         return x * random_kept(x.shape, self.p) * _scale(self.p)

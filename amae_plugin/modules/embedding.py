@@ -8,8 +8,6 @@ Positions are fixed sines and cosines or learned, on a grid of patches or along 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -167,14 +165,14 @@ class LearnedPositions(Positions):
         resized = resize_grid(tokens.unflatten(1, source).permute(0, 3, 1, 2), target)
         return torch.cat([prefix, resized.flatten(2).transpose(1, 2)], dim=1)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         table, shape = state_dict.get(f"{prefix}pos_embed"), state_dict.get(f"{prefix}table_grid")
         if table is not None and shape is not None:
             rows, columns = shape.tolist()
             if table.dim() == 3 and table.shape[1] == self.num_prefix_tokens + rows * columns:
                 state_dict[f"{prefix}pos_embed"] = self.fit(table, (rows, columns))
                 state_dict[f"{prefix}table_grid"] = self.table_grid
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def resize_grid(table: Tensor, size: Size2d) -> Tensor:
@@ -236,9 +234,9 @@ class GridPositions(Positions):
         resized = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)
         return torch.cat([self.pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
 
-    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+    def _load_from_state_dict(self, *args: object) -> None:
         self._other_grids.clear()
-        super()._load_from_state_dict(*args, **kwargs)
+        super()._load_from_state_dict(*args)
 
 
 class SequencePositions(Positions):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from amae_plugin.models import state_dicts
 from amae_plugin.models.mae_ast.config import MAEASTConfig
 from amae_plugin.models.mae_ast.encoder import MAEASTEncoder
 from amae_plugin.models.published import ConversionOptions, ConvertedWeights, PublishedFile, PublishedFormat
+from amae_plugin.models.settings import Settings
 from amae_plugin.models.timm_vit import TimmVit
 from amae_plugin.modules.embedding import Size2d
 
@@ -67,8 +67,6 @@ _REQUIRED = {
     "task": {"feature_type": "fbank", "deltas": False, "normalize": False, "sample_rate": 16_000},
 }
 _HEADS = {"reconstruction_weight": "final_proj_reconstruction.", "info_nce_weight": "final_proj_classification."}
-
-_RunSettings = Mapping[str, Mapping[str, Any]]
 
 
 class MAEASTPretrained(PublishedFormat):
@@ -160,7 +158,7 @@ def _sizes(
     return sizes
 
 
-def _patch_size(state: Mapping[str, Tensor], model: Mapping[str, Any]) -> Size2d:
+def _patch_size(state: Mapping[str, Tensor], model: Settings) -> Size2d:
     frames, bands = _whole(model, "ast_kernel_size_time"), _whole(model, "ast_kernel_size_chan")
     if frames and bands:
         return frames, bands
@@ -171,12 +169,12 @@ def _patch_size(state: Mapping[str, Tensor], model: Mapping[str, Any]) -> Size2d
     )
 
 
-def _whole(settings: Mapping[str, Any], name: str) -> int | None:
+def _whole(settings: Settings, name: str) -> int | None:
     value = settings.get(name)
     return value if isinstance(value, int) else None
 
 
-def _check_function(settings: _RunSettings) -> None:
+def _check_function(settings: Mapping[str, Settings]) -> None:
     for section, required in _REQUIRED.items():
         for name, value in required.items():
             actual = settings.get(section, {}).get(name, value)
@@ -187,7 +185,7 @@ def _check_function(settings: _RunSettings) -> None:
                 )
 
 
-def _read_settings(settings: _RunSettings) -> state_dicts.Sizes:
+def _read_settings(settings: Mapping[str, Settings]) -> state_dicts.Sizes:
     """Read the other fields of :class:`MAEASTConfig` from the settings in the file."""
     found: state_dicts.Sizes = {}
     for ours, (section, name) in _SETTINGS.items():
