@@ -3,7 +3,7 @@
 # Annotations stay objects here, in the typing module's spelling: fairseq reads them when the fields become its options.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Type, TypeVar
+from typing import Any, Tuple, Type, TypeVar
 
 from amae_plugin.modules.masking import Masking, build_masking
 
@@ -40,9 +40,14 @@ class ModelConfig:
 
 @dataclass
 class PretrainingConfig(ModelConfig):
-    """Settings of every pretraining model: input and masks."""
+    """Settings of every pretraining model: input, encoder and masks; the encoder is a ViT-B by default."""
 
     num_mel_bins: int = field(default=128, metadata={"help": "mel bands of the input"})
+    patch_size: Tuple[int, int] = field(default=(16, 16), metadata={"help": "frames and bands of a patch"})
+    embed_dim: int = field(default=768, metadata={"help": "width of the encoder"})
+    depth: int = field(default=12, metadata={"help": "blocks of the encoder"})
+    num_heads: int = field(default=12, metadata={"help": "attention heads of the encoder"})
+    mlp_ratio: float = field(default=4.0, metadata={"help": "hidden width of a block's MLP over its width"})
     masking: str = field(
         default="random",
         metadata={"help": "random, random_batched, chunk (or cluster), span, time, frequency or time_frequency"},

@@ -6,7 +6,7 @@ Parameter names are those of timm and of the published checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -29,19 +29,11 @@ class Linear(nn.Linear):
         return product + self.bias.to(product.dtype)
 
 
-def xavier_linear(module: nn.Module) -> None:
-    """Initialise all linear layers of a module: Xavier-uniform weights, biases 0 (MAE)."""
+def init_linear(module: nn.Module, init_weight: Callable[[Tensor], object]) -> None:
+    """Initialise the weights of all linear layers of a module with a function, and their biases with 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-
-def normal_linear(module: nn.Module) -> None:
-    """Initialise all linear layers of a module: weights from N(0, 0.02), biases 0 (BERT)."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=0.02)
+            init_weight(layer.weight)
             nn.init.zeros_(layer.bias)
 
 

@@ -12,12 +12,6 @@ class AudioMAEConfig(PretrainingConfig):
     """Architecture of Audio-MAE. Pairs are (time, frequency)."""
 
     input_length: int = field(default=1024, metadata={"help": "frames that the position table covers"})
-    patch_size: Tuple[int, int] = field(default=(16, 16), metadata={"help": "frames and bands of a patch"})
-
-    embed_dim: int = field(default=768, metadata={"help": "width of the encoder"})
-    depth: int = field(default=12, metadata={"help": "blocks of the encoder"})
-    num_heads: int = field(default=12, metadata={"help": "attention heads of the encoder"})
-    mlp_ratio: float = field(default=4.0, metadata={"help": "hidden width of a block's MLP over its width"})
 
     decoder: str = field(
         default="shifted",

@@ -2,23 +2,16 @@
 
 # Annotations stay objects here, in the typing module's spelling: fairseq reads them when the fields become its options.
 from dataclasses import dataclass, field
-from typing import Tuple
 
 from amae_plugin.models.settings import PretrainingConfig
 
 
 @dataclass
 class MAEASTConfig(PretrainingConfig):
-    """Architecture, regularisation and objective of MAE-AST. Pairs are (time, frequency)."""
+    """Architecture, regularisation and objective of MAE-AST.
 
-    patch_size: Tuple[int, int] = field(
-        default=(16, 16), metadata={"help": "frames and bands of a token: (16, 16) patches or (2, 128) frames"}
-    )
-
-    embed_dim: int = field(default=768, metadata={"help": "width of the encoder"})
-    depth: int = field(default=12, metadata={"help": "blocks of the encoder"})
-    num_heads: int = field(default=12, metadata={"help": "attention heads of the encoder"})
-    mlp_ratio: float = field(default=4.0, metadata={"help": "hidden width of an encoder block's MLP over its width"})
+    The paper's frame models have ``patch_size=(2, 128)`` and ``masking="random"`` or ``"span"``.
+    """
 
     decoder_embed_dim: int = field(
         default=768, metadata={"help": "width of the decoder; a projection leads to it if it is not the encoder's"}

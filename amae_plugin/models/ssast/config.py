@@ -11,22 +11,15 @@ from amae_plugin.models.settings import PretrainingConfig
 class SSASTConfig(PretrainingConfig):
     """Architecture of SSAST and of AST. Pairs are (time, frequency).
 
-    The paper's frame model has ``patch_size=(2, 128)`` and ``masking="random"``.
+    The paper's frame model has ``patch_size=(2, 128)`` and ``masking="random"``. Its smaller models are 192 wide with 3
+    heads (tiny), and 384 wide with 6 heads (small).
     """
 
     input_length: int = field(default=1024, metadata={"help": "frames that the position table covers"})
-    patch_size: Tuple[int, int] = field(
-        default=(16, 16), metadata={"help": "frames and bands of a patch (frame model: 2 and all bands)"}
-    )
     patch_stride: Optional[Tuple[int, int]] = field(
         default=None,
         metadata={"help": "frames and bands from patch to patch; null: the patch; AST fine-tunes patches with 10, 10"},
     )
-
-    embed_dim: int = field(default=768, metadata={"help": "width of the encoder (tiny 192, small 384, base 768)"})
-    depth: int = field(default=12, metadata={"help": "blocks of the encoder"})
-    num_heads: int = field(default=12, metadata={"help": "attention heads (tiny 3, small 6, base 12)"})
-    mlp_ratio: float = field(default=4.0, metadata={"help": "hidden width of a block's MLP over its width"})
 
     masking: str = field(default="cluster", metadata={"help": "cluster (patches), random (frames), ..."})
     mask_ratio: float = field(default=0.78125, metadata={"help": "hidden share (400 of 512; not time_frequency)"})

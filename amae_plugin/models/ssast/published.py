@@ -21,7 +21,7 @@ from amae_plugin.models.published import (
 from amae_plugin.models.ssast.config import SSASTConfig
 from amae_plugin.models.ssast.encoder import SSASTEncoder
 from amae_plugin.models.ssast.frequency_major import MARK, turn_encoder, turn_heads
-from amae_plugin.modules.embedding import Size2d, overlapping_grid_size
+from amae_plugin.modules.embedding import Size2d, grid_size
 
 NAME = "amae_ssast"
 # Pattern of a published name -> name here; the first pattern that matches counts.
@@ -212,7 +212,8 @@ def _convert_image(state_dict: Mapping[str, Tensor], encoder: SSASTEncoder) -> d
     turn_encoder(state, "", encoder.num_prefix_tokens)
     if "positions.pos_embed" in state:
         grid = state["positions.table_grid"].tolist()
-        state["positions.pos_embed"] = encoder.positions.fit(state["positions.pos_embed"], tuple(grid))
+        table = state["positions.pos_embed"]
+        state["positions.pos_embed"] = encoder.positions.resize(table, tuple(grid), encoder.positions.grid)
         state["positions.table_grid"] = encoder.positions.table_grid
     return state
 
@@ -258,7 +259,7 @@ def _lengths(positions: int, bands: int, patch: Size2d, stride: Size2d) -> range
     """Return the lengths in frames of the spectrograms that are cut into this many patches."""
     if bands < patch[1] or (stride == patch and bands % patch[1]):
         return range(0)
-    rows = overlapping_grid_size(patch[0], bands, patch, stride)[1]
+    rows = grid_size(patch[0], bands, patch, stride)[1]
     if positions % rows:
         return range(0)
     shortest = (positions // rows - 1) * stride[0] + patch[0]
