@@ -135,9 +135,6 @@ def drop_paths(blocks: Iterable[nn.Module], uniform: Tensor, rate: float) -> Ite
         blocks: blocks with a :class:`DropPath` for the attention and one for the MLP, in this order.
         uniform: (B, depth, 2) random numbers in [0, 1), which decide for both branches of every block.
         rate: probability in [0, 1) that a clip skips a branch of the last block.
-
-    Raises:
-        ValueError: the rate is out of range.
     """
     scales = drop_path_scales(uniform, rate)
     paths = [path for block in blocks for path in block.modules() if isinstance(path, DropPath)]
@@ -152,8 +149,6 @@ def drop_paths(blocks: Iterable[nn.Module], uniform: Tensor, rate: float) -> Ite
 
 def drop_path_scales(uniform: Tensor, rate: float) -> Tensor:
     """Return the factors (B, depth, 2) of the branches, 0 for a skipped one; see :func:`drop_paths`."""
-    if not 0 <= rate < 1:
-        raise ValueError(f"a drop path rate is at least 0 and below 1, not {rate}")
     kept = 1 - torch.linspace(0, rate, uniform.shape[1], device=uniform.device)[:, None]
     return (uniform < kept) / kept
 
