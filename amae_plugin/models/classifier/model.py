@@ -58,7 +58,7 @@ class Classifier(DownstreamModel):
             raise ValueError(f"model.drop_path must be at least 0 and below 1, not {config.drop_path}")
         self.config = config
         settings = config.encoder or {}
-        self.encoder = find_system(settings).downstream_encoder(settings)
+        self.encoder = find_system(settings).encoder(settings)
         if config.pooling in ("cls", "avgcls") and not self.encoder.num_prefix_tokens:
             raise ValueError(
                 f"model.pooling is {config.pooling}, but this encoder has no class token: choose mean or avgtok"
