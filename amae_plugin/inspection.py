@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from amae_plugin.checkpoints import Checkpoint
-from amae_plugin.data.log_mel import ModelInput
-from amae_plugin.models.base import Encoder, PretrainingModel
+from amae_plugin.models.base import PretrainingModel
 from amae_plugin.models.settings import Settings
 
 Facts = dict[str, Any]
@@ -40,92 +39,88 @@ def describe(checkpoint: Checkpoint) -> Facts:
     Raises:
         UserError: the weights do not fit the settings, or a setting that describes the input is missing.
     """
-    model = checkpoint.model()
-    encoder = model.encoder
-    task = checkpoint.config["task"]
-    model_input = checkpoint.input
-    front_end = model_input.front_end
+    model, model_input = checkpoint.model(), checkpoint.input
+    encoder, task, extra = model.encoder, checkpoint.config["task"], checkpoint.extra_state
+    mean, std = encoder.input_statistics or (model_input.mean, model_input.std)
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         parts[name.split(".")[0]] += parameter.numel()
-    extra = checkpoint.extra_state
     return {
         "path": str(checkpoint.path.absolute()),
         "recipe": task.get("recipe"),
         "model": checkpoint.model_settings["_name"],
         "encoder": checkpoint.encoder_settings["_name"],
         "settings": checkpoint.model_settings,
-        "parameters": {**parts, "total": sum(parts.values())},
+        "parameters": {**parts, "total": parts.total()},
         "embed_dim": encoder.embed_dim,
         "depth": len(encoder.blocks),
         "num_heads": encoder.num_heads,
-        "positions": {
-            "kind": encoder.positions.kind,
-            "grid": None if encoder.positions.grid is None else list(encoder.positions.grid),
-        },
-        "patch_size": list(encoder.patch_size),
-        "patch_stride": list(encoder.patch_stride),
-        "grid": list(encoder.grid(model_input.target_length, model_input.num_mel_bins)),
+        "positions": {"kind": encoder.positions.kind, "grid": encoder.positions.grid},
+        "patch_size": encoder.patch_size,
+        "patch_stride": encoder.patch_stride,
+        "grid": encoder.grid(model_input.target_length, model_input.num_mel_bins),
         "draws": isinstance(model, PretrainingModel) and model.draws,
         "input": {
             "frames": model_input.target_length,
             "seconds": model_input.samples / model_input.sample_rate,
-            **asdict(front_end),
+            **asdict(model_input.front_end),
             "normalization": model_input.normalization,
-            **_statistics(encoder, model_input),
+            "mean": mean,
+            "std": std,
+            "statistics": "learned by the encoder's input norm"
+            if encoder.input_statistics
+            else "task.mean and task.std",
         },
         "updates": checkpoint.updates,
         "epoch": (extra.get("train_iterator") or {}).get("epoch"),
-        "last": _number(extra.get("val_loss")),
-        "best": _number(extra.get("best")),
+        "last": _finite(extra.get("val_loss")),
+        "best": _finite(extra.get("best")),
         "train_loss": _train_loss(extra),
         "task": task.get("_name"),
         **{name: task.get(name) for name in ("data", "clips_per_update", "multi_label")},
-        **{name: (checkpoint.config.get(section) or {}).get(setting) for name, (section, setting) in _SETTINGS.items()},
-        "classes": list(checkpoint.task_state.get("classes") or []) or None,
+        **{name: (checkpoint.config.get(section) or {}).get(key) for name, (section, key) in _SETTINGS.items()},
+        "classes": checkpoint.task_state.get("classes") or None,
         "conversion": extra.get("conversion"),
     }
 
 
 def summary(facts: Facts) -> str:
     """Summarise the result of :func:`describe` in a few lines for a terminal."""
-    settings, shown = facts["settings"], facts["input"]
-    classifier = facts["model"] != facts["encoder"]
-    lines = [
-        ("checkpoint", facts["path"]),
-        ("recipe", facts["recipe"]),
-        ("model", f"{facts['model']} on {facts['encoder']}" if classifier else facts["model"]),
-        ("encoder", ", ".join(f"{name} {facts[name]}" for name in ("embed_dim", "depth", "num_heads"))),
-        ("pretraining", ", ".join(f"{name} {settings[name]}" for name in _PRETRAINING if name in settings)),
-        ("tokens", _tokens(facts)),
-        ("positions", facts["positions"]["kind"] + _grid(facts["positions"]["grid"], ", table for ")),
-        ("parameters", ", ".join(f"{part} {count:,}" for part, count in facts["parameters"].items())),
-        (
-            "input",
-            f"{shown['frames']} frames ({shown['seconds']:.4g} s), {shown['num_mel_bins']} mel bands, "
-            f"{shown['window_type']} windows of {shown['window_ms']:g} ms every {shown['shift_ms']:g} ms at "
-            f"{shown['sample_rate']:,} Hz",
-        ),
-        ("normalised", f"{_FORMULAS[shown['normalization']]}, {_shown_statistics(shown)}"),
-        ("training", _training(facts)),
-        ("measures", _measures(facts)),
-        ("data", facts["data"]),
-        ("written to", facts["save_dir"]),
-        ("classes", _classes(facts)),
-        ("made of", _conversion(facts["conversion"])),
-    ]
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:{width}}  {text}" for name, text in lines if text)
-
-
-def _tokens(facts: Facts) -> str:
+    settings, taken, positions = facts["settings"], facts["input"], facts["positions"]
     size, stride = facts["patch_size"], facts["patch_stride"]
-    apart = "" if size == stride else f" every {stride[0]} frames and {stride[1]} bands"
-    return f"patches of {size[0]} frames x {size[1]} bands{apart}{_grid(facts['grid'], ', ')}"
+    lines = {
+        "checkpoint": facts["path"],
+        "recipe": facts["recipe"],
+        "model": " on ".join(dict.fromkeys((facts["model"], facts["encoder"]))),
+        "encoder": _join(f"{name} {facts[name]}" for name in ("embed_dim", "depth", "num_heads")),
+        "pretraining": _join(f"{name} {settings[name]}" for name in _PRETRAINING if name in settings),
+        "tokens": f"patches of {size[0]} frames x {size[1]} bands"
+        + (f" every {stride[0]} frames and {stride[1]} bands" if stride != size else "")
+        + f", {_grid(facts['grid'])}",
+        "positions": _join([positions["kind"], positions["grid"] and f"table for {_grid(positions['grid'])}"]),
+        "parameters": _join(f"{part} {count:,}" for part, count in facts["parameters"].items()),
+        "input": f"{taken['frames']} frames ({taken['seconds']:.4g} s), {taken['num_mel_bins']} mel bands, "
+        f"{taken['window_type']} windows of {taken['window_ms']:g} ms every {taken['shift_ms']:g} ms at "
+        f"{taken['sample_rate']:,} Hz",
+        "normalised": f"{_FORMULAS[taken['normalization']]}, mean {taken['mean']:.8g}, std {taken['std']:.8g}, "
+        f"{taken['statistics']}",
+        "training": _training(facts),
+        "measures": _measures(facts),
+        "data": facts["data"],
+        "written to": facts["save_dir"],
+        "classes": _classes(facts),
+        "made of": _conversion(facts["conversion"]),
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"{name:{width}}  {text}" for name, text in lines.items() if text)
 
 
-def _grid(grid: list[int] | None, before: str) -> str:
-    return "" if grid is None else f"{before}{grid[0]} x {grid[1]} (time x frequency)"
+def _join(parts: Iterable[str | None]) -> str:
+    return ", ".join(part for part in parts if part is not None)
+
+
+def _grid(grid: Sequence[int]) -> str:
+    return f"{grid[0]} x {grid[1]} (time x frequency)"
 
 
 def _training(facts: Facts) -> str:
@@ -141,27 +136,19 @@ def _training(facts: Facts) -> str:
         f"lr {lr[0]:g}" if lr else None,
         facts["loss"],
     ]
-    return ", ".join(part for part in parts if part is not None)
+    return _join(parts)
 
 
 def _measures(facts: Facts) -> str:
-    values = {
-        facts["metric"]: facts["last"],
-        f"best {facts['metric']}": facts["best"],
-        "training loss": facts["train_loss"],
-    }
-    return ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
+    metric, loss = facts["metric"], facts["train_loss"]
+    values = {metric: facts["last"], f"best {metric}": facts["best"], "training loss": loss}
+    return _join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
 
 
 def _classes(facts: Facts) -> str:
     names = facts["classes"] or []
     several = ", several a clip" if facts["multi_label"] else ""
-    return f"{len(names):,}{several}: {_shown(names)}" if names else ""
-
-
-def _shown(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"
+    return f"{len(names):,}{several}: {_first(names)}" if names else ""
 
 
 def _conversion(conversion: Facts | None) -> str:
@@ -171,29 +158,22 @@ def _conversion(conversion: Facts | None) -> str:
     for name in conversion["initialised"]:
         parts.setdefault(name if name.startswith("encoder.") else name.split(".")[0], []).append(name)
     lacking = [names[0] if len(names) == 1 else f"{part} ({len(names)} tensors)" for part, names in parts.items()]
-    more = f", which lacks {_shown(lacking)}: untrained here" if lacking else ""
+    more = f", which lacks {_first(lacking)}: untrained here" if lacking else ""
     return f"{conversion['source']} ({conversion['kind']}){more}"
 
 
-def _shown_statistics(shown: Facts) -> str:
-    return f"mean {shown['mean']:.8g}, std {shown['std']:.8g}, {shown['statistics']}"
-
-
-def _statistics(encoder: Encoder, model_input: ModelInput) -> Facts:
-    """Return the mean and the standard deviation of the normalisation, and their origin."""
-    if encoder.input_statistics is None:
-        return {"mean": model_input.mean, "std": model_input.std, "statistics": "task.mean and task.std"}
-    mean, std = encoder.input_statistics
-    return {"mean": mean, "std": std, "statistics": "learned by the encoder's input norm"}
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
 
 
 def _train_loss(extra_state: Settings) -> float | None:
     """Return the mean of the training loss over the epoch so far, from fairseq's stored meters."""
     for _, name, kind, state in dict(extra_state.get("metrics") or {}).get("train", ()):
         if (name, kind) == ("loss", "AverageMeter") and float(state["count"]) > 0:
-            return _number(float(state["sum"]) / float(state["count"]))
+            return _finite(float(state["sum"]) / float(state["count"]))
     return None
 
 
-def _number(value: float | None) -> float | None:
+def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Union
 
 import numpy as np
 from torch import Tensor
@@ -54,7 +53,7 @@ class Evaluation:
     pieces: np.ndarray
     probabilities: np.ndarray
     targets: np.ndarray
-    measures: Union[SingleLabelMetrics, MultiLabelMetrics]
+    measures: SingleLabelMetrics | MultiLabelMetrics
     skipped: Mapping[str, str]
 
     @property
@@ -128,24 +127,21 @@ def _check_classes(checkpoint: Checkpoint, data: Path) -> tuple[str, ...]:
     Raises:
         UserError: the classes differ.
     """
-    known = checkpoint.classes
     path = data / LABELS_NAME
-    found = read_names(path)
+    known, found = checkpoint.classes, read_names(path)
     if known == found:
         return found
-    parts = [
-        f"{word} {_first(names)}"
-        for word, names in (
-            ("it lacks", [name for name in known if name not in set(found)]),
-            ("only it has", [name for name in found if name not in set(known)]),
-        )
-        if names
-    ]
-    number = next((number for number, (one, other) in enumerate(zip(found, known), 1) if one != other), 0)
-    difference = "; ".join(parts) or f"the order differs, first on line {number}: {found[number - 1]}"
+    differences = {
+        "it lacks": [name for name in known if name not in found],
+        "only it has": [name for name in found if name not in known],
+    }
+    parts = [f"{what} {_first(names)}" for what, names in differences.items() if names]
+    if not parts:
+        number = next(number for number, (one, other) in enumerate(zip(found, known), 1) if one != other)
+        parts = [f"the order differs, first on line {number}: {found[number - 1]}"]
     raise UserError(
-        f"{path}: not the {len(known)} classes that {checkpoint.path} was trained with, in their order: {difference}; "
-        "evaluate with manifests of the corpus that it was trained on"
+        f"{path}: not the {len(known)} classes that {checkpoint.path} was trained with, in their order: "
+        f"{'; '.join(parts)}; evaluate with manifests of the corpus that it was trained on"
     )
 
 

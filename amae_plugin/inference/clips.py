@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar, Union
+from typing import TypeVar
 
 import numpy as np
 import torch.utils.data
@@ -23,7 +23,7 @@ from amae_plugin.data.log_mel import FrontEnd, LogMel
 from amae_plugin.data.manifest import Clip
 from amae_plugin.errors import UserError
 
-Audio = Union[str, os.PathLike, np.ndarray, Tensor]
+Audio = str | os.PathLike | np.ndarray | Tensor
 """Clip: the path of a file, or an array (samples,) or (channels, samples)."""
 
 Result = TypeVar("Result")
@@ -134,10 +134,7 @@ class ClipFiles:
         return len(self.names)
 
     def __iter__(self) -> Iterator[tuple[Path, Tensor]]:
-        with self._bar() as bar:
-            for path, waveform in self._usable(bar):
-                yield path, waveform
-                bar.update()
+        return self.map(lambda waveforms: waveforms)
 
     def map(self, function: Callable[[Iterator[Tensor]], Iterator[Result]]) -> Iterator[tuple[Path, Result]]:
         """Yield the path of each usable file and its result.
@@ -147,7 +144,7 @@ class ClipFiles:
                 ahead to form batches.
         """
         taken: deque[Path] = deque()
-        with self._bar() as bar:
+        with tqdm(total=len(self), desc=self._progress, unit="clip", disable=self._progress is None) as bar:
 
             def waveforms() -> Iterator[Tensor]:
                 for path, waveform in self._usable(bar):
@@ -157,9 +154,6 @@ class ClipFiles:
             for result in function(waveforms()):
                 yield taken.popleft(), result
                 bar.update()
-
-    def _bar(self) -> tqdm:
-        return tqdm(total=len(self), desc=self._progress, unit="clip", disable=self._progress is None)
 
     def _usable(self, bar: tqdm) -> Iterator[tuple[Path, Tensor]]:
         paths = list(self.names)

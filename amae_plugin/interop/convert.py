@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -151,21 +151,17 @@ def _published_names(source: PublishedFile, kind: PublishedFormat) -> dict[str, 
 
 
 def _idle_options(kind: PublishedFormat, options: ConversionOptions) -> list[str]:
-    names = [field.name for field in fields(options) if getattr(options, field.name) is not None]
-    flags = {"classes": "--labels"}
-    return [
-        f"{flags.get(name, '--' + name.replace('_', '-'))} has no effect on {kind.name}"
-        for name in names
-        if name not in kind.takes
-    ]
+    idle = [name for name, value in asdict(options).items() if value is not None and name not in kind.takes]
+    flags = ["--labels" if name == "classes" else f"--{name.replace('_', '-')}" for name in idle]
+    return [f"{flag} has no effect on {kind.name}" for flag in flags]
 
 
 def _load(model: Model, reading: ConvertedWeights) -> tuple[list[str], list[str]]:
     """Load the tensors that fit; returns the names of missing tensors and of tensors without a place."""
     own = model.state_dict()
     fitting = {name: value for name, value in reading.state.items() if name in own and own[name].shape == value.shape}
-    model.load_state_dict(fitting, strict=False)
-    return [name for name in own if name not in fitting], [name for name in reading.state if name not in fitting]
+    missing = model.load_state_dict(fitting, strict=False).missing_keys
+    return missing, [name for name in reading.state if name not in fitting]
 
 
 def _mismatch(path: Path, kind: PublishedFormat, missing: Sequence[str], surplus: Sequence[str]) -> str:

@@ -15,44 +15,50 @@ from typing_extensions import override
 
 from amae_plugin.models.settings import DownstreamConfig, ModelConfig, PretrainingConfig, Settings
 from amae_plugin.modules.compute import compile_modules
-from amae_plugin.modules.embedding import Positions, Size2d, grid_size, overlapping_grid_size, unpatchify
+from amae_plugin.modules.embedding import Positions, Size2d, grid_size, patchify, unpatchify
 from amae_plugin.modules.masking import Masking, attention_padding
 
 
 class Encoder(nn.Module, ABC):
     """Transformer over the patch tokens of a spectrogram.
 
+    Args:
+        config: settings.
+        patch_stride: frames and bands from one patch to the next; equal to the patch if None.
+
     Attributes:
-        embed_dim: D.
         num_prefix_tokens: number of class tokens in front of the patch tokens, 0 or more.
         masks_padding: whether the encoder never attends to tokens beyond a clip's end; for other encoders padding is
             part of the clip.
+        embed_dim: D.
+        num_heads: number of attention heads.
         num_mel_bins: F.
         patch_size: frames and bands of a patch.
         patch_stride: frames and bands from one patch to the next; equal to the patch unless patches overlap.
         positions: position table.
-        num_heads: number of attention heads.
         blocks: transformer blocks; parameters before them get the smallest learning rate of a layer-wise decay.
         norm: norm after the last block; the identity if the last block ends with a norm.
     """
 
-    embed_dim: int
     num_prefix_tokens: int
     masks_padding: bool
-    num_mel_bins: int
-    patch_size: Size2d
-    patch_stride: Size2d
     positions: Positions
-    num_heads: int
     blocks: nn.ModuleList
     norm: nn.Module
+
+    def __init__(self, config: PretrainingConfig, patch_stride: Size2d | None = None):
+        super().__init__()
+        self.embed_dim = config.embed_dim
+        self.num_heads = config.num_heads
+        self.num_mel_bins = config.num_mel_bins
+        self.patch_size: Size2d = tuple(config.patch_size)  # type: ignore[assignment]
+        self.patch_stride: Size2d = tuple(patch_stride or config.patch_size)  # type: ignore[assignment]
 
     @property
     def input_statistics(self) -> tuple[float, float] | None:
         """Mean and standard deviation that the encoder has learned for its input; None without an input norm."""
         return None
 
-    @abstractmethod
     def patches(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Size2d]:
         """Cut a spectrogram (B, T, F) into patches (B, L, P), and return them and their grid.
 
@@ -60,7 +66,12 @@ class Encoder(nn.Module, ABC):
             source: log-mel values as the system expects them.
             padding_mask: (B, T) bool, True = beyond the clip's end; matters only to a system that normalises its input
                 by the clips of the batch.
+
+        Raises:
+            ValueError: see :meth:`grid`.
         """
+        patches = patchify(source, self.patch_size, self.patch_stride)
+        return patches, self.grid(source.shape[1], source.shape[2])
 
     @abstractmethod
     def forward(
@@ -110,9 +121,7 @@ class Encoder(nn.Module, ABC):
         Raises:
             ValueError: the patch does not divide the spectrogram or, if patches overlap, exceeds it.
         """
-        if self.patch_stride == self.patch_size:
-            return grid_size(frames, bands, self.patch_size)
-        return overlapping_grid_size(frames, bands, self.patch_size, self.patch_stride)
+        return grid_size(frames, bands, self.patch_size, self.patch_stride)
 
     def patch_padding(self, padding_mask: Tensor) -> Tensor:
         """Mark the patches (B, L) all of whose frames (B, T) are padding; True = padding.
@@ -246,7 +255,7 @@ class PretrainingModel(Model):
     ) -> Tensor:
         """Return a spectrogram (B, T, F) with the visible tokens of ``source`` and the predicted hidden ones.
 
-        The hidden tokens of ``source`` have no influence. Only models that draw (see :attr:`draws`) have this method.
+        The hidden tokens of ``source`` have no influence. Only for models that draw, see :attr:`draws`.
 
         Args:
             source: (B, T, F), the input of :meth:`forward`.
@@ -254,7 +263,9 @@ class PretrainingModel(Model):
             mask: (B, L) bool, True = hidden.
             padding_mask: (B, T) bool, True = beyond the clip's end; these frames have no influence either.
         """
-        raise NotImplementedError(f"{type(self).__name__} predicts no spectrogram")
+        patch_size = self.encoder.patch_size
+        patches = torch.where(mask[..., None], prediction, patchify(source, patch_size))
+        return unpatchify(patches, self.encoder.grid(source.shape[1], source.shape[2]), patch_size)
 
     @property
     def draws(self) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -105,11 +106,13 @@ class PublishedFormat(ABC):
         name: value of ``--kind``.
         title: description for people.
         takes: fields of :class:`ConversionOptions` that the format uses.
+        renames: patterns of published names and the names here; the first pattern that matches counts.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     takes: ClassVar[tuple[str, ...]] = ("num_heads", "num_mel_bins", "target_length")
+    renames: ClassVar[Sequence[tuple[str, str]]] = ()
 
     @abstractmethod
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
@@ -125,9 +128,16 @@ class PublishedFormat(ABC):
             RuntimeError: a part of the weights is missing.
         """
 
-    @abstractmethod
     def rename(self, name: str) -> str:
         """Return this package's name of a published parameter, or the same name if it has no counterpart."""
+        for pattern, ours in self.renames:
+            if re.search(pattern, name):
+                return re.sub(pattern, ours, name)
+        return name
+
+    def rename_all(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the tensors of a state dict."""
+        return {self.rename(name): tensor for name, tensor in state.items()}
 
 
 def kernel_channels(state: Mapping[str, Tensor], name: str = "patch_embed.proj.weight") -> int:

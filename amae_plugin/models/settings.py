@@ -3,13 +3,19 @@
 # Annotations stay objects here, in the typing module's spelling: fairseq reads them when the fields become its options.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Type, TypeVar
+from typing import Any, Tuple, Type, TypeVar
 
 from amae_plugin.modules.masking import Masking, build_masking
 
 Settings = Mapping[str, Any]
 """Plain values by name, a section of a recipe or a checkpoint. A model section has its registered name as ``_name``."""
 Config = TypeVar("Config", bound="ModelConfig")
+T = TypeVar("T")
+
+
+def setting(default: T, help: str) -> T:
+    """Make the field of a config with its default and the help that fairseq shows."""
+    return field(default=default, metadata={"help": help})
 
 
 def setting(default: Any, help: str) -> Any:
@@ -40,9 +46,17 @@ class ModelConfig:
 
 @dataclass
 class PretrainingConfig(ModelConfig):
-    """Settings of every pretraining model: input and masks."""
+    """Settings of every pretraining model: input, encoder and masks; the encoder is a ViT-B by default.
+
+    Pairs are (time, frequency).
+    """
 
     num_mel_bins: int = setting(128, "mel bands of the input")
+    patch_size: Tuple[int, int] = setting((16, 16), "frames and bands of a patch")
+    embed_dim: int = setting(768, "width of the encoder")
+    depth: int = setting(12, "blocks of the encoder")
+    num_heads: int = setting(12, "attention heads of the encoder")
+    mlp_ratio: float = setting(4.0, "hidden width of a block's MLP over its width")
     masking: str = setting(
         "random", "random, random_batched, chunk (or cluster), span, time, frequency or time_frequency"
     )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -13,14 +12,6 @@ Sizes = dict[str, Any]
 """Fields of a config."""
 HEAD_WIDTH = 64
 """Width of an attention head in every published encoder; a state dict does not show it."""
-
-
-def rename(name: str, renames: Sequence[tuple[str, str]]) -> str:
-    """Rename a published parameter by the first pattern that matches; other names stay as they are."""
-    for pattern, ours in renames:
-        if re.search(pattern, name):
-            return re.sub(pattern, ours, name)
-    return name
 
 
 def count_blocks(state_dict: Mapping[str, Tensor], prefix: str) -> int:
@@ -48,6 +39,17 @@ def mlp_ratio(hidden: int, width: int) -> float:
     """Return the ratio from which a block computes exactly this hidden width of its MLP."""
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def transformer_sizes(state: Mapping[str, Tensor], prefix: str, num_heads: int | None) -> Sizes:
+    """Read the fields of a config that describe the transformer of an encoder with timm's names."""
+    hidden, width = state[f"{prefix}blocks.0.mlp.fc1.weight"].shape
+    return {
+        "embed_dim": width,
+        "depth": count_blocks(state, f"{prefix}blocks."),
+        "num_heads": count_heads(width, num_heads),
+        "mlp_ratio": mlp_ratio(hidden, width),
+    }
 
 
 def square_side(table: Tensor, prefix: int) -> int:

@@ -54,12 +54,8 @@ class System(Generic[E]):
         return self.model_class(self.config.from_settings(settings))
 
     def encoder(self, settings: Settings) -> E:
-        """Build the encoder of a model section."""
-        return self.encoder_class(self.config.from_settings(settings))
-
-    def downstream_encoder(self, settings: Settings) -> E:
         """Build the encoder of a model section for a downstream task."""
-        return self.encoder({**settings, **self.downstream})
+        return self.encoder_class(self.config.from_settings({**settings, **self.downstream}))
 
     def read_input(self, task: Settings) -> ModelInput:
         """Read the input from a task section, with the system's values for settings that it leaves open."""

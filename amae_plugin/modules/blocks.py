@@ -6,7 +6,7 @@ Parameter names are those of timm and of the published checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -29,19 +29,11 @@ class Linear(nn.Linear):
         return product + self.bias.to(product.dtype)
 
 
-def xavier_linear(module: nn.Module) -> None:
-    """Initialise all linear layers of a module: Xavier-uniform weights, biases 0 (MAE)."""
+def init_linear(module: nn.Module, init_weight: Callable[[Tensor], object]) -> None:
+    """Initialise the weights of all linear layers of a module with a function, and their biases with 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-
-def normal_linear(module: nn.Module) -> None:
-    """Initialise all linear layers of a module: weights from N(0, 0.02), biases 0 (BERT)."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=0.02)
+            init_weight(layer.weight)
             nn.init.zeros_(layer.bias)
 
 
@@ -143,9 +135,6 @@ def drop_paths(blocks: Iterable[nn.Module], uniform: Tensor, rate: float) -> Ite
         blocks: blocks with a :class:`DropPath` for the attention and one for the MLP, in this order.
         uniform: (B, depth, 2) random numbers in [0, 1), which decide for both branches of every block.
         rate: probability in [0, 1) that a clip skips a branch of the last block.
-
-    Raises:
-        ValueError: the rate is out of range.
     """
     scales = drop_path_scales(uniform, rate)
     paths = [path for block in blocks for path in block.modules() if isinstance(path, DropPath)]
@@ -160,8 +149,6 @@ def drop_paths(blocks: Iterable[nn.Module], uniform: Tensor, rate: float) -> Ite
 
 def drop_path_scales(uniform: Tensor, rate: float) -> Tensor:
     """Return the factors (B, depth, 2) of the branches, 0 for a skipped one; see :func:`drop_paths`."""
-    if not 0 <= rate < 1:
-        raise ValueError(f"a drop path rate is at least 0 and below 1, not {rate}")
     kept = 1 - torch.linspace(0, rate, uniform.shape[1], device=uniform.device)[:, None]
     return (uniform < kept) / kept
 

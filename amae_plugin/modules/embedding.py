@@ -16,26 +16,28 @@ Size2d = tuple[int, int]
 """Pair (time, frequency)."""
 
 
-def grid_size(frames: int, bands: int, patch_size: Size2d) -> Size2d:
+def grid_size(frames: int, bands: int, patch_size: Size2d, stride: Size2d | None = None) -> Size2d:
     """Count the patches in time and in frequency.
 
-    Raises:
-        ValueError: the patch does not divide the spectrogram.
-    """
-    if frames % patch_size[0] or bands % patch_size[1] or not frames or not bands:
-        raise ValueError(
-            f"a spectrogram of {frames} frames x {bands} bands cannot be cut into patches of {patch_size[0]} frames x "
-            f"{patch_size[1]} bands: both lengths must be positive multiples of the patch"
-        )
-    return frames // patch_size[0], bands // patch_size[1]
-
-
-def overlapping_grid_size(frames: int, bands: int, patch_size: Size2d, stride: Size2d) -> Size2d:
-    """Count the patches in time and in frequency that start ``stride`` apart; the rest at the end is dropped.
+    Args:
+        frames: T.
+        bands: F.
+        patch_size: frames and bands of a patch.
+        stride: frames and bands from one patch to the next; the patch if None. With any other stride, the patches drop
+            the rest at the end.
 
     Raises:
-        ValueError: the spectrogram is smaller than one patch, or the stride is not positive.
+        ValueError: the patch does not divide the spectrogram; with another stride: the spectrogram is smaller than a
+            patch, or the stride is not positive.
     """
+    stride = stride or patch_size
+    if stride == patch_size:
+        if frames % patch_size[0] or bands % patch_size[1] or not frames or not bands:
+            raise ValueError(
+                f"a spectrogram of {frames} frames x {bands} bands cannot be cut into patches of {patch_size[0]} "
+                f"frames x {patch_size[1]} bands: both lengths must be positive multiples of the patch"
+            )
+        return frames // patch_size[0], bands // patch_size[1]
     if frames < patch_size[0] or bands < patch_size[1] or min(stride) < 1:
         raise ValueError(
             f"a spectrogram of {frames} frames x {bands} bands has no patches of {patch_size[0]} frames x "
@@ -44,29 +46,22 @@ def overlapping_grid_size(frames: int, bands: int, patch_size: Size2d, stride: S
     return (frames - patch_size[0]) // stride[0] + 1, (bands - patch_size[1]) // stride[1] + 1
 
 
-def overlapping_patches(spectrogram: Tensor, patch_size: Size2d, stride: Size2d) -> Tensor:
-    """Cut (B, T, F) into patches (B, L, P) that start ``stride`` apart, in the order of :func:`patchify`.
+def patchify(spectrogram: Tensor, patch_size: Size2d, stride: Size2d | None = None) -> Tensor:
+    """Cut (B, T, F) into time-major patches (B, L, P), P = patch frames x patch bands; see :func:`grid_size`.
 
     Raises:
-        ValueError: see :func:`overlapping_grid_size`.
-    """
-    overlapping_grid_size(spectrogram.shape[1], spectrogram.shape[2], patch_size, stride)
-    patches = spectrogram.unfold(1, patch_size[0], stride[0]).unfold(2, patch_size[1], stride[1])
-    return patches.flatten(3).flatten(1, 2)
-
-
-def patchify(spectrogram: Tensor, patch_size: Size2d) -> Tensor:
-    """Cut (B, T, F) into time-major patches (B, L, P), P = patch frames x patch bands.
-
-    Raises:
-        ValueError: the spectrogram has another shape, or the patch does not divide it.
+        ValueError: the spectrogram has another number of dimensions or, see :func:`grid_size`, another size.
     """
     if spectrogram.dim() != 3:
         raise ValueError(f"a batch of spectrograms is (clips, frames, bands), not {tuple(spectrogram.shape)}")
     batch, frames, bands = spectrogram.shape
-    rows, columns = grid_size(frames, bands, patch_size)
-    patches = spectrogram.reshape(batch, rows, patch_size[0], columns, patch_size[1])
-    return patches.transpose(2, 3).reshape(batch, rows * columns, -1)
+    stride = stride or patch_size
+    rows, columns = grid_size(frames, bands, patch_size, stride)
+    if stride == patch_size:
+        patches = spectrogram.reshape(batch, rows, patch_size[0], columns, patch_size[1]).transpose(2, 3)
+    else:
+        patches = spectrogram.unfold(1, patch_size[0], stride[0]).unfold(2, patch_size[1], stride[1])
+    return patches.reshape(batch, rows * columns, -1)
 
 
 def unpatchify(patches: Tensor, grid: Size2d, patch_size: Size2d) -> Tensor:
@@ -152,13 +147,10 @@ class LearnedPositions(Positions):
 
     def forward(self, grid: Size2d) -> Tensor:
         """Return the table (1, N + L, D) for a grid, prefix first."""
-        return self._table(self.pos_embed, self.grid, grid)
+        return self.resize(self.pos_embed, self.grid, grid)
 
-    def fit(self, table: Tensor, grid: Size2d) -> Tensor:
-        """Resize a table (1, N + time x frequency, D) of another grid to this one."""
-        return self._table(table, grid, self.grid)
-
-    def _table(self, table: Tensor, source: Size2d, target: Size2d) -> Tensor:
+    def resize(self, table: Tensor, source: Size2d, target: Size2d) -> Tensor:
+        """Resize a table (1, N + time x frequency, D) from one grid to another."""
         if source == target:
             return table
         prefix, tokens = table.split([self.num_prefix_tokens, source[0] * source[1]], dim=1)
@@ -170,7 +162,7 @@ class LearnedPositions(Positions):
         if table is not None and shape is not None:
             rows, columns = shape.tolist()
             if table.dim() == 3 and table.shape[1] == self.num_prefix_tokens + rows * columns:
-                state_dict[f"{prefix}pos_embed"] = self.fit(table, (rows, columns))
+                state_dict[f"{prefix}pos_embed"] = self.resize(table, (rows, columns), self.grid)
                 state_dict[f"{prefix}table_grid"] = self.table_grid
         super()._load_from_state_dict(state_dict, prefix, *args)
 

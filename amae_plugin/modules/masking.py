@@ -50,21 +50,11 @@ class ClipNoise:
         return _shift_right(bits, 40).float() * 2**-24
 
 
-class GlobalNoise:
-    """Uniform noise from PyTorch's global generator."""
-
-    def __init__(self, batch: int, device: torch.device):
-        self.batch = batch
-        self.device = device
-
-    def __call__(self, count: int) -> Tensor:
-        """Draw the next ``count`` numbers of every clip: (B, count), float32 in [0, 1)."""
-        return torch.rand(self.batch, count, device=self.device)
-
-
 def seeded_noise(source: Tensor, seed: Tensor | None) -> Noise:
     """Return noise for the clips of a batch (B, ...), from their seeds (B,) or else from PyTorch's generator."""
-    return GlobalNoise(len(source), source.device) if seed is None else ClipNoise(seed)
+    if seed is not None:
+        return ClipNoise(seed)
+    return lambda count: torch.rand(len(source), count, device=source.device)
 
 
 def check_mask(mask: Tensor, patches: Tensor) -> None:
@@ -112,10 +102,24 @@ class Masking(ABC):
 
 
 @dataclass(frozen=True)
-class RankedMasking(Masking):
-    """Base of the strategies that rank tokens and keep the ``int(L * (1 - mask_ratio))`` of lowest rank visible."""
+class RatioMasking(Masking):
+    """Base of the strategies that hide a share of something.
+
+    Attributes:
+        mask_ratio: hidden share.
+    """
 
     mask_ratio: float = 0.75
+
+    @property
+    @override
+    def hidden_share(self) -> str:
+        return f"{self.mask_ratio:.0%}"
+
+
+@dataclass(frozen=True)
+class RankedMasking(RatioMasking):
+    """Base of the strategies that rank tokens and keep the ``int(L * (1 - mask_ratio))`` of lowest rank visible."""
 
     @abstractmethod
     def ranks(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None) -> Tensor:
@@ -128,11 +132,6 @@ class RankedMasking(Masking):
     @override
     def num_visible(self, grid: Size2d) -> int:
         return _num_kept(grid[0] * grid[1], self.mask_ratio)
-
-    @property
-    @override
-    def hidden_share(self) -> str:
-        return f"{self.mask_ratio:.0%}"
 
 
 @dataclass(frozen=True)
@@ -212,10 +211,8 @@ class SpanMasking(RankedMasking):
 
 
 @dataclass(frozen=True)
-class TimeMasking(Masking):
+class TimeMasking(RatioMasking):
     """Whole time steps are hidden, in all bands (Audio-MAE, section 3.1)."""
-
-    mask_ratio: float = 0.75
 
     @override
     def __call__(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None = None) -> Tensor:
@@ -227,17 +224,10 @@ class TimeMasking(Masking):
     def num_visible(self, grid: Size2d) -> int:
         return _num_kept(grid[0], self.mask_ratio) * grid[1]
 
-    @property
-    @override
-    def hidden_share(self) -> str:
-        return f"{self.mask_ratio:.0%}"
-
 
 @dataclass(frozen=True)
-class FrequencyMasking(Masking):
+class FrequencyMasking(RatioMasking):
     """Whole frequency bands are hidden, at all times (Audio-MAE, section 3.1)."""
-
-    mask_ratio: float = 0.75
 
     @override
     def __call__(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None = None) -> Tensor:
@@ -247,11 +237,6 @@ class FrequencyMasking(Masking):
     @override
     def num_visible(self, grid: Size2d) -> int:
         return grid[0] * _num_kept(grid[1], self.mask_ratio)
-
-    @property
-    @override
-    def hidden_share(self) -> str:
-        return f"{self.mask_ratio:.0%}"
 
 
 @dataclass(frozen=True)
@@ -374,14 +359,12 @@ def _num_kept(length: int, ratio: float) -> int:
 
 def _hide_all_but_smallest(values: Tensor, ratio: float, padding_mask: Tensor | None = None) -> Tensor:
     """Return the mask (B, L) that leaves the :func:`_num_kept` smallest values of every clip's valid tokens visible."""
-    tokens = values.shape[1]
     if padding_mask is None:
-        order = values.argsort(dim=1, stable=True)
-        return torch.ones_like(values, dtype=torch.bool).scatter_(1, order[:, : _num_kept(tokens, ratio)], False)
+        padding_mask = torch.zeros_like(values, dtype=torch.bool)
     order = values.masked_fill(padding_mask, torch.inf).argsort(dim=1, stable=True)
-    # In float64, like Python's floats, so that padding does not change the number.
+    # In float64, like Python's floats, so that the number is that of :func:`_num_kept`.
     kept = (_num_valid(values, padding_mask).double() * (1 - ratio)).long().clamp(min=1)
-    hidden = torch.arange(tokens, device=values.device) >= kept
+    hidden = torch.arange(values.shape[1], device=values.device) >= kept
     return torch.zeros_like(padding_mask).scatter_(1, order, hidden) & ~padding_mask
 
 

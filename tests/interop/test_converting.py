@@ -229,7 +229,7 @@ def test_ssast_fine_tuned(
     state = {name.removeprefix("module."): value for name, value in archive.state.items()}
     v = {name: value for name, value in state.items() if name.startswith("v.")}
     positions = LearnedPositions(tuple(finetuned), 192, 2)
-    v["v.pos_embed"] = positions.fit(v["v.pos_embed"], tuple(pretrained))
+    v["v.pos_embed"] = positions.resize(v["v.pos_embed"], tuple(pretrained), positions.grid)
     head = {
         "mlp_head.0.weight": torch.ones(192),
         "mlp_head.0.bias": torch.zeros(192),

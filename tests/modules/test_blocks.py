@@ -5,7 +5,7 @@ import torch
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import nn
 
-from amae_plugin.modules.blocks import Block, PostNormBlock, normal_linear
+from amae_plugin.modules.blocks import Block, PostNormBlock, init_linear
 from amae_plugin.modules.local_attention import WindowBlock, plan_windows
 
 
@@ -59,10 +59,10 @@ def test_post_norm_branches_that_are_scaled_to_nothing_leave_the_norms():
         torch.testing.assert_close(block(x), expected)
 
 
-def test_normal_linear_layers_are_small_without_biases():
+def test_linear_layers_are_initialised_by_the_function_and_without_biases():
     torch.manual_seed(0)
     block = PostNormBlock(96, 3)
-    normal_linear(block)
+    init_linear(block, partial(nn.init.normal_, std=0.02))
     assert block.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert not block.attn.qkv.bias.any()
 

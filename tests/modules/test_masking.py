@@ -7,13 +7,13 @@ from amae_plugin.modules.masking import (
     ChunkMasking,
     ClipNoise,
     FrequencyMasking,
-    GlobalNoise,
     RandomBatchedMasking,
     RandomMasking,
     SpanMasking,
     TimeFrequencyMasking,
     TimeMasking,
     build_masking,
+    seeded_noise,
     take_tokens,
     visible_ids,
 )
@@ -124,7 +124,7 @@ def test_no_strategys_masks_of_a_known_seed_ever_change(strategy, hidden):
 
 
 def test_the_global_seed_decides_where_clips_have_none():
-    noise = GlobalNoise(3, torch.device("cpu"))
+    noise = seeded_noise(torch.empty(3), None)
     torch.manual_seed(4)
     mask = RandomMasking(0.5)(noise, (8, 4))
     assert not torch.equal(RandomMasking(0.5)(noise, (8, 4)), mask)
@@ -137,7 +137,7 @@ def test_the_global_seed_decides_where_clips_have_none():
 )
 def test_masks_are_made_where_the_noise_is_without_looking_at_it(strategy):
     # A tensor of the meta device has no values: to read one, or to mix it with one of the CPU, is an error.
-    noise = GlobalNoise(2, torch.device("meta"))
+    noise = seeded_noise(torch.empty(2, device="meta"), None)
     padding = torch.empty(2, 128, dtype=torch.bool, device="meta")
     for padding_mask in (None, padding):
         mask = strategy(noise, (16, 8), padding_mask)
@@ -157,7 +157,7 @@ def chi_square(counts, expected):
     return ((counts - expected).square() / expected).sum().item()
 
 
-@pytest.mark.parametrize("noise", [ClipNoise(torch.arange(5000)), GlobalNoise(5000, torch.device("cpu"))])
+@pytest.mark.parametrize("noise", [ClipNoise(torch.arange(5000)), seeded_noise(torch.empty(5000), None)])
 def test_every_token_is_hidden_equally_often(noise):
     torch.manual_seed(0)
     tokens, ratio = 32, 0.75

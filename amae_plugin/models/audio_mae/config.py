@@ -9,15 +9,9 @@ from amae_plugin.models.settings import PretrainingConfig, setting
 
 @dataclass
 class AudioMAEConfig(PretrainingConfig):
-    """Architecture of Audio-MAE. Pairs are (time, frequency)."""
+    """Architecture of Audio-MAE."""
 
     input_length: int = setting(1024, "frames that the position table covers")
-    patch_size: Tuple[int, int] = setting((16, 16), "frames and bands of a patch")
-
-    embed_dim: int = setting(768, "width of the encoder")
-    depth: int = setting(12, "blocks of the encoder")
-    num_heads: int = setting(12, "attention heads of the encoder")
-    mlp_ratio: float = setting(4.0, "hidden width of a block's MLP over its width")
 
     decoder: str = setting(
         "shifted", "attention of the decoder: shifted (local windows), hybrid (local, then global) or global"

@@ -8,8 +8,8 @@ from typing_extensions import override
 
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
 from amae_plugin.models.base import Encoder
-from amae_plugin.modules.blocks import Block, xavier_linear
-from amae_plugin.modules.embedding import GridPositions, PatchEmbed, Size2d, patchify
+from amae_plugin.modules.blocks import Block, init_linear
+from amae_plugin.modules.embedding import GridPositions, PatchEmbed, Size2d
 from amae_plugin.modules.masking import take_tokens
 
 
@@ -21,11 +21,7 @@ class AudioMAEEncoder(Encoder):
     masks_padding = False
 
     def __init__(self, config: AudioMAEConfig):
-        super().__init__()
-        self.embed_dim = config.embed_dim
-        self.num_heads = config.num_heads
-        self.num_mel_bins = config.num_mel_bins
-        self.patch_size = self.patch_stride = tuple(config.patch_size)  # type: ignore[assignment]
+        super().__init__(config)
         grid = self.grid(config.input_length, config.num_mel_bins)
         self.patch_embed = PatchEmbed(self.patch_size, config.embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
@@ -49,12 +45,8 @@ class AudioMAEEncoder(Encoder):
         x = torch.cat([(self.cls_token + positions[:, :1]).expand(len(x), -1, -1), x], dim=1)
         return self.run_blocks(x, self.with_prefix(padding_mask))
 
-    @override
-    def patches(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Size2d]:
-        return patchify(source, self.patch_size), self.grid(source.shape[1], source.shape[2])
-
     def reset_parameters(self) -> None:
         """Initialise as the published code does: Xavier-uniform matrices, a CLS token from N(0, 0.02)."""
-        xavier_linear(self)
+        init_linear(self, nn.init.xavier_uniform_)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
         nn.init.normal_(self.cls_token, std=0.02)

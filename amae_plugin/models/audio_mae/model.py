@@ -9,11 +9,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
-from amae_plugin.models.audio_mae.decoder import build_decoder
+from amae_plugin.models.audio_mae.decoder import AudioMAEDecoder
 from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
 from amae_plugin.models.base import PretrainingModel
 from amae_plugin.modules import losses
-from amae_plugin.modules.embedding import unpatchify
 from amae_plugin.modules.interpolation import interpolate
 from amae_plugin.modules.masking import check_mask, seeded_noise, visible_ids
 
@@ -34,7 +33,7 @@ class AudioMAE(PretrainingModel):
         self.config = config
         self.loss_weights = {"reconstruction": 1.0}
         self.encoder = AudioMAEEncoder(config)
-        self.decoder = build_decoder(config)
+        self.decoder = AudioMAEDecoder(config)
         self.masking = config.build_masking()
 
     def forward(
@@ -88,10 +87,10 @@ class AudioMAE(PretrainingModel):
     def reconstruct(
         self, source: Tensor, prediction: Tensor, mask: Tensor, padding_mask: Tensor | None = None
     ) -> Tensor:
-        # Predictions of normalised targets lack the level and the spread of a patch. Both are interpolated from the
-        # visible patches, so the hidden ones have no influence.
-        patches, grid = self.encoder.patches(source)
         if self.config.norm_pix_loss:
+            # Predictions of normalised targets lack the level and the spread of a patch. Both are interpolated from the
+            # visible patches, so the hidden ones have no influence.
+            patches, grid = self.encoder.patches(source)
             known = ~mask
             if padding_mask is not None:
                 frames = padding_mask.unflatten(1, (grid[0], -1))
@@ -101,7 +100,7 @@ class AudioMAE(PretrainingModel):
             statistics = torch.cat([mean, ((var + 1e-6).sqrt() / _USUAL_STD).log()], dim=-1)
             mean, log_std = interpolate(statistics, known, grid, self.encoder.patch_size[0]).split(1, dim=-1)
             prediction = prediction * (log_std.exp() * _USUAL_STD) + mean
-        return unpatchify(torch.where(mask[..., None], prediction, patches), grid, self.encoder.patch_size)
+        return super().reconstruct(source, prediction, mask)
 
     @property
     @override

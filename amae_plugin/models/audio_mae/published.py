@@ -33,22 +33,13 @@ _DECODER = ("decoder_", "mask_token")  # published names
 _DECODER_WIDTH, _DECODER_HEADS = 512, 16  # width and attention heads in every published model
 
 
-class _AudioMAEFile(PublishedFormat):
-    @override
-    def rename(self, name: str) -> str:
-        return state_dicts.rename(name, _RENAMES)
-
-    def convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rename the tensors of a state dict."""
-        return {self.rename(name): tensor for name, tensor in state.items()}
-
-
-class AudioMAEPretrained(_AudioMAEFile):
+class AudioMAEPretrained(PublishedFormat):
     """Pretrained Audio-MAE, with or without its decoder."""
 
     name = "audio_mae"
     title = "Audio-MAE, pretrained"
     takes = (*PublishedFormat.takes, "decoder_num_heads")
+    renames = _RENAMES
 
     @override
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
@@ -68,18 +59,19 @@ class AudioMAEPretrained(_AudioMAEFile):
                 sizes[name] = arguments[name]
         return ConvertedWeights(
             model={"_name": NAME, **sizes},
-            state=self.convert(file.state),
+            state=self.rename_all(file.state),
             target_length=sizes["input_length"],
             initialised=() if has_decoder else ("decoder.",),
         )
 
 
-class AudioMAEFineTuned(_AudioMAEFile):
+class AudioMAEFineTuned(PublishedFormat):
     """Classifier fine-tuned from an Audio-MAE."""
 
     name = "audio_mae_finetuned"
     title = "Audio-MAE, fine-tuned"
     takes = (*PublishedFormat.takes, "pooling", "classes")
+    renames = _RENAMES
 
     @override
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
@@ -91,16 +83,17 @@ class AudioMAEFineTuned(_AudioMAEFile):
         pooling = options.pooling or ("mean" if "fc_norm.weight" in file.state else "cls")
         return ConvertedWeights(
             model=classifier_section(NAME, sizes, len(file.state["head.weight"]), pooling),
-            state=self.convert(file.state),
+            state=self.rename_all(file.state),
             target_length=sizes["input_length"],
         )
 
 
-class ImageMAE(_AudioMAEFile):
+class ImageMAE(PublishedFormat):
     """Encoder of an image MAE as the start of an Audio-MAE."""
 
     name = "image_mae"
     title = "MAE of images, as the start of an Audio-MAE"
+    renames = _RENAMES
 
     @override
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
@@ -118,7 +111,7 @@ class ImageMAE(_AudioMAEFile):
                 without_effect[name] = "the head classifies images"
         state = {name: tensor for name, tensor in file.state.items() if name not in without_effect}
         sizes: state_dicts.Sizes = {
-            **_transformer_sizes(state, options.num_heads),
+            **_sizes(state, options.num_heads),
             "input_length": options.target_length or AudioMAEConfig.input_length,
             "num_mel_bins": options.num_mel_bins or AudioMAEConfig.num_mel_bins,
         }
@@ -129,7 +122,7 @@ class ImageMAE(_AudioMAEFile):
         state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].sum(dim=1, keepdim=True)
         return ConvertedWeights(
             model={"_name": NAME, **sizes},
-            state=self.convert(state),
+            state=self.rename_all(state),
             target_length=sizes["input_length"],
             without_effect=without_effect,
             initialised=("decoder.",),
@@ -146,10 +139,10 @@ def as_timm(encoder: AudioMAEEncoder, input_size: Size2d, pooling: str | None) -
 
 def _encoder_sizes(state: Mapping[str, Tensor], options: ConversionOptions) -> state_dicts.Sizes:
     """Read the fields of :class:`AudioMAEConfig` that describe the encoder."""
-    sizes = _transformer_sizes(state, options.num_heads)
+    sizes = _sizes(state, options.num_heads)
     bands = options.num_mel_bins or AudioMAEConfig.num_mel_bins
     positions = state["pos_embed"].shape[1] - 1
-    patch_time, patch_frequency = state["patch_embed.proj.weight"].shape[2:]
+    patch_time, patch_frequency = sizes["patch_size"]
     columns = bands // patch_frequency
     if not columns or positions % columns:
         raise ValueError(
@@ -180,15 +173,9 @@ def _decoder_sizes(state: Mapping[str, Tensor], num_heads: int | None) -> state_
     }
 
 
-def _transformer_sizes(state: Mapping[str, Tensor], num_heads: int | None) -> state_dicts.Sizes:
-    hidden, width = state["blocks.0.mlp.fc1.weight"].shape
-    return {
-        "patch_size": tuple(state["patch_embed.proj.weight"].shape[2:]),
-        "embed_dim": width,
-        "depth": state_dicts.count_blocks(state, "blocks."),
-        "num_heads": state_dicts.count_heads(width, num_heads),
-        "mlp_ratio": state_dicts.mlp_ratio(hidden, width),
-    }
+def _sizes(state: Mapping[str, Tensor], num_heads: int | None) -> state_dicts.Sizes:
+    patch_size = tuple(state["patch_embed.proj.weight"].shape[2:])
+    return {"patch_size": patch_size, **state_dicts.transformer_sizes(state, "", num_heads)}
 
 
 def _has_sincos_positions(state: Mapping[str, Tensor]) -> bool:

@@ -12,7 +12,7 @@ from amae_plugin.models.base import DownstreamModel
 from amae_plugin.models.classifier.config import ClassifierConfig
 from amae_plugin.models.registry import find_system
 from amae_plugin.models.settings import Settings
-from amae_plugin.modules.blocks import drop_path_scales, drop_paths
+from amae_plugin.modules.blocks import drop_paths
 from amae_plugin.modules.embedding import Size2d
 from amae_plugin.modules.masking import (
     Noise,
@@ -54,9 +54,11 @@ class Classifier(DownstreamModel):
             raise ValueError(f"model.pooling is {config.pooling!r}, must be one of {', '.join(POOLINGS)}")
         if config.num_classes < 1:
             raise ValueError(f"a classifier needs classes, not model.num_classes={config.num_classes}")
+        if not 0 <= config.drop_path < 1:
+            raise ValueError(f"model.drop_path must be at least 0 and below 1, not {config.drop_path}")
         self.config = config
         settings = config.encoder or {}
-        self.encoder = find_system(settings).downstream_encoder(settings)
+        self.encoder = find_system(settings).encoder(settings)
         if config.pooling in ("cls", "avgcls") and not self.encoder.num_prefix_tokens:
             raise ValueError(
                 f"model.pooling is {config.pooling}, but this encoder has no class token: choose mean or avgtok"
@@ -75,7 +77,7 @@ class Classifier(DownstreamModel):
         nn.init.trunc_normal_(self.head.weight, std=_HEAD_STD)
         nn.init.zeros_(self.head.bias)
         self.masking = TimeFrequencyMasking(config.mask_ratio_time, config.mask_ratio_frequency)
-        drop_path_scales(torch.zeros(1, 1, 2), config.drop_path)  # refuses a rate out of range
+
         self.encoder.requires_grad_(not config.frozen)
 
     @classmethod

@@ -2,21 +2,16 @@
 
 # Annotations stay objects here, in the typing module's spelling: fairseq reads them when the fields become its options.
 from dataclasses import dataclass
-from typing import Tuple
 
 from amae_plugin.models.settings import PretrainingConfig, setting
 
 
 @dataclass
 class MAEASTConfig(PretrainingConfig):
-    """Architecture, regularisation and objective of MAE-AST. Pairs are (time, frequency)."""
+    """Architecture, regularisation and objective of MAE-AST.
 
-    patch_size: Tuple[int, int] = setting((16, 16), "frames and bands of a token: (16, 16) patches or (2, 128) frames")
-
-    embed_dim: int = setting(768, "width of the encoder")
-    depth: int = setting(12, "blocks of the encoder")
-    num_heads: int = setting(12, "attention heads of the encoder")
-    mlp_ratio: float = setting(4.0, "hidden width of an encoder block's MLP over its width")
+    The paper's frame models have ``patch_size=(2, 128)`` and ``masking="random"`` or ``"span"``.
+    """
 
     decoder_embed_dim: int = setting(768, "width of the decoder; a projection leads to it if it is not the encoder's")
     decoder_depth: int = setting(2, "blocks of the decoder")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from amae_plugin.models.mae_ast.config import MAEASTConfig
-from amae_plugin.modules.blocks import PostNormBlock, normal_linear
+from amae_plugin.modules.blocks import PostNormBlock, init_linear
 from amae_plugin.modules.dropout import Dropout
 from amae_plugin.modules.embedding import SequencePositions
 
@@ -32,7 +34,7 @@ class MAEASTDecoder(nn.Module):
             )
             for _ in range(config.decoder_depth)
         )
-        normal_linear(self.blocks)
+        init_linear(self.blocks, partial(nn.init.normal_, std=0.02))
 
     def forward(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -9,9 +11,9 @@ from typing_extensions import override
 from amae_plugin.models.base import Encoder
 from amae_plugin.models.mae_ast.config import MAEASTConfig
 from amae_plugin.models.mae_ast.input_norm import InputNorm
-from amae_plugin.modules.blocks import PostNormBlock, normal_linear
+from amae_plugin.modules.blocks import PostNormBlock, init_linear
 from amae_plugin.modules.dropout import Dropout
-from amae_plugin.modules.embedding import PatchEmbed, SequencePositions, Size2d, patchify
+from amae_plugin.modules.embedding import PatchEmbed, SequencePositions, Size2d
 from amae_plugin.modules.masking import take_tokens
 
 
@@ -29,14 +31,10 @@ class MAEASTEncoder(Encoder):
     masks_padding = True
 
     def __init__(self, config: MAEASTConfig):
-        super().__init__()
+        super().__init__(config)
         for name in ("dropout", "attention_dropout", "dropout_input", "layerdrop"):
             if not 0 <= getattr(config, name) < 1:
                 raise ValueError(f"model.{name} must be at least 0 and below 1, not {getattr(config, name)}")
-        self.embed_dim = config.embed_dim
-        self.num_heads = config.num_heads
-        self.num_mel_bins = config.num_mel_bins
-        self.patch_size = self.patch_stride = tuple(config.patch_size)  # type: ignore[assignment]
         self.grid(self.patch_size[0], config.num_mel_bins)
         self.layerdrop = config.layerdrop
         self.input_norm = InputNorm()
@@ -52,7 +50,7 @@ class MAEASTEncoder(Encoder):
             for _ in range(config.depth)
         )
         self.norm = nn.Identity()
-        normal_linear(self.blocks)
+        init_linear(self.blocks, partial(nn.init.normal_, std=0.02))
 
     @override
     def forward(
@@ -68,8 +66,7 @@ class MAEASTEncoder(Encoder):
 
     @override
     def patches(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Size2d]:
-        patches = patchify(self.input_norm(source, padding_mask), self.patch_size)
-        return patches, self.grid(source.shape[1], source.shape[2])
+        return super().patches(self.input_norm(source, padding_mask))
 
     @property
     @override

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -13,7 +12,6 @@ from amae_plugin.models.mae_ast.config import MAEASTConfig
 from amae_plugin.models.mae_ast.decoder import MAEASTDecoder
 from amae_plugin.models.mae_ast.encoder import MAEASTEncoder
 from amae_plugin.modules import losses
-from amae_plugin.modules.embedding import patchify, unpatchify
 from amae_plugin.modules.masking import attention_padding, check_mask, gather_ids, seeded_noise
 
 
@@ -104,10 +102,7 @@ class MAEAST(PretrainingModel):
     def reconstruct(
         self, source: Tensor, prediction: Tensor, mask: Tensor, padding_mask: Tensor | None = None
     ) -> Tensor:
-        patch_size = self.encoder.patch_size
-        grid = (source.shape[1] // patch_size[0], source.shape[2] // patch_size[1])
-        prediction = self.encoder.input_norm.inverse(prediction)
-        return unpatchify(torch.where(mask[..., None], prediction, patchify(source, patch_size)), grid, patch_size)
+        return super().reconstruct(source, self.encoder.input_norm.inverse(prediction), mask)
 
     @property
     @override

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -9,8 +11,8 @@ from typing_extensions import override
 from amae_plugin.models.base import Encoder
 from amae_plugin.models.ssast.config import SSASTConfig
 from amae_plugin.models.ssast.frequency_major import turn_encoder
-from amae_plugin.modules.blocks import Block
-from amae_plugin.modules.embedding import LearnedPositions, PatchEmbed, Size2d, overlapping_patches, patchify
+from amae_plugin.modules.blocks import Block, init_linear
+from amae_plugin.modules.embedding import LearnedPositions, PatchEmbed, Size2d
 from amae_plugin.modules.masking import take_tokens
 
 
@@ -22,12 +24,7 @@ class SSASTEncoder(Encoder):
     masks_padding = False
 
     def __init__(self, config: SSASTConfig):
-        super().__init__()
-        self.embed_dim = config.embed_dim
-        self.num_heads = config.num_heads
-        self.num_mel_bins = config.num_mel_bins
-        self.patch_size = tuple(config.patch_size)  # type: ignore[assignment]
-        self.patch_stride = tuple(config.patch_stride or config.patch_size)  # type: ignore[assignment]
+        super().__init__(config, config.patch_stride)
         self.patch_embed = PatchEmbed(self.patch_size, config.embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
@@ -71,19 +68,8 @@ class SSASTEncoder(Encoder):
         x = torch.cat([prefix.expand(len(tokens), -1, -1), tokens + positions], dim=1)
         return self.run_blocks(x, self.with_prefix(padding_mask))
 
-    @override
-    def patches(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Size2d]:
-        if self.patch_stride == self.patch_size:
-            patches = patchify(source, self.patch_size)
-        else:
-            patches = overlapping_patches(source, self.patch_size, self.patch_stride)
-        return patches, self.grid(source.shape[1], source.shape[2])
-
     def reset_parameters(self) -> None:
         """Initialise as DeiT does: matrices and class tokens from N(0, 0.02), truncated to [-2, 2], biases 0."""
-        for layer in self.blocks.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        init_linear(self.blocks, partial(nn.init.trunc_normal_, std=0.02))
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.dist_token, std=0.02)

@@ -13,7 +13,6 @@ from amae_plugin.models.ssast.config import SSASTConfig
 from amae_plugin.models.ssast.encoder import SSASTEncoder
 from amae_plugin.models.ssast.frequency_major import turn_heads
 from amae_plugin.modules import losses
-from amae_plugin.modules.embedding import unpatchify
 from amae_plugin.modules.masking import check_mask, seeded_noise
 
 
@@ -104,13 +103,6 @@ class SSAST(PretrainingModel):
             "reconstruction": losses.reconstruction(output["prediction"], target, mask),
             "info_nce": losses.info_nce(target, output["classification"], mask),
         }
-
-    @override
-    def reconstruct(
-        self, source: Tensor, prediction: Tensor, mask: Tensor, padding_mask: Tensor | None = None
-    ) -> Tensor:
-        patches, grid = self.encoder.patches(source)
-        return unpatchify(torch.where(mask[..., None], prediction, patches), grid, self.encoder.patch_size)
 
 
 def _head(dim: int, values: int) -> nn.Sequential:

@@ -21,7 +21,7 @@ from amae_plugin.models.published import (
 from amae_plugin.models.ssast.config import SSASTConfig
 from amae_plugin.models.ssast.encoder import SSASTEncoder
 from amae_plugin.models.ssast.frequency_major import MARK, turn_encoder, turn_heads
-from amae_plugin.modules.embedding import Size2d, overlapping_grid_size
+from amae_plugin.modules.embedding import Size2d, grid_size
 
 NAME = "amae_ssast"
 # Pattern of a published name -> name here; the first pattern that matches counts.
@@ -35,7 +35,7 @@ _RENAMES = (
     (r"^v\.(cls_token|dist_token|patch_embed|blocks|norm)\b", r"encoder.\1"),
 )
 _UNUSED = re.compile(r"^v\.head(_dist)?\.")  # DeiT's ImageNet heads, which stay untrained
-_INPUT_SIZE = re.compile(r"^p_input_[ft]dim$")  # becomes part of the config
+_INPUT_SIZE = "p_input_"  # frames (tdim) and bands (fdim) as tensors
 _IMAGE_HEADS = re.compile(r"^(head(_dist|_drop)?|fc_norm|pre_logits)\.")
 _KERNEL = "v.patch_embed.proj.weight"
 _OVERLAPS: dict[Size2d, Size2d] = {(16, 16): (10, 10), (2, 128): (1, 128)}  # patch -> stride in published fine-tuning
@@ -44,9 +44,7 @@ _POOLING = "avgcls"  # AST's pooling
 
 
 class _SSASTFile(PublishedFormat):
-    @override
-    def rename(self, name: str) -> str:
-        return state_dicts.rename(name, _RENAMES)
+    renames = _RENAMES
 
     def convert(self, state: Mapping[str, Tensor], config: SSASTConfig) -> dict[str, Tensor]:
         """Rename the tensors of a state dict, turn them to time-major order, and leave out those without effect.
@@ -55,14 +53,10 @@ class _SSASTFile(PublishedFormat):
             state: weights under the published names.
             config: sizes, from which the grid of the position table follows.
         """
-        with torch.device("meta"):  # builds no tensors
-            frames, bands = SSASTEncoder(config).positions.grid
-        converted = {
-            self.rename(name): tensor
-            for name, tensor in state.items()
-            if not _UNUSED.match(name) and not _INPUT_SIZE.match(name)
-        }
-        converted[f"encoder.{MARK}"] = torch.tensor([bands, frames])
+        weights = {name: state[name] for name in state if not (_UNUSED.match(name) or name.startswith(_INPUT_SIZE))}
+        converted = self.rename_all(weights)
+        grid = grid_size(config.input_length, config.num_mel_bins, config.patch_size, config.patch_stride)
+        converted[f"encoder.{MARK}"] = torch.tensor(grid[::-1])
         turn_heads(converted, "", config.patch_size)
         turn_encoder(converted, "encoder.", SSASTEncoder.num_prefix_tokens)
         return converted
@@ -82,7 +76,7 @@ class SSASTPretrained(_SSASTFile):
     @override
     def read(self, file: PublishedFile, options: ConversionOptions) -> ConvertedWeights:
         sizes = _encoder_sizes(file.state, "v.", options.num_heads)
-        sizes["input_length"], sizes["num_mel_bins"] = (int(file.state[f"p_input_{side}dim"]) for side in "tf")
+        sizes["input_length"], sizes["num_mel_bins"] = (int(file.state[f"{_INPUT_SIZE}{side}dim"]) for side in "tf")
         sizes["masking"] = "random" if sizes["patch_size"][1] == sizes["num_mel_bins"] else "cluster"
         return ConvertedWeights(
             model={"_name": NAME, **sizes},
@@ -133,6 +127,7 @@ class ImageNetViT(PublishedFormat):
 
     name = "image_vit"
     title = "ViT or DeiT of images, as the start of an SSAST"
+    renames = ((r"^", r"encoder."),)
 
     @override
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
@@ -146,16 +141,12 @@ class ImageNetViT(PublishedFormat):
         state = _convert_image(file.state, SSASTEncoder(SSASTConfig(**sizes)))
         return ConvertedWeights(
             model={"_name": NAME, **sizes},
-            state={self.rename(name): tensor for name, tensor in state.items()},
+            state=self.rename_all(state),
             target_length=sizes["input_length"],
             without_effect={name: "it classifies images" for name in file.state if _IMAGE_HEADS.match(name)},
             initialised=("encoder.dist_token", "mask_token", "reconstruction_head.", "classification_head."),
             notes=("the colours of the patch kernel were summed and its positions fitted to the spectrogram's grid",),
         )
-
-    @override
-    def rename(self, name: str) -> str:
-        return f"encoder.{name}"
 
 
 def load_image_weights(encoder: SSASTEncoder, state: Mapping[str, Tensor]) -> None:
@@ -212,20 +203,15 @@ def _convert_image(state_dict: Mapping[str, Tensor], encoder: SSASTEncoder) -> d
     turn_encoder(state, "", encoder.num_prefix_tokens)
     if "positions.pos_embed" in state:
         grid = state["positions.table_grid"].tolist()
-        state["positions.pos_embed"] = encoder.positions.fit(state["positions.pos_embed"], tuple(grid))
+        table = state["positions.pos_embed"]
+        state["positions.pos_embed"] = encoder.positions.resize(table, tuple(grid), encoder.positions.grid)
         state["positions.table_grid"] = encoder.positions.table_grid
     return state
 
 
 def _encoder_sizes(state: Mapping[str, Tensor], prefix: str, num_heads: int | None) -> state_dicts.Sizes:
-    width, _, patch_frequency, patch_time = state[f"{prefix}patch_embed.proj.weight"].shape
-    return {
-        "patch_size": (patch_time, patch_frequency),
-        "embed_dim": width,
-        "depth": state_dicts.count_blocks(state, f"{prefix}blocks."),
-        "num_heads": state_dicts.count_heads(width, num_heads),
-        "mlp_ratio": state_dicts.mlp_ratio(len(state[f"{prefix}blocks.0.mlp.fc1.weight"]), width),
-    }
+    patch_frequency, patch_time = state[f"{prefix}patch_embed.proj.weight"].shape[2:]
+    return {"patch_size": (patch_time, patch_frequency), **state_dicts.transformer_sizes(state, prefix, num_heads)}
 
 
 def _fine_tuned_sizes(state: Mapping[str, Tensor], options: ConversionOptions) -> state_dicts.Sizes:
@@ -240,9 +226,12 @@ def _fine_tuned_sizes(state: Mapping[str, Tensor], options: ConversionOptions) -
     patch = encoder["patch_size"]
     positions = state["v.pos_embed"].shape[1] - SSASTEncoder.num_prefix_tokens
     strides = [options.patch_stride] if options.patch_stride else [_OVERLAPS.get(patch, patch), patch]
-    candidates = [(length, stride) for stride in strides for length in _lengths(positions, bands, patch, stride)]
-    if wanted:
-        candidates = [(length, stride) for length, stride in candidates if length == wanted]
+    candidates = [
+        (length, stride)
+        for stride in strides
+        for length in _lengths(positions, bands, patch, stride)
+        if wanted in (None, length)
+    ]
     if not candidates:
         shown = " or ".join(f"{stride[0]} x {stride[1]}" for stride in strides)
         raise ValueError(
@@ -256,12 +245,10 @@ def _fine_tuned_sizes(state: Mapping[str, Tensor], options: ConversionOptions) -
 
 def _lengths(positions: int, bands: int, patch: Size2d, stride: Size2d) -> range:
     """Return the lengths in frames of the spectrograms that are cut into this many patches."""
-    if bands < patch[1] or (stride == patch and bands % patch[1]):
+    columns = (bands - patch[1]) // stride[1] + 1
+    if columns < 1 or positions % columns or (stride == patch and bands % patch[1]):
         return range(0)
-    rows = overlapping_grid_size(patch[0], bands, patch, stride)[1]
-    if positions % rows:
-        return range(0)
-    shortest = (positions // rows - 1) * stride[0] + patch[0]
+    shortest = (positions // columns - 1) * stride[0] + patch[0]
     # Without overlap the patches cover the whole spectrogram; with overlap a few frames may be left at the end.
     return range(shortest, shortest + (1 if stride == patch else stride[0]))
 
