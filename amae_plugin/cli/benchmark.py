@@ -1,4 +1,9 @@
-"""``amae benchmark``: speed of a recipe's training step, or of the data path, on this machine."""
+"""Measure the speed of training or of the data path on this machine.
+
+Measures an optimizer step (forward, loss, backward, AdamW) of a recipe's model on random input, each precision in a
+process of its own. With --compare it measures all systems on the recipe's input, against the textbook form and each
+other; with --data, the clips per second of the data path.
+"""
 
 from __future__ import annotations
 
@@ -37,16 +42,9 @@ _COLUMNS = {
 }
 """Headings and formats of the figures that are printed."""
 
-_DESCRIPTION = """
-Measures an optimizer step (forward, loss, backward, AdamW) of a recipe's model on random input, each precision in a
-process of its own. With --compare it measures all systems on the recipe's input, against the textbook form and each
-other; with --data, the clips per second of the data path.
-"""
 
-
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``benchmark``."""
-    parser = subparsers.add_parser("benchmark", help="speed of training or of the data path", description=_DESCRIPTION)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     parser.add_argument("--batch", type=positive, default=16, help="clips of a step or a batch (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
 
@@ -66,10 +64,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--workers", type=natural, default=os.cpu_count(), help="processes of the data loader (%(default)s)")
     add("--clips", type=positive, default=500, help="clips drawn at random (%(default)s)")
     add("--target-length", type=positive, default=1024, help="frames of a clip (%(default)s)")
-    parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Print the figures as a table."""
     if args.compare and args.data is not None:
         raise UserError("--compare measures training steps and --data the data path: give one of them")
     args.device = choose_device(args.device)
