@@ -65,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
     """Write the checkpoint, and say what became of every tensor of the file."""
     if args.source.exists() and args.out.exists() and args.out.samefile(args.source):
         raise UserError(f"{args.out}: is SOURCE itself; give another name for the result")
-    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in vars(args).items()}
+    given: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in vars(args).items()
+    }
     options = ConversionOptions(**{field.name: given[field.name] for field in fields(ConversionOptions)})
     front_end = {name: given[name] for name in ("mean", "std", "window_type") if given[name] is not None}
     try:
