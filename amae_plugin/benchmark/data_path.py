@@ -65,12 +65,9 @@ def _time_stages(dataset: AudioDataset, indices: Sequence[int], batch: int) -> t
             read = [_decode(dataset, index, crop) for index in chosen]
             waveforms = [waveform for waveform in read if waveform is not None]
             decoded = time.perf_counter()
-            items = [
-                Item(id=0, source=expected.spectrogram(waveform), length=expected.target_length, seed=0)
-                for waveform in waveforms
-            ]
+            sources = [expected.spectrogram(waveform) for waveform in waveforms]
             computed = time.perf_counter()
-            dataset.collate(items)
+            dataset.collate([Item(id=0, source=x, length=expected.target_length, seed=0) for x in sources])
             collated = time.perf_counter()
             seconds["decode"] += decoded - start
             seconds["features"] += computed - decoded

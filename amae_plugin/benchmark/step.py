@@ -62,10 +62,8 @@ def measure_in_new_process(spec: StepSpec) -> dict[str, float | int | None]:
         try:
             return pool.submit(measure_step, spec).result()
         except BrokenProcessPool:
-            raise UserError(
-                f"the system ended the measurement in {spec.precision}, most likely for want of memory; "
-                f"try a --batch below {spec.batch}"
-            ) from None
+            reason = f"the system ended the measurement in {spec.precision}, most likely for want of memory"
+            raise UserError(f"{reason}; try a --batch below {spec.batch}") from None
 
 
 def measure_step(spec: StepSpec) -> dict[str, float | int | None]:

@@ -34,10 +34,9 @@ class TextbookMAE(nn.Module):
         self.encoder = _layers(config.embed_dim, config.depth, config.num_heads, config.mlp_ratio)
         self.decoder_embed = nn.Linear(config.embed_dim, config.decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_embed_dim))
-        self.decoder = _layers(
-            config.decoder_embed_dim, config.decoder_depth, config.decoder_num_heads, config.mlp_ratio
-        )
-        self.pred = nn.Linear(config.decoder_embed_dim, self.patch_values)
+        width = config.decoder_embed_dim
+        self.decoder = _layers(width, config.decoder_depth, config.decoder_num_heads, config.mlp_ratio)
+        self.pred = nn.Linear(width, self.patch_values)
 
     def forward(self, patches: Tensor) -> Tensor:
         """Mean squared error of the hidden ones of the patches (B, L, P), under a new random mask: a scalar."""

@@ -1,4 +1,9 @@
-"""``amae benchmark``: speed of a recipe's training step, or of the data path, on this machine."""
+"""Measure the speed of training or of the data path on this machine.
+
+Measures an optimizer step (forward, loss, backward, AdamW) of a recipe's model on random input, each precision in a
+process of its own. With --compare it measures all systems on the recipe's input, against the textbook form and each
+other; with --data, the clips per second of the data path.
+"""
 
 from __future__ import annotations
 
@@ -37,16 +42,9 @@ _COLUMNS = {
 }
 """Headings and formats of the figures that are printed."""
 
-_DESCRIPTION = """
-Measures an optimizer step (forward, loss, backward, AdamW) of a recipe's model on random input, each precision in a
-process of its own. With --compare it measures all systems on the recipe's input, against the textbook form and each
-other; with --data, the clips per second of the data path.
-"""
 
-
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``benchmark``."""
-    parser = subparsers.add_parser("benchmark", help="speed of training or of the data path", description=_DESCRIPTION)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     parser.add_argument("--batch", type=positive, default=16, help="clips of a step or a batch (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
 
@@ -66,10 +64,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--workers", type=natural, default=os.cpu_count(), help="processes of the data loader (%(default)s)")
     add("--clips", type=positive, default=500, help="clips drawn at random (%(default)s)")
     add("--target-length", type=positive, default=1024, help="frames of a clip (%(default)s)")
-    parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Print the figures as a table."""
     if args.compare and args.data is not None:
         raise UserError("--compare measures training steps and --data the data path: give one of them")
     args.device = choose_device(args.device)
@@ -82,8 +80,7 @@ def _run(args: argparse.Namespace) -> int:
 def _measure_training(args: argparse.Namespace) -> Figures:
     settings = model_settings(args.recipe, args.config_dir, args.set)
     find_candidate(settings)
-    textbook = {**settings, "_name": TEXTBOOK}
-    reference = _measure(args, textbook, "fp32", None) if args.reference else None
+    reference = _measure(args, {**settings, "_name": TEXTBOOK}, "fp32", None) if args.reference else None
     rows = {precision: _measure(args, settings, precision, reference) for precision in dict.fromkeys(args.precision)}
     print("counting the arithmetic of a step", file=sys.stderr)
     flops = count_flops(_spec(args, settings, "fp32"))
@@ -96,10 +93,10 @@ def _measure_training(args: argparse.Namespace) -> Figures:
 
 
 def _compare(args: argparse.Namespace) -> Figures:
-    settings = {}
-    for name, candidate in CANDIDATES.items():
-        model = model_settings(args.recipe, args.config_dir, [*args.set, f"model={candidate.sizes}"])
-        settings[name] = {**model, "_name": name}
+    settings = {
+        name: {**model_settings(args.recipe, args.config_dir, [*args.set, f"model={candidate.sizes}"]), "_name": name}
+        for name, candidate in CANDIDATES.items()
+    }
     reference = _measure(args, settings.pop(TEXTBOOK), "fp32", None)
     systems: dict[str, dict[str, Figures]] = {name: {} for name in settings}
     ratios: dict[str, dict[str, Figures]] = {}
@@ -159,27 +156,16 @@ def _measure_data(args: argparse.Namespace) -> Figures:
     manifest = Manifest.read(args.data)
     if not len(manifest):
         raise UserError(f"{args.data}: holds no clips")
-    dataset = AudioDataset(
-        manifest,
-        ModelInput(target_length=args.target_length),
-        on_bad_audio="skip",
-        max_bad_audio=len(manifest),
-    )
+    wanted = ModelInput(target_length=args.target_length)
+    dataset = AudioDataset(manifest, wanted, on_bad_audio="skip", max_bad_audio=len(manifest))
     clips = min(args.clips, len(manifest))
     indices = np.sort(np.random.default_rng(1).choice(len(manifest), clips, replace=False)).tolist()
     # The loader first: it reads every file twice, so that the stages find them in memory as its timed pass does.
     loader = measure_loader(dataset, indices, args.batch, args.workers)
     stages = measure_stages(dataset, indices, args.batch)
-    figures = {
-        "manifest": str(args.data),
-        "clips": clips,
-        "target_length": args.target_length,
-        "batch": args.batch,
-        "workers": args.workers,
-        "clips_per_second_per_worker": stages,
-        "loader_clips_per_second": loader,
-    }
     print(f"{clips} clips, {stages['skipped']} unreadable; clips per second of one worker, files cached:")
     print(", ".join(f"{stage} {stages[stage]:,.4g}" for stage in ("decode", "features", "collate", "together")))
     print(f"data loader with {args.workers} workers: {loader:,.4g} clips per second")
-    return figures
+    given = {name: vars(args)[name] for name in ("target_length", "batch", "workers")}
+    rates = {"clips_per_second_per_worker": stages, "loader_clips_per_second": loader}
+    return {"manifest": str(args.data), "clips": clips, **given, **rates}

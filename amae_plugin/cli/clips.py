@@ -1,4 +1,4 @@
-"""Commands that put audio files through a model: their common arguments, and how they end."""
+"""Commands that put audio through a model: their common arguments, and how they end."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import ClipFiles
 
 
+def add_model(parser: argparse.ArgumentParser, batch_size: int = 16, unit: str = "windows") -> None:
+    """Add the checkpoint and how clips go through it, a number of *unit* at a time."""
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint of this plugin")
+    add("--batch-size", type=positive, default=batch_size, metavar="N", help=f"{unit} at a time (%(default)s)")
+    add("--workers", type=natural, default=os.cpu_count(), metavar="N", help="processes that decode (%(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+
+
 def add_clips(parser: argparse.ArgumentParser) -> None:
     """Add the checkpoint, the audio files, and how they are processed."""
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint of this plugin")
+    add_model(parser)
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="audio file, or folder to search for them")
-    parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="windows at a time (%(default)s)")
-    parser.add_argument(
-        "--workers", type=natural, default=os.cpu_count(), metavar="N", help="processes that decode (%(default)s)"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
 
 
 def conclude(clips: ClipFiles) -> int:

@@ -1,4 +1,9 @@
-"""``amae compare``: the systems on equal data, pretrained for equal time and fine-tuned for equal updates."""
+"""Compare the systems on equal data, pretrained for equal time and fine-tuned for equal updates.
+
+Pretrains every system with its small recipe for the same wall-clock time on one manifest, fine-tunes each on one
+labelled manifest, and writes comparison.json, comparison.md and comparison.png. The learning rate of pretraining
+follows the clock, so that each system makes as many updates as fit. Run again, it continues where it stopped.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +14,9 @@ from pathlib import Path
 from amae_plugin.cli.arguments import positive
 from amae_plugin.runs.comparison import CONTESTANTS, Comparison, compare, markdown
 
-_DESCRIPTION = """
-Pretrains every system with its small recipe for the same wall-clock time on one manifest, fine-tunes each on one
-labelled manifest, and writes comparison.json, comparison.md and comparison.png. The learning rate of pretraining
-follows the clock, so that each system makes as many updates as fit. Run again, it continues where it stopped.
-"""
 
-
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``compare``; each argument sets a field of :class:`Comparison`."""
-    parser = subparsers.add_parser(
-        "compare", help="all systems, pretrained and fine-tuned on equal data", description=_DESCRIPTION
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments; each sets a field of :class:`Comparison`."""
     add, default = parser.add_argument, Comparison
     add("--pretrain", dest="pretraining", type=Path, required=True, metavar="DIR", help="manifests train, valid")
     add("--fine-tune", dest="fine_tuning", type=Path, required=True, metavar="DIR", help="labelled: train, valid, test")
@@ -34,10 +30,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     change, recipe = "KEY=VALUE", "change the fine-tuning recipe"
     add("--set", dest="overrides", nargs="+", default=[], metavar=change, help="change the pretraining recipes")
     add("--set-fine-tuning", dest="fine_tuning_overrides", nargs="+", default=[], metavar=change, help=recipe)
-    parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Train and evaluate every contestant, and print the table of results."""
     comparison = Comparison(**{field.name: vars(args)[field.name] for field in fields(Comparison)})
     results = compare(comparison)
     print(markdown(results, comparison))

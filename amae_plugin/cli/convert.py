@@ -1,9 +1,16 @@
-"""``amae convert``: published weights as a checkpoint of this plugin."""
+"""Convert published weights to a checkpoint of this plugin.
+
+Reads published weights and writes a checkpoint that fairseq loads, that recipes fine-tune (model.pretrained=OUT) and
+that the other commands take. Recognises the kind of the file and reads the sizes from its tensors. Uses or lists every
+tensor.
+"""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from amae_plugin.cli.arguments import above_zero, positive
 from amae_plugin.data.labels import read_names
@@ -15,12 +22,6 @@ from amae_plugin.models.classifier.model import POOLINGS
 from amae_plugin.models.published import ConversionOptions, PublishedFile
 from amae_plugin.weight_files import UnsafeFileError
 
-_DESCRIPTION = """
-Reads published weights and writes a checkpoint that fairseq loads, that recipes fine-tune (model.pretrained=OUT) and
-that the other commands take. Recognises the kind of the file and reads the sizes from its tensors. Uses or lists every
-tensor.
-"""
-_KINDS = "\n".join(f"  {name:20}{kind.title}" for name, kind in FORMATS.items())
 _NUMBERS = {
     "--num-heads": "attention heads of the encoder (default: of 64 dimensions each)",
     "--decoder-num-heads": "attention heads of the decoder (default: 16 in an Audio-MAE of width 512, the "
@@ -34,76 +35,50 @@ _PAIRS = {
 }
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``convert``."""
-    parser = subparsers.add_parser(
-        "convert",
-        help="convert published weights to a checkpoint of this plugin",
-        description=_DESCRIPTION,
-        epilog=f"kinds:\n{_KINDS}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="file written by torch.save, or .safetensors file")
-    parser.add_argument("out", type=Path, metavar="OUT", help="checkpoint to write")
-    parser.add_argument("--kind", choices=FORMATS, help="kind of SOURCE (default: recognised)")
-    parser.add_argument("--partial", action="store_true", help="continue if tensors are missing or have no place")
-    parser.add_argument(
-        "--trust", action="store_true", help="unpickle any object in SOURCE, which runs whatever code it asks for"
-    )
-    sizes = parser.add_argument_group("facts that SOURCE may lack")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments; those about the file set the fields of :class:`ConversionOptions`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "\n".join(["kinds:", *(f"  {name:20}{kind.title}" for name, kind in FORMATS.items())])
+    add = parser.add_argument
+    add("source", type=Path, metavar="SOURCE", help="file written by torch.save, or .safetensors file")
+    add("out", type=Path, metavar="OUT", help="checkpoint to write")
+    add("--kind", choices=FORMATS, help="kind of SOURCE (default: recognised)")
+    add("--partial", action="store_true", help="continue if tensors are missing or have no place")
+    add("--trust", action="store_true", help="unpickle any object in SOURCE, which runs whatever code it asks for")
+    add = parser.add_argument_group("facts that SOURCE may lack").add_argument
     for flag, text in _NUMBERS.items():
-        sizes.add_argument(flag, type=positive, metavar="N", help=text)
+        add(flag, type=positive, metavar="N", help=text)
     for flag, text in _PAIRS.items():
-        sizes.add_argument(flag, type=positive, nargs=2, metavar=("FRAMES", "BANDS"), help=text)
-    sizes.add_argument("--pooling", choices=POOLINGS, help="pooling of a classifier (default: as published)")
-    sizes.add_argument(
-        "--labels", type=Path, metavar="FILE", help="classes of a classifier, one a line (default: numbers)"
-    )
-    sizes.add_argument(
-        "--multi-label",
-        action=argparse.BooleanOptionalAction,
-        help="a clip may have several labels (default: with AudioSet's 527 classes)",
-    )
-    audio = parser.add_argument_group("input that the model was trained on (default: as published)")
-    audio.add_argument("--mean", type=float, metavar="X", help="mean of the log-mel values")
-    audio.add_argument("--std", type=above_zero, metavar="X", help="standard deviation of the log-mel values")
-    audio.add_argument("--window-type", choices=sorted(WINDOWS), help="window of the spectral analysis")
-    parser.set_defaults(run=_run)
+        add(flag, type=positive, nargs=2, metavar=("FRAMES", "BANDS"), help=text)
+    add("--pooling", choices=POOLINGS, help="pooling of a classifier (default: as published)")
+    labels = "classes of a classifier, one a line (default: numbers)"
+    add("--labels", dest="classes", type=read_names, metavar="FILE", help=labels)
+    several = "a clip may have several labels (default: with AudioSet's 527 classes)"
+    add("--multi-label", action=argparse.BooleanOptionalAction, help=several)
+    add = parser.add_argument_group("input that the model was trained on (default: as published)").add_argument
+    add("--mean", type=float, metavar="X", help="mean of the log-mel values")
+    add("--std", type=above_zero, metavar="X", help="standard deviation of the log-mel values")
+    add("--window-type", choices=sorted(WINDOWS), help="window of the spectral analysis")
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Write the checkpoint, and say what became of every tensor of the file."""
     if args.source.exists() and args.out.exists() and args.out.samefile(args.source):
         raise UserError(f"{args.out}: is SOURCE itself; give another name for the result")
-    options = ConversionOptions(
-        num_heads=args.num_heads,
-        decoder_num_heads=args.decoder_num_heads,
-        patch_size=args.patch_size and tuple(args.patch_size),
-        patch_stride=args.patch_stride and tuple(args.patch_stride),
-        num_mel_bins=args.num_mel_bins,
-        target_length=args.target_length,
-        pooling=args.pooling,
-        classes=read_names(args.labels) if args.labels else None,
-    )
+    given: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in vars(args).items()
+    }
+    options = ConversionOptions(**{field.name: given[field.name] for field in fields(ConversionOptions)})
+    front_end = {name: given[name] for name in ("mean", "std", "window_type") if given[name] is not None}
     try:
         source = PublishedFile.read(args.source, trust=args.trust)
     except UnsafeFileError as error:
-        raise UserError(
-            f"{error}. If you know who made the file and trust them, --trust reads it all the same, and runs whatever "
-            "it asks for"
-        ) from None
-    given = {name: getattr(args, name) for name in ("mean", "std", "window_type")}
-    conversion = convert(
-        source,
-        args.out,
-        options,
-        kind=args.kind,
-        front_end={name: value for name, value in given.items() if value is not None},
-        multi_label=args.multi_label,
-        partial=args.partial,
-    )
+        remedy = "If you know and trust who made the file, --trust reads it all the same, and runs whatever it asks for"
+        raise UserError(f"{error}. {remedy}") from None
+    others = {name: given[name] for name in ("kind", "multi_label", "partial")}
+    conversion = convert(source, args.out, options, front_end=front_end, **others)
     conversion.checkpoint.write()
-    for line in _report(conversion):
-        print(line)
+    print("\n".join(_report(conversion)))
     print(f"\n{summary(describe(conversion.checkpoint))}\n\nwritten: {args.out}")
     return 0
 

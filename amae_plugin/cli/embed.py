@@ -1,9 +1,14 @@
-"""``amae embed``: embeddings of audio files."""
+"""Embed audio files.
+
+Embeds audio files of any length with a pretrained encoder or a classifier. FILE.npz holds paths (N) and embeddings (N,
+D). With --timestamps it also holds the time steps of all clips, one clip after the other: steps (T, D), their
+embeddings; timestamps (T), their centres in seconds; and offsets (N + 1): clip i has the steps offsets[i] to offsets[i
++ 1]. In DIR, each clip has a file of its own with embedding (D), and with --timestamps steps and timestamps.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,26 +20,17 @@ from amae_plugin.files import writing
 from amae_plugin.inference.clips import ClipFiles
 from amae_plugin.inference.model import load_model
 
-_DESCRIPTION = """
-Embeds audio files of any length with a pretrained encoder or a classifier. FILE.npz holds paths (N) and embeddings (N,
-D). With --timestamps it also holds the time steps of all clips, one clip after the other: steps (T, D), their
-embeddings; timestamps (T), their centres in seconds; and offsets (N + 1): clip i has the steps offsets[i] to offsets[i
-+ 1]. In DIR, each clip has a file of its own with embedding (D), and with --timestamps steps and timestamps.
-"""
 
-
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``embed``."""
-    parser = subparsers.add_parser("embed", help="embed audio files", description=_DESCRIPTION)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     add_clips(parser)
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE.npz|DIR", help="one file for all clips, or a folder of files"
-    )
+    text = "one file for all clips, or a folder of files"
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.npz|DIR", help=text)
     parser.add_argument("--timestamps", action="store_true", help="embed the time steps as well")
-    parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Write the embeddings and list the files that cannot be used."""
     model = load_model(args.checkpoint, args.device, args.batch_size)
     clips = ClipFiles(args.paths, model.input.front_end, args.workers, "embedding")
     in_one_file = args.out.suffix == ".npz"
@@ -42,25 +38,24 @@ def _run(args: argparse.Namespace) -> int:
     with writing(args.out):  # before the work, which is in vain if its results cannot be written
         (args.out.parent if in_one_file else args.out).mkdir(parents=True, exist_ok=True)
     paths: list[str] = []
-    columns: dict[str, list[np.ndarray]] = defaultdict(list)
+    rows: list[dict[str, np.ndarray]] = []
     for path, embedding in clips.map(model.embeddings):
         arrays = {"embedding": embedding.clip.numpy()}
         if args.timestamps:
             arrays |= {"steps": embedding.steps.numpy(), "timestamps": embedding.timestamps.numpy()}
         paths.append(str(path))
         if in_one_file:
-            for name, array in arrays.items():
-                columns[name].append(array)
+            rows.append(arrays)
         else:
             with writing(args.out):
                 files[path].parent.mkdir(parents=True, exist_ok=True)
                 np.savez(files[path], allow_pickle=False, **arrays)
     code = conclude(clips)
     if in_one_file:
-        arrays = {"paths": np.array(paths), "embeddings": np.stack(columns["embedding"])}
+        arrays = {"paths": np.array(paths), "embeddings": np.stack([row["embedding"] for row in rows])}
         if args.timestamps:
-            arrays |= {name: np.concatenate(columns[name]) for name in ("steps", "timestamps")}
-            arrays["offsets"] = np.cumsum([0, *map(len, columns["steps"])])
+            arrays |= {name: np.concatenate([row[name] for row in rows]) for name in ("steps", "timestamps")}
+            arrays["offsets"] = np.cumsum([0, *(len(row["steps"]) for row in rows)])
         with writing(args.out):
             np.savez(args.out, allow_pickle=False, **arrays)
     print(f"embeddings of {len(paths):,} clips, {model.embed_dim} values each: {args.out}")
@@ -68,8 +63,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _files(folder: Path, names: Mapping[Path, str]) -> dict[Path, Path]:
-    """The file of each clip; no two clips have the same."""
-    files: dict[Path, Path] = {path: folder / f"{name}.npz" for path, name in names.items()}
+    """Name the file of each clip; no two clips have the same."""
+    files = {path: folder / f"{name}.npz" for path, name in names.items()}
     first: dict[Path, Path] = {}
     for path, file in files.items():
         if first.setdefault(file, path) != path:

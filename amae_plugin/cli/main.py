@@ -1,4 +1,4 @@
-"""``amae``: one subcommand a module; each module has ``add_parser`` and the function that it sets as ``run``."""
+"""``amae``: a module for each command, with ``add_arguments`` and ``run``; its docstring describes the command."""
 
 from __future__ import annotations
 
@@ -9,39 +9,42 @@ from collections.abc import Sequence
 
 from amae_plugin.errors import UserError
 
-SUBCOMMANDS = (
-    "benchmark",
-    "compare",
-    "convert",
-    "embed",
-    "evaluate",
-    "export",
-    "inspect",
-    "manifest",
-    "plan",
-    "predict",
-    "reconstruct",
-    "results",
-    "slurm",
-    "stats",
-    "weights",
-)
+COMMANDS = {
+    "benchmark": "speed of training or of the data path",
+    "compare": "all systems, pretrained and fine-tuned on equal data",
+    "convert": "convert published weights to a checkpoint of this plugin",
+    "embed": "embed audio files",
+    "evaluate": "measure a checkpoint on a split",
+    "export": "export a checkpoint to timm's Vision Transformer and to ONNX",
+    "inspect": "describe a checkpoint: model, input, training, measures",
+    "manifest": "write the manifests of a corpus",
+    "plan": "time and resources of a recipe on GPUs",
+    "predict": "predict the classes of audio files with a classifier",
+    "reconstruct": "a page to see and hear what a pretrained model fills in",
+    "results": "validation results of a sweep's runs, with mean and std",
+    "slurm": "submit a run as a SLURM job, and follow it",
+    "stats": "mean and standard deviation of a corpus, for normalisation",
+    "weights": "class-balanced sampling weights of a labelled manifest",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand.
+    """Run one command.
 
     Returns:
         The exit code: 0 done, 1 some inputs failed, 2 the input cannot be used.
     """
     given = sys.argv[1:] if argv is None else list(argv)
-    # Only the module of the subcommand given is imported; all of them take seconds.
-    needed = [name for name in SUBCOMMANDS if given[:1] == [name]] or SUBCOMMANDS
     parser = argparse.ArgumentParser(prog="amae", description="Tools around the amae_plugin fairseq plugin.")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     try:
-        for name in needed:
-            importlib.import_module(f"amae_plugin.cli.{name}").add_parser(subparsers)
+        for name, text in COMMANDS.items():
+            command = subparsers.add_parser(name, help=text)
+            if name in given:  # importing the modules of all commands takes seconds
+                module = importlib.import_module(f"amae_plugin.cli.{name}")
+                command.description = module.__doc__
+                module.add_arguments(command)
+                command.set_defaults(run=module.run)
         args = parser.parse_args(given)
         return args.run(args)
     except UserError as error:

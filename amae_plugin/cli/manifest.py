@@ -1,4 +1,4 @@
-"""``amae manifest``: write the manifests of a corpus; one subcommand a layout."""
+"""Write the manifests of a corpus."""
 
 from __future__ import annotations
 
@@ -11,40 +11,34 @@ from amae_plugin.corpora.corpus import Corpus, Layout
 from amae_plugin.corpora.layouts import LAYOUTS
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``manifest`` and its layouts."""
-    parser = subparsers.add_parser("manifest", help="write the manifests of a corpus")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add a subcommand for each layout."""
     layouts = parser.add_subparsers(required=True, metavar="LAYOUT")
     for layout in LAYOUTS.values():
         options = layouts.add_parser(layout.name, help=layout.help)
         layout.add_arguments(options)
         options.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the manifests")
         options.add_argument("--workers", type=natural, default=0, help="threads that read headers (0: one a core)")
-        options.set_defaults(run=_run, layout=layout)
+        options.set_defaults(layout=layout)
 
 
-def _run(args: argparse.Namespace) -> int:
-    options = {name: value for name, value in vars(args).items() if name not in ("run", "layout")}
-    corpus = args.layout.build(**options)
+def run(args: argparse.Namespace) -> int:
+    """Write the manifests, and say what they hold and what comes next."""
+    corpus = args.layout.build(**{name: value for name, value in vars(args).items() if name not in ("run", "layout")})
     for warning in corpus.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    if len(corpus.runs) == 1:
-        _report(args.out.absolute(), corpus)
-    else:
-        _report_runs(args.out.absolute(), corpus, args.layout)
+    (_report if len(corpus.runs) == 1 else _report_runs)(args.out.absolute(), corpus, args.layout)
     return 0
 
 
-def _report(out: Path, corpus: Corpus) -> None:
+def _report(out: Path, corpus: Corpus, layout: Layout) -> None:
     print(corpus.summary)
     if corpus.classes:
         print(f"classes: {corpus.classes:,}, listed in {out / 'labels.txt'}")
     print(f"manifests: {', '.join(str(out / f'{split}.tsv') for split in corpus.summary.clips)}")
     print("next, the mean and standard deviation that the training needs, then the training itself:")
-    print(f"  amae stats {out}")
-    print(
-        f"  fairseq-hydra-train --config-dir config --config-name <recipe> task.data={out} task.mean=... task.std=..."
-    )
+    settings = f"task.data={out} task.mean=... task.std=..."
+    print(f"  amae stats {out}\n  fairseq-hydra-train --config-dir config --config-name <recipe> {settings}")
 
 
 def _report_runs(out: Path, corpus: Corpus, layout: Layout) -> None:
@@ -55,10 +49,8 @@ def _report_runs(out: Path, corpus: Corpus, layout: Layout) -> None:
     print(corpus.summary.details)
     print(f"classes: {corpus.classes:,}, listed in the labels.txt of each fold")
     print(f"manifests: {', '.join(f'{split}.tsv' for split in corpus.summary.clips)} in each of")
-    for folder in folders:
-        print(f"  {folder}")
+    print(*(f"  {folder}" for folder in folders), sep="\n")
     print("next, the mean and standard deviation (those of one fold do for all), then a training run a fold:")
-    print(f"  amae stats {folders[0]}")
     recipe, data = (layout.sweep, out) if layout.sweep else ("<recipe>", ",".join(map(str, folders)))
     training = f"--config-name {recipe} task.data={data} task.mean=... task.std=..."
-    print(f"  fairseq-hydra-train -m --config-dir config {training}")
+    print(f"  amae stats {folders[0]}\n  fairseq-hydra-train -m --config-dir config {training}")

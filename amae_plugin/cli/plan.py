@@ -1,6 +1,8 @@
-"""``amae plan``: what training a recipe would take on a number of GPUs, and how that was computed.
+"""Estimate what training a recipe would take on a number of GPUs.
 
-Units inside: bytes, seconds, clips and FLOP, without prefixes; a multiply-add is two FLOP.
+Estimates time, communication, processors, storage and memory of a pretraining recipe on GPUs that are not at hand, and
+says how. The arithmetic of a step is counted on this machine's CPU; the rest follows from the makers' numbers and from
+assumptions, which `amae benchmark` on the machine in question replaces by measurements.
 """
 
 from __future__ import annotations
@@ -21,11 +23,6 @@ from amae_plugin.data.log_mel import LogMel
 from amae_plugin.errors import UserError
 from amae_plugin.recipes import model_section, open_recipe, whole_number
 
-_DESCRIPTION = """
-Estimates time, communication, processors, storage and memory of a pretraining recipe on GPUs that are not at hand, and
-says how. The arithmetic of a step is counted on this machine's CPU; the rest follows from the makers' numbers and from
-assumptions, which `amae benchmark` on the machine in question replaces by measurements.
-"""
 _UTILISATION = 0.4
 _DECODE_RATE = 123.0
 _FLAC = 0.6
@@ -45,9 +42,8 @@ _Lines = Iterator[tuple[str, str, str]]
 """Name, value, and how the value is found."""
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``plan``."""
-    parser = subparsers.add_parser("plan", help="time and resources of a recipe on GPUs", description=_DESCRIPTION)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     add = parser.add_argument
     add("--recipe", required=True, help="pretraining recipe: name in --config-dir, or a file")
     add("--config-dir", type=Path, default=Path("config"), metavar="DIR", help="recipes (%(default)s)")
@@ -64,10 +60,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--clips", type=positive, default=2_000_000, help="size of the corpus (%(default)s: AudioSet-2M)")
     add("--clip-seconds", type=above_zero, default=10.0, metavar="S", help="length of a clip (%(default)g)")
     add("--clip-bytes", type=above_zero, metavar="BYTES", help=f"size of a file ({_FLAC} of 16-bit samples at 16 kHz)")
-    parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Print an estimate for each number of nodes."""
     if (args.utilisation or 0) > 1:
         raise UserError(f"--utilisation {args.utilisation:g}: a share of the GPU's peak is at most 1")
     work = _read(args)

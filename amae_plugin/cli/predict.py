@@ -1,4 +1,4 @@
-"""``amae predict``: the most probable classes of audio files."""
+"""Predict the most probable classes of audio files with a classifier."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from amae_plugin.inference.model import Prediction, load_model
 _FORMATS = (".csv", ".json")
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``predict``."""
-    parser = subparsers.add_parser("predict", help="predict the classes of audio files with a classifier")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     add_clips(parser)
     parser.add_argument("--top-k", type=positive, default=5, metavar="K", help="classes a clip (%(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write to a .csv or .json file, not to the terminal")
-    parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Print or write the predictions and list the files that cannot be used."""
     if args.out is not None and args.out.suffix not in _FORMATS:
         raise UserError(f"--out {args.out}: its name must end in {' or '.join(_FORMATS)}")
     model = load_model(args.checkpoint, args.device, args.batch_size)

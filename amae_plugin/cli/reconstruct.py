@@ -1,4 +1,9 @@
-"""``amae reconstruct``: a page to see and hear what a pretrained model fills in where recordings are hidden."""
+"""Make a page to see and hear what a pretrained model fills in where recordings are hidden.
+
+Hides parts of recordings, has a pretraining model fill them in, and writes index.html. This one file shows spectrograms
+and plays sounds of each clip side by side: original, masked and reconstructed. It needs no network. A folder for each
+clip holds the same as picture.png and three WAV files.
+"""
 
 from __future__ import annotations
 
@@ -16,46 +21,24 @@ from amae_plugin.inference.reconstruction import Reconstructor
 from amae_plugin.metrics.band_errors import BandErrors
 from amae_plugin.modules.compute import choose_device
 from amae_plugin.modules.masking import MASKINGS
-
-_DESCRIPTION = """
-Hides parts of recordings, has a pretraining model fill them in, and writes index.html. This one file shows spectrograms
-and plays sounds of each clip side by side: original, masked and reconstructed. It needs no network. A folder for each
-clip holds the same as picture.png and three WAV files.
-"""
+from amae_plugin.visual.page import ClipView, render
+from amae_plugin.visual.spectrograms import NORMALIZED_TARGETS
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``reconstruct``."""
-    parser = subparsers.add_parser(
-        "reconstruct", help="a page to see and hear what a pretrained model fills in", description=_DESCRIPTION
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     add_clips(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of index.html")
-    parser.add_argument(
-        "--mask-ratio", type=float, metavar="R", help="hidden share, between 0 and 1 (default: the model's in training)"
-    )
-    parser.add_argument(
-        "--strategy",
-        metavar="NAME",
-        help=f"masking strategy: {', '.join(MASKINGS)} (default: the model's in training)",
-    )
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="random seed of the masks (%(default)s)")
-    parser.set_defaults(run=_run)
+    add, default = parser.add_argument, "(default: the model's in training)"
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of index.html")
+    add("--mask-ratio", type=float, metavar="R", help=f"hidden share, between 0 and 1 {default}")
+    add("--strategy", metavar="NAME", help=f"masking strategy: {', '.join(MASKINGS)} {default}")
+    add("--seed", type=int, default=1, metavar="N", help="random seed of the masks (%(default)s)")
 
 
-def _run(args: argparse.Namespace) -> int:
-    # matplotlib takes a second to import, which other commands save.
-    from amae_plugin.visual.page import ClipView, render
-    from amae_plugin.visual.spectrograms import NORMALIZED_TARGETS
-
-    reconstructor = Reconstructor(
-        Checkpoint.read(args.checkpoint),
-        strategy=args.strategy,
-        mask_ratio=args.mask_ratio,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        device=choose_device(args.device),
-    )
+def run(args: argparse.Namespace) -> int:
+    """Write the page and a folder for each clip, and list the files that cannot be used."""
+    options = {name: vars(args)[name] for name in ("strategy", "mask_ratio", "seed", "batch_size")}
+    reconstructor = Reconstructor(Checkpoint.read(args.checkpoint), device=choose_device(args.device), **options)
     front_end = reconstructor.input.front_end
     clips = ClipFiles(args.paths, front_end, args.workers, "reconstructing")
     names = _make_room(args.out, clips)
@@ -65,8 +48,9 @@ def _run(args: argparse.Namespace) -> int:
         "checkpoint": _printable(args.checkpoint),
         "model": f"{reconstructor.checkpoint.model_settings['_name']}, {window:g} s at a time",
         "hidden": f"{reconstructor.masking}, seed {args.seed}",
-        **({"normalised targets": note} if note else {}),
     }
+    if note:
+        facts["normalised targets"] = note
     views: list[ClipView] = []
     for path, waveform in clips:
         views.append(ClipView.make(_printable(names[path]), reconstructor(waveform), front_end, len(waveform)))

@@ -1,4 +1,4 @@
-"""``amae slurm``: submit a run as a SLURM job without waiting for it, and follow it."""
+"""Submit a run as a SLURM job without waiting for it, and follow it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,15 @@ _RUN_CONFIG = "run_config=slurm_1x8 or another of config/run_config/slurm*"
 _FOLLOW_S = 2.0
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``slurm`` with its own subcommands."""
-    parser = subparsers.add_parser("slurm", help="submit a run as a SLURM job, and follow it")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommands."""
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     submit = actions.add_parser("submit", help="submit a run and return")
     submit.add_argument("--config-dir", default="config", metavar="DIR", help="folder of the recipes (%(default)s)")
     submit.add_argument("--config-name", required=True, metavar="RECIPE")
-    submit.add_argument(
-        "overrides", nargs="+", metavar="KEY=VALUE", help=f"settings of fairseq-hydra-train, among them {_RUN_CONFIG}"
-    )
-    submit.set_defaults(run=_submit)
+    settings = f"settings of fairseq-hydra-train, among them {_RUN_CONFIG}"
+    submit.add_argument("overrides", nargs="+", metavar="KEY=VALUE", help=settings)
+    submit.set_defaults(action=_submit)
     for name, function, text in (
         ("status", _status, "show the jobs of a run or a sweep, with the results or errors of those that ended"),
         ("logs", _logs, "print the log of rank 0 of the latest job"),
@@ -38,7 +36,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         if name == "logs":
             action.add_argument("--follow", action="store_true", help="go on until the job has ended")
             action.add_argument("--rank", type=int, default=0, help="task whose log to print (%(default)s)")
-        action.set_defaults(run=function)
+        action.set_defaults(action=function)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the subcommand."""
+    return args.action(args)
 
 
 def _submit(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""``amae stats``: mean and standard deviation of a corpus's log-mel values, for normalisation."""
+"""Measure the mean and the standard deviation of a corpus's log-mel values, for normalisation."""
 
 from __future__ import annotations
 
@@ -12,27 +12,23 @@ from amae_plugin.data.statistics import measure
 from amae_plugin.files import write_json, writing
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``stats``."""
-    parser = subparsers.add_parser("stats", help="mean and standard deviation of a corpus, for normalisation")
-    parser.add_argument("manifest", type=Path, metavar="MANIFEST_OR_DIR", help="a manifest, or a folder of manifests")
-    parser.add_argument("--split", default="train", help="name of the manifest in a folder (%(default)s)")
-    parser.add_argument("--clips", type=natural, default=2000, help="clips drawn at random; 0 means all (%(default)s)")
-    parser.add_argument(
-        "--target-length", type=positive, default=1024, help="frames taken of longer clips, at random (%(default)s)"
-    )
-    parser.add_argument("--seed", type=natural, default=1, help="seed of the draws (%(default)s)")
-    parser.add_argument("--workers", type=natural, default=os.cpu_count(), help="processes that decode (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
-    parser.set_defaults(run=_run)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add, frames = parser.add_argument, "frames taken of longer clips, at random (%(default)s)"
+    add("manifest", type=Path, metavar="MANIFEST_OR_DIR", help="a manifest, or a folder of manifests")
+    add("--split", default="train", help="name of the manifest in a folder (%(default)s)")
+    add("--clips", type=natural, default=2000, help="clips drawn at random; 0 means all (%(default)s)")
+    add("--target-length", type=positive, default=1024, help=frames)
+    add("--seed", type=natural, default=1, help="seed of the draws (%(default)s)")
+    add("--workers", type=natural, default=os.cpu_count(), help="processes that decode (%(default)s)")
+    add("--json", type=Path, metavar="FILE", help="also write the figures to this file")
 
 
-def _run(args: argparse.Namespace) -> int:
-    path = args.manifest / f"{args.split}.tsv" if args.manifest.is_dir() else args.manifest
-    manifest = Manifest.read(path)
-    figures = measure(
-        manifest, target_length=args.target_length, clips=args.clips, seed=args.seed, workers=args.workers
-    )
+def run(args: argparse.Namespace) -> int:
+    """Print the statistics as settings of a recipe."""
+    manifest = Manifest.read(args.manifest / f"{args.split}.tsv" if args.manifest.is_dir() else args.manifest)
+    options = {name: vars(args)[name] for name in ("target_length", "clips", "seed", "workers")}
+    figures = measure(manifest, **options)
     clips, frames, skipped = (f"{figures[key]:,}" for key in ("clips", "frames", "skipped"))
     print(f"{clips} clips of {len(manifest):,}, {frames} frames, {skipped} unreadable")
     print(f"task.mean={figures['mean']:.7g} task.std={figures['std']:.7g}")

@@ -1,4 +1,4 @@
-"""``amae weights``: how often to draw each clip, so that training draws rare classes as often as common ones."""
+"""Write how often to draw each clip, so that training draws rare classes as often as common ones."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from amae_plugin.errors import UserError
 from amae_plugin.files import writing
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``weights``."""
-    parser = subparsers.add_parser("weights", help="class-balanced sampling weights of a labelled manifest")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder with <split>.tsv, <split>.lbl and labels.txt")
     parser.add_argument("--split", default="train", help="name of the split (%(default)s)")
-    parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Write the weights, and print how they spread."""
     manifest = Manifest.read(args.folder / f"{args.split}.tsv")
     if not len(manifest):
         raise UserError(f"{manifest.path}: holds no clips")
@@ -32,15 +31,12 @@ def _run(args: argparse.Namespace) -> int:
     with writing(path, "the weights"):
         np.save(path, weights)
     counts = labels.counts()
-    rarest, commonest = (int(np.argmin(np.where(counts, counts, counts.max()))), int(np.argmax(counts)))
     print(f"{len(weights):,} clips, {len(labels.ids) / len(labels):.2f} labels a clip, {len(labels.names)} classes")
-    for word, index in (("rarest", rarest), ("commonest", commonest)):
+    for word, index in (("rarest", np.where(counts, counts, counts.max()).argmin()), ("commonest", counts.argmax())):
         print(f"{word} class: {labels.names[index]} with {counts[index]:,} clips")
-    if (counts == 0).any():
-        print(f"classes without a clip: {int((counts == 0).sum())}")
-    print(
-        f"the clip drawn most often: {weights.max() / weights.mean():.1f} times the mean; the least: "
-        f"{weights.min() / weights.mean():.3f} times"
-    )
+    if absent := np.count_nonzero(counts == 0):
+        print(f"classes without a clip: {absent}")
+    most, least = weights.max() / weights.mean(), weights.min() / weights.mean()
+    print(f"the clip drawn most often: {most:.1f} times the mean; the least: {least:.3f} times")
     print(f"weights: {path.absolute()}")
     return 0

@@ -108,11 +108,10 @@ def add_allow_missing(parser: argparse.ArgumentParser) -> None:
 
 def compare_sizes(found: Mapping[str, Collection], published: Mapping[str, int], what: str = "clips") -> list[str]:
     """Return a warning for each part of a corpus that has more or fewer members than published."""
-    sizes = {part: len(found.get(part, ())) for part in published}
     return [
-        f"{part}: {sizes[part]:,} {what}, as published there are {size:,}"
+        f"{part}: {count:,} {what}, as published there are {size:,}"
         for part, size in published.items()
-        if sizes[part] != size
+        if (count := len(found.get(part, ()))) != size
     ]
 
 
@@ -134,10 +133,10 @@ def find_listed(
         UserError: files are missing although *allow_missing* is False.
     """
     with ThreadPoolExecutor() as pool:
-        found = dict(zip(names, pool.map(lambda name: _find(root, name), names)))
-    missing = [name for name, path in found.items() if path is None]
-    warnings = report_missing(missing, len(found), f"listed in {listed_in} are not in {root}", allow_missing)
-    return {name: path for name, path in found.items() if path is not None}, warnings
+        paths = dict(zip(names, pool.map(lambda name: _find(root, name), names)))
+    found = {name: path for name, path in paths.items() if path is not None}
+    missing = [name for name in paths if name not in found]
+    return found, report_missing(missing, len(paths), f"listed in {listed_in} are not in {root}", allow_missing)
 
 
 def report_missing(missing: Sequence[str], listed: int, what: str, allow_missing: bool) -> list[str]:
@@ -161,8 +160,6 @@ def _suffixes(extensions: Collection[str]) -> tuple[str, ...]:
 
 
 def _find(root: Path, name: str) -> str | None:
-    if (root / name).is_file():
-        return name
     stem = os.path.splitext(name)[0]  # noqa: PTH122 - Path has no way to do this to a string
-    others = (f"{stem}.{extension}" for extension in AUDIO_EXTENSIONS)
-    return next((other for other in others if (root / other).is_file()), None)
+    candidates = (name, *(f"{stem}.{extension}" for extension in AUDIO_EXTENSIONS))
+    return next((candidate for candidate in candidates if (root / candidate).is_file()), None)

@@ -108,9 +108,8 @@ def _read_table(path: Path, known: Collection[str], labels: Path) -> Iterator[tu
             if len(row) < 4 or not row[0] or not all(mids):
                 expected = 'YTID, start_seconds, end_seconds, "mid,mid,..."'
                 raise UserError(f"{path}, line {reader.line_num}: expected '{expected}', found '{', '.join(row)}'")
-            for mid in mids:
-                if mid not in known:
-                    raise UserError(f"{path}, line {reader.line_num}: '{mid}' is not a class of {labels}")
+            if unknown := [mid for mid in mids if mid not in known]:
+                raise UserError(f"{path}, line {reader.line_num}: '{unknown[0]}' is not a class of {labels}")
             yield row[0], mids
 
 
@@ -120,8 +119,7 @@ def _find_clips(audio: Path, ytids: set[str]) -> dict[str, str]:
     files: dict[str, str] = {}
     # A link may bear the name of a clip, whatever the file that it leads to is called.
     for name in sorted(found.names + found.duplicates):
-        ytid = _match_ytid(PurePosixPath(name).stem, ytids)
-        if ytid is not None:
+        if ytid := _match_ytid(PurePosixPath(name).stem, ytids):
             files.setdefault(ytid, name)
     return files
 
@@ -135,14 +133,8 @@ def _match_ytid(stem: str, ytids: set[str]) -> str | None:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--csv",
-        dest="tables",
-        nargs="+",
-        required=True,
-        metavar="[SPLIT=]FILE",
-        help="the tables; train, eval or valid in a file name tells the split, and tables of one split are joined",
-    )
+    tables = "the tables; train, eval or valid in a file name tells the split, and tables of one split are joined"
+    parser.add_argument("--csv", dest="tables", nargs="+", required=True, metavar="[SPLIT=]FILE", help=tables)
     parser.add_argument("--audio", type=Path, required=True, metavar="DIR", help="root of any tree of clips")
     parser.add_argument("--labels", type=Path, required=True, metavar="FILE", help=_LABELS_NAME)
     add_allow_missing(parser)

@@ -42,10 +42,8 @@ def build(
             or files are missing.
     """
     if fold == ALL and valid_fold in FOLDS:
-        raise UserError(
-            f"--fold all --valid-fold {valid_fold}: one of the runs tests on fold {valid_fold}; "
-            "--valid-fold next validates each run on the fold after its test fold"
-        )
+        reason = f"one of the runs tests on fold {valid_fold}; --valid-fold next validates each on the fold after that"
+        raise UserError(f"--fold all --valid-fold {valid_fold}: {reason}")
     if fold not in (*FOLDS, ALL) or valid_fold not in (None, _NEXT, *FOLDS) or valid_fold == fold:
         raise UserError(f"--fold {fold} --valid-fold {valid_fold}: must be two different ones of {FOLDS}")
     root = find_root(root, _CSV, "ESC-50")
@@ -87,12 +85,8 @@ def _read_table(path: Path) -> tuple[dict[str, tuple[int, str]], list[str]]:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=Path, metavar="ROOT", help="unpacked archive")
     add_fold(parser, "fold tested on")
-    parser.add_argument(
-        "--valid-fold",
-        type=number_or_word,
-        choices=(*FOLDS, _NEXT),
-        help="fold validated on, so not trained on; next: the one after the test fold (the test fold once more)",
-    )
+    valid = "fold validated on, so not trained on; next: the one after the test fold (the test fold once more)"
+    parser.add_argument("--valid-fold", type=number_or_word, choices=(*FOLDS, _NEXT), help=valid)
     add_allow_missing(parser)
 
 

@@ -47,13 +47,11 @@ def build(
         raise UserError("--test-fraction needs --labels: what has no labels is not tested on")
     found = find_audio(folder, extensions)
     if not found.names:
-        raise UserError(
-            f"{folder}: no audio; looked for the extensions {' '.join(extensions)} (choose others with --ext)"
-        )
+        looked = f"looked for the extensions {' '.join(extensions)} (choose others with --ext)"
+        raise UserError(f"{folder}: no audio; {looked}")
     classes = _read_classes(folder, found.names) if labels else []
-    warnings = []
-    if found.duplicates:
-        warnings.append(f"links to other files of the tree, left out: {len(found.duplicates):,}")
+    links = len(found.duplicates)
+    warnings = [f"links to other files of the tree, left out: {links:,}"] if links else []
     scan = read_headers(folder, found.names, workers)
     scan.unreadable.update(found.problems)
     groups: dict[tuple[str, ...], list[str]] = {}
@@ -77,26 +75,23 @@ def _read_classes(folder: Path, names: Sequence[str]) -> list[str]:
     stray = [name for name in names if "/" not in name]
     if stray:
         raise UserError(
-            f"{folder / stray[0]} lies in no class; with labels, every clip must be in a folder of {folder}"
+            f"{folder / stray[0]} lies in no class; with labels, every clip must be in a folder of the tree"
         )
     classes = list(dict.fromkeys(name.split("/")[0] for name in names))
     if {name.lower() for name in classes} <= _SPLIT_NAMES:
-        raise UserError(
-            f"{folder}: its folders {', '.join(classes)} look like splits; the classes must be the topmost folders"
-        )
+        found = ", ".join(classes)
+        raise UserError(f"{folder}: its folders {found} look like splits; the classes must be the topmost folders")
     return classes
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="root of the tree; symbolic links are followed")
-    parser.add_argument("--labels", action="store_true", help="the topmost folders of the tree are classes")
-    parser.add_argument("--valid-fraction", type=float, default=0.05, help="share of files held out (%(default)s)")
-    parser.add_argument(
-        "--test-fraction", type=float, default=0.0, help="share for testing, with --labels (%(default)s)"
-    )
-    extensions = f"extensions of audio files ({' '.join(AUDIO_EXTENSIONS)})"
-    parser.add_argument("--ext", dest="extensions", nargs="+", default=AUDIO_EXTENSIONS, help=extensions)
-    parser.add_argument("--seed", type=int, default=1, help="seed of the choice of files held out (%(default)s)")
+    add, extensions = parser.add_argument, f"extensions of audio files ({' '.join(AUDIO_EXTENSIONS)})"
+    add("folder", type=Path, metavar="DIR", help="root of the tree; symbolic links are followed")
+    add("--labels", action="store_true", help="the topmost folders of the tree are classes")
+    add("--valid-fraction", type=float, default=0.05, help="share of files held out (%(default)s)")
+    add("--test-fraction", type=float, default=0.0, help="share for testing, with --labels (%(default)s)")
+    add("--ext", dest="extensions", nargs="+", default=AUDIO_EXTENSIONS, help=extensions)
+    add("--seed", type=int, default=1, help="seed of the choice of files held out (%(default)s)")
 
 
 LAYOUT = Layout("folder", "any tree of audio files, split at random", _add_arguments, build)

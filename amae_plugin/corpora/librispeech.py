@@ -41,10 +41,9 @@ def build(root: Path, out: Path, *, seed: int = 1, workers: int = 0) -> Corpus:
     """
     root = find_root(root, "train-*/*", "LibriSpeech")
     parts: dict[str, list[str]] = {}
-    splits: dict[str, list[str]] = {}
+    splits: dict[str, list[str]] = {split: [] for split in _SPLITS.values()}
     warnings = []
     for prefix, split in _SPLITS.items():
-        splits[split] = []
         for folder in sorted(path for path in root.glob(f"{prefix}-*") if path.is_dir()):
             found = find_audio(folder)
             warnings += [f"{folder.name}/{name}: {reason}; left out" for name, reason in found.problems.items()]

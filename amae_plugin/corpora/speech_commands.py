@@ -39,8 +39,7 @@ _WORDS = """
 WORDS = tuple(_WORDS.split())
 """The 35 words of v0.02, the classes of v2-35 in index order."""
 COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
-UNKNOWN = "_unknown_"
-SILENCE = "_silence_"
+UNKNOWN, SILENCE = "_unknown_", "_silence_"
 TWELVE = (*COMMANDS, UNKNOWN, SILENCE)
 """The classes of v1-12 in index order."""
 TASKS = ("v2-35", "v1-12")
@@ -85,10 +84,9 @@ def build(
         raise UserError("--test-root and --other-words belong to --task v1-12; v2-35 has its own test list")
     root = find_root(root, _LISTS["test"], "Speech Commands")
     words, warnings = _read_words(root, allow_missing)
-    if task == "v2-35":
-        splits, classes, more = _every_word(words)
-    else:
-        splits, classes, more = _ten_words(root, words, test_root, other_words, seed)
+    splits, classes, more = (
+        _every_word(words) if task == "v2-35" else _ten_words(root, words, test_root, other_words, seed)
+    )
     return write_corpus(root, {out: splits}, classes, warnings=warnings + more, workers=workers)
 
 
@@ -122,10 +120,8 @@ def _ten_words(
             unknown = [unknown[index] for index in np.sort(rng.choice(len(unknown), few, replace=False))]
         splits[split] = [*commands, *unknown, *_draw_silence(root, split, few, rng)]
     if test_root is None:
-        warnings.append(
-            "test: made from testing_list.txt by the publisher's rules; published results are on the separate test "
-            "archive (--test-root)"
-        )
+        published = "published results are on the separate test archive (--test-root)"
+        warnings.append(f"test: made from testing_list.txt by the publisher's rules; {published}")
     return splits, TWELVE, warnings
 
 

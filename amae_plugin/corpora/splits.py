@@ -31,28 +31,20 @@ def split_names(names: Sequence[str], fractions: Mapping[str, float], seed: int)
         raise UserError(f"fractions {dict(fractions)}: each must be 0 or more, and together below 1")
     if len(names) < len(used) + 1:
         raise UserError(f"{len(names)} audio files cannot be split into {len(used) + 1} parts; add files or use 0")
-    shuffled = sorted(
-        names, key=lambda name: hashlib.blake2b(f"{seed}:{name}".encode("utf-8", "surrogateescape")).digest()
-    )
-    splits: dict[str, list[str]] = {"train": []}
+    keys = (f"{seed}:{name}".encode("utf-8", "surrogateescape") for name in names)
+    shuffled = [name for _, name in sorted(zip((hashlib.blake2b(key).digest() for key in keys), names))]
+    splits: dict[str, list[str]] = {"train": shuffled}
     for position, (split, fraction) in enumerate(used.items()):
         for_others = len(used) - position  # one each for the splits after this one, and for train
-        count = min(max(1, round(len(names) * fraction)), len(shuffled) - for_others)
-        splits[split] = sorted(shuffled[:count])
-        shuffled = shuffled[count:]
-    splits["train"] = sorted(shuffled)
-    return splits
+        count = min(max(1, round(len(names) * fraction)), len(splits["train"]) - for_others)
+        splits[split], splits["train"] = splits["train"][:count], splits["train"][count:]
+    return {split: sorted(part) for split, part in splits.items()}
 
 
 def add_fold(parser: argparse.ArgumentParser, what: str) -> None:
     """Add ``--fold``; *what* says what the fold of that number is for."""
-    parser.add_argument(
-        "--fold",
-        type=number_or_word,
-        choices=(*FOLDS, ALL),
-        required=True,
-        help=f"{what}; all: each in turn, written to DIR/fold1, DIR/fold2, ...",
-    )
+    text = f"{what}; all: each in turn, written to DIR/fold1, DIR/fold2, ..."
+    parser.add_argument("--fold", type=number_or_word, choices=(*FOLDS, ALL), required=True, help=text)
 
 
 def number_or_word(text: str) -> Fold:

@@ -47,19 +47,15 @@ class Espeak:
             self._library = ctypes.CDLL(espeakng_loader.get_library_path())
             data = espeakng_loader.get_data_path()
         except ImportError as error:
-            raise UserError(
-                "the demo's words are spoken by the package espeakng-loader, which is not installed: "
-                "pip install 'amae-plugin[demo]'"
-            ) from error
+            raise UserError("the demo needs the package espeakng-loader: pip install 'amae-plugin[demo]'") from error
         except (OSError, RuntimeError) as error:
             raise UserError(f"espeakng-loader is installed but does not load ({error}): reinstall it") from error
         # eSpeak NG ignores a path of more than 160 bytes, which an environment deep in a home has: a link is shorter.
         self._folder = tempfile.TemporaryDirectory(prefix="espeak-")
         link = Path(self._folder.name) / "espeak-ng-data"
         link.symlink_to(data, target_is_directory=True)
-        self.sample_rate: int = self._library.espeak_Initialize(
-            _AUDIO_OUTPUT_SYNCHRONOUS, 0, os.fsencode(link), _INITIALIZE_DONT_EXIT
-        )
+        output, options = _AUDIO_OUTPUT_SYNCHRONOUS, _INITIALIZE_DONT_EXIT
+        self.sample_rate: int = self._library.espeak_Initialize(output, 0, os.fsencode(link), options)
         if self.sample_rate <= 0:
             self._folder.cleanup()
             raise UserError(f"eSpeak NG cannot read its voice data in {data}: reinstall espeakng-loader")
@@ -103,8 +99,7 @@ class Espeak:
         self._speech.clear()
         message = text.encode()
         size = ctypes.c_size_t(len(message) + 1)
-        status = self._library.espeak_Synth(message, size, 0, _POS_CHARACTER, 0, _CHARS_UTF8, None, None)
-        if status != 0:
+        if status := self._library.espeak_Synth(message, size, 0, _POS_CHARACTER, 0, _CHARS_UTF8, None, None):
             raise RuntimeError(f"espeak_Synth failed with status {status} on {text!r}")
         return np.frombuffer(self._speech, np.int16).astype(np.float32) / 32768
 

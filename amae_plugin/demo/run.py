@@ -31,7 +31,7 @@ from amae_plugin.files import replacing, write_json
 from amae_plugin.models.base import PretrainingModel
 from amae_plugin.recipes import open_recipe
 from amae_plugin.runs.statistics import read_or_measure
-from amae_plugin.runs.training import COMMAND, Training, complete, read_losses
+from amae_plugin.runs.training import COMMAND, Training, complete, read_losses, recipe_arguments
 from amae_plugin.visual import draw_clips, plot_comparison, plot_loss
 
 PRETRAINING = "pretrain_audio_mae_tiny"
@@ -78,10 +78,8 @@ class Demo:
     def training(self, title: str, recipe: str, name: str, updates: int, overrides: Sequence[str]) -> Training:
         """Describe a training by a recipe, in the folder *name*."""
         folder = self.root / name
-        arguments = ["--config-dir", str(self.config_dir), "--config-name", recipe, f"hydra.run.dir={folder}"]
-        # The recipe's batch is for one device.
-        arguments += [f"task.data={self.manifests}", "distributed_training.distributed_world_size=1", *overrides]
-        return Training(title, arguments, updates, folder)
+        arguments = recipe_arguments(recipe, self.config_dir, folder, self.manifests)
+        return Training(title, [*arguments, *overrides], updates, folder)
 
     def fine_tunings(self, pretrained: Path, statistics: Sequence[str]) -> dict[tuple[float, str], Training]:
         """Describe the trainings with labels, by fraction of the labels and start.
@@ -114,10 +112,12 @@ def run(demo: Demo) -> None:
     with _step(f"1. A corpus: {len(demo.words)} words, spoken by {len(demo.speakers)} voices, in {demo.corpus}"):
         make_words(demo.corpus, demo.clips_per_word, words=demo.words, speakers=demo.speakers)
     with _step(f"2. Manifests, with voices held out that training never hears, and statistics, in {demo.manifests}"):
-        _write_manifests(demo)
+        written = [demo.manifests / f"{split}.tsv" for split in ("train", "valid", "test")]
+        if not _is_newer(written, demo.corpus) or Path(Manifest.read(written[0]).root) != demo.corpus.absolute():
+            print(speech_commands.build(demo.corpus, demo.manifests, "v2-35").summary)
         with open_recipe(PRETRAINING, demo.config_dir, [f"task.data={demo.manifests}", *demo.overrides]) as recipe:
             updates, frames = recipe.optimization.max_update, recipe.task.target_length
-        mean, std = read_or_measure(demo.manifests / "train.tsv", frames, demo.manifests / "stats.json")
+        mean, std = read_or_measure(written[0], frames, demo.manifests / "stats.json")
         print(f"log-mel values: mean {mean:.3f}, standard deviation {std:.3f}")
     statistics = [f"task.mean={mean:.4f}", f"task.std={std:.4f}"]
     overrides = [*statistics, *demo.overrides]
@@ -130,10 +130,8 @@ def run(demo: Demo) -> None:
                 print(f"{name} loss: {first_loss:.3f} after {first:,.0f} updates, {last_loss:.3f} after {last:,.0f}")
     with _step("4. Pictures"):
         _draw(demo, pretraining)
-    with _step(
-        f"5. Telling the words apart, by the recipe {demo.config_dir / FINE_TUNING}.yaml: the pretrained encoder "
-        "against the same network from scratch, with the same number of updates"
-    ):
+    against = "the pretrained encoder against the same network from scratch, with the same number of updates"
+    with _step(f"5. Telling the words apart, by the recipe {demo.config_dir / FINE_TUNING}.yaml: {against}"):
         fine_tunings = demo.fine_tunings(pretraining.checkpoint, statistics)
         complete(list(fine_tunings.values()))
         accuracies = _evaluate(demo, fine_tunings)
@@ -157,13 +155,6 @@ Next, the same on a folder of your own recordings, of any length and format:
   amae stats manifests/mine
   {COMMAND} --config-dir {demo.config_dir} --config-name pretrain_audio_mae_small task.data=manifests/mine \\
     task.mean=... task.std=...   (as amae stats printed them)""")
-
-
-def _write_manifests(demo: Demo) -> None:
-    """Write the manifests of the corpus, with the held-out voices in ``valid`` and ``test``."""
-    written = [demo.manifests / f"{split}.tsv" for split in ("train", "valid", "test")]
-    if not _is_newer(written, demo.corpus) or Path(Manifest.read(written[0]).root) != demo.corpus.absolute():
-        print(speech_commands.build(demo.corpus, demo.manifests, "v2-35").summary)
 
 
 def _draw(demo: Demo, pretraining: Training) -> None:

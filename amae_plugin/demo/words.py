@@ -32,9 +32,8 @@ from amae_plugin.demo.espeak import Espeak
 from amae_plugin.errors import UserError
 from amae_plugin.runs.training import available_cpus
 
-SAMPLE_RATE = 16000
-CLIP_SAMPLES = 16000
-"""Length of the longest clip: 1 s, as in Speech Commands."""
+SAMPLE_RATE = CLIP_SAMPLES = 16000
+"""The longest clip lasts 1 s, as in Speech Commands."""
 
 # A voice is an accent, a timbre and a pitch: eSpeak's names of its English accents and of those of its variants that
 # sound like people and are not near copies of one another.
@@ -121,13 +120,8 @@ def make_words(
         UserError: ``root`` holds something else, or ``espeakng-loader`` is missing.
     """
     root = Path(root)
-    parameters = {
-        "recipe": _RECIPE,
-        "clips_per_word": clips_per_word,
-        "seed": seed,
-        "words": list(words),
-        "speakers": [list(speaker) for speaker in speakers],
-    }
+    parameters: dict[str, object] = {"recipe": _RECIPE, "clips_per_word": clips_per_word, "seed": seed}
+    parameters |= {"words": list(words), "speakers": [list(speaker) for speaker in speakers]}
     if _is_made(root, parameters):
         return root
 
@@ -145,10 +139,9 @@ def make_words(
         for name, slope in _NOISE_SLOPES.items():
             _write_wav(partial_root / _NOISES / f"{name}.wav", _noise(rng, _NOISE_SAMPLES, slope), peak=0.5)
         for name, split in (("validation_list.txt", "valid"), ("testing_list.txt", "test")):
-            paths = sorted(
-                speaker.path(*clip) for speaker in clips if speaker.split == split for clip in clips[speaker]
-            )
-            (partial_root / name).write_text("".join(f"{path}\n" for path in paths), encoding="utf-8")
+            held_out = [speaker for speaker in clips if speaker.split == split]
+            paths = sorted(f"{speaker.path(*clip)}\n" for speaker in held_out for clip in clips[speaker])
+            (partial_root / name).write_text("".join(paths), encoding="utf-8")
         (partial_root / _MARKER).write_text(json.dumps(parameters, indent=1) + "\n", encoding="utf-8")
         partial_root.rename(root)
     finally:
@@ -177,11 +170,8 @@ def _speak_all(root: Path, clips: Mapping[Speaker, Sequence[tuple[str, int]]], s
     # the work was shared out. Forking each from a server that has imported this module makes it cost next to nothing.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    total = sum(map(len, clips.values()))
-    with (
-        context.Pool(workers, maxtasksperchild=1) as pool,
-        tqdm(total=total, desc="speaking words", unit="clip") as progress,
-    ):
+    progress = tqdm(total=sum(map(len, clips.values())), desc="speaking words", unit="clip")
+    with context.Pool(workers, maxtasksperchild=1) as pool, progress:
         for made in pool.imap_unordered(partial(_speak, root, seed), clips.items()):
             progress.update(made)
 
@@ -197,12 +187,8 @@ def _speak(root: Path, seed: int, share: tuple[Speaker, Sequence[tuple[str, int]
         espeak.set_voice(speaker.voice)
         for word, number in clips:
             rng = np.random.default_rng([seed, int(speaker.hash, 16), zlib.crc32(word.encode()), number])
-            speech = espeak.say(
-                word,
-                rate=round(rate * rng.uniform(*_RATE_FACTOR)),
-                pitch=round(speaker.pitch + rng.uniform(*_PITCH_SHIFT)),
-                pitch_range=round(pitch_range + rng.uniform(*_RANGE_SHIFT)),
-            )
+            faster, higher, wider = (rng.uniform(*bounds) for bounds in (_RATE_FACTOR, _PITCH_SHIFT, _RANGE_SHIFT))
+            speech = espeak.say(word, round(rate * faster), round(speaker.pitch + higher), round(pitch_range + wider))
             loud = np.flatnonzero(np.abs(speech) > 0.01 * np.abs(speech).max(initial=0))
             if not len(loud):
                 raise RuntimeError(f"eSpeak NG is silent on {word!r} with the voice {speaker.voice!r}")

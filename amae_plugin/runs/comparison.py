@@ -17,7 +17,7 @@ from amae_plugin.files import write_json
 from amae_plugin.models.registry import SYSTEMS
 from amae_plugin.recipes import recipe_number
 from amae_plugin.runs.statistics import read_or_measure
-from amae_plugin.runs.training import Training, complete, read_losses
+from amae_plugin.runs.training import Training, complete, read_losses, recipe_arguments
 from amae_plugin.visual import plot_comparison
 
 FINE_TUNING = "finetune_audio_mae_tiny"
@@ -111,24 +111,16 @@ def compare(comparison: Comparison) -> list[Result]:
     """
     comparison.root.mkdir(parents=True, exist_ok=True)
     results = [_run(comparison, name) for name in comparison.systems]
-    write_json(
-        comparison.root / "comparison.json",
-        {
-            "pretraining": str(comparison.pretraining.absolute()),
-            "fine_tuning": str(comparison.fine_tuning.absolute()),
-            "minutes": comparison.minutes,
-            "updates": comparison.updates,
-            "systems": [asdict(result) for result in results],
-        },
-    )
+    minutes, updates = comparison.minutes, comparison.updates
+    data = {name: str(vars(comparison)[name].absolute()) for name in ("pretraining", "fine_tuning")}
+    figures = {**data, "minutes": minutes, "updates": updates, "systems": [asdict(result) for result in results]}
+    write_json(comparison.root / "comparison.json", figures)
     (comparison.root / "comparison.md").write_text(markdown(results, comparison))
     by_fraction = {
         f"{share} of the labels": {result.system: result.accuracy[share] for result in results}
         for share in results[0].accuracy
     }
-    title = (
-        f"Accuracy after {comparison.minutes:g} minutes of pretraining and {comparison.updates:,} updates with labels"
-    )
+    title = f"Accuracy after {minutes:g} minutes of pretraining and {updates:,} updates with labels"
     figure = plot_comparison(by_fraction, ylabel="accuracy", title=title, chance=_chance(comparison))
     figure.savefig(comparison.root / "comparison.png")
     return results
@@ -153,10 +145,9 @@ def markdown(results: Sequence[Result], comparison: Comparison) -> str:
 def _run(comparison: Comparison, name: str) -> Result:
     """Train and evaluate a contestant."""
     folder = comparison.root / name.lower()
-    recipe = CONTESTANTS[name]
     result = Result(name, {})
     encoder = ["model.pretrained=null", f"+model@model.encoder={_FROM_SCRATCH}"]
-    if recipe is not None:
+    if recipe := CONTESTANTS[name]:
         pretraining = _pretraining(comparison, name, recipe, folder / "pretraining")
         complete([pretraining])
         encoder = [f"model.pretrained={pretraining.checkpoint}"]
@@ -182,43 +173,32 @@ def _run(comparison: Comparison, name: str) -> Result:
 def _pretraining(comparison: Comparison, name: str, recipe: str, folder: Path) -> Training:
     """Define a pretraining of as many updates as fit the time."""
     arguments = [
-        *_arguments(comparison, recipe, comparison.pretraining, comparison.overrides),
-        f"hydra.run.dir={folder}",
-        "lr_scheduler._name=amae_cosine_by_time",
+        *_arguments(comparison, recipe, folder, comparison.pretraining, comparison.overrides),
+        *("lr_scheduler._name=amae_cosine_by_time", f"lr_scheduler.warmup_updates={round(_WARM_UP * _MAX_UPDATE)}"),
         f"optimization.stop_time_hours={comparison.minutes / 60}",
         f"optimization.max_update={_MAX_UPDATE}",
-        f"lr_scheduler.warmup_updates={round(_WARM_UP * _MAX_UPDATE)}",
         # The time is for training; fairseq validates at the end all the same.
-        "task.picture_interval=0",
-        "checkpoint.save_interval_updates=0",
-        "dataset.validate_interval_updates=0",
+        *("task.picture_interval=0", "checkpoint.save_interval_updates=0", "dataset.validate_interval_updates=0"),
     ]
     return Training(f"{name}: pretraining", arguments, round(comparison.minutes * 60), folder, "s")
 
 
 def _fine_tuning(comparison: Comparison, name: str, encoder: list[str], folder: Path, fraction: float) -> Training:
+    updates = comparison.updates
     arguments = [
-        *_arguments(comparison, FINE_TUNING, comparison.fine_tuning, comparison.fine_tuning_overrides),
-        f"hydra.run.dir={folder}",
+        *_arguments(comparison, FINE_TUNING, folder, comparison.fine_tuning, comparison.fine_tuning_overrides),
         *encoder,
         f"task.label_fraction={fraction}",
-        f"optimization.max_update={comparison.updates}",
-        f"lr_scheduler.warmup_updates={min(60, comparison.updates // 10)}",
+        *(f"optimization.max_update={updates}", f"lr_scheduler.warmup_updates={min(60, updates // 10)}"),
     ]
-    return Training(f"{name}: fine-tuning, {fraction:.0%} of the labels", arguments, comparison.updates, folder)
+    return Training(f"{name}: fine-tuning, {fraction:.0%} of the labels", arguments, updates, folder)
 
 
-def _arguments(comparison: Comparison, recipe: str, data: Path, overrides: Sequence[str]) -> list[str]:
+def _arguments(comparison: Comparison, recipe: str, folder: Path, data: Path, overrides: Sequence[str]) -> list[str]:
     frames = recipe_number(recipe, comparison.config_dir, "task.target_length", overrides)
     mean, std = read_or_measure(data / "train.tsv", frames, comparison.root / "statistics.json")
-    return [
-        *("--config-dir", str(comparison.config_dir), "--config-name", recipe),
-        f"task.data={data}",
-        f"task.mean={mean:.4f}",
-        f"task.std={std:.4f}",
-        "distributed_training.distributed_world_size=1",
-        *overrides,
-    ]
+    arguments = recipe_arguments(recipe, comparison.config_dir, folder, data)
+    return [*arguments, f"task.mean={mean:.4f}", f"task.std={std:.4f}", *overrides]
 
 
 def _chance(comparison: Comparison) -> float:

@@ -59,6 +59,12 @@ class Training:
         return self.folder / "checkpoints" / "checkpoint_last.pt"
 
 
+def recipe_arguments(recipe: str, config_dir: Path, folder: Path, data: Path) -> list[str]:
+    """Return the arguments of a training by a recipe, on the clips of *data* and on one device, as its batch is."""
+    arguments = ["--config-dir", str(config_dir), "--config-name", recipe, f"hydra.run.dir={folder}"]
+    return [*arguments, f"task.data={data}", "distributed_training.distributed_world_size=1"]
+
+
 def complete(trainings: Sequence[Training]) -> None:
     """Run those trainings that are not done, as many at a time as there are processors.
 
@@ -102,13 +108,8 @@ async def _train(training: Training, threads: int, row: int) -> None:
     training.folder.mkdir(parents=True, exist_ok=True)
     write_json(training.folder / _SETTINGS, settings)
     tqdm.write(f"{COMMAND} {' '.join(training.arguments)}")
-    with tqdm(
-        total=training.end,
-        desc=training.description,
-        unit=training.unit,
-        bar_format=_UNITS[training.unit][1],
-        position=row,
-    ) as progress:
+    bar = {"unit": training.unit, "bar_format": _UNITS[training.unit][1], "position": row}
+    with tqdm(total=training.end, desc=training.description, **bar) as progress:
         await _run(training, threads, progress)
     write_json(training.folder / _SETTINGS, {**settings, "done": True})
 
@@ -140,9 +141,8 @@ async def _run(training: Training, threads: int, progress: tqdm) -> None:
             raise
     if process.returncode != 0:
         sys.stderr.writelines(last_lines)
-        raise UserError(
-            f"{COMMAND} failed (exit code {process.returncode}); everything it printed is in {training.log}"
-        )
+        code = process.returncode
+        raise UserError(f"{COMMAND} failed (exit code {code}); everything it printed is in {training.log}")
     progress.update(training.end - progress.n)  # the last updates may be fewer than are logged at a time
 
 
@@ -164,8 +164,7 @@ def read_losses(log: Path) -> dict[str, list[tuple[float, float]]]:
 def _logged(lines: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the kind and the values of each line that reports on training or validation."""
     for line in lines:
-        match = _LOG_LINE.search(line.rstrip())
-        if match:
+        if match := _LOG_LINE.search(line.rstrip()):
             yield match[1], json.loads(match[2])
 
 

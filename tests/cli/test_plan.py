@@ -162,7 +162,7 @@ def test_a_recipe_that_names_epochs_alone(config_dir: Path, capsys: pytest.Captu
         (["--recipe", "small", "--gpus-per-node", "5"], "task.clips_per_update=24 is not a multiple of 5 GPUs"),
         (["--recipe", "small", "--set", "dataset.batch_size=null"], "dataset.batch_size must be a whole number"),
         (["--recipe", "frames", "--set", "~task.length_multiple"], "task.length_multiple must be a whole number"),
-        (["--recipe", "small", "--set", "model.mask_ratio=2"], "small: model: a mask ratio"),
+        (["--recipe", "small", "--set", "model.mask_ratio=2"], "small: model: mask_ratio must be at least 0"),
         (["--recipe", "small", "--utilisation", "1.5"], "--utilisation 1.5: a share of the GPU's peak is at most 1"),
     ],
 )

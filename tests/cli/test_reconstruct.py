@@ -83,7 +83,7 @@ def test_a_folder_with_a_bad_file(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{classifier}", "{clip}"], "a classifier has no decoder to reconstruct with"),
+        (["{classifier}", "{clip}"], "a classifier, so it has no decoder to reconstruct with"),
         (["{clip}", "{clip}"], "not a checkpoint"),
         (["{checkpoint}", "nowhere.wav"], "cannot use nowhere.wav: No such file"),
         (["{checkpoint}", "{checkpoint}"], "model.pt: not a format"),
