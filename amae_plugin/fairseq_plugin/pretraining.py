@@ -73,7 +73,7 @@ class AmaePretraining(AudioTask):
     def draw_pictures(self, model: PretrainingModel, update: int) -> None:
         """Write a picture of fixed validation clips, reconstructed, to TensorBoard."""
         # matplotlib takes a second to import: only runs that draw pay for it.
-        from amae_plugin.visual.pictures import draw_clips
+        from amae_plugin.visual import draw_clips
 
         split = self.cfg.valid_subset.split(",")[0]
         if split not in self.datasets:  # a run without validation

@@ -8,14 +8,6 @@ from amae_plugin.visual.accuracies import plot_comparison
 from amae_plugin.visual.class_scores import plot_class_scores
 from amae_plugin.visual.confusion import plot_confusion
 from amae_plugin.visual.loss import plot_loss
-from amae_plugin.visual.pictures import draw_clips
-from amae_plugin.visual.spectrograms import plot_reconstructions
+from amae_plugin.visual.spectrograms import draw_clips, plot_reconstructions
 
-__all__ = [
-    "draw_clips",
-    "plot_class_scores",
-    "plot_comparison",
-    "plot_confusion",
-    "plot_loss",
-    "plot_reconstructions",
-]
+__all__ = ["draw_clips", "plot_class_scores", "plot_comparison", "plot_confusion", "plot_loss", "plot_reconstructions"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
-from amae_plugin.visual.style import OVER_LINES, PALETTE, add_title, new_figure, open_axes, text_inches, wrap
+from amae_plugin.visual.style import OVER_LINES, PALETTE, new_figure, open_axes, text_inches, wrap
 
 _BAR_INCHES = 0.62
 _SPACE_INCHES = 0.55  # between groups
@@ -16,11 +16,7 @@ _LEGEND_SIZE = 9
 
 
 def plot_comparison(
-    accuracies: Mapping[str, Mapping[str, float]],
-    *,
-    ylabel: str,
-    title: str | None = None,
-    chance: float | None = None,
+    accuracies: Mapping[str, Mapping[str, float]], *, ylabel: str, title: str | None = None, chance: float | None = None
 ) -> Figure:
     """Draw bars of several series in groups, in percent; a series that a group lacks leaves a gap there.
 
@@ -34,16 +30,16 @@ def plot_comparison(
     Raises:
         ValueError: there is no value, or one is not in [0, 1].
     """
-    series = list(dict.fromkeys(name for values in accuracies.values() for name in values))
+    series = list(dict.fromkeys(itertools.chain(*accuracies.values())))
     if not series:
         raise ValueError("there is nothing to compare: no group has a value")
-    named = {f"{name}, {group}": value for group, values in accuracies.items() for name, value in values.items()}
-    for name, value in {**named, "chance": 0.0 if chance is None else chance}.items():
+    named = [(f"{name}, {group}", value) for group, values in accuracies.items() for name, value in values.items()]
+    for name, value in [*named, ("chance", chance or 0.0)]:
         if not 0 <= value <= 1:
             raise ValueError(f"values must be in [0, 1], not {value} ({name})")
 
     group_inches = _BAR_INCHES * len(series) + _SPACE_INCHES
-    figure = new_figure(max(5.0, group_inches * len(accuracies) + 0.9), 4)
+    figure = new_figure(max(5.0, group_inches * len(accuracies) + 0.9), 4, title)
     ax = figure.subplots()
     width = _BAR_INCHES / group_inches  # groups are one apart
     legend: dict[str, Artist] = {}
@@ -56,21 +52,15 @@ def plot_comparison(
     if chance is not None:
         legend[f"chance ({chance:.1%})"] = ax.axhline(chance, color="black", linewidth=1.2, linestyle=":")
     ax.set(xlim=(-0.5, len(accuracies) - 0.5), ylim=(0, 1), ylabel=ylabel)
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.yaxis.set_major_formatter("{x:.0%}")
     ax.set_xticks(range(len(accuracies)), [wrap(name, group_inches, 10) for name in accuracies], parse_math=False)
     ax.tick_params(axis="x", length=0)
     open_axes(ax, "y")
-    columns = int(figure.get_figwidth() / (text_inches(max(map(len, legend)), _LEGEND_SIZE) + 0.5))
-    texts = figure.legend(
-        list(legend.values()),
-        list(legend),
-        loc="outside lower center",
-        ncols=max(columns, 1),
-        columnspacing=1.2,
-        frameon=False,
-        fontsize=_LEGEND_SIZE,
-    ).get_texts()
-    for text in texts:
+    columns = max(int(figure.get_figwidth() / (text_inches(max(map(len, legend)), _LEGEND_SIZE) + 0.5)), 1)
+    names, keys = zip(*legend.items())
+    drawn_legend = figure.legend(
+        keys, names, loc="outside lower center", ncols=columns, columnspacing=1.2, frameon=False, fontsize=_LEGEND_SIZE
+    )
+    for text in drawn_legend.get_texts():
         text.set_parse_math(False)
-    add_title(figure, title)
     return figure

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from amae_plugin.visual.style import BLUE, NOTE, OVER_LINES, RED, ROUND_STEPS, add_title, new_figure, open_axes, shorten
+from amae_plugin.visual.style import BLUE, NOTE, OVER_LINES, RED, ROUND_STEPS, new_figure, open_axes, shorten
 
 _ALL_UP_TO = 60
 _EACH_END = 25  # bars of the best and of the worst classes where there are too many for a bar each
@@ -20,12 +20,7 @@ _CURVE_INCHES = 2.3
 
 
 def plot_class_scores(
-    scores: ArrayLike,
-    names: Sequence[str],
-    *,
-    measure: str,
-    counts: ArrayLike | None = None,
-    title: str | None = None,
+    scores: ArrayLike, names: Sequence[str], *, measure: str, counts: ArrayLike | None = None, title: str | None = None
 ) -> Figure:
     """Draw a score of each class as bars, the best on top, and their mean.
 
@@ -45,8 +40,7 @@ def plot_class_scores(
     classes = len(names)
     shapes = [np.shape(values) for values in (scores, counts) if values is not None]
     if set(shapes) != {(classes,)}:
-        found = " and ".join(map(str, shapes))
-        raise ValueError(f"{classes} names need scores, and counts if there are any, ({classes},), not {found}")
+        raise ValueError(f"{classes} names need scores, and counts if there are any, ({classes},), not {shapes}")
     if np.isinf(scores).any():
         raise ValueError(f"the score of class {int(np.isinf(scores).argmax())} is infinite")
     order = np.argsort(-scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]  # NaN come last
@@ -60,14 +54,15 @@ def plot_class_scores(
     height = _BAR_INCHES * (rows[-1] + 1) + 1.2
     mean = float(scores[order].mean())
     if folded:
-        figure = new_figure(7, height + _CURVE_INCHES)
+        figure = new_figure(7, height + _CURVE_INCHES, title)
         curve, ax = figure.subplots(2, height_ratios=(_CURVE_INCHES, height))
         _draw_curve(curve, scores[order], mean, measure)
-        between, middle = f"{len(order) - len(shown)} classes between", _EACH_END + (_GAP - 1) / 2
-        text = ax.text(0.5, middle, between, transform=ax.get_yaxis_transform(), ha="center", va="center", fontsize=8)
-        text.set(color=NOTE, bbox={"facecolor": "white", "edgecolor": "none", "pad": 2})
+        place = (0.5, _EACH_END + (_GAP - 1) / 2), ax.get_yaxis_transform()
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 2}
+        between = f"{len(order) - len(shown)} classes between"
+        ax.annotate(between, *place, ha="center", va="center", fontsize=8, color=NOTE, bbox=box)
     else:
-        figure = new_figure(7, max(height, 2.2))
+        figure = new_figure(7, max(height, 2.2), title)
         ax = figure.subplots()
     _draw_bars(ax, rows, scores[shown], mean, np.where(worst, RED, BLUE).tolist())
     ax.set_xlabel(measure)
@@ -76,10 +71,8 @@ def plot_class_scores(
         for row, count in zip(rows, np.asarray(counts)[shown]):
             beside = ((1, row), (4, 0), ("axes fraction", "data"), "offset points")
             ax.annotate(f"n={count:,}", *beside, va="center", fontsize=7, color=NOTE)
-    left_out = classes - len(order)
-    if left_out:
+    if left_out := classes - len(order):
         figure.supxlabel(f"left out: {left_out} of {classes} classes, without positives", fontsize=8, color=NOTE)
-    add_title(figure, title)
     return figure
 
 

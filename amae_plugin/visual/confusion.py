@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from amae_plugin.visual.style import BLUE, DPI, NOTE, ROUND_STEPS, add_title, new_figure, shorten, text_inches
+from amae_plugin.visual.style import BLUE, DPI, NOTE, ROUND_STEPS, new_figure, shorten, text_inches
 
 _COUNTS_UP_TO = 20  # classes; more, and the numbers would be too small to read
 _NAMES_UP_TO = 60
@@ -49,34 +49,30 @@ def plot_confusion(confusion: ArrayLike, names: Sequence[str], *, title: str | N
     shares = np.divide(confusion, clips, out=np.full(confusion.shape, np.nan), where=clips > 0)
     counted, named = classes <= _COUNTS_UP_TO, classes <= _NAMES_UP_TO
 
-    side = _side(classes)
+    least, each = (2.6, 0.42) if counted else (5.0, 0.15) if named else (6.5, 0.0075)
+    side = min(max(least, each * classes), 9.5)  # of the square that all cells make, in inches
     cell = side / classes
     labels = [shorten(name) for name in names] if named else []
     size = 8.5 if counted else 7.0
     longest = text_inches(max(map(len, labels), default=5), size)
     angle = 0 if not named or longest < 0.9 * cell else 45 if counted else 90
     below = longest * math.sin(math.radians(angle))
-    figure = new_figure(side + longest + 1.5, side + below + 1.1, layout="compressed")
+    figure = new_figure(side + longest + 1.5, side + below + 1.1, title, layout="compressed")
     ax = figure.subplots()
     norm = Normalize(0, 1) if counted else PowerNorm(0.5, _LEAST_SHARE, 1)
-    colours = LinearSegmentedColormap.from_list("shares", ["white" if counted else _PALE_BLUE, BLUE, _DEEP_BLUE], 1024)
+    shades = ["white" if counted else _PALE_BLUE, BLUE, _DEEP_BLUE]
+    colours = LinearSegmentedColormap.from_list("shares", shades, 1024).with_extremes(under="white", bad=_NO_CLIPS)
     width = 2 * round((_PIXELS / (cell * DPI) - 1) / 2) + 1  # the nearest odd number of cells
-    image = ax.imshow(
-        np.ma.masked_invalid(_enlarge(shares, width)),
-        cmap=colours.with_extremes(under="white", bad=_NO_CLIPS),
-        norm=norm,
-        interpolation="nearest",
-    )
+    image = ax.imshow(_enlarge(shares, width), colours, norm, interpolation="nearest")
     if counted:
         _write_counts(ax, confusion, shares, cell)
-    if named:
-        ax.set_xticks(range(classes), labels, fontsize=size, parse_math=False)
-        ax.set_yticks(range(classes), labels, fontsize=size, parse_math=False)
-        for label in ax.get_xticklabels() if angle else ():
-            label.set(rotation=angle, rotation_mode="anchor", ha="right", va="center" if angle == 90 else "top")
-    else:
-        for axis in (ax.xaxis, ax.yaxis):
+    for axis in (ax.xaxis, ax.yaxis):
+        if named:
+            axis.set_ticks(range(classes), labels, fontsize=size, parse_math=False)
+        else:
             axis.set_major_locator(MaxNLocator(8, integer=True, steps=ROUND_STEPS))
+    for label in ax.get_xticklabels() if angle else ():
+        label.set(rotation=angle, rotation_mode="anchor", ha="right", va="center" if angle == 90 else "top")
     unit = "" if named else " (class index)"
     ax.set(xlabel=f"chosen class{unit}", ylabel=f"class of the clip{unit}")
     ax.tick_params(length=2.5, width=0.6)
@@ -86,21 +82,10 @@ def plot_confusion(confusion: ArrayLike, names: Sequence[str], *, title: str | N
     bar.set_ticks(ticks, labels=[">0%" if tick == _LEAST_SHARE else f"{tick:.0%}" for tick in ticks])
     bar.ax.tick_params(labelsize=7.5)
     bar.set_label("share of the class's clips", fontsize=8.5)
-    without = np.count_nonzero(clips == 0)
-    if without:
+    if without := np.count_nonzero(clips == 0):
         note = f"grey: {without} {'class' if without == 1 else 'classes'} without clips"
         ax.annotate(note, (1, 1), (0, 3), "axes fraction", "offset points", ha="right", fontsize=7.5, color=NOTE)
-    add_title(figure, title)
     return figure
-
-
-def _side(classes: int) -> float:
-    """Return the side in inches of the square that all cells make."""
-    if classes <= _COUNTS_UP_TO:
-        return max(2.6, 0.42 * classes)
-    if classes <= _NAMES_UP_TO:
-        return max(5.0, 0.15 * classes)
-    return min(max(6.5, 0.0075 * classes), 9.5)
 
 
 def _enlarge(shares: np.ndarray, width: int) -> np.ndarray:

@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from amae_plugin.visual.style import BLUE, GREEN, PURPLE, RED, add_title, new_figure, open_axes
+from amae_plugin.visual.style import BLUE, GREEN, PURPLE, RED, new_figure, open_axes
 
 _STYLES = ((BLUE, 1.4, "-", ""), (RED, 1.6, "-", "o"), (GREEN, 1.4, "--", ""), (PURPLE, 1.4, ":", ""))
 """Colours, widths, dashes and markers of the curves, in their order."""
@@ -26,11 +26,11 @@ def plot_loss(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str
     Raises:
         ValueError: no curve has a point to draw.
     """
-    drawable = {name: [(x, y) for x, y in points if 0 < y < math.inf] for name, points in curves.items()}
-    drawable = {name: points for name, points in drawable.items() if points}
+    positive = {name: [(x, y) for x, y in points if 0 < y < math.inf] for name, points in curves.items()}
+    drawable = {name: points for name, points in positive.items() if points}
     if not drawable:
         raise ValueError("there is no loss to draw: no curve has a finite, positive point")
-    figure = new_figure(7, 4)
+    figure = new_figure(7, 4, title)
     ax = figure.subplots()
     for (name, points), (colour, width, dashes, marker) in zip(drawable.items(), itertools.cycle(_STYLES)):
         label = f"{name} (last {points[-1][1]:.3g})"
@@ -39,12 +39,11 @@ def plot_loss(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str
     low, high = ax.get_ylim()
     # Powers of ten would leave an axis that spans less than a few of them without labels.
     ax.yaxis.set_major_locator(MaxNLocator(6) if high < 5 * low else LogLocator(subs=(1, 2, 5), numticks=12))
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.set_xlim(left=0)
     ax.set(xlabel="updates", ylabel="loss (mean squared error on hidden patches)")
     open_axes(ax, "both")
     ax.legend(frameon=False)
-    add_title(figure, title)
     return figure

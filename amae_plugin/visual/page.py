@@ -20,16 +20,7 @@ from amae_plugin.data.log_mel import LOW_HZ, FrontEnd
 from amae_plugin.files import writing
 from amae_plugin.inference.reconstruction import Reconstruction, make_audible
 from amae_plugin.metrics.band_errors import BandErrors
-from amae_plugin.visual.spectrograms import (
-    COLUMNS,
-    SIDE_BY_SIDE_UP_TO,
-    band_edges,
-    colour_span,
-    colours,
-    decibel_panels,
-    frequency_ticks,
-    plot_reconstructions,
-)
+from amae_plugin.visual import spectrograms
 from amae_plugin.visual.style import ROUND_STEPS
 
 _WIDEST = 16_384  # pixels of an image that every browser draws
@@ -68,8 +59,9 @@ class ClipView(NamedTuple):
         title = "\n".join(filter(None, (self.name, note)))
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            plot_reconstructions([self.reconstruction], front_end, title=title).savefig(folder / "picture.png")
-            for column, sound in zip(COLUMNS, self.sounds):
+            picture = spectrograms.plot_reconstructions([self.reconstruction], front_end, title=title)
+            picture.savefig(folder / "picture.png")
+            for column, sound in zip(spectrograms.COLUMNS, self.sounds):
                 (folder / f"{column}.wav").write_bytes(sound)
 
 
@@ -87,48 +79,47 @@ def render(clips: Sequence[ClipView], front_end: FrontEnd, facts: Mapping[str, s
     environment.filters["decibels"] = lambda value: f"{value:.1f} dB" if math.isfinite(value) else "no value"
     bands = front_end.num_mel_bins
     errors = [(clip.reconstruction.error, clip.reconstruction.reference) for clip in clips]
-    error, reference = map(BandErrors.pool, zip(*errors))
     return environment.get_template("page.html.jinja").render(
         facts=facts,
-        clips=[_clip(clip, *of_clip, front_end) for clip, of_clip in zip(clips, errors)],
-        errors=_errors(error, reference, front_end),
-        ticks={f"{hz:,}": place / bands for hz, place in frequency_ticks(front_end).items()},
+        clips=[_clip(front_end, clip, *of_clip) for clip, of_clip in zip(clips, errors)],
+        errors=_errors(front_end, *map(BandErrors.pool, zip(*errors))),
+        ticks={f"{hz:,}": place / bands for hz, place in spectrograms.frequency_ticks(front_end).items()},
         bands=bands,
         low_hz=LOW_HZ,
         high_hz=front_end.sample_rate / 2,
     )
 
 
-def _clip(clip: ClipView, error: BandErrors, reference: BandErrors, front_end: FrontEnd) -> dict[str, object]:
+def _clip(front_end: FrontEnd, clip: ClipView, error: BandErrors, reference: BandErrors) -> dict[str, object]:
     shown = clip.reconstruction
     seconds = len(shown.original) * front_end.shift_samples / front_end.sample_rate
-    pictures = decibel_panels(shown)
-    span = colour_span(pictures[0])
+    pictures = spectrograms.decibel_panels(shown)
+    span = spectrograms.colour_span(pictures[0])
     return {
         "name": clip.name,
         "seconds": seconds,
-        "scrolls": seconds > SIDE_BY_SIDE_UP_TO,
+        "scrolls": seconds > spectrograms.SIDE_BY_SIDE_UP_TO,
         "windows": shown.windows,
         "hidden": f"{shown.hidden.double().mean():.0%}",
         "span": span,
         "ticks": {f"{tick:g}": tick / seconds for tick in _round_ticks(seconds) if tick <= seconds},
         "panels": [
             (column, _data_url("image/png", _png(picture, span)), _data_url("audio/wav", sound))
-            for column, picture, sound in zip(COLUMNS, pictures, clip.sounds)
+            for column, picture, sound in zip(spectrograms.COLUMNS, pictures, clip.sounds)
         ],
         "error": error.total_rms,
-        "errors": _errors(error, reference, front_end),
+        "errors": _errors(front_end, error, reference),
     }
 
 
-def _errors(error: BandErrors, reference: BandErrors, front_end: FrontEnd) -> dict[str, object] | None:
+def _errors(front_end: FrontEnd, error: BandErrors, reference: BandErrors) -> dict[str, object] | None:
     """Prepare the error of each band as a plot, and that of ranges of bands as a table; None if nothing was hidden."""
     if not error.counts.any():
         return None
     lines = {"reference": reference.rms().numpy(), "model": error.rms().numpy()}
     ticks = _round_ticks(np.nanmax(np.concatenate([[1.0], *lines.values()])))
     edges = np.linspace(0, front_end.num_mel_bins, _RANGES + 1).round().astype(int)
-    hz = band_edges(front_end)
+    hz = spectrograms.band_edges(front_end)
     return {
         "model": error.total_rms,
         "reference": reference.total_rms,
@@ -158,8 +149,8 @@ def _png(decibels: np.ndarray, span: float) -> bytes:
     A pixel of a very long clip is the value in the middle of several frames.
     """
     every = math.ceil(len(decibels) / _WIDEST)
-    file = io.BytesIO()
-    imsave(file, decibels[every // 2 :: every].T, vmin=-span, vmax=0, cmap=colours(), format="png", origin="lower")
+    pixels, file = decibels[every // 2 :: every].T, io.BytesIO()
+    imsave(file, pixels, -span, 0, spectrograms.COLOURS, format="png", origin="lower")
     return file.getvalue()
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator
 
+from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.log_mel import DB_PER_NEPER, LOW_HZ, FrontEnd
 from amae_plugin.inference.reconstruction import Reconstruction
-from amae_plugin.visual.style import ROUND_STEPS, add_title, new_figure, wrap
+from amae_plugin.models.base import PretrainingModel
+from amae_plugin.visual.style import ROUND_STEPS, new_figure, wrap
 
 COLUMNS = ("original", "masked", "reconstructed")
 NORMALIZED_TARGETS = "Predicted: the pattern in hidden patches; level and spread come from visible ones"
@@ -21,17 +24,15 @@ NORMALIZED_TARGETS = "Predicted: the pattern in hidden patches; level and spread
 
 SIDE_BY_SIDE_UP_TO = 4.0
 """Longest clip in seconds whose three panels fit side by side; each panel of a longer one needs a page's width."""
-_HIDDEN = "#a9b4bd"  # a cool grey, which the colour map does not contain
+COLOURS = colormaps["magma"].with_extremes(bad="#a9b4bd")
+"""Colour map; hidden parts are a cool grey, which no value has."""
+
 _TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000, 16000)
 _LEAST_DB, _MOST_DB = 30.0, 80.0  # limits of the colours' range
 
 
 def plot_reconstructions(
-    clips: Sequence[Reconstruction],
-    front_end: FrontEnd,
-    *,
-    names: Sequence[str] | None = None,
-    title: str | None = None,
+    clips: Sequence[Reconstruction], front_end: FrontEnd, names: Sequence[str] | None = None, title: str | None = None
 ) -> Figure:
     """Draw each clip in a row: the spectrogram, its visible part, and the reconstruction.
 
@@ -57,13 +58,17 @@ def plot_reconstructions(
     stacked = len(clips) == 1 and seconds > SIDE_BY_SIDE_UP_TO
     rows, columns = (3, 1) if stacked else (len(clips), 3)
     panel_width = min(max(2.2, seconds * 0.55), 12.0 if stacked else 4.6)
-    figure = new_figure(columns * panel_width + 1.3, 1.55 * rows + 0.75)
+    figure = new_figure(columns * panel_width + 1.3, 1.55 * rows + 0.75, title)
     figure.set_layout_engine("constrained", h_pad=0.04, w_pad=0.05, hspace=0.03, wspace=0.02)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     axes = grid.reshape(len(clips), 3)
-    for row, of_clip in zip(axes, panels):
-        for ax, values in zip(row, of_clip):
-            _draw(ax, values, span, len(values) / frames_a_second)
+    for ax, values in zip(axes.flat, itertools.chain(*panels)):
+        extent = (0, len(values) / frames_a_second, 0, values.shape[1])  # time to the right, frequency upwards
+        ax.imshow(
+            values.T, COLOURS, vmin=-span, vmax=0, origin="lower", aspect="auto", interpolation="nearest", extent=extent
+        )
+        ax.tick_params(labelsize=7.5, length=2.5, width=0.6)
+        ax.spines[:].set_linewidth(0.6)
     if names is not None:
         for ax, name in zip(axes[:, 0], names):
             place = ((0, 1), (0, 3), "axes fraction", "offset points")
@@ -78,13 +83,56 @@ def plot_reconstructions(
     first = axes[0, 0]  # whose axes all panels share
     first.set(xlim=(0, seconds), ylim=(0, front_end.num_mel_bins))
     first.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND_STEPS))
-    first.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    first.xaxis.set_major_formatter("{x:g}")
     first.set_yticks(list(ticks.values()), [f"{hz / 1000:g}" for hz in ticks])
     bar = figure.colorbar(first.images[0], ax=axes, fraction=0.03, pad=0.015, aspect=20 + 8 * rows)
     bar.set_label(wrap("dB below the loudest value of the clip", 1.3 * rows, 8), fontsize=8)
     bar.ax.tick_params(labelsize=7.5)
-    add_title(figure, title)
     return figure
+
+
+def draw_clips(
+    model: PretrainingModel, dataset: AudioDataset, clips: Sequence[int], names: Sequence[str] | None = None
+) -> Figure:
+    """Hide patches of some clips, reconstruct them and draw both.
+
+    The masks depend on the clips only, so two models of the same grid are shown the same patches. The model computes
+    as it does in validation and is left in the mode it was in. A note tells of normalised targets.
+
+    Args:
+        model: model of any system that draws, also inside fairseq's subclass, on any device.
+        dataset: validation clips, neither augmented nor cropped at random.
+        clips: indices of the clips; those that cannot be decoded are left out.
+        names: names of the clips; their file names if None.
+
+    Raises:
+        ValueError: none of the clips can be decoded.
+    """
+    if names is None:
+        names = [Path(dataset.manifest[index].path).name for index in clips]
+    decoded = [(name, item) for name, item in zip(names, (dataset[index] for index in clips)) if item is not None]
+    if not decoded:
+        raise ValueError(f"{dataset.manifest.path}: none of the clips {list(clips)} can be decoded")
+    names, items = zip(*decoded)
+    batch = dataset.collate(items)
+    device = next(model.parameters()).device
+    source, seed, padding_mask = (batch[key].to(device) for key in ("source", "seed", "padding_mask"))
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            output = model(source, seed=seed, padding_mask=padding_mask)
+            reconstructed = model.reconstruct(source, output["prediction"], output["mask"], padding_mask)
+    finally:
+        model.train(was_training)
+    hidden = model.encoder.expand_mask(output["mask"], source.shape[1])
+    original, reconstructed = (dataset.input.denormalize(values.double().cpu()) for values in (source, reconstructed))
+    drawn = [
+        Reconstruction(original[clip, :length], hidden[clip, :length].cpu(), reconstructed[clip, :length], windows=1)
+        for clip, length in enumerate(batch["lengths"].tolist())
+    ]
+    title = NORMALIZED_TARGETS if model.normalizes_targets else None
+    return plot_reconstructions(drawn, dataset.input.front_end, names=names, title=title)
 
 
 def decibel_panels(clip: Reconstruction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -96,16 +144,9 @@ def decibel_panels(clip: Reconstruction) -> tuple[np.ndarray, np.ndarray, np.nda
     shapes = [tuple(values.shape) for values in (clip.original, clip.hidden, clip.reconstructed)]
     if len(set(shapes)) > 1:
         raise ValueError(f"original, hidden part and reconstruction must have one shape, not {shapes}")
-    original, reconstructed = (
-        (values.double() * DB_PER_NEPER).numpy() for values in (clip.original, clip.reconstructed)
-    )
+    original, reconstructed = (values.double().numpy() * DB_PER_NEPER for values in (clip.original, clip.reconstructed))
     peak = original.max()
     return original - peak, np.where(clip.hidden.numpy(), np.nan, original - peak), reconstructed - peak
-
-
-def colours() -> Colormap:
-    """Return the colour map of spectrograms, with a colour for hidden parts that no value has."""
-    return colormaps["magma"].with_extremes(bad=_HIDDEN)
 
 
 def colour_span(*originals: np.ndarray) -> float:
@@ -125,19 +166,3 @@ def band_edges(front_end: FrontEnd) -> np.ndarray:
     low, high = 1127 * np.log1p(np.array([LOW_HZ, front_end.sample_rate / 2]) / 700)
     # The bands' centres are F points at equal distances between the two ends; the edges lie half way between them.
     return 700 * np.expm1(np.linspace(low, high, 2 * front_end.num_mel_bins + 3)[1::2] / 1127)
-
-
-def _draw(ax: Axes, values: np.ndarray, span: float, seconds: float) -> None:
-    """Draw (frames, bands) with time to the right and frequency upwards; the axes are in seconds and bands."""
-    ax.imshow(
-        np.ma.masked_invalid(values.T),
-        origin="lower",
-        aspect="auto",
-        interpolation="nearest",
-        cmap=colours(),
-        vmin=-span,
-        vmax=0,
-        extent=(0, seconds, 0, values.shape[1]),
-    )
-    ax.tick_params(labelsize=7.5, length=2.5, width=0.6)
-    ax.spines[:].set_linewidth(0.6)

@@ -22,9 +22,17 @@ _LONGEST_NAME = 32
 _TITLE_SIZE = 11
 
 
-def new_figure(width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
-    """Make a figure of this size in inches that does not depend on matplotlib's global state."""
-    return Figure(figsize=(width, height), dpi=DPI, layout=layout)
+def new_figure(
+    width: float, height: float, title: str | None, layout: Literal["constrained", "compressed"] = "constrained"
+) -> Figure:
+    """Make a figure of this size in inches that does not depend on matplotlib's global state.
+
+    The title is written above everything, in as many lines as the width needs.
+    """
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
+    if title is not None:
+        figure.suptitle(wrap(title, width - 0.2, _TITLE_SIZE), fontsize=_TITLE_SIZE, parse_math=False)
+    return figure
 
 
 def open_axes(ax: Axes, grid: Literal["both", "x", "y"]) -> None:
@@ -32,13 +40,6 @@ def open_axes(ax: Axes, grid: Literal["both", "x", "y"]) -> None:
     ax.grid(True, axis=grid, color=GRID, linewidth=0.7)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-
-
-def add_title(figure: Figure, title: str | None) -> None:
-    """Write the title above everything, in as many lines as the width of the figure needs."""
-    if title is not None:
-        lines = wrap(title, figure.get_figwidth() - 0.2, _TITLE_SIZE)
-        figure.suptitle(lines, fontsize=_TITLE_SIZE, parse_math=False)
 
 
 def shorten(name: str) -> str:
