@@ -131,6 +131,6 @@ def _folded(norm: nn.BatchNorm1d, linear: nn.Linear) -> nn.Linear:
     """Fold a batch norm in evaluation mode into the linear layer that follows it."""
     assert norm.running_mean is not None and norm.running_var is not None
     folded = copy.deepcopy(linear)
-    folded.weight *= (norm.running_var + norm.eps).rsqrt()
-    folded.bias -= folded.weight @ norm.running_mean
+    folded.weight.mul_((norm.running_var + norm.eps).rsqrt())
+    folded.bias.sub_(folded.weight @ norm.running_mean)
     return folded

@@ -18,11 +18,6 @@ def setting(default: T, help: str) -> T:
     return field(default=default, metadata={"help": help})
 
 
-def setting(default: Any, help: str) -> Any:
-    """Make the field of a config with its default and the help that fairseq shows."""
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass
 class ModelConfig:
     """Settings of every model. The fields carry their help in ``metadata``, which fairseq shows."""
