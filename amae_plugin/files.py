@@ -1,7 +1,5 @@
 """Files: errors that name the path and the reason, and writes that leave no torn file behind."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Inspection: all facts that a checkpoint states about its model, input and training."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -3,8 +3,6 @@
 Importing this module defines those values, each under the name of its function.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

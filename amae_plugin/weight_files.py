@@ -1,7 +1,5 @@
 """Files of weights, read as tensors and plain values without running code from them."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

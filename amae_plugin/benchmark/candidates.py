@@ -1,7 +1,5 @@
 """Models that can be measured, by the ``_name`` of a recipe's model section: how to build, feed and train each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

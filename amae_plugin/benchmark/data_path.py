@@ -1,7 +1,5 @@
 """The data path: clips per second that one worker decodes, transforms and collates, and that all workers deliver."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """One optimizer step of a model: its time, memory and arithmetic, and the machine's rate at matrix products."""
 
-from __future__ import annotations
-
 import multiprocessing
 import resource
 import statistics

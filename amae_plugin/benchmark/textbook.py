@@ -7,8 +7,6 @@ then 16 layers of width 512 over all 512.
 Letters in shapes: B clips, L patches, P values in a patch, K visible patches.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

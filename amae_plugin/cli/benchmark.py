@@ -5,8 +5,6 @@ process of its own. With --compare it measures all systems on the recipe's input
 other; with --data, the clips per second of the data path.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

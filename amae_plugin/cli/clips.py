@@ -1,7 +1,5 @@
 """Commands that put audio through a model: their common arguments, and how they end."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -5,8 +5,6 @@ labelled manifest, and writes comparison.json, comparison.md and comparison.png.
 follows the clock, so that each system makes as many updates as fit. Run again, it continues where it stopped.
 """
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import fields
 from pathlib import Path

@@ -5,8 +5,6 @@ that the other commands take. Recognises the kind of the file and reads the size
 tensor.
 """
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import fields
 from pathlib import Path

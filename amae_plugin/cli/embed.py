@@ -6,8 +6,6 @@ embeddings; timestamps (T), their centres in seconds; and offsets (N + 1): clip 
 + 1]. In DIR, each clip has a file of its own with embedding (D), and with --timestamps steps and timestamps.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping
 from pathlib import Path

@@ -5,8 +5,6 @@ predictions.csv and a picture. With --trials, compares a classifier's or a pretr
 clips in DIR/trials.txt, prints the equal error rate, and writes trials.json and scores.csv.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -5,8 +5,6 @@ which timm.create_model loads strictly) and as ONNX (model.onnx, for any batch s
 checkpoint computes. Adds a model card (README.md), which describes the model and how to load it.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

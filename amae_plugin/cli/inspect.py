@@ -1,7 +1,5 @@
 """Describe a checkpoint."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``amae``: a module for each command, with ``add_arguments`` and ``run``; its docstring describes the command."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import sys

@@ -1,7 +1,5 @@
 """Write the manifests of a corpus."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -5,8 +5,6 @@ says how. The arithmetic of a step is counted on this machine's CPU; the rest fo
 assumptions, which `amae benchmark` on the machine in question replaces by measurements.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys

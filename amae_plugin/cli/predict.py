@@ -1,7 +1,5 @@
 """Predict the most probable classes of audio files with a classifier."""
 
-from __future__ import annotations
-
 import argparse
 import csv
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ and plays sounds of each clip side by side: original, masked and reconstructed. 
 clip holds the same as picture.png and three WAV files.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import os

@@ -1,7 +1,5 @@
 """Print the results of the runs of a sweep or a cross-validation, their mean and standard deviation."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Submit a run as a SLURM job without waiting for it, and follow it."""
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Measure the mean and the standard deviation of a corpus's log-mel values, for normalisation."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Write how often to draw each clip, so that training draws rare classes as often as common ones."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

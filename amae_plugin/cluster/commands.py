@@ -1,7 +1,5 @@
 """SLURM's own commands: the states of jobs, requeueing, cancelling, and the addresses of nodes."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import subprocess

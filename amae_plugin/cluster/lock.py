@@ -1,7 +1,5 @@
 """A lock that admits one run at a time to a folder."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import logging

@@ -1,7 +1,5 @@
 """Signals by which SLURM announces that it will end a job."""
 
-from __future__ import annotations
-
 import signal
 from types import FrameType
 

@@ -1,7 +1,5 @@
 """Find the audio files of a corpus, and tell what differs from the publisher's lists and counts."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import stat

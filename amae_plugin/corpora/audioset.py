@@ -8,8 +8,6 @@ A clip is a file anywhere below the audio folder, in any audio format. Its name 
 followed by ``_<start>`` or ``_<start>_<end>``.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import re

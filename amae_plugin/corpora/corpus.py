@@ -1,7 +1,5 @@
 """A corpus: its layout, its labelled clips, and the manifests that are written of them."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections import Counter

@@ -5,8 +5,6 @@ no validation split: by default ``valid`` is the test fold once more, which the 
 checkpoint chosen by it is chosen on the test data. ``--valid-fold`` takes a fold out of the training data instead.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 from pathlib import Path

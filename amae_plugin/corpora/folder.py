@@ -1,7 +1,5 @@
 """Any tree of audio files, split at random; with labels, its topmost folders are the classes."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Collection, Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@ neutral and sadness; other clips are left out. Published results are the mean of
 a fifth of the other four is drawn at random for validation.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 from pathlib import Path

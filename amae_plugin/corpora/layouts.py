@@ -1,7 +1,5 @@
 """The layouts that ``amae manifest`` knows, by name."""
 
-from __future__ import annotations
-
 from amae_plugin.corpora import audioset, esc50, folder, iemocap, librispeech, speech_commands, voxceleb1
 
 _CORPORA = (folder, speech_commands, voxceleb1, audioset, esc50, librispeech, iemocap)

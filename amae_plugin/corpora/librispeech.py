@@ -4,8 +4,6 @@ The parts ``train-*`` are the training split, ``dev-*`` the validation split and
 labels, since the speakers of validation and test are not those of training.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -16,8 +16,6 @@ training script.
   same rules; results on it are not quite comparable to published ones.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import zlib

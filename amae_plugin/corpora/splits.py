@@ -1,7 +1,5 @@
 """Divide clips into splits: at random, or into the runs of a five-fold cross-validation."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 from collections.abc import Callable, Mapping, Sequence

@@ -5,8 +5,6 @@ split; the classes are the speakers of the list, sorted. ``veri_test.txt`` has a
 pair, 1 where both clips are of one speaker.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath

@@ -1,7 +1,5 @@
 """torchaudio, imported in one place: the error explains a build that does not fit torch."""
 
-from __future__ import annotations
-
 from importlib.metadata import PackageNotFoundError, version
 
 from amae_plugin.errors import UserError

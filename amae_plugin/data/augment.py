@@ -1,7 +1,5 @@
 """Augmentations of training clips: classes by name, whose fields are the parameters that a recipe may set."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Union

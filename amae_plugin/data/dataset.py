@@ -1,7 +1,5 @@
 """The way of a clip from its manifest row to a batch of normalised log-mel spectrograms."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field

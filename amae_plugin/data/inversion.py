@@ -1,7 +1,5 @@
 """Log-mel spectrogram to waveform: an approximate inverse of the front end."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Draws of a training epoch: its clips, as a part of the manifest or by weight, and the seed of each."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

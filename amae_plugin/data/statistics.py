@@ -1,7 +1,5 @@
 """Mean and standard deviation of a corpus's log-mel values."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 A demo that runs again in the same folder repeats no step that is done.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

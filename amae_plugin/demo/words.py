@@ -6,8 +6,6 @@ almost the same way each time, so every clip gets its own speaking rate, pitch, 
 speaker a room.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Evaluation of classifiers on a whole split."""
 
-from __future__ import annotations
-
 import csv
 import os
 from collections.abc import Mapping, Sequence

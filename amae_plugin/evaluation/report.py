@@ -1,7 +1,5 @@
 """Reports of evaluations: tables for a terminal, JSON, a CSV file with a row for each clip or trial, and a picture."""
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Iterator, Sequence

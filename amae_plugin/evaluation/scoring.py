@@ -1,7 +1,5 @@
 """Scoring: values of a model for the clips of a manifest, averaged over the pieces of longer clips."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

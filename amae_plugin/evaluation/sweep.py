@@ -1,7 +1,5 @@
 """Results of several runs side by side: the folds of a cross-validation, the runs of a sweep."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

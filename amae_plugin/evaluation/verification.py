@@ -1,7 +1,5 @@
 """Speaker verification: a model's features decide whether both clips of a pair are of one speaker."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The data set and its batches as fairseq knows them."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -4,8 +4,6 @@ A recipe names :class:`RegisterPlugin` as a Hydra callback. Hydra imports it whe
 run starts on, so no ``common.user_dir`` has to be typed; :mod:`amae_plugin.recipes` defines what recipes compute.
 """
 
-from __future__ import annotations
-
 import contextlib
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A run in the processes that train: how they start in a SLURM job, what follows each update, and how they end."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

@@ -4,8 +4,6 @@
 :func:`check` names what another release of fairseq does differently.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import os

@@ -1,7 +1,5 @@
 """A training command as the work of a SLURM job."""
 
-from __future__ import annotations
-
 import os
 import sys
 

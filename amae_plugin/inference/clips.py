@@ -3,8 +3,6 @@
 All commands read audio files through this module, so they refuse the same audio.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections import deque

@@ -1,7 +1,5 @@
 """Reconstruction: a pretrained model fills in hidden parts of clips of any length."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

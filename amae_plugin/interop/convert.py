@@ -1,7 +1,5 @@
 """Conversion of published checkpoints to checkpoints of this plugin."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -1,7 +1,5 @@
 """Checkpoints of this plugin as files that other tools load, each checked against the checkpoint when it is written."""
 
-from __future__ import annotations
-
 import importlib.util
 import tempfile
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The interface of a format that other tools load, by which one command writes and checks all formats."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar

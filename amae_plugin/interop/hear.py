@@ -3,8 +3,6 @@
 HEAR (Turian et al. 2022, neuralaudio.ai/hear) imports a module by name and calls the three functions below.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """The page in the folder of an exported model: what it is, what it takes, how to load it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Encoders and classifiers as ONNX, for a batch of any size."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

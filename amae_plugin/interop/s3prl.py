@@ -12,8 +12,6 @@ This module does not import s3prl. The release 0.4.18 of s3prl cannot be importe
 functions that two of its other upstreams import; with stand-ins for these functions, the lines above work.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor, nn

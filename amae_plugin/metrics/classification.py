@@ -3,8 +3,6 @@
 Every function takes the scores of a whole split, since a mean of these measures over batches is another number.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

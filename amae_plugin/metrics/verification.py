@@ -1,7 +1,5 @@
 """Speaker verification: cosine scores of pairs of clips, and the equal error rate."""
 
-from __future__ import annotations
-
 import numpy as np
 import sklearn.metrics
 from numpy.typing import ArrayLike

@@ -1,7 +1,5 @@
 """Registry of the downstream models, and the model of any model section."""
 
-from __future__ import annotations
-
 from amae_plugin.models.base import DownstreamModel, Model
 from amae_plugin.models.classifier import Classifier
 from amae_plugin.models.registry import find_system

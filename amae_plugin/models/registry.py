@@ -1,7 +1,5 @@
 """Registry of the systems, by the registered name of their pretraining model."""
 
-from __future__ import annotations
-
 from amae_plugin.errors import UserError
 from amae_plugin.models import audio_mae, mae_ast, ssast
 from amae_plugin.models.settings import Settings

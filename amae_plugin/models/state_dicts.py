@@ -1,7 +1,5 @@
 """Names and sizes in the state dicts of published checkpoints."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

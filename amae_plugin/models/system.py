@@ -1,7 +1,5 @@
 """A system: the classes of a pretraining method, its input and its published files."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar

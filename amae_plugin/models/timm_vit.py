@@ -1,7 +1,5 @@
 """Encoders as timm's Vision Transformers: entry point, arguments and weights under timm's names."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

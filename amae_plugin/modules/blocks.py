@@ -4,8 +4,6 @@ Letters in shapes: B clips, L tokens, D width.
 Parameter names are those of timm and of the published checkpoints.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 

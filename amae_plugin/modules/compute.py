@@ -1,7 +1,5 @@
 """Devices and compilation."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

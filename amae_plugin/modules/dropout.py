@@ -6,8 +6,6 @@ quarter of a training step of MAE-AST.
 Letters in shapes: B clips, H heads, L tokens, C width of a head.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -6,8 +6,6 @@ Inside a patch the values run frame by frame, each frame from low to high freque
 Positions are fixed sines and cosines or learned, on a grid of patches or along a sequence of tokens.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Interpolation of unknown patches from their known neighbours."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

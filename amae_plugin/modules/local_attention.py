@@ -6,8 +6,6 @@ A local decoder computes on tokens in *window order*, in which the tokens of a w
 deals with windows, and one permutation leads from the windows of a block to those of the next.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ Letters in shapes: B clips, L tokens, P values in a patch. Each function returns
 for every other token. The mean over any set of clips is ``loss.sum() / mask.sum()``.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

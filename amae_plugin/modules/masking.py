@@ -9,8 +9,6 @@ noise is drawn in the order of time, so the padding that follows a clip does not
 ``time_frequency``, which draws for the bands after all time steps.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields

@@ -1,7 +1,5 @@
 """Systems on equal terms: each pretrained for the same time on the same clips, then fine-tuned on the same labels."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

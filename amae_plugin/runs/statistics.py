@@ -1,7 +1,5 @@
 """Statistics of manifests, measured once."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

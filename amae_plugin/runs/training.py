@@ -1,7 +1,5 @@
 """``fairseq-hydra-train`` in processes of its own: progress bars while they run, and the losses that they logged."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

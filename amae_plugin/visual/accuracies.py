@@ -1,7 +1,5 @@
 """Results side by side."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping
 

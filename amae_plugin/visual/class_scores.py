@@ -1,7 +1,5 @@
 """A score of each class."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

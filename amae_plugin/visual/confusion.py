@@ -1,7 +1,5 @@
 """Confusion matrices: the classes that clips of each class were taken for."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Loss over updates."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Mapping, Sequence

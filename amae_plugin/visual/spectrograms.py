@@ -1,7 +1,5 @@
 """Spectrograms of clips: original, with a part hidden, and with that part reconstructed."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from pathlib import Path

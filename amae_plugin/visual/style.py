@@ -1,7 +1,5 @@
 """Colours, sizes, titles and axes that the pictures share."""
 
-from __future__ import annotations
-
 import textwrap
 from typing import Literal
 

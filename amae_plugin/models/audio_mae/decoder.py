@@ -1,7 +1,5 @@
 """Decoder: from encoded visible tokens and mask tokens to a prediction of every patch."""
 
-from __future__ import annotations
-
 import functools
 
 import torch

@@ -1,7 +1,5 @@
 """Encoder: a ViT that sees only the visible patches of a spectrogram."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from typing_extensions import override

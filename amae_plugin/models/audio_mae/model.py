@@ -1,7 +1,5 @@
 """Audio-MAE: hide most patches of a spectrogram, encode the rest, predict the hidden ones (Huang et al. 2022)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

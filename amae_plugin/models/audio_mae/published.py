@@ -1,7 +1,5 @@
 """Published weights of Audio-MAE (Huang et al. 2022) and of image MAEs, and the encoder in timm's form."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Decoder: from encoded visible tokens and mask tokens to a hidden state of every token."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

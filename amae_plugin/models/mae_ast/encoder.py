@@ -1,7 +1,5 @@
 """Encoder: a post-norm transformer that sees only the visible tokens of a spectrogram."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

@@ -1,7 +1,5 @@
 """Input normalisation: a batch norm over whole spectrograms instead of a corpus's statistics."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """MAE-AST: hide most tokens of a spectrogram, encode the rest, predict the hidden ones (Baade et al. 2022)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Published weights of MAE-AST (Baade et al. 2022), written by fairseq."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 

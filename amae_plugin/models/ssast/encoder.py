@@ -1,7 +1,5 @@
 """Encoder of SSAST and AST: a DeiT over the patches of a spectrogram."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

@@ -6,8 +6,6 @@ by band. The position table's buffer ``grid_shape`` (bands, frames) marks such a
 package hold it, and reading a published file adds it. The functions here turn a marked state dict in place.
 """
 
-from __future__ import annotations
-
 from collections.abc import MutableMapping
 
 import torch

@@ -1,7 +1,5 @@
 """SSAST: hide most patches of a spectrogram, then identify and draw the hidden ones (Gong et al., AAAI 2022)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

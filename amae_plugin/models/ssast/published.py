@@ -1,7 +1,5 @@
 """Published weights of SSAST and AST (Gong et al. 2022, 2021) and of image models, and the encoder in timm's form."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 
