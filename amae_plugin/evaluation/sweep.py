@@ -66,8 +66,9 @@ def summarize(folder: str | os.PathLike[str]) -> str:
         UserError: as for :func:`read_results`.
     """
     results = read_results(folder)
-    values = np.array([(result.last, result.best) for result in results])
-    rows = [*((result.name, result.last, result.best) for result in results), ("mean", *values.mean(axis=0))]
+    rows = [(result.name, result.last, result.best) for result in results]
+    values = np.array([row[1:] for row in rows])
+    rows.append(("mean", *values.mean(axis=0)))
     if len(results) > 1:
         rows.append(("std", *values.std(axis=0, ddof=1)))
     width = max(len(name) for name, _, _ in rows)

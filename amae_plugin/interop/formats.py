@@ -66,12 +66,10 @@ class Format(ABC):
         Returns:
             The largest difference over batches of several sizes, relative to the largest output of the batch.
         """
-        generator = torch.Generator().manual_seed(0)
-        differences = []
+        generator, differences = torch.Generator().manual_seed(0), []
         for batch in _BATCHES:
             source = torch.randn(batch, *self.input_size, generator=generator) / 2
             with torch.inference_mode():
-                expected = self.model.outputs(source)
-                actual = self.outputs(folder, source)
+                expected, actual = self.model.outputs(source), self.outputs(folder, source)
             differences.append(float((actual - expected).abs().max() / expected.abs().max()))
         return max(differences)

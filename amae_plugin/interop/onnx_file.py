@@ -37,19 +37,15 @@ class Onnx(Format):
 
     @override
     def write(self, folder: Path) -> None:
-        function = _Function(self.model).eval()
-        example = (torch.zeros(2, *self.input_size),)
+        example, batch = (torch.zeros(2, *self.input_size),), {_INPUT: {0: torch.export.Dim("batch")}}
         with _silence():
             # Only the strict way of tracing understands len() of a tensor of unknown length.
-            batch = {_INPUT: {0: torch.export.Dim("batch")}}
+            traced = torch.export.export(_Function(self.model).eval(), example, dynamic_shapes=batch, strict=True)
             program = torch.onnx.export(
-                torch.export.export(function, example, dynamic_shapes=batch, strict=True),
-                example,
-                dynamo=True,
+                traced,
                 input_names=[_INPUT],
                 output_names=[self.model.output_name],
                 dynamic_shapes={_INPUT: {0: "batch"}},
-                verbose=False,
             )
         assert program is not None
         size = sum(value.numel() * value.element_size() for value in self.model.state_dict().values())

@@ -57,9 +57,11 @@ def plot_class_scores(
         figure = new_figure(7, height + _CURVE_INCHES, title)
         curve, ax = figure.subplots(2, height_ratios=(_CURVE_INCHES, height))
         _draw_curve(curve, scores[order], mean, measure)
-        place = (0.5, _EACH_END + (_GAP - 1) / 2), ax.get_yaxis_transform()
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 2}
-        between = f"{len(order) - len(shown)} classes between"
+        place = ((0.5, _EACH_END + (_GAP - 1) / 2), None, ("axes fraction", "data"))
+        between, box = (
+            f"{len(order) - len(shown)} classes between",
+            {"facecolor": "white", "edgecolor": "none", "pad": 2},
+        )
         ax.annotate(between, *place, ha="center", va="center", fontsize=8, color=NOTE, bbox=box)
     else:
         figure = new_figure(7, max(height, 2.2), title)
