@@ -53,8 +53,7 @@ def read_results(folder: str | os.PathLike[str]) -> list[RunResult]:
     if not runs:
         raise UserError(f"{folder}: no runs there; a run is a subfolder that holds checkpoints/")
     results = [read_result(run) for run in runs]
-    metrics = sorted({result.metric for result in results})
-    if len(metrics) > 1:
+    if len(metrics := sorted({result.metric for result in results})) > 1:
         raise UserError(f"{folder}: its runs were validated by different measures: {', '.join(metrics)}")
     return results
 
@@ -66,9 +65,8 @@ def summarize(folder: str | os.PathLike[str]) -> str:
         UserError: as for :func:`read_results`.
     """
     results = read_results(folder)
-    rows = [(result.name, result.last, result.best) for result in results]
-    values = np.array([row[1:] for row in rows])
-    rows.append(("mean", *values.mean(axis=0)))
+    values = np.array([(result.last, result.best) for result in results])
+    rows = [*((result.name, result.last, result.best) for result in results), ("mean", *values.mean(axis=0))]
     if len(results) > 1:
         rows.append(("std", *values.std(axis=0, ddof=1)))
     width = max(len(name) for name, _, _ in rows)

@@ -63,9 +63,7 @@ def export(checkpoint: Checkpoint, folder: Path, formats: Sequence[str]) -> Expo
             refused[name] = str(error)
     if not forms:
         raise UserError(f"{checkpoint.path}: {' '.join(refused.values())}")
-    packages = [package for form in forms.values() for package in form.packages]
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
+    if missing := [name for form in forms.values() for name in form.packages if not importlib.util.find_spec(name)]:
         raise UserError(f"the export needs {', '.join(missing)}: pip install 'amae-plugin[export]'")
     page = folder / model_card.FILE
     with writing(folder):
@@ -86,13 +84,8 @@ def export(checkpoint: Checkpoint, folder: Path, formats: Sequence[str]) -> Expo
                     raise UserError(f"{checkpoint.path}: not exported, since {problem}, more than {TOLERANCE:.0e}")
             loading = {name: form.loading(folder.name) for name, form in forms.items()}
             model_card.write(checkpoint, model, partial, folder.name, loading)
-            files = _move(partial, folder)
+            folder.mkdir(exist_ok=True)
+            for name in (LABELS_NAME, model_card.FILE, *(name for form in FORMATS.values() for name in form.files)):
+                (folder / name).unlink(missing_ok=True)  # of an earlier export
+            files = [path.replace(folder / path.name) for path in sorted(partial.iterdir())]
     return Export(files, differences, refused)
-
-
-def _move(source: Path, folder: Path) -> list[Path]:
-    """Move all files of an export to a folder, in place of those of an earlier one."""
-    folder.mkdir(exist_ok=True)
-    for name in (LABELS_NAME, model_card.FILE, *(name for form in FORMATS.values() for name in form.files)):
-        (folder / name).unlink(missing_ok=True)
-    return [path.replace(folder / path.name) for path in sorted(source.iterdir())]

@@ -13,8 +13,6 @@ from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.models.base import Model
 from amae_plugin.modules.embedding import Size2d
 
-_BATCHES = (1, 3)  # sizes of the batches of a check
-
 
 class Format(ABC):
     """A model in a format of another tool.
@@ -67,7 +65,7 @@ class Format(ABC):
             The largest difference over batches of several sizes, relative to the largest output of the batch.
         """
         generator, differences = torch.Generator().manual_seed(0), []
-        for batch in _BATCHES:
+        for batch in (1, 3):
             source = torch.randn(batch, *self.input_size, generator=generator) / 2
             with torch.inference_mode():
                 expected, actual = self.model.outputs(source), self.outputs(folder, source)

@@ -32,9 +32,8 @@ def write(checkpoint: Checkpoint, model: Model, folder: Path, title: str, loadin
     facts["path"] = checkpoint.path.name
     facts["data"] = Path(facts["data"]).name if facts["data"] else None
     facts["save_dir"] = Path(facts["save_dir"]).parent.name if facts["save_dir"] else None
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__, "."), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
+    loader = jinja2.PackageLoader(__package__, ".")
+    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     page = environment.get_template("model_card.md.jinja").render(
         title=title,
         mark=_MARK,
