@@ -38,11 +38,9 @@ def plot_class_scores(
     """
     scores = np.asarray(scores, np.float64)
     classes = len(names)
-    shapes = [np.shape(values) for values in (scores, counts) if values is not None]
-    if set(shapes) != {(classes,)}:
-        raise ValueError(
-            f"{classes} names need scores, and any counts, ({classes},), not {' and '.join(map(str, shapes))}"
-        )
+    shapes = [str(np.shape(values)) for values in (scores, counts) if values is not None]
+    if set(shapes) != {f"({classes},)"}:
+        raise ValueError(f"{classes} names need scores, and any counts, ({classes},), not {' and '.join(shapes)}")
     if np.isinf(scores).any():
         raise ValueError(f"the score of class {int(np.isinf(scores).argmax())} is infinite")
     order = np.argsort(-scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]  # NaN come last
