@@ -37,8 +37,7 @@ def summary(result: Result) -> str:
         head += f"\n{_longer(result):,} clips are longer than the input, each in {result.crops} pieces"
     headline = _table([(_LABELS.get(name, name), f"{value:.4f}") for name, value in result.headline.items()])
     parts = [head, headline, *_class_tables(result)]
-    absent = [shorten(name) for name, count in zip(result.display_names, result.counts) if not count]
-    if absent:
+    if absent := [shorten(name) for name, count in zip(result.display_names, result.counts) if not count]:
         has, is_ = ("class has", "is") if len(absent) == 1 else ("classes have", "are")
         named = "; ".join(absent[:_ROWS] + ["..."] * (len(absent) > _ROWS))
         parts.append(f"{len(absent):,} {has} no clip in this split and {is_} left out of the means: {named}")
@@ -47,36 +46,27 @@ def summary(result: Result) -> str:
 
 def _as_json(result: Result) -> dict[str, object]:
     """Return everything but the single clips or trials, in JSON's types; numbers that are not finite become None."""
-    values: dict[str, object] = {"checkpoint": str(result.checkpoint.absolute()), "data": str(result.data.absolute())}
+    origin = {"checkpoint": str(result.checkpoint.absolute()), "data": str(result.data.absolute())}
+    skipped = [{"path": path, "reason": reason} for path, reason in result.skipped.items()]
     if isinstance(result, Verification):
-        values |= {
-            "crops": result.crops,
-            "trials": len(result.scores),
-            "same_speaker": int(result.same.sum()),
-            "clips": result.clips,
-            "equal_error_rate": result.equal_error_rate,
-            "left_out": result.left_out,
-        }
-    else:
-        columns = {
-            "name": result.classes,
-            "display_name": result.display_names,
-            "clips": result.counts.tolist(),
-            **{name: list(map(_finite, scores)) for name, scores in result.measures.by_class.items()},
-        }
-        values |= {
-            "split": result.split,
-            "crops": result.crops,
-            "clips": len(result.clips),
-            "clips_longer_than_input": _longer(result) if result.crops > 1 else None,
-            "multi_label": not isinstance(result.measures, SingleLabelMetrics),
-            **{name: _finite(value) for name, value in result.headline.items()},
-            "classes": [dict(zip(columns, row)) for row in zip(*columns.values())],
-        }
-    values["skipped"] = [{"path": path, "reason": reason} for path, reason in result.skipped.items()]
-    measures = result.measures if isinstance(result, Evaluation) else None
-    if isinstance(measures, SingleLabelMetrics) and len(measures.f1) <= _EVERY_CLASS_UP_TO:
-        values["confusion"] = measures.confusion.tolist()
+        counts = {"trials": len(result.scores), "same_speaker": int(result.same.sum()), "clips": result.clips}
+        measures = {"equal_error_rate": result.equal_error_rate, "left_out": result.left_out}
+        return {**origin, "crops": result.crops, **counts, **measures, "skipped": skipped}
+    columns = {"name": result.classes, "display_name": result.display_names, "clips": result.counts.tolist()}
+    columns |= {name: list(map(_finite, scores)) for name, scores in result.measures.by_class.items()}
+    values: dict[str, object] = {
+        **origin,
+        "split": result.split,
+        "crops": result.crops,
+        "clips": len(result.clips),
+        "clips_longer_than_input": _longer(result) if result.crops > 1 else None,
+        "multi_label": not isinstance(result.measures, SingleLabelMetrics),
+        **{name: _finite(value) for name, value in result.headline.items()},
+        "classes": [dict(zip(columns, row)) for row in zip(*columns.values())],
+        "skipped": skipped,
+    }
+    if isinstance(result.measures, SingleLabelMetrics) and len(result.classes) <= _EVERY_CLASS_UP_TO:
+        values["confusion"] = result.measures.confusion.tolist()
     return values
 
 
@@ -104,7 +94,7 @@ def write(result: Result, folder: Path) -> list[Path]:
         UserError: a file cannot be written.
     """
     if isinstance(result, Verification):
-        names, rows = ["trials.json", "scores.csv"], _score_rows(result)
+        names, rows = ["trials.json", "scores.csv"], _trial_rows(result)
     else:
         picture = "confusion.png" if isinstance(result.measures, SingleLabelMetrics) else "class_ap.png"
         names, rows = ["metrics.json", "predictions.csv", picture], _prediction_rows(result)
@@ -121,17 +111,12 @@ def write(result: Result, folder: Path) -> list[Path]:
 
 def _draw(result: Evaluation) -> Figure:
     """Draw the confusion of the classes; with several labels a clip, the average precision of the classes."""
-    measures, clips = result.measures, f"{len(result.clips):,} clips"
+    measures, names, clips = result.measures, result.display_names, f"{len(result.clips):,} clips"
     if isinstance(measures, SingleLabelMetrics):
         title = f"{result.split}: accuracy {measures.accuracy:.1%}, {clips}"
-        return plot_confusion(measures.confusion, result.display_names, title=title)
-    return plot_class_scores(
-        measures.average_precision,
-        result.display_names,
-        measure="average precision",
-        counts=result.counts,
-        title=f"{result.split}: mAP {measures.mean_average_precision:.3f}, {clips}",
-    )
+        return plot_confusion(measures.confusion, names, title=title)
+    title, scores = f"{result.split}: mAP {measures.mean_average_precision:.3f}, {clips}", measures.average_precision
+    return plot_class_scores(scores, names, measure="average precision", counts=result.counts, title=title)
 
 
 def _longer(result: Evaluation) -> int:
@@ -187,30 +172,20 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def _prediction_rows(result: Evaluation) -> Iterator[list[str]]:
     """Give a header, then a row for each clip: path, labels, predicted labels, scores of all or the top classes."""
-    classes = result.classes
-    single, everything = isinstance(result.measures, SingleLabelMetrics), len(classes) <= _EVERY_CLASS_UP_TO
-    if everything:
-        further = [f"p({name})" for name in classes]
-    else:
-        further = [text for rank in range(1, _TOP + 1) for text in (f"top{rank}", f"top{rank}_score")]
-    yield ["path", "labels", "predicted", "score", *further]
+    classes, single = result.classes, isinstance(result.measures, SingleLabelMetrics)
+    everything = len(classes) <= _EVERY_CLASS_UP_TO
+    top = [text for rank in range(1, _TOP + 1) for text in (f"top{rank}", f"top{rank}_score")]
+    yield ["path", "labels", "predicted", "score", *([f"p({name})" for name in classes] if everything else top)]
     for clip, probabilities, targets in zip(result.clips, result.probabilities, result.targets):
+        scores = [_digits(value) for value in probabilities]
         order = np.argsort(-probabilities, kind="stable")
         predicted = order[:1] if single else order[probabilities[order] >= _THRESHOLD]
-        if everything:
-            scores = [_digits(value) for value in probabilities]
-        else:
-            scores = [text for index in order[:_TOP] for text in (classes[index], _digits(probabilities[index]))]
-        yield [
-            clip,
-            ",".join(classes[index] for index in np.flatnonzero(targets)),
-            ",".join(classes[index] for index in predicted),
-            ",".join(_digits(probabilities[index]) for index in predicted),
-            *scores,
-        ]
+        top = [text for index in order[:_TOP] for text in (classes[index], scores[index])]
+        chosen = [",".join(classes[index] for index in indices) for indices in (np.flatnonzero(targets), predicted)]
+        yield [clip, *chosen, ",".join(scores[index] for index in predicted), *(scores if everything else top)]
 
 
-def _score_rows(result: Verification) -> Iterator[list[str]]:
+def _trial_rows(result: Verification) -> Iterator[list[str]]:
     yield ["first", "second", "same", "score"]
     for pair, same, score in zip(result.pairs, result.same, result.scores):
         yield [*pair, str(int(same)), _digits(score)]

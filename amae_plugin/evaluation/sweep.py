@@ -51,8 +51,7 @@ def read_results(folder: str | os.PathLike[str]) -> list[RunResult]:
     if not runs:
         raise UserError(f"{folder}: no runs there; a run is a subfolder that holds checkpoints/")
     results = [read_result(run) for run in runs]
-    metrics = sorted({result.metric for result in results})
-    if len(metrics) > 1:
+    if len(metrics := sorted({result.metric for result in results})) > 1:
         raise UserError(f"{folder}: its runs were validated by different measures: {', '.join(metrics)}")
     return results
 

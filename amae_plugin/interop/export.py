@@ -61,53 +61,29 @@ def export(checkpoint: Checkpoint, folder: Path, formats: Sequence[str]) -> Expo
             refused[name] = str(error)
     if not forms:
         raise UserError(f"{checkpoint.path}: {' '.join(refused.values())}")
-    packages = [package for form in forms.values() for package in form.packages]
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
+    if missing := [name for form in forms.values() for name in form.packages if not importlib.util.find_spec(name)]:
         raise UserError(f"the export needs {', '.join(missing)}: pip install 'amae-plugin[export]'")
+    page = folder / model_card.FILE
     with writing(folder):
-        _refuse_other_files(folder)
+        if folder.exists() and any(folder.iterdir()) and not (page.is_file() and model_card.is_own(page)):
+            raise UserError(f"{folder}: holds files, and not those of an earlier export; choose a folder of its own")
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Files are written elsewhere first: a folder holds either a whole and checked export or what it held before.
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
-            partial = Path(name)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as path:
+            partial = Path(path)
             if model.output_name == "logits":
                 write_names(partial / LABELS_NAME, checkpoint.classes)
-            differences = _write(checkpoint, forms, partial)
+            differences = {}
+            for name, form in tqdm(forms.items(), desc="exporting", unit="format"):
+                form.write(partial)
+                differences[name] = form.largest_difference(partial)
+                if not differences[name] <= TOLERANCE:
+                    problem = f"its outputs as {name} differ from its own by {differences[name]:.1e}"
+                    raise UserError(f"{checkpoint.path}: not exported, since {problem}, more than {TOLERANCE:.0e}")
             loading = {name: form.loading(folder.name) for name, form in forms.items()}
             model_card.write(checkpoint, model, partial, folder.name, loading)
-            files = _move(partial, folder)
+            folder.mkdir(exist_ok=True)
+            for name in (LABELS_NAME, model_card.FILE, *(name for form in FORMATS.values() for name in form.files)):
+                (folder / name).unlink(missing_ok=True)  # of an earlier export
+            files = [path.replace(folder / path.name) for path in sorted(partial.iterdir())]
     return Export(files, differences, refused)
-
-
-def _write(checkpoint: Checkpoint, forms: Mapping[str, Format], folder: Path) -> dict[str, float]:
-    """Write and check the files of the formats.
-
-    Returns:
-        The largest difference of each format.
-    """
-    differences = {}
-    for name, form in tqdm(forms.items(), desc="exporting", unit="format"):
-        form.write(folder)
-        differences[name] = form.largest_difference(folder)
-        if not differences[name] <= TOLERANCE:
-            raise UserError(
-                f"{checkpoint.path}: not exported, since its outputs as {name} differ from its own by "
-                f"{differences[name]:.1e}, more than {TOLERANCE:.0e}"
-            )
-    return differences
-
-
-def _move(source: Path, folder: Path) -> list[Path]:
-    """Move all files of an export to a folder, in place of those of an earlier one."""
-    folder.mkdir(exist_ok=True)
-    for name in (LABELS_NAME, model_card.FILE, *(name for form in FORMATS.values() for name in form.files)):
-        (folder / name).unlink(missing_ok=True)
-    return [path.replace(folder / path.name) for path in sorted(source.iterdir())]
-
-
-def _refuse_other_files(folder: Path) -> None:
-    """Refuse a folder that holds files, unless an earlier export wrote its page."""
-    page = folder / model_card.FILE
-    if folder.exists() and any(folder.iterdir()) and not (page.is_file() and model_card.is_own(page)):
-        raise UserError(f"{folder}: holds files, and not those of an earlier export; choose a folder of its own")

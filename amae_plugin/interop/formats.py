@@ -11,8 +11,6 @@ from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.models.base import Model
 from amae_plugin.modules.embedding import Size2d
 
-_BATCHES = (1, 3)  # sizes of the batches of a check
-
 
 class Format(ABC):
     """A model in a format of another tool.
@@ -64,12 +62,10 @@ class Format(ABC):
         Returns:
             The largest difference over batches of several sizes, relative to the largest output of the batch.
         """
-        generator = torch.Generator().manual_seed(0)
-        differences = []
-        for batch in _BATCHES:
+        generator, differences = torch.Generator().manual_seed(0), []
+        for batch in (1, 3):
             source = torch.randn(batch, *self.input_size, generator=generator) / 2
             with torch.inference_mode():
-                expected = self.model.outputs(source)
-                actual = self.outputs(folder, source)
+                expected, actual = self.model.outputs(source), self.outputs(folder, source)
             differences.append(float((actual - expected).abs().max() / expected.abs().max()))
         return max(differences)

@@ -30,19 +30,14 @@ def write(checkpoint: Checkpoint, model: Model, folder: Path, title: str, loadin
     facts["path"] = checkpoint.path.name
     facts["data"] = Path(facts["data"]).name if facts["data"] else None
     facts["save_dir"] = Path(facts["save_dir"]).parent.name if facts["save_dir"] else None
-    shift, scale = checkpoint.input.shift_and_scale
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__, "."), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
+    loader = jinja2.PackageLoader(__package__, ".")
+    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     page = environment.get_template("model_card.md.jinja").render(
         title=title,
         mark=_MARK,
         facts=facts,
         summary=summary(facts),
-        front_end=checkpoint.input.front_end,
-        frames=checkpoint.input.target_length,
-        shift=shift,
-        scale=scale,
+        input=checkpoint.input,
         labels=LABELS_NAME,
         probabilities=_PROBABILITIES.get(facts["loss"]),
         prefix=model.encoder.num_prefix_tokens,

@@ -35,20 +35,12 @@ class Onnx(Format):
 
     @override
     def write(self, folder: Path) -> None:
-        function = _Function(self.model).eval()
-        example = (torch.zeros(2, *self.input_size),)
+        example, batch = (torch.zeros(2, *self.input_size),), {_INPUT: {0: torch.export.Dim("batch")}}
         with _silence():
             # Only the strict way of tracing understands len() of a tensor of unknown length.
-            batch = {_INPUT: {0: torch.export.Dim("batch")}}
-            program = torch.onnx.export(
-                torch.export.export(function, example, dynamic_shapes=batch, strict=True),
-                example,
-                dynamo=True,
-                input_names=[_INPUT],
-                output_names=[self.model.output_name],
-                dynamic_shapes={_INPUT: {0: "batch"}},
-                verbose=False,
-            )
+            traced = torch.export.export(_Function(self.model).eval(), example, dynamic_shapes=batch, strict=True)
+            axes, outputs = {_INPUT: {0: "batch"}}, [self.model.output_name]
+            program = torch.onnx.export(traced, input_names=[_INPUT], output_names=outputs, dynamic_shapes=axes)
         assert program is not None
         size = sum(value.numel() * value.element_size() for value in self.model.state_dict().values())
         program.save(folder / _FILE, external_data=size > _INLINE_BYTES)
@@ -82,8 +74,7 @@ def _silence() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         logging.disable(disabled)

@@ -86,16 +86,11 @@ def single_label(scores: ArrayLike, targets: ArrayLike) -> SingleLabelMetrics:
         raise ValueError(f"targets must be ({clips},) as the scores are {scores.shape}, not {targets.shape}")
     if targets.min() < 0 or targets.max() >= classes:
         raise ValueError(f"targets must be in [0, {classes}), found {targets.min()} to {targets.max()}")
-    chosen = scores.argmax(axis=1)
-    present = np.unique(targets)
+    chosen, present = scores.argmax(axis=1), np.unique(targets)
     f1 = np.full(classes, np.nan)
     f1[present] = sklearn.metrics.f1_score(targets, chosen, labels=present, average=None, zero_division=0.0)
-    return SingleLabelMetrics(
-        accuracy=float(sklearn.metrics.accuracy_score(targets, chosen)),
-        macro_f1=float(f1[present].mean()),
-        f1=f1,
-        confusion=sklearn.metrics.confusion_matrix(targets, chosen, labels=np.arange(classes)),
-    )
+    confusion = sklearn.metrics.confusion_matrix(targets, chosen, labels=np.arange(classes))
+    return SingleLabelMetrics(float((chosen == targets).mean()), float(f1[present].mean()), f1, confusion)
 
 
 def multi_label(scores: ArrayLike, targets: ArrayLike) -> MultiLabelMetrics:
@@ -115,10 +110,10 @@ def multi_label(scores: ArrayLike, targets: ArrayLike) -> MultiLabelMetrics:
         raise ValueError("targets must be 0 or 1")
     targets = targets.astype(bool)
     counts = targets.sum(axis=0)
-    precision = _measure_classes(sklearn.metrics.average_precision_score, scores, targets, counts > 0)
-    auc = _measure_classes(sklearn.metrics.roc_auc_score, scores, targets, (counts > 0) & (counts < len(targets)))
-    mean_auc = _mean(auc)
-    return MultiLabelMetrics(_mean(precision), mean_auc, d_prime(mean_auc), precision, auc)
+    both = (counts > 0) & (counts < len(targets))
+    precision, mean_precision = _measure_classes(sklearn.metrics.average_precision_score, scores, targets, counts > 0)
+    auc, mean_auc = _measure_classes(sklearn.metrics.roc_auc_score, scores, targets, both)
+    return MultiLabelMetrics(mean_precision, mean_auc, d_prime(mean_auc), precision, auc)
 
 
 def d_prime(auc: float) -> float:
@@ -137,15 +132,8 @@ def _check_scores(scores: ArrayLike) -> np.ndarray:
 
 def _measure_classes(
     measure: Callable[[np.ndarray, np.ndarray], float], scores: np.ndarray, targets: np.ndarray, defined: np.ndarray
-) -> np.ndarray:
-    """Return a measure (C,) of each class, NaN where it is not defined."""
+) -> tuple[np.ndarray, float]:
+    """Return a measure (C,) of each class, NaN where it is not defined, and its mean over the others (NaN if none)."""
     values = np.full(len(defined), np.nan)
-    for index in np.flatnonzero(defined):
-        values[index] = measure(targets[:, index], scores[:, index])
-    return values
-
-
-def _mean(values: np.ndarray) -> float:
-    """Return the mean of the values that are not NaN; NaN if there are none."""
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if len(defined) else math.nan
+    values[defined] = [measure(targets[:, index], scores[:, index]) for index in np.flatnonzero(defined)]
+    return values, float(values[defined].mean()) if defined.any() else math.nan

@@ -36,9 +36,9 @@ def plot_class_scores(
     """
     scores = np.asarray(scores, np.float64)
     classes = len(names)
-    shapes = [np.shape(values) for values in (scores, counts) if values is not None]
-    if set(shapes) != {(classes,)}:
-        raise ValueError(f"{classes} names need scores, and counts if there are any, ({classes},), not {shapes}")
+    shapes = [str(np.shape(values)) for values in (scores, counts) if values is not None]
+    if set(shapes) != {f"({classes},)"}:
+        raise ValueError(f"{classes} names need scores, and any counts, ({classes},), not {' and '.join(shapes)}")
     if np.isinf(scores).any():
         raise ValueError(f"the score of class {int(np.isinf(scores).argmax())} is infinite")
     order = np.argsort(-scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]  # NaN come last
@@ -51,16 +51,15 @@ def plot_class_scores(
     rows = np.arange(len(shown)) + _GAP * worst
     height = _BAR_INCHES * (rows[-1] + 1) + 1.2
     mean = float(scores[order].mean())
+    figure = new_figure(7, height + _CURVE_INCHES if folded else max(height, 2.2), title)
     if folded:
-        figure = new_figure(7, height + _CURVE_INCHES, title)
         curve, ax = figure.subplots(2, height_ratios=(_CURVE_INCHES, height))
         _draw_curve(curve, scores[order], mean, measure)
-        place = (0.5, _EACH_END + (_GAP - 1) / 2), ax.get_yaxis_transform()
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 2}
         between = f"{len(order) - len(shown)} classes between"
+        place = ((0.5, _EACH_END + (_GAP - 1) / 2), None, ("axes fraction", "data"))
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 2}
         ax.annotate(between, *place, ha="center", va="center", fontsize=8, color=NOTE, bbox=box)
     else:
-        figure = new_figure(7, max(height, 2.2), title)
         ax = figure.subplots()
     _draw_bars(ax, rows, scores[shown], mean, np.where(worst, RED, BLUE).tolist())
     ax.set_xlabel(measure)

@@ -15,8 +15,7 @@ from amae_plugin.visual.style import BLUE, DPI, NOTE, ROUND_STEPS, new_figure, s
 
 _COUNTS_UP_TO = 20  # classes; more, and the numbers would be too small to read
 _NAMES_UP_TO = 60
-_DEEP_BLUE = "#12305e"
-_PALE_BLUE = "#cbdcf1"
+_PALE_BLUE, _DEEP_BLUE = "#cbdcf1", "#12305e"
 _NO_CLIPS = "#cccccc"  # a neutral grey, which the colour maps do not contain
 _ZERO = "#a3adb5"
 _LEAST_SHARE = 1e-9  # smaller than any share but 0
@@ -55,7 +54,8 @@ def plot_confusion(confusion: ArrayLike, names: Sequence[str], *, title: str | N
     longest = text_inches(max(map(len, labels), default=5), size)
     angle = 0 if not named or longest < 0.9 * cell else 45 if counted else 90
     below = longest * math.sin(math.radians(angle))
-    figure = new_figure(side + longest + 1.5, side + below + 1.1, title, layout="compressed")
+    figure = new_figure(side + longest + 1.5, side + below + 1.1, title)
+    figure.set_layout_engine("compressed")
     ax = figure.subplots()
     norm = Normalize(0, 1) if counted else PowerNorm(0.5, _LEAST_SHARE, 1)
     shades = ["white" if counted else _PALE_BLUE, BLUE, _DEEP_BLUE]

@@ -73,9 +73,8 @@ def render(clips: Sequence[ClipView], front_end: FrontEnd, facts: Mapping[str, s
         front_end: front end of the clips, whose frame shift and mel bands give the axes.
         facts: names and values that the clips have in common.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__, "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    loader = jinja2.PackageLoader(__package__, ".")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["decibels"] = lambda value: f"{value:.1f} dB" if math.isfinite(value) else "no value"
     bands = front_end.num_mel_bins
     errors = [(clip.reconstruction.error, clip.reconstruction.reference) for clip in clips]
@@ -85,8 +84,7 @@ def render(clips: Sequence[ClipView], front_end: FrontEnd, facts: Mapping[str, s
         errors=_errors(front_end, *map(BandErrors.pool, zip(*errors))),
         ticks={f"{hz:,}": place / bands for hz, place in spectrograms.frequency_ticks(front_end).items()},
         bands=bands,
-        low_hz=LOW_HZ,
-        high_hz=front_end.sample_rate / 2,
+        hz=(LOW_HZ, front_end.sample_rate / 2),
     )
 
 
@@ -118,17 +116,14 @@ def _errors(front_end: FrontEnd, error: BandErrors, reference: BandErrors) -> di
         return None
     lines = {"reference": reference.rms().numpy(), "model": error.rms().numpy()}
     ticks = _round_ticks(np.nanmax(np.concatenate([[1.0], *lines.values()])))
-    edges = np.linspace(0, front_end.num_mel_bins, _RANGES + 1).round().astype(int)
+    ranges = itertools.pairwise(np.linspace(0, front_end.num_mel_bins, _RANGES + 1).round().astype(int))
     hz = spectrograms.band_edges(front_end)
     return {
         "model": error.total_rms,
         "reference": reference.total_rms,
         "ticks": {f"{tick:g}": tick / ticks[-1] for tick in ticks},
         "lines": [(name, points) for name, values in lines.items() for points in _polylines(values / ticks[-1])],
-        "rows": [
-            (hz[low], hz[high], error.range_rms(low, high), reference.range_rms(low, high))
-            for low, high in itertools.pairwise(edges)
-        ],
+        "rows": [(hz[low], hz[end], error.range_rms(low, end), reference.range_rms(low, end)) for low, end in ranges],
     }
 
 

@@ -67,10 +67,9 @@ def plot_reconstructions(
         )
         ax.tick_params(labelsize=7.5, length=2.5, width=0.6)
         ax.spines[:].set_linewidth(0.6)
-    if names is not None:
-        for ax, name in zip(axes[:, 0], names):
-            place = ((0, 1), (0, 3), "axes fraction", "offset points")
-            ax.annotate(name, *place, va="bottom", fontsize=8.5, weight="bold", parse_math=False)
+    for ax, name in zip(axes[:, 0], names or ()):
+        place = ((0, 1), (0, 3), "axes fraction", "offset points")
+        ax.annotate(name, *place, va="bottom", fontsize=8.5, weight="bold", parse_math=False)
     for ax, column in zip(axes[0], COLUMNS):
         ax.set_title(column, fontsize=10, pad=5 if names is None or stacked else 17)
     for ax in grid[-1]:
@@ -106,8 +105,7 @@ def draw_clips(
     Raises:
         ValueError: none of the clips can be decoded.
     """
-    if names is None:
-        names = [Path(dataset.manifest[index].path).name for index in clips]
+    names = names or [Path(dataset.manifest[index].path).name for index in clips]
     decoded = [(name, item) for name, item in zip(names, (dataset[index] for index in clips)) if item is not None]
     if not decoded:
         raise ValueError(f"{dataset.manifest.path}: none of the clips {list(clips)} can be decoded")

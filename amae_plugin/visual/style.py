@@ -7,8 +7,7 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-BLUE, RED, GREEN, PURPLE, OCHRE, SLATE = "#3b6fb6", "#d1495b", "#4f8a5b", "#7a5195", "#d9962e", "#6b7a87"
-PALETTE = (BLUE, RED, GREEN, PURPLE, OCHRE, SLATE)
+BLUE, RED, GREEN, PURPLE, OCHRE, SLATE = PALETTE = ("#3b6fb6", "#d1495b", "#4f8a5b", "#7a5195", "#d9962e", "#6b7a87")
 GRID = "#d8dde1"
 NOTE = "#5b6770"  # remarks are fainter than labels
 OVER_LINES = (patheffects.withStroke(linewidth=2, foreground="white"),)  # keeps a text readable that a line crosses
@@ -20,14 +19,12 @@ _LONGEST_NAME = 32
 _TITLE_SIZE = 11
 
 
-def new_figure(
-    width: float, height: float, title: str | None, layout: Literal["constrained", "compressed"] = "constrained"
-) -> Figure:
+def new_figure(width: float, height: float, title: str | None) -> Figure:
     """Make a figure of this size in inches that does not depend on matplotlib's global state.
 
     The title is written above everything, in as many lines as the width needs.
     """
-    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     if title is not None:
         figure.suptitle(wrap(title, width - 0.2, _TITLE_SIZE), fontsize=_TITLE_SIZE, parse_math=False)
     return figure

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.data.log_mel import LogMel, fit_length
+from amae_plugin.data.log_mel import LogMel, ModelInput, fit_length
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.inference.reconstruction import Reconstruction
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
@@ -141,9 +141,8 @@ def dataset(tmp_path: Path) -> AudioDataset:
         lines.append(f"{hz}.wav\t16000")
     (tmp_path / "valid.tsv").write_text("\n".join(lines) + "\n")
     (tmp_path / "300.wav").write_bytes(b"no audio")
-    return AudioDataset(
-        Manifest.read(tmp_path / "valid.tsv"), target_length=128, mean=MEAN, std=STD, on_bad_audio="skip"
-    )
+    model_input = ModelInput(target_length=128, mean=MEAN, std=STD)
+    return AudioDataset(Manifest.read(tmp_path / "valid.tsv"), model_input, on_bad_audio="skip")
 
 
 @pytest.fixture
