@@ -77,6 +77,10 @@ def _mask(model: PretrainingModel, source: Tensor, seed: Tensor) -> Tensor:
     return model.masking(ClipNoise(seed), model.encoder.grid(source.shape[1], source.shape[2]))
 
 
+def _textbook(settings: _Settings) -> nn.Module:
+    return TextbookMAE(AudioMAEConfig.from_settings(settings))
+
+
 def _textbook_inputs(settings: _Settings, batch: int) -> tuple[Tensor]:
     patch_size = tuple(settings["patch_size"])
     rows, columns = grid_size(settings["input_length"], settings["num_mel_bins"], patch_size)
@@ -86,13 +90,7 @@ def _textbook_inputs(settings: _Settings, batch: int) -> tuple[Tensor]:
 CANDIDATES: dict[str, Candidate] = {
     **{name: Candidate(name, system.model, _inputs, _loss, _mask) for name, system in SYSTEMS.items()},
     TWO_PASS_SSAST: Candidate("amae_ssast", SYSTEMS["amae_ssast"].model, _inputs, _loss_in_two_passes, _mask),
-    TEXTBOOK: Candidate(
-        sizes="amae_audio_mae",
-        build=lambda settings: TextbookMAE(AudioMAEConfig.from_settings(settings)),
-        inputs=_textbook_inputs,
-        loss=lambda model, patches: model(patches),
-        optimized=False,
-    ),
+    TEXTBOOK: Candidate("amae_audio_mae", _textbook, _textbook_inputs, lambda model, x: model(x), optimized=False),
 }
 
 FASTER, SLOWER = "amae_mae_ast", ("amae_ssast", TWO_PASS_SSAST)

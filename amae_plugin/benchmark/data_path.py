@@ -4,8 +4,8 @@ import time
 from collections.abc import Sequence
 
 import torch
-import torch.utils.data
 from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from amae_plugin.data.audio import AudioError, Crop, load_clip
@@ -37,41 +37,31 @@ def measure_stages(dataset: AudioDataset, indices: Sequence[int], batch: int) ->
 
 def measure_loader(dataset: AudioDataset, indices: Sequence[int], batch: int, workers: int) -> float:
     """Measure the clips per second of a DataLoader, after an untimed pass that starts its workers."""
-    loader = torch.utils.data.DataLoader(
-        torch.utils.data.Subset(dataset, indices),
-        batch_size=batch,
-        num_workers=workers,
-        collate_fn=dataset.collate,
-        persistent_workers=workers > 0,
-    )
+    clips = Subset(dataset, indices)
+    loader = DataLoader(clips, batch, num_workers=workers, collate_fn=dataset.collate, persistent_workers=workers > 0)
     for description in ("data loader: warm-up", "data loader: timed"):
         start = time.perf_counter()
-        clips = sum(len(batch.get("id", ())) for batch in tqdm(loader, desc=description, unit="batch"))
+        count = sum(len(batch.get("id", ())) for batch in tqdm(loader, desc=description, unit="batch"))
         elapsed = time.perf_counter() - start
-    return clips / elapsed
+    return count / elapsed
 
 
 def _time_stages(dataset: AudioDataset, indices: Sequence[int], batch: int) -> tuple[dict[str, float], int]:
     expected = dataset.input
     crop = Crop(expected.samples, position=0.5)
-    seconds = {"decode": 0.0, "features": 0.0, "collate": 0.0}
+    seconds = dict.fromkeys(("decode", "features", "collate"), 0.0)
     clips = 0
-    with tqdm(total=len(indices), desc="stages of one worker", unit="clip") as progress:
-        for first in range(0, len(indices), batch):
-            chosen = indices[first : first + batch]
-            start = time.perf_counter()
-            read = [_decode(dataset, index, crop) for index in chosen]
-            waveforms = [waveform for waveform in read if waveform is not None]
-            decoded = time.perf_counter()
-            sources = [expected.spectrogram(waveform) for waveform in waveforms]
-            computed = time.perf_counter()
-            dataset.collate([Item(id=0, source=x, length=expected.target_length, seed=0) for x in sources])
-            collated = time.perf_counter()
-            seconds["decode"] += decoded - start
-            seconds["features"] += computed - decoded
-            seconds["collate"] += collated - computed
-            clips += len(waveforms)
-            progress.update(len(chosen))
+    for first in tqdm(range(0, len(indices), batch), desc="stages of one worker", unit="batch"):
+        times = [time.perf_counter()]
+        read = [_decode(dataset, index, crop) for index in indices[first : first + batch]]
+        waveforms = [waveform for waveform in read if waveform is not None]
+        times.append(time.perf_counter())
+        sources = [expected.spectrogram(waveform) for waveform in waveforms]
+        times.append(time.perf_counter())
+        dataset.collate([Item(id=0, source=x, length=expected.target_length, seed=0) for x in sources])
+        times.append(time.perf_counter())
+        seconds = {stage: seconds[stage] + end - start for stage, start, end in zip(seconds, times, times[1:])}
+        clips += len(waveforms)
     return seconds, clips
 
 

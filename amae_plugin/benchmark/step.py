@@ -113,8 +113,17 @@ def count_flops(spec: StepSpec) -> int:
     Work that does not depend on the batch (relative-position biases) is counted once. Blocks that a model skips at
     random are all counted.
     """
-    one, two = (_count_flops(spec, batch) for batch in (1, 2))
-    return one + (spec.batch - 1) * (two - one)
+    candidate = find_candidate(spec.settings)
+    # Attention without dropout is matrix products that the counter sees; their number is the same.
+    model = candidate.build({**spec.settings, "bf16": False, "layerdrop": 0.0, "attention_dropout": 0.0}).train()
+    counts = []
+    for batch in (1, 2):
+        inputs = candidate.inputs(spec.settings, batch)
+        # The counter does not know the CPU's fused attention; as matrix products it is the same arithmetic.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            candidate.loss(model, *inputs).backward()
+        counts.append(counter.get_total_flops())
+    return counts[0] + (spec.batch - 1) * (counts[1] - counts[0])
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -126,17 +135,6 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     while sum(times) < _MATRIX_SECONDS:
         times.append(_timed(lambda: one @ other, device)[0])
     return 2 * size**3 / min(times)
-
-
-def _count_flops(spec: StepSpec, batch: int) -> int:
-    candidate = find_candidate(spec.settings)
-    # Attention without dropout is matrix products that the counter sees; their number is the same.
-    model = candidate.build({**spec.settings, "bf16": False, "layerdrop": 0.0, "attention_dropout": 0.0}).train()
-    inputs = candidate.inputs(spec.settings, batch)
-    # The counter does not know the CPU's fused attention; as matrix products it is the same arithmetic.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        candidate.loss(model, *inputs).backward()
-    return counter.get_total_flops()
 
 
 def _timed(function: Callable[[], Tensor | object], device: torch.device) -> tuple[float, float]:

@@ -2,22 +2,20 @@
 
 import argparse
 import math
+from collections.abc import Callable
 
 
-def positive(text: str) -> int:
-    """Read a whole number of 1 or more."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
-    return number
+def _whole_number_from(least: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        if (number := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"must be {least} or more, not {number}")
+        return number
+
+    return whole_number
 
 
-def natural(text: str) -> int:
-    """Read a whole number of 0 or more."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, not {number}")
-    return number
+natural, positive = _whole_number_from(0), _whole_number_from(1)
+"""Types of whole numbers of 0 or more, and of 1 or more."""
 
 
 def above_zero(text: str) -> float:

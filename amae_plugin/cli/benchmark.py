@@ -6,6 +6,7 @@ other; with --data, the clips per second of the data path.
 """
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--target-length", type=positive, default=1024, help="frames of a clip (%(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Print the figures as a table."""
     if args.compare and args.data is not None:
         raise UserError("--compare measures training steps and --data the data path: give one of them")
@@ -72,7 +73,6 @@ def run(args: argparse.Namespace) -> int:
     figures = (_measure_data if args.data is not None else _compare if args.compare else _measure_training)(args)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return 0
 
 
 def _measure_training(args: argparse.Namespace) -> Figures:
@@ -97,24 +97,17 @@ def _compare(args: argparse.Namespace) -> Figures:
     }
     reference = _measure(args, settings.pop(TEXTBOOK), "fp32", None)
     systems: dict[str, dict[str, Figures]] = {name: {} for name in settings}
-    ratios: dict[str, dict[str, Figures]] = {}
-    for precision in dict.fromkeys(args.precision):
-        for name, model in settings.items():
-            systems[name][precision] = _measure(args, model, precision, reference)
-        fast = systems[FASTER][precision]
-        for name in SLOWER:
-            slow = systems[name][precision]
-            ratios.setdefault(precision, {})[name] = {
-                "times_faster": slow["seconds"] / fast["seconds"],
-                "memory_share": fast["peak_bytes"] / slow["peak_bytes"],
-            }
+    for precision, (name, model) in itertools.product(dict.fromkeys(args.precision), settings.items()):
+        systems[name][precision] = _measure(args, model, precision, reference)
     result = {**_circumstances(args), "settings": settings, "reference": reference, "systems": systems}
     rows = {f"{name} {precision}": row for name, system in systems.items() for precision, row in system.items()}
     _print_table(result, {"textbook fp32": reference, **rows})
-    for precision, against in ratios.items():
-        for name, ratio in against.items():
-            time, memory = f"1/{ratio['times_faster']:.2f} of the time", f"{ratio['memory_share']:.2f} of its memory"
-            print(f"{precision}: {FASTER} takes {time} of {name} and {memory}")
+    ratios: dict[str, dict[str, Figures]] = {precision: {} for precision in args.precision}
+    for precision, name in itertools.product(ratios, SLOWER):
+        fast, slow = systems[FASTER][precision], systems[name][precision]
+        faster, memory = slow["seconds"] / fast["seconds"], fast["peak_bytes"] / slow["peak_bytes"]
+        ratios[precision][name] = {"times_faster": faster, "memory_share": memory}
+        print(f"{precision}: {FASTER} takes 1/{faster:.2f} of the time of {name} and {memory:.2f} of its memory")
     return {**result, f"{FASTER.removeprefix('amae_')}_against": ratios}
 
 

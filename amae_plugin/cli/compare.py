@@ -30,10 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--set-fine-tuning", dest="fine_tuning_overrides", nargs="+", default=[], metavar=change, help=recipe)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Train and evaluate every contestant, and print the table of results."""
     comparison = Comparison(**{field.name: vars(args)[field.name] for field in fields(Comparison)})
     results = compare(comparison)
     print(markdown(results, comparison))
     print(f"comparison.json, comparison.md and comparison.png are in {args.root}")
-    return 0

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--window-type", choices=sorted(WINDOWS), help="window of the spectral analysis")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Write the checkpoint, and say what became of every tensor of the file."""
     if args.source.exists() and args.out.exists() and args.out.samefile(args.source):
         raise UserError(f"{args.out}: is SOURCE itself; give another name for the result")
@@ -78,7 +78,6 @@ def run(args: argparse.Namespace) -> int:
     conversion.checkpoint.write()
     print("\n".join(_report(conversion)))
     print(f"\n{summary(describe(conversion.checkpoint))}\n\nwritten: {args.out}")
-    return 0
 
 
 def _report(conversion: Conversion) -> list[str]:

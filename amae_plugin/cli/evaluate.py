@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--skip-bad-audio", action="store_true", help="leave out and list clips that cannot be decoded")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Print the measures, write all results, and list the clips that were left out."""
     options = Options(args.crops, args.batch_size, args.workers, args.device, args.skip_bad_audio)
     checkpoint = Checkpoint.read(args.checkpoint)
@@ -55,4 +55,3 @@ def run(args: argparse.Namespace) -> int:
         write_measures(args.json, result)
         written.append(args.json)
     print(f"\nwritten: {', '.join(map(str, written))}")
-    return 0

@@ -14,8 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print everything as JSON, for programs")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Print the description."""
     facts = describe(Checkpoint.read(args.checkpoint))
     print(json.dumps(facts, indent=1) if args.json else summary(facts))
-    return 0

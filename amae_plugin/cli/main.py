@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 module.add_arguments(command)
                 command.set_defaults(run=module.run)
         args = parser.parse_args(given)
-        return args.run(args)
+        return args.run(args) or 0
     except UserError as error:
         print(f"amae: {error}", file=sys.stderr)
         return 2

@@ -20,13 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         options.set_defaults(layout=layout)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Write the manifests, and say what they hold and what comes next."""
     corpus = args.layout.build(**{name: value for name, value in vars(args).items() if name not in ("run", "layout")})
     for warning in corpus.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     (_report if len(corpus.runs) == 1 else _report_runs)(args.out.absolute(), corpus, args.layout)
-    return 0
 
 
 def _report(out: Path, corpus: Corpus, layout: Layout) -> None:

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--clip-bytes", type=above_zero, metavar="BYTES", help=f"size of a file ({_FLAC} of 16-bit samples at 16 kHz)")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Print an estimate for each number of nodes."""
     if (args.utilisation or 0) > 1:
         raise UserError(f"--utilisation {args.utilisation:g}: a share of the GPU's peak is at most 1")
@@ -69,7 +69,6 @@ def run(args: argparse.Namespace) -> int:
     _print(f"{args.recipe}, clips of {work.frames} frames", _describe(args, work))
     for nodes in args.nodes:
         _print(f"\n{nodes} x {args.gpus_per_node} {GPUS[args.gpu][0]}", _estimate(args, work, nodes))
-    return 0
 
 
 def _read(args: argparse.Namespace) -> SimpleNamespace:

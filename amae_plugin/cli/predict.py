@@ -2,7 +2,7 @@
 
 import argparse
 import csv
-from collections.abc import Mapping, Sequence
+import itertools
 from pathlib import Path
 
 from amae_plugin.cli.arguments import positive
@@ -10,7 +10,7 @@ from amae_plugin.cli.clips import add_clips, conclude
 from amae_plugin.errors import UserError
 from amae_plugin.files import write_json, writing
 from amae_plugin.inference.clips import ClipFiles
-from amae_plugin.inference.model import Prediction, load_model
+from amae_plugin.inference.model import load_model
 
 _FORMATS = (".csv", ".json")
 
@@ -38,19 +38,13 @@ def run(args: argparse.Namespace) -> int:
             print(f"{path}: {', '.join(f'{label} {probability:.4f}' for label, probability in predictions)}")
         return code
     with writing(args.out):
-        if args.out.suffix == ".csv":
-            _write_csv(args.out, found)
-        else:
+        if args.out.suffix == ".json":
             write_json(args.out, [{"path": path, "predictions": [p._asdict() for p in found[path]]} for path in found])
+        else:  # the columns of `amae evaluate`
+            ranks = range(1, max(map(len, found.values())) + 1)
+            with args.out.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(["path", *(name for rank in ranks for name in (f"top{rank}", f"top{rank}_score"))])
+                writer.writerows([path, *itertools.chain(*predictions)] for path, predictions in found.items())
     print(f"predictions of {len(found):,} clips: {args.out}")
     return code
-
-
-def _write_csv(out: Path, found: Mapping[str, Sequence[Prediction]]) -> None:
-    """Write a row a clip, with the columns of ``amae evaluate``."""
-    ranks = range(1, max(map(len, found.values())) + 1)
-    with out.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", *(name for rank in ranks for name in (f"top{rank}", f"top{rank}_score"))])
-        for path, predictions in found.items():
-            writer.writerow([path, *(value for prediction in predictions for value in prediction)])

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.set_defaults(action=function)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int | None:
     """Run the subcommand."""
     return args.action(args)
 
@@ -70,7 +70,7 @@ def _status(args: argparse.Namespace) -> int:
     return int(failed)
 
 
-def _logs(args: argparse.Namespace) -> int:
+def _logs(args: argparse.Namespace) -> None:
     job = find_jobs(args.folder)[-1]
     log = job.log(args.rank)
     while not log.exists():
@@ -84,13 +84,12 @@ def _logs(args: argparse.Namespace) -> int:
             shutil.copyfileobj(file, sys.stdout.buffer)
             sys.stdout.flush()
             if last:
-                return 0
+                return
             time.sleep(_FOLLOW_S)
 
 
-def _cancel(args: argparse.Namespace) -> int:
+def _cancel(args: argparse.Namespace) -> None:
     for job, state in job_states([job.id for job in find_jobs(args.folder)]).items():
         if not state.ended:
             cancel(job)
             print(f"cancelled {job}")
-    return 0

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", type=Path, metavar="FILE", help="also write the figures to this file")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Print the statistics as settings of a recipe."""
     manifest = Manifest.read(args.manifest / f"{args.split}.tsv" if args.manifest.is_dir() else args.manifest)
     options = {name: vars(args)[name] for name in ("target_length", "clips", "seed", "workers")}
@@ -33,4 +33,3 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         with writing(args.json):
             write_json(args.json, figures)
-    return 0

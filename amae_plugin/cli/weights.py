@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="name of the split (%(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Write the weights, and print how they spread."""
     manifest = Manifest.read(args.folder / f"{args.split}.tsv")
     if not len(manifest):
@@ -37,4 +37,3 @@ def run(args: argparse.Namespace) -> int:
     most, least = weights.max() / weights.mean(), weights.min() / weights.mean()
     print(f"the clip drawn most often: {most:.1f} times the mean; the least: {least:.3f} times")
     print(f"weights: {path.absolute()}")
-    return 0

@@ -209,18 +209,15 @@ def _write_run(
     for split, part in splits.items():
         if any(clip.labels for clip in part):
             write_labels(out / f"{split}.lbl", (clip.labels for clip in readable[split]))
-    seconds = 0.0
-    rates: Counter[int] = Counter()
+    rates, hours = Counter[int](), 0.0
     for split, part in readable.items():
-        rows = []
-        for clip in part:
-            header = scan.headers[clip.path]
-            rows.append((clip.name, clip.segment[1] if clip.segment else header.frames))
-            seconds += rows[-1][1] / header.sample_rate
-            rates[header.sample_rate] += 1
-        write_manifest(out / f"{split}.tsv", root.absolute(), rows)
+        headers = [scan.headers[clip.path] for clip in part]
+        frames = [clip.segment[1] if clip.segment else header.frames for clip, header in zip(part, headers)]
+        write_manifest(out / f"{split}.tsv", root.absolute(), zip((clip.name for clip in part), frames))
+        rates.update(header.sample_rate for header in headers)
+        hours += sum(count / header.sample_rate for count, header in zip(frames, headers)) / 3600
     counts = {split: len(part) for split, part in readable.items()}
-    return Summary(counts, seconds / 3600, dict(rates), len(scan.unreadable), report if scan.unreadable else None)
+    return Summary(counts, hours, rates, len(scan.unreadable), report if scan.unreadable else None)
 
 
 def _classes_without_clips(splits: Splits, classes: Sequence[str]) -> str | None:

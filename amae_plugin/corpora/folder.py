@@ -59,12 +59,10 @@ def build(
     fractions = {split: share for split, share in (("valid", valid_fraction), ("test", test_fraction)) if share}
     splits: dict[str, list[LabelledClip]] = {split: [] for split in ("train", *fractions)}
     for label, names in groups.items():
-        if labels and len(names) <= len(fractions):
-            parts = {"train": names}
+        few = bool(labels) and len(names) <= len(fractions)
+        if few:
             warnings.append(f"{label[0]}: all {len(names)} clips are in train, too few for every split")
-        else:
-            parts = split_names(names, fractions, seed)
-        for split, part in parts.items():
+        for split, part in split_names(names, {} if few else fractions, seed).items():
             splits[split] += [LabelledClip(name, label) for name in part]
     return write_corpus(folder, {out: splits}, classes, warnings=warnings, scan=scan)
 
@@ -72,9 +70,7 @@ def build(
 def _read_classes(folder: Path, names: Sequence[str]) -> list[str]:
     stray = [name for name in names if "/" not in name]
     if stray:
-        raise UserError(
-            f"{folder / stray[0]} lies in no class; with labels, every clip must be in a folder of the tree"
-        )
+        raise UserError(f"{folder / stray[0]} lies in no class; with labels, every clip must lie in a folder")
     classes = list(dict.fromkeys(name.split("/")[0] for name in names))
     if {name.lower() for name in classes} <= _SPLIT_NAMES:
         found = ", ".join(classes)

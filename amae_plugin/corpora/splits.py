@@ -4,14 +4,13 @@ import argparse
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Union
 
 from amae_plugin.corpora.corpus import Splits
 from amae_plugin.errors import UserError
 
 FOLDS = (1, 2, 3, 4, 5)
 ALL = "all"
-Fold = Union[int, str]
+Fold = int | str
 """The number of a fold, or a word: ``all`` or ``next``."""
 
 
