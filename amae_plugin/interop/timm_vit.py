@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from typing_extensions import override
@@ -67,8 +68,7 @@ class Timm(Format):
 
     @override
     def loading(self, folder: str) -> str:
-        imports, lines = ["import timm"], []
-        lines.append(f'model = timm.create_model("local-dir:{folder}", pretrained=True).eval()')
+        imports, lines = ["import timm"], [f'model = timm.create_model("local-dir:{folder}", pretrained=True).eval()']
         if self.vit.stride:
             lines.append(f"model.patch_embed.img_size, model.patch_embed.proj.stride = None, {self.vit.stride}")
         if not isinstance(self.model, Classifier):
@@ -116,23 +116,21 @@ class Timm(Format):
 
 
 def _with_head(vit: TimmVit, model: Classifier) -> TimmVit:
-    linear = {"weight": model.head.weight.detach(), "bias": model.head.bias.detach()}
+    head = model.head
     if isinstance(model.batch_norm, nn.BatchNorm1d):
-        linear = _folded(model.batch_norm, linear)
-    norm = model.fc_norm.state_dict()
+        head = _folded(model.batch_norm, head)
     if model.config.pooling in ("avgtok", "avgcls"):
-        first = {f"0.{part}": value for part, value in norm.items()}
-        return replace(vit, head={**first, **{f"1.{part}": value for part, value in linear.items()}})
-    state = {
-        **vit.state,
-        **{f"fc_norm.{part}": value for part, value in norm.items()},
-        **{f"head.{part}": value for part, value in linear.items()},
-    }
-    return replace(vit, arguments={**vit.arguments, "num_classes": len(linear["bias"])}, state=state)
+        return replace(vit, head=nn.Sequential(model.fc_norm, head).state_dict())
+    weights = nn.ModuleDict({"fc_norm": model.fc_norm, "head": head}).state_dict()
+    arguments = {**vit.arguments, "num_classes": head.out_features}
+    return replace(vit, arguments=arguments, state={**vit.state, **weights})
 
 
-def _folded(norm: nn.BatchNorm1d, linear: Mapping[str, Tensor]) -> dict[str, Tensor]:
+@torch.no_grad()
+def _folded(norm: nn.BatchNorm1d, linear: nn.Linear) -> nn.Linear:
     """Fold a batch norm in evaluation mode into the linear layer that follows it."""
     assert norm.running_mean is not None and norm.running_var is not None
-    weight = linear["weight"] * (norm.running_var + norm.eps).rsqrt()
-    return {"weight": weight, "bias": linear["bias"] - weight @ norm.running_mean}
+    folded = copy.deepcopy(linear)
+    folded.weight.mul_((norm.running_var + norm.eps).rsqrt())
+    folded.bias.sub_(folded.weight @ norm.running_mean)
+    return folded

@@ -10,21 +10,22 @@ from amae_plugin.modules.masking import Masking, build_masking
 Settings = Mapping[str, Any]
 """Plain values by name, a section of a recipe or a checkpoint. A model section has its registered name as ``_name``."""
 Config = TypeVar("Config", bound="ModelConfig")
+T = TypeVar("T")
+
+
+def setting(default: T, help: str) -> T:
+    """Make the field of a config with its default and the help that fairseq shows."""
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass
 class ModelConfig:
     """Settings of every model. The fields carry their help in ``metadata``, which fairseq shows."""
 
-    bf16: bool = field(
-        default=False,
-        metadata={
-            "help": "matrix work in bfloat16; weights, optimizer, residual stream, norms and loss stay in float32"
-        },
+    bf16: bool = setting(
+        False, "matrix work in bfloat16; weights, optimizer, residual stream, norms and loss stay in float32"
     )
-    compile: bool = field(
-        default=False, metadata={"help": "compile the transformer blocks at their first use (a minute or two)"}
-    )
+    compile: bool = setting(False, "compile the transformer blocks at their first use (a minute or two)")
 
     @classmethod
     def from_settings(cls: Type[Config], settings: Settings) -> Config:
@@ -40,25 +41,25 @@ class ModelConfig:
 
 @dataclass
 class PretrainingConfig(ModelConfig):
-    """Settings of every pretraining model: input, encoder and masks; the encoder is a ViT-B by default."""
+    """Settings of every pretraining model: input, encoder and masks; the encoder is a ViT-B by default.
 
-    num_mel_bins: int = field(default=128, metadata={"help": "mel bands of the input"})
-    patch_size: Tuple[int, int] = field(default=(16, 16), metadata={"help": "frames and bands of a patch"})
-    embed_dim: int = field(default=768, metadata={"help": "width of the encoder"})
-    depth: int = field(default=12, metadata={"help": "blocks of the encoder"})
-    num_heads: int = field(default=12, metadata={"help": "attention heads of the encoder"})
-    mlp_ratio: float = field(default=4.0, metadata={"help": "hidden width of a block's MLP over its width"})
-    masking: str = field(
-        default="random",
-        metadata={"help": "random, random_batched, chunk (or cluster), span, time, frequency or time_frequency"},
+    Pairs are (time, frequency).
+    """
+
+    num_mel_bins: int = setting(128, "mel bands of the input")
+    patch_size: Tuple[int, int] = setting((16, 16), "frames and bands of a patch")
+    embed_dim: int = setting(768, "width of the encoder")
+    depth: int = setting(12, "blocks of the encoder")
+    num_heads: int = setting(12, "attention heads of the encoder")
+    mlp_ratio: float = setting(4.0, "hidden width of a block's MLP over its width")
+    masking: str = setting(
+        "random", "random, random_batched, chunk (or cluster), span, time, frequency or time_frequency"
     )
-    mask_ratio: float = field(default=0.75, metadata={"help": "hidden share (all masks but time_frequency)"})
-    mask_ratio_time: float = field(default=0.6, metadata={"help": "hidden share of the time steps (time_frequency)"})
-    mask_ratio_frequency: float = field(default=0.5, metadata={"help": "hidden share of the bands (time_frequency)"})
-    mask_length: int = field(default=10, metadata={"help": "length of a span in tokens (span)"})
-    mask_options: Any = field(
-        default=None, metadata={"help": "further parameters of the mask by name, for instance {sides: [5]} (chunk)"}
-    )
+    mask_ratio: float = setting(0.75, "hidden share (all masks but time_frequency)")
+    mask_ratio_time: float = setting(0.6, "hidden share of the time steps (time_frequency)")
+    mask_ratio_frequency: float = setting(0.5, "hidden share of the bands (time_frequency)")
+    mask_length: int = setting(10, "length of a span in tokens (span)")
+    mask_options: Any = setting(None, "further parameters of the mask by name, for instance {sides: [5]} (chunk)")
 
     def build_masking(self) -> Masking:
         """Build the masking strategy.
@@ -73,9 +74,7 @@ class PretrainingConfig(ModelConfig):
 class DownstreamConfig(ModelConfig):
     """Settings of every downstream model."""
 
-    encoder: Any = field(
-        default=None, metadata={"help": "model section of the system that the encoder comes from, with _name and sizes"}
-    )
+    encoder: Any = setting(None, "model section of the system that the encoder comes from, with _name and sizes")
 
 
 def _is_list(value: object) -> bool:
