@@ -103,8 +103,3 @@ class MAEAST(PretrainingModel):
         self, source: Tensor, prediction: Tensor, mask: Tensor, padding_mask: Tensor | None = None
     ) -> Tensor:
         return super().reconstruct(source, self.encoder.input_norm.inverse(prediction), mask)
-
-    @property
-    @override
-    def blocks(self) -> tuple[nn.Module, ...]:
-        return (*self.encoder.blocks, *self.decoder.blocks)
