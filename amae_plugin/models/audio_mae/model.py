@@ -38,11 +38,7 @@ class AudioMAE(PretrainingModel):
         self.masking = config.build_masking()
 
     def forward(
-        self,
-        source: Tensor,
-        mask: Tensor | None = None,
-        seed: Tensor | None = None,
-        padding_mask: Tensor | None = None,
+        self, source: Tensor, mask: Tensor | None = None, seed: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Predict every patch from the visible ones.
 
