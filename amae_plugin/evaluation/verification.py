@@ -45,9 +45,7 @@ class Verification:
 
 
 def verify(
-    checkpoint: Checkpoint | str | os.PathLike[str],
-    data: str | os.PathLike[str],
-    options: Options | None = None,
+    checkpoint: Checkpoint | str | os.PathLike[str], data: str | os.PathLike[str], options: Options | None = None
 ) -> Verification:
     """Score all trials.
 

@@ -156,9 +156,7 @@ class ClipFiles:
     def _usable(self, bar: tqdm) -> Iterator[tuple[Path, Tensor]]:
         paths = list(self.names)
         loader = torch.utils.data.DataLoader(
-            _Waveforms(paths, self._features),
-            batch_size=None,
-            num_workers=max(0, min(self._workers, len(paths) - 1)),
+            _Waveforms(paths, self._features), batch_size=None, num_workers=max(0, min(self._workers, len(paths) - 1))
         )
         for path, waveform in zip(paths, loader):
             if isinstance(waveform, Tensor):

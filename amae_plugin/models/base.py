@@ -173,8 +173,8 @@ class Model(nn.Module, ABC):
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
-        """Transformer blocks, which take nearly all the time."""
-        return tuple(self.encoder.blocks)
+        """Transformer blocks of all parts, which take nearly all the time."""
+        return tuple(block for part in self.children() for block in getattr(part, "blocks", ()))
 
     def matrix_precision(self, device: torch.device) -> torch.autocast:
         """Return a context in which matrix products run in bfloat16 if configured; all else stays in float32."""
@@ -215,20 +215,18 @@ class PretrainingModel(Model):
         loss_weights: weights of the objectives of :meth:`token_losses`, by name; the loss is the weighted sum of their
             means over hidden tokens.
         masking: sampler of the masks.
+        normalizes_targets: whether the targets lack each patch's mean and variance, which :meth:`reconstruct` guesses.
     """
 
     config: PretrainingConfig
     loss_weights: Mapping[str, float]
     masking: Masking
+    normalizes_targets = False
     output_name = "features"
 
     @abstractmethod
     def forward(
-        self,
-        source: Tensor,
-        mask: Tensor | None = None,
-        seed: Tensor | None = None,
-        padding_mask: Tensor | None = None,
+        self, source: Tensor, mask: Tensor | None = None, seed: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Predict every token from the visible ones.
 
@@ -271,11 +269,6 @@ class PretrainingModel(Model):
     def draws(self) -> bool:
         """Whether an objective predicts the spectrogram itself, which can be drawn."""
         return "reconstruction" in self.loss_weights
-
-    @property
-    def normalizes_targets(self) -> bool:
-        """Whether the targets lack each patch's mean and variance, which :meth:`reconstruct` guesses."""
-        return False
 
     def extract_features(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Encode a whole spectrogram.

@@ -18,6 +18,7 @@ from amae_plugin.modules.embedding import Size2d
 SEPARATION = -100.0
 """Score added to a pair of tokens that share a window but are not neighbours, as in the published code (Swin)."""
 
+_META_DROPOUT = 0.1  # dropout of the relative position bias
 _PADDING = 2  # region of the padding along a side
 
 
@@ -45,14 +46,14 @@ class WindowAttention(nn.Module):
     bias that a small MLP computes from sign(d) log(1 + |d|), d being the distance in time and frequency.
     """
 
-    def __init__(self, dim: int, num_heads: int, meta_hidden_dim: int = 384, meta_dropout: float = 0.1):
+    def __init__(self, dim: int, num_heads: int):
         super().__init__()
         check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
         self.tau = nn.Parameter(torch.ones(num_heads))
-        self.meta_mlp = MetaMlp(num_heads, meta_hidden_dim, meta_dropout)
+        self.meta_mlp = MetaMlp(num_heads)
 
     def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
         """Map tokens in window order (B, W * S, D) to the same shape."""
@@ -66,16 +67,15 @@ class WindowAttention(nn.Module):
 class MetaMlp(nn.Module):
     """Relative position bias of every head from a log-spaced distance in time and frequency."""
 
-    def __init__(self, num_heads: int, hidden_dim: int, dropout: float):
+    def __init__(self, num_heads: int, hidden_dim: int = 384):
         super().__init__()
         self.fc1 = nn.Linear(2, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, num_heads)
-        self.dropout = dropout
 
     def forward(self, distances: Tensor) -> Tensor:
         """Map distances (N, 2) to biases (N, H)."""
-        hidden = F.dropout(F.relu(self.fc1(distances)), self.dropout, self.training)
-        return F.dropout(self.fc2(hidden), self.dropout, self.training)
+        hidden = F.dropout(F.relu(self.fc1(distances)), _META_DROPOUT, self.training)
+        return F.dropout(self.fc2(hidden), _META_DROPOUT, self.training)
 
 
 class WindowBlock(nn.Module):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
@@ -30,16 +30,13 @@ class AudioMAE(PretrainingModel):
         super().__init__()
         self.config = config
         self.loss_weights = {"reconstruction": 1.0}
+        self.normalizes_targets = config.norm_pix_loss
         self.encoder = AudioMAEEncoder(config)
         self.decoder = AudioMAEDecoder(config)
         self.masking = config.build_masking()
 
     def forward(
-        self,
-        source: Tensor,
-        mask: Tensor | None = None,
-        seed: Tensor | None = None,
-        padding_mask: Tensor | None = None,
+        self, source: Tensor, mask: Tensor | None = None, seed: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Predict every patch from the visible ones.
 
@@ -76,7 +73,7 @@ class AudioMAE(PretrainingModel):
     def targets(self, patches: Tensor) -> Tensor:
         """Return the patches (B, L, P), as configured each normalised by its own mean and unbiased variance (MAE)."""
         patches = patches.float()
-        if not self.config.norm_pix_loss:
+        if not self.normalizes_targets:
             return patches
         var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         return (patches - mean) * (var + 1e-6).rsqrt()
@@ -85,7 +82,7 @@ class AudioMAE(PretrainingModel):
     def reconstruct(
         self, source: Tensor, prediction: Tensor, mask: Tensor, padding_mask: Tensor | None = None
     ) -> Tensor:
-        if self.config.norm_pix_loss:
+        if self.normalizes_targets:
             # Predictions of normalised targets lack the level and the spread of a patch. Both are interpolated from the
             # visible patches, so the hidden ones have no influence.
             patches, grid = self.encoder.patches(source)
@@ -99,13 +96,3 @@ class AudioMAE(PretrainingModel):
             mean, log_std = interpolate(statistics, known, grid, self.encoder.patch_size[0]).split(1, dim=-1)
             prediction = prediction * (log_std.exp() * _USUAL_STD) + mean
         return super().reconstruct(source, prediction, mask)
-
-    @property
-    @override
-    def normalizes_targets(self) -> bool:
-        return self.config.norm_pix_loss
-
-    @property
-    @override
-    def blocks(self) -> tuple[nn.Module, ...]:
-        return (*self.encoder.blocks, *self.decoder.blocks)

@@ -86,11 +86,7 @@ class Classifier(DownstreamModel):
         return cls(ClassifierConfig.from_settings(settings))
 
     def forward(
-        self,
-        source: Tensor,
-        mask: Tensor | None = None,
-        seed: Tensor | None = None,
-        padding_mask: Tensor | None = None,
+        self, source: Tensor, mask: Tensor | None = None, seed: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Classify clips.
 

@@ -43,11 +43,7 @@ class MAEAST(PretrainingModel):
         self.masking = config.build_masking()
 
     def forward(
-        self,
-        source: Tensor,
-        mask: Tensor | None = None,
-        seed: Tensor | None = None,
-        padding_mask: Tensor | None = None,
+        self, source: Tensor, mask: Tensor | None = None, seed: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Predict every token from the visible ones.
 
@@ -101,8 +97,3 @@ class MAEAST(PretrainingModel):
         self, source: Tensor, prediction: Tensor, mask: Tensor, padding_mask: Tensor | None = None
     ) -> Tensor:
         return super().reconstruct(source, self.encoder.input_norm.inverse(prediction), mask)
-
-    @property
-    @override
-    def blocks(self) -> tuple[nn.Module, ...]:
-        return (*self.encoder.blocks, *self.decoder.blocks)

@@ -51,11 +51,7 @@ class SSAST(PretrainingModel):
         )
 
     def forward(
-        self,
-        source: Tensor,
-        mask: Tensor | None = None,
-        seed: Tensor | None = None,
-        padding_mask: Tensor | None = None,
+        self, source: Tensor, mask: Tensor | None = None, seed: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Predict every patch for both objectives.
 
