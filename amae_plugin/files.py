@@ -1,11 +1,10 @@
 """Files: errors that name the path and the reason, and writes that leave no torn file behind."""
 
-import contextlib
 import json
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from amae_plugin.errors import UserError
@@ -68,7 +67,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(file.fileno())
         partial.replace(path)
     except BaseException as error:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             partial.unlink()
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
             raise error.__context__ from None  # torch.save handles the system's error and raises one of its own

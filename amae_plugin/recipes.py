@@ -33,9 +33,7 @@ def open_recipe(recipe: str, config_dir: Path, overrides: Sequence[str] = ()) ->
     from hydra.errors import HydraException
     from yaml import YAMLError  # type: ignore[import-untyped]
 
-    path = Path(recipe)
-    if path.suffix != ".yaml":
-        path = config_dir / f"{recipe}.yaml"
+    path = Path(recipe) if recipe.endswith(".yaml") else config_dir / f"{recipe}.yaml"
     if not path.is_file():
         existing = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
         raise UserError(f"no recipe {path}; in {path.parent} there are: {existing} (--config-dir says where they are)")
@@ -79,12 +77,9 @@ def model_section(config: DictConfig) -> dict[str, Any]:
 
 def user_path(path: str) -> Path:
     """Make a path absolute from the folder where the user typed it, even after Hydra changed the working directory."""
-    from hydra.core.hydra_config import HydraConfig
     from hydra.utils import to_absolute_path
 
-    if HydraConfig.initialized():
-        return Path(to_absolute_path(path))
-    return Path(path).absolute()
+    return Path(to_absolute_path(path))
 
 
 def plugin_dir() -> str:
@@ -128,9 +123,9 @@ def update_freq_of_frames(frames_per_update: int, max_tokens: int, devices: int)
 def _steps(whole_name: str, whole: int, part_name: str, part: int, devices: int) -> int:
     steps, rest = divmod(int(whole), int(part) * int(devices))
     if rest:
+        remedy = "choose one that divides it"
         raise UserError(
-            f"{whole_name}={whole} is not a multiple of {part_name}={part} times {devices} devices; choose one that "
-            "divides it"
+            f"{whole_name}={whole} is not a multiple of {part_name}={part} times {devices} devices; {remedy}"
         )
     return steps
 
@@ -150,6 +145,5 @@ def positive(number: float) -> bool:
     return float(number) > 0
 
 
-_VALUES = (plugin_dir, clips, updates, updates_of, update_freq, update_freq_of_frames, scaled_lr, devices, positive)
-for _value in _VALUES:
+for _value in plugin_dir, clips, updates, updates_of, update_freq, update_freq_of_frames, scaled_lr, devices, positive:
     OmegaConf.register_new_resolver(f"amae.{_value.__name__}", _value, replace=True)

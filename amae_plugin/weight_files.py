@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from amae_plugin.errors import UserError
+from amae_plugin.files import reading
 
 _GLOBAL = re.compile(r"GLOBAL (\S+) (?:was not|whose)")
-_SAFETENSORS = ".safetensors"
 
 
 class UnsafeFileError(UserError):
@@ -34,37 +34,28 @@ def read_weights(path: str | os.PathLike[str], *, trust: bool = False) -> object
         UserError: the file is missing, damaged or something else.
     """
     path = Path(path)
-    try:
-        with path.open("rb"):
-            pass
-        if path.suffix == _SAFETENSORS:
-            return load_file(path)
-        is_zip = zipfile.is_zipfile(path)
-        if is_zip:
-            _refuse_escapes(path)
-        # Published checkpoints also hold the arguments of their run as a Namespace, which is harmless: making one runs
-        # no code, and PyTorch's reader fills it without inspecting its content. omegaconf's containers are not: they
-        # are unpickled by code of their own and compute values on access.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about formats and protocols; the messages below say what matters
-            try:
-                # Mapped, because most of a file may be an optimizer's state, which nothing reads.
-                return torch.load(path, map_location="cpu", weights_only=not trust, mmap=is_zip)
-            except pickle.UnpicklingError as error:
-                what = _unsafe(path, error, is_zip)
-                if what is None:
-                    raise
-                raise UnsafeFileError(
-                    f"{path}: {what}; nothing was loaded, since that could run code that the file chooses"
-                ) from None
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the checkpoint ({error.strerror or error})") from None
-    except ImportError as error:
-        raise UserError(f"{path}: holds objects of a package that is not installed here ({error})") from None
-    except Exception as error:  # a damaged or foreign file can make a reader raise anything
-        raise UserError(f"{path}: not a checkpoint, or a damaged one ({_reason(error)})") from None
+    # Published checkpoints also hold the arguments of their run as a Namespace, which is harmless: making one runs no
+    # code, and PyTorch's reader fills it without inspecting its content. omegaconf's containers are not: they are
+    # unpickled by code of their own and compute values on access.
+    harmless = torch.serialization.safe_globals([argparse.Namespace])
+    with harmless, warnings.catch_warnings(), reading(path, "the checkpoint"):
+        warnings.simplefilter("ignore")  # about formats and protocols; the messages below say what matters
+        try:
+            path.open("rb").close()
+            if path.suffix == ".safetensors":
+                return load_file(path)
+            if is_zip := zipfile.is_zipfile(path):
+                _refuse_escapes(path)
+            # Mapped, because most of a file may be an optimizer's state, which nothing reads.
+            return torch.load(path, map_location="cpu", weights_only=not trust, mmap=is_zip)
+        except (UserError, OSError):
+            raise
+        except ImportError as error:
+            raise UserError(f"{path}: holds objects of a package that is not installed here ({error})") from None
+        except Exception as error:  # a damaged or foreign file can make a reader raise anything
+            if isinstance(error, pickle.UnpicklingError) and (what := _unsafe(path, error)):
+                raise UnsafeFileError(f"{path}: {what}; nothing was loaded, since that could run its code") from None
+            raise UserError(f"{path}: not a checkpoint, or a damaged one ({_reason(error)})") from None
 
 
 def _refuse_escapes(path: Path) -> None:
@@ -75,14 +66,16 @@ def _refuse_escapes(path: Path) -> None:
                 raise UserError(f"{path}: not a checkpoint: its member '{name}' leads out of the archive")
 
 
-def _unsafe(path: Path, error: Exception, is_zip: bool) -> str | None:
+def _unsafe(path: Path, error: Exception) -> str | None:
     """Say which content of a file is unsafe; None if the error has another reason."""
     names = _GLOBAL.findall(str(error))
     with contextlib.suppress(Exception):  # the file has an older format, or one that PyTorch does not know
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     if names:
         return f"holds more than tensors and plain values: {', '.join(names)}"
-    return f"is pickled in a way that PyTorch's safe reader does not know ({_reason(error)})" if is_zip else None
+    if zipfile.is_zipfile(path):
+        return f"is pickled in a way that PyTorch's safe reader does not know ({_reason(error)})"
+    return None
 
 
 def _reason(error: Exception) -> str:
@@ -91,6 +84,5 @@ def _reason(error: Exception) -> str:
     if len(paragraphs) > 1 and isinstance(error, pickle.UnpicklingError):
         del paragraphs[0]
     sentence = re.split(r"\.\s", paragraphs[0])[0] if paragraphs else ""
-    if isinstance(error, (RuntimeError, pickle.UnpicklingError)):
-        return sentence
-    return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__
+    name = "" if isinstance(error, (RuntimeError, pickle.UnpicklingError)) else type(error).__name__
+    return ": ".join(filter(None, (name, sentence)))

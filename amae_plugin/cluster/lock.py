@@ -42,7 +42,7 @@ class RunLock:
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a+") as file:
-            self._acquire(file, patience_s)
+            self._acquire(file, time.monotonic() + patience_s)
             file.truncate(0)
             host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
             print(f"{self._holder}, process {os.getpid()} on {host}", end="", file=file, flush=True)
@@ -53,16 +53,13 @@ class RunLock:
         if self._job and self._next_claim.exists():
             raise UserError(f"{self._path}: SLURM started job {self._job} again elsewhere; this start of it ends")
 
-    def _acquire(self, file: TextIO, patience_s: float) -> None:
-        deadline = time.monotonic() + patience_s
+    def _acquire(self, file: TextIO, deadline: float) -> None:
         try:
             while not self._try(file):
                 holder = self._path.read_text()
                 if not (self._job and holder.startswith(f"job {self._job},")) or time.monotonic() > deadline:
-                    raise UserError(
-                        f"{self._path.parent} is in use by {holder or 'another run'}; wait for it, cancel it, or write "
-                        "to another folder (hydra.run.dir=...)"
-                    )
+                    remedy = "wait for it, cancel it, or write to another folder (hydra.run.dir=...)"
+                    raise UserError(f"{self._path.parent} is in use by {holder or 'another run'}; {remedy}")
                 self._claim.touch()
                 time.sleep(1)
         finally:

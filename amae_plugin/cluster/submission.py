@@ -65,10 +65,8 @@ def submit(
         UserError: a setting is wrong, or SLURM refuses.
     """
     if tasks_per_node not in (1, devices_per_node):
-        raise UserError(
-            f"hydra.launcher.tasks_per_node={tasks_per_node}: must be 1 (a task that starts the processes of its node) "
-            f"or hydra.launcher.devices_per_node={devices_per_node} (a task a process)"
-        )
+        allowed = f"1 (a task a node) or hydra.launcher.devices_per_node={devices_per_node} (a task a process)"
+        raise UserError(f"hydra.launcher.tasks_per_node={tasks_per_node}: must be {allowed}")
     cpus_per_task = cpus_per_device * devices_per_node // tasks_per_node
     parameters |= {
         "tasks_per_node": tasks_per_node,

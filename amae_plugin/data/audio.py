@@ -12,10 +12,9 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
@@ -33,9 +32,8 @@ if TYPE_CHECKING:
 _PREROLL_SECONDS = 0.2
 _MP3_PREROLL_FRAMES = 10 * 1152  # libsndfile leaves this to its caller, for this format only
 _LOUDEST = 1e10  # full scale is 1; beyond this the power spectrum would overflow float32
-# libsndfile's error codes for a file whose format it does not know, and for a header that states no rate.
-_UNRECOGNISED = 1
-_INCOMPLETE = 24
+_UNRECOGNISED = 1  # libsndfile's error code for a file whose format it does not know
+_REASONS = {24: "its header states a sample rate of 0"}  # of libsndfile's errors that its own message does not explain
 
 
 class AudioError(UserError):
@@ -51,8 +49,7 @@ class AudioError(UserError):
         return AudioError, (self.path, self.reason)
 
 
-@dataclass(frozen=True)
-class Crop:
+class Crop(NamedTuple):
     """Piece of a longer clip.
 
     Attributes:
@@ -69,8 +66,7 @@ class Crop:
         return min(int(self.position * (spare + 1)), spare)
 
 
-@dataclass(frozen=True)
-class AudioHeader:
+class AudioHeader(NamedTuple):
     """Header of a file: frames (samples per channel), sample rate in Hz, channels."""
 
     frames: int
@@ -135,12 +131,11 @@ def read_header(path: str | os.PathLike[str]) -> AudioHeader:
     name = os.fspath(path)
     try:
         with _raw(path) as file:
-            sound = _open_sound(file, name)
-            if sound is not None:
+            if (sound := _open_sound(file, name)) is not None:
                 with sound:
                     return AudioHeader(sound.frames, sound.samplerate, sound.channels)
-            with _open_container(file, name) as (container, stream):
-                return AudioHeader(_declared_frames(container, stream) or 0, stream.rate, stream.channels)
+            with _open_container(file, name) as stream:
+                return AudioHeader(_declared_frames(stream) or 0, stream.rate, stream.channels)
     except OSError as error:
         raise AudioError(name, error.strerror or str(error)) from None
 
@@ -189,13 +184,11 @@ def _decode(file: BinaryIO, clip: Clip, sample_rate: int, crop: Crop | None) -> 
         start, frames = (clip.start, clip.length) if clip.kind == "segment" else (0, total)
         if start + frames > total:
             raise AudioError(name, f"the segment ends at frame {start + frames} but the file has {total} frames")
-        wanted = frames if crop is None else math.ceil(crop.samples * rate / sample_rate)
-        if crop is not None and wanted < frames:
-            return start + crop.start(frames, wanted), wanted
-        return start, frames
+        if crop is None or (wanted := math.ceil(crop.samples * rate / sample_rate)) >= frames:
+            return start, frames
+        return start + crop.start(frames, wanted), wanted
 
-    sound = _open_sound(file, name)
-    if sound is None:
+    if (sound := _open_sound(file, name)) is None:
         return _decode_container(file, name, choose)
     with sound:
         start, frames = choose(sound.frames, sound.samplerate)
@@ -216,25 +209,20 @@ def _open_sound(file: BinaryIO, name: str) -> soundfile.SoundFile | None:
             return soundfile.SoundFile(file)
         return soundfile.SoundFile(file.fileno(), closefd=False)  # faster than through Python's read()
     except soundfile.LibsndfileError as error:
-        if error.code == _INCOMPLETE:
-            raise AudioError(name, "its header states a sample rate of 0") from None
         if error.code != _UNRECOGNISED:
-            raise AudioError(name, error.error_string) from None
+            raise AudioError(name, _REASONS.get(error.code, error.error_string)) from None
     file.seek(0)
     return None
 
 
 @contextmanager
-def _open_container(file: BinaryIO, name: str) -> Iterator[tuple[av.container.InputContainer, av.AudioStream]]:
-    """Open a file in PyAV, as the container and its first audio stream; the block's errors name the clip."""
+def _open_container(file: BinaryIO, name: str) -> Iterator[av.AudioStream]:
+    """Open a file in PyAV, as its first audio stream; the block's errors name the clip."""
     try:
         import av
     except ImportError:
-        raise AudioError(
-            name,
-            "not a format that soundfile knows; if it is a video or a container such as mp4, mkv or m4a: "
-            "pip install 'amae-plugin[video]'",
-        ) from None
+        remedy = "if it is a video or a container such as mp4, mkv or m4a: pip install 'amae-plugin[video]'"
+        raise AudioError(name, f"not a format that soundfile knows; {remedy}") from None
     try:
         container = av.open(file)
     except av.FFmpegError as error:
@@ -246,39 +234,36 @@ def _open_container(file: BinaryIO, name: str) -> Iterator[tuple[av.container.In
         if not stream.rate:  # of a file that FFmpeg takes for audio by its name or its first bytes only
             raise AudioError(name, "has an audio stream without a sample rate, so it is damaged or not audio")
         try:
-            yield container, stream
+            yield stream
         except av.FFmpegError as error:
             raise AudioError(name, error.strerror) from None
 
 
-def _declared_frames(container: av.container.InputContainer, stream: av.AudioStream) -> int | None:
+def _declared_frames(stream: av.AudioStream) -> int | None:
     """Return the length in frames that the stream, or else the container, declares; None if neither does."""
     if stream.duration is not None:
         return round(stream.duration * stream.time_base * stream.rate)
-    if container.duration is not None:
-        return round(Fraction(container.duration, 1_000_000) * stream.rate)
-    return None
+    duration = stream.container.duration
+    return None if duration is None else round(Fraction(duration, 1_000_000) * stream.rate)
 
 
 def _decode_container(file: BinaryIO, name: str, choose: _Choose) -> tuple[np.ndarray, int]:
-    with _open_container(file, name) as (container, stream):
-        rate, total = stream.rate, _declared_frames(container, stream)
+    with _open_container(file, name) as stream:
+        rate, total = stream.rate, _declared_frames(stream)
         if total is not None:
             start, frames = choose(total, rate)
             if start or frames < total:
-                samples = _frames_from(container, stream, start, frames)
+                samples = _frames_from(stream, start, frames)
                 if len(samples) == frames:
                     return samples, rate
-                container.seek(0)
+                stream.container.seek(0)
         # The whole clip is wanted, or the declared length is not that of the audio.
-        samples = _frames_from(container, stream, 0, None)
+        samples = _frames_from(stream, 0, None)
         start, frames = choose(len(samples), rate)
         return samples[start : start + frames], rate
 
 
-def _frames_from(
-    container: av.container.InputContainer, stream: av.AudioStream, start: int, frames: int | None
-) -> np.ndarray:
+def _frames_from(stream: av.AudioStream, start: int, frames: int | None) -> np.ndarray:
     """Decode (frames, channels) float32 from frame *start* on, placed by the container's time stamps.
 
     Matroska's time stamps are whole milliseconds, so a piece of such a file is placed to a millisecond.
@@ -288,11 +273,11 @@ def _frames_from(
     # No seek to the beginning: a decoder that sought there would lack the packet before its first.
     seconds = start / stream.rate - _PREROLL_SECONDS
     if seconds > 0:
-        container.seek(int(seconds / stream.time_base) + (stream.start_time or 0), stream=stream)
+        stream.container.seek(int(seconds / stream.time_base) + (stream.start_time or 0), stream=stream)
     as_planar_float = av.AudioResampler(format="fltp")
     pieces: list[np.ndarray] = []
     position: int | None = None  # frame number of the next decoded sample
-    for packet_frame in container.decode(stream):
+    for packet_frame in stream.container.decode(stream):
         if position is None:
             elapsed = (packet_frame.pts or 0) - (stream.start_time or 0)
             position = round(elapsed * stream.time_base * stream.rate) if seconds > 0 else 0
@@ -302,6 +287,4 @@ def _frames_from(
             position += len(samples)
         if frames is not None and position >= start + frames:
             break
-    if not pieces:
-        return np.zeros((0, 1), np.float32)
-    return np.concatenate(pieces)[:frames]
+    return np.concatenate(pieces or [np.zeros((0, 1), np.float32)])[:frames]

@@ -111,9 +111,8 @@ class SpecAugment(Augmentation):
     def log_mel(self, spectrogram: Tensor, rng: np.random.Generator) -> Tensor:
         """Mask (frames, bins)."""
         masked = spectrogram.clone()
-        frames, bins = spectrogram.shape
-        masked[:, _stretch(bins, self.frequency, rng)] = 0.0
-        masked[_stretch(frames, self.time, rng)] = 0.0
+        masked[:, _stretch(masked.shape[1], self.frequency, rng)] = 0.0
+        masked[_stretch(len(masked), self.time, rng)] = 0.0
         return masked
 
 
@@ -140,13 +139,8 @@ class Noise(Augmentation):
         return torch.roll(noisy, int(rng.integers(-self.frames, self.frames, endpoint=True)), dims=0)
 
 
-AUGMENTATIONS: dict[str, type[Augmentation]] = {
-    "roll": Roll,
-    "magnitude": Magnitude,
-    "mixup": Mixup,
-    "spec_augment": SpecAugment,
-    "noise": Noise,
-}
+AUGMENTATIONS: dict[str, type[Augmentation]]
+AUGMENTATIONS = {"roll": Roll, "magnitude": Magnitude, "mixup": Mixup, "spec_augment": SpecAugment, "noise": Noise}
 """Augmentations by name."""
 
 Parameters = Mapping[str, Any]

@@ -173,9 +173,7 @@ class AudioDataset(torch.utils.data.Dataset):
 
     def _draw_partner(self, rng: np.random.Generator) -> int:
         """Draw a clip for a mixture, each with the same probability."""
-        if self.sampling is None:
-            return int(rng.integers(len(self.manifest)))
-        return int(rng.choice(self.sampling.pool))
+        return int(rng.integers(len(self.manifest)) if self.sampling is None else rng.choice(self.sampling.pool))
 
     def _skip(self, clip: int, error: AudioError) -> None:
         """Log and count a clip that cannot be decoded, once in all epochs."""
@@ -185,10 +183,8 @@ class AudioDataset(torch.utils.data.Dataset):
         count = int(self._skipped.sum())
         logger.warning("skipped clip %d: %s", count, error)
         if count > self.max_bad_audio:
-            raise AudioError(
-                f"{count} clips could not be decoded, more than task.max_bad_audio={self.max_bad_audio} allows; "
-                f"the last one: {error}"
-            )
+            more = f"{count} clips could not be decoded, more than task.max_bad_audio={self.max_bad_audio} allows"
+            raise AudioError(f"{more}; the last one: {error}")
 
     def collate(self, items: Sequence[Item | None]) -> dict[str, Tensor]:
         """Make a batch of B clips of one length T.
@@ -203,13 +199,9 @@ class AudioDataset(torch.utils.data.Dataset):
             return {}
         frames = self._frames_of_batch([item["length"] for item in good])
         lengths = torch.tensor([min(item["length"], frames) for item in good])
-        batch = {
-            "id": torch.tensor([item["id"] for item in good]),
-            "source": torch.stack([self._fit(item, frames) for item in good]),
-            "lengths": lengths,
-            "padding_mask": torch.arange(frames) >= lengths[:, None],
-            "seed": torch.tensor([item["seed"] for item in good]),
-        }
+        batch = {key: torch.tensor([item[key] for item in good]) for key in ("id", "seed")}
+        batch |= {"lengths": lengths, "padding_mask": torch.arange(frames) >= lengths[:, None]}
+        batch["source"] = torch.stack([self._fit(item, frames) for item in good])
         if self.labels is not None:
             batch["target"] = torch.stack([item["target"] for item in good])
         return batch

@@ -41,21 +41,17 @@ def invert(log_mel: Tensor, features: FrontEnd, samples: int, seed: int = 0) -> 
     shift = features.shift_samples
     tail = max(math.ceil(samples / shift) - len(power), 0) + _LEAD
     power = torch.cat([power[:1].expand(_LEAD, -1), power, power[-1:].expand(tail, -1)])
+    sizes = {"n_fft": features.fft_size, "win_length": features.window_samples, "hop_length": shift}
     griffin_lim = torchaudio.transforms.GriffinLim(
-        n_fft=features.fft_size,
-        n_iter=_GRIFFIN_LIM_STEPS,
-        win_length=features.window_samples,
-        hop_length=shift,
-        window_fn=lambda size: features.window,
+        n_iter=_GRIFFIN_LIM_STEPS, window_fn=lambda size: features.window, **sizes
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         emphasised = griffin_lim(power.T)
     # Kaldi's frames begin at multiples of the shift; PyTorch's are centred there.
     start = _LEAD * shift - features.window_samples // 2
-    emphasised = emphasised[start : start + samples]
     coefficients = torch.tensor([[1.0, -PREEMPHASIS], [1.0, 0.0]])
-    waveform = torchaudio.functional.lfilter(emphasised, *coefficients, clamp=False)
+    waveform = torchaudio.functional.lfilter(emphasised[start : start + samples], *coefficients, clamp=False)
     return waveform * math.exp(loudest / 2)
 
 

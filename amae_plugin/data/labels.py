@@ -37,12 +37,7 @@ class Labels:
 
     @classmethod
     def read(
-        cls,
-        path: str | os.PathLike[str],
-        names_path: str | os.PathLike[str],
-        length: int,
-        *,
-        multi: bool = False,
+        cls, path: str | os.PathLike[str], names_path: str | os.PathLike[str], length: int, *, multi: bool = False
     ) -> Labels:
         """Read and check the labels of one split.
 
@@ -59,32 +54,25 @@ class Labels:
             UserError: a file cannot be read; a label is not in *names_path*; a line is empty, or holds several labels
                 without *multi*; there are not *length* lines. The message names the file and the line.
         """
-        path = Path(path)
         names = read_names(names_path)
         index = {name: number for number, name in enumerate(names)}
-        lines = _lines(path)
+        lines = _lines(Path(path))
         if len(lines) != length:
-            raise UserError(
-                f"{path} has {len(lines):,} lines, but the manifest beside it has {length:,} clips; "
-                "there must be one line a clip, in the manifest's order"
-            )
+            problem = f"has {len(lines):,} lines, but the manifest beside it has {length:,} clips"
+            raise UserError(f"{path} {problem}; there must be one line a clip, in the manifest's order")
         ids = array("i")
         offsets = np.zeros(length + 1, np.int64)
         for number, line in enumerate(lines, 1):
             labels = (line,) if line in index else dict.fromkeys(label.strip() for label in line.split(","))
             if len(labels) > 1 and not multi:
-                raise UserError(
-                    f"{path}, line {number}: {len(labels)} labels in '{line}' where one is expected; "
-                    "several need a multi-label task"
-                )
+                problem = f"{len(labels)} labels in '{line}' where one is expected"
+                raise UserError(f"{path}, line {number}: {problem}; several need a multi-label task")
             for label in labels:
                 if not line:
                     raise UserError(f"{path}, line {number}: empty; every clip needs a label")
                 if label not in index:
-                    raise UserError(
-                        f"{path}, line {number}: '{label}' is not among the {len(index)} classes of {names_path}; "
-                        "correct the line or add the class"
-                    )
+                    problem = f"'{label}' is not among the {len(index)} classes of {names_path}"
+                    raise UserError(f"{path}, line {number}: {problem}; correct the line or add the class")
                 ids.append(index[label])
             offsets[number] = len(ids)
         return cls(names, np.array(ids, np.int32), offsets)
@@ -115,18 +103,13 @@ def read_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     Raises:
         UserError: the file cannot be read or is empty; a line is empty, holds a comma or repeats another.
     """
-    path = Path(path)
-    names = _lines(path)
-    if not names:
-        raise UserError(f"{path}: empty; it must hold one class a line, in index order")
+    names = _lines(Path(path))
     seen: dict[str, int] = {}
-    for number, name in enumerate(names, 1):
+    for number, name in enumerate(names or [""], 1):
         if not name:
             raise UserError(f"{path}, line {number}: empty; it must hold one class a line, in index order")
         if "," in name:
-            raise UserError(
-                f"{path}, line {number}: a comma in '{name}', which separates the labels of a clip; rename the class"
-            )
+            raise UserError(f"{path}, line {number}: a comma in '{name}', which separates labels; rename the class")
         if name in seen:
             raise UserError(f"{path}, line {number}: '{name}' stands on line {seen[name]} too")
         seen[name] = number

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,8 +38,6 @@ NORMALIZATIONS: dict[str, float | None] = {"two_std": 2.0, "one_std": 1.0, "mode
 ``two_std`` is AST's and Audio-MAE's, ``one_std`` that of M2D and CAV-MAE. With ``model`` the model normalises its input
 itself, as MAE-AST does.
 """
-
-Samples = TypeVar("Samples", int, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -92,10 +90,9 @@ class FrontEnd(ABC):
         """Count the samples of the shortest waveform that gives this many frames."""
         return self.window_samples + (frames - 1) * self.shift_samples
 
-    def frames_in(self, samples: Samples) -> Samples:
-        """Count the frames of a waveform with this many samples, or of each in an array of lengths."""
-        frames = 1 + (samples - self.window_samples) // self.shift_samples
-        return max(frames, 1) if isinstance(frames, int) else frames.clip(min=1)
+    def frames_in(self, samples: np.ndarray) -> np.ndarray:
+        """Count the frames of waveforms with these numbers of samples."""
+        return (1 + (samples - self.window_samples) // self.shift_samples).clip(min=1)
 
 
 @dataclass(frozen=True)
@@ -196,25 +193,18 @@ class ModelInput:
         missing = [f"task.{key}" for key in needed if key not in given]
         if missing:
             raise ValueError(f"its settings lack {', '.join(missing)}")
-        front_end, name = default.front_end, given.pop("front_end", default.front_end.name)
-        if name != front_end.name:
-            if name not in FRONT_ENDS:
-                raise ValueError(f"front_end is '{name}', must be one of {', '.join(FRONT_ENDS)}")
-            front_end = FRONT_ENDS[name]()
+        name = given.pop("front_end", default.front_end.name)
+        if name not in {default.front_end.name, *FRONT_ENDS}:
+            raise ValueError(f"front_end is '{name}', must be one of {', '.join(FRONT_ENDS)}")
+        front_end = default.front_end if name == default.front_end.name else FRONT_ENDS[name]()
         own = {key: given.pop(key) for key in ("num_mel_bins", "window_type") if key in given}
         return replace(default, front_end=replace(front_end, **own), **given)
 
     def settings(self) -> dict[str, str | int | float]:
         """Describe the input by plain values, under their names in the task section."""
-        return {
-            "front_end": self.front_end.name,
-            "num_mel_bins": self.num_mel_bins,
-            "window_type": self.front_end.window_type,
-            "target_length": self.target_length,
-            "mean": self.mean,
-            "std": self.std,
-            "normalization": self.normalization,
-        }
+        front_end = {key: getattr(self.front_end, key) for key in ("num_mel_bins", "window_type")}
+        others = {key: value for key, value in vars(self).items() if key != "front_end"}
+        return {"front_end": self.front_end.name, **front_end, **others}
 
     @property
     def sample_rate(self) -> int:

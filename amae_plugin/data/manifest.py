@@ -14,6 +14,7 @@ manifest, so a data set can be moved as one folder.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import posixpath
@@ -91,20 +92,18 @@ class Manifest:
         line_ends = _positions(text, b"\n")
         if not len(line_ends) or line_ends[-1] != len(text) - 1:
             line_ends = np.append(line_ends, len(text))
-        first = 3 if text[:3] == b"\xef\xbb\xbf" else 0
-        root = _resolve_root(path, text[first : line_ends[0]])
+        root = _resolve_root(path, text[: line_ends[0]].removeprefix(b"\xef\xbb\xbf"))
 
         bytes_ = np.frombuffer(text, np.uint8)
         starts, ends = line_ends[:-1] + 1, line_ends[1:]
-        if len(ends):
-            ends = ends - (bytes_[ends - 1] == ord("\r"))
+        ends = ends - (bytes_[ends - 1] == ord("\r"))
         while len(ends) and not text[starts[-1] : ends[-1]].strip():
             starts, ends = starts[:-1], ends[:-1]
 
         tabs = _positions(text, b"\t")
         tabs = tabs[np.searchsorted(tabs, line_ends[0]) :]
         if len(tabs) != len(ends) or not ((starts < tabs) & (tabs < ends)).all():
-            _refuse_tabs(path, text, starts, ends, tabs)
+            _refuse_tabs(path, text, starts, ends)
         sizes = _parse_sizes(path, bytes_, tabs + 1, ends)
         manifest = cls(path, root, text, starts, tabs, sizes)
         manifest._refuse_escapes()
@@ -135,8 +134,7 @@ class Manifest:
 
         An absolute path may lie anywhere, since it shows where it leads, but must not hold "..".
         """
-        nul = self._text.find(b"\0")
-        if nul >= 0:
+        if (nul := self._text.find(b"\0")) >= 0:
             number = int(np.searchsorted(self._starts, nul, side="right")) + 1
             raise UserError(f"{self.path}, line {number}: holds a NUL character, which no path has")
         # Names with ".." are rare: only the lines that hold one are looked at.
@@ -144,17 +142,14 @@ class Manifest:
         while found >= 0:
             index = int(np.searchsorted(self._starts, found, side="right")) - 1
             if index >= 0:
-                name, head = self.name(index), _split(self.name(index))[0]
+                name = self.name(index)
+                head, _ = _split(name)
                 if posixpath.isabs(head):
-                    raise UserError(
-                        f"{self.path}, line {index + 2}: '{name}' is absolute and turns back with '..'; write the path "
-                        "that it leads to"
-                    )
+                    problem = "is absolute and turns back with '..'; write the path that it leads to"
+                    raise UserError(f"{self.path}, line {index + 2}: '{name}' {problem}")
                 if posixpath.normpath(head).split("/", 1)[0] == "..":
-                    raise UserError(
-                        f"{self.path}, line {index + 2}: '{name}' leads out of the root {self.root}; "
-                        "write an absolute path or choose a higher root"
-                    )
+                    problem = f"leads out of the root {self.root}; write an absolute path or choose a higher root"
+                    raise UserError(f"{self.path}, line {index + 2}: '{name}' {problem}")
                 found = int(self._ends[index])
             found = self._text.find(b"../", found + 1)
 
@@ -178,14 +173,11 @@ def write_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str], r
     Raises:
         UserError: a name holds a tab or a line break, which the format cannot express.
     """
-    path = Path(path)
-    with (
-        replacing(path) as partial,
-        partial.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file,
-    ):
-        file.write(f"{_expressible(path, os.fspath(root))}\n")
-        for name, samples in rows:
-            file.write(f"{_expressible(path, name)}\t{samples}\n")
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as out:
+        for name, end in itertools.chain([(os.fspath(root), "")], ((name, f"\t{samples}") for name, samples in rows)):
+            if not expressible(name):
+                raise UserError(f"{path}: {name!r} is blank or holds a tab or a line break; rename it")
+            out.write(f"{name}{end}\n")
 
 
 def expressible(name: str) -> bool:
@@ -193,20 +185,11 @@ def expressible(name: str) -> bool:
     return not any(character in name for character in "\t\n\r") and bool(name.strip())
 
 
-def _expressible(path: Path, name: str) -> str:
-    if not expressible(name):
-        raise UserError(f"{path}: {name!r} is blank or holds a tab or a line break; rename it")
-    return name
-
-
 def _positions(text: mmap.mmap, character: bytes) -> np.ndarray:
     """Find the offsets of *character*: int64, ascending."""
-    bytes_ = np.frombuffer(text, np.uint8)
-    found = [
-        np.flatnonzero(bytes_[offset : offset + _SCAN_BYTES] == ord(character)) + offset
-        for offset in range(0, len(bytes_), _SCAN_BYTES)
-    ]
-    return np.concatenate(found)
+    bytes_, offsets = np.frombuffer(text, np.uint8), range(0, len(text), _SCAN_BYTES)
+    pieces = (np.flatnonzero(bytes_[start : start + _SCAN_BYTES] == ord(character)) + start for start in offsets)
+    return np.concatenate(list(pieces))
 
 
 def _resolve_root(path: Path, line: bytes) -> str:
@@ -221,13 +204,11 @@ def _resolve_root(path: Path, line: bytes) -> str:
     return str(root)
 
 
-def _refuse_tabs(path: Path, text: mmap.mmap, starts: np.ndarray, ends: np.ndarray, tabs: np.ndarray) -> NoReturn:
-    for number, (start, end) in enumerate(zip(starts, ends), 2):
-        line = text[start:end]
-        if line.count(b"\t") != 1 or line.startswith(b"\t"):
-            shown = line.decode("utf-8", "replace")
-            raise UserError(f"{path}, line {number}: not one path, one tab and one number in '{shown}'; {_FORMAT_HELP}")
-    raise AssertionError(f"{path}: {len(tabs)} tabs in {len(starts)} well-formed lines")
+def _refuse_tabs(path: Path, text: mmap.mmap, starts: np.ndarray, ends: np.ndarray) -> NoReturn:
+    lines = enumerate((text[start:end] for start, end in zip(starts, ends)), 2)
+    number, bad = next(item for item in lines if item[1].count(b"\t") != 1 or item[1].startswith(b"\t"))
+    shown = bad.decode("utf-8", "replace")
+    raise UserError(f"{path}, line {number}: not one path, one tab and one number in '{shown}'; {_FORMAT_HELP}")
 
 
 def _parse_sizes(path: Path, bytes_: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -245,7 +226,6 @@ def _parse_sizes(path: Path, bytes_: np.ndarray, starts: np.ndarray, ends: np.nd
     if bad.any():
         index = int(bad.argmax())
         shown = bytes_[starts[index] : ends[index]].tobytes().decode("utf-8", "replace")
-        raise UserError(
-            f"{path}, line {index + 2}: '{shown}' samples, but this must be a whole number of 0 or more; {_FORMAT_HELP}"
-        )
+        problem = f"'{shown}' samples, but this must be a whole number of 0 or more"
+        raise UserError(f"{path}, line {index + 2}: {problem}; {_FORMAT_HELP}")
     return sizes

@@ -80,10 +80,8 @@ def read_weights(path: str | os.PathLike[str], length: int) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot read the weights ({error}); `amae weights` writes them") from None
     if weights.shape != (length,):
-        raise UserError(
-            f"{path} holds an array of shape {weights.shape}, but the manifest beside it has {length:,} clips; "
-            "run `amae weights` again"
-        )
+        problem = f"holds an array of shape {weights.shape}, but the manifest beside it has {length:,} clips"
+        raise UserError(f"{path} {problem}; run `amae weights` again")
     if weights.dtype.kind not in "fiu" or not np.isfinite(weights).all() or weights.min() < 0 or not weights.any():
         raise UserError(f"{path}: weights must be numbers, finite, not negative and not all 0")
     return weights
@@ -98,10 +96,8 @@ def class_subset(labels: Labels, fraction: float, seed: int) -> np.ndarray:
         raise ValueError(f"the fraction must be above 0 and at most 1, not {fraction}")
     order = np.random.default_rng(clip_seed(seed, 0, 0, _SUBSET)).permutation(len(labels))
     # All labels sorted by class, and within a class by the random order of their clips: the first ones are taken.
-    counts = np.diff(labels.offsets)
-    clip_of = np.repeat(np.arange(len(labels)), counts)
-    place = np.argsort(order)[clip_of]
-    by_class = np.lexsort((place, labels.ids))
+    clip_of = np.repeat(np.arange(len(labels)), np.diff(labels.offsets))
+    by_class = np.lexsort((np.argsort(order)[clip_of], labels.ids))
     sizes = labels.counts()
     rank = np.arange(len(by_class)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     taken = rank < np.ceil(fraction * sizes - 1e-9)[labels.ids[by_class]]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.utils.data
 from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from amae_plugin.data.dataset import AudioDataset, Item
@@ -37,23 +37,13 @@ def measure(
     """
     if not len(manifest):
         raise UserError(f"{manifest.path}: holds no clips")
-    dataset = AudioDataset(
-        manifest,
-        ModelInput(target_length=target_length, normalization="model"),  # log-mel values as they are
-        train=True,
-        seed=seed,
-        on_bad_audio="skip",
-        max_bad_audio=len(manifest),
-    )
+    log_mel = ModelInput(target_length=target_length, normalization="model")  # values as they are
+    dataset = AudioDataset(manifest, log_mel, train=True, seed=seed, on_bad_audio="skip", max_bad_audio=len(manifest))
     chosen = np.arange(len(manifest))
     if 0 < clips < len(manifest):
         chosen = np.sort(np.random.default_rng(seed).choice(len(manifest), clips, replace=False))
-    loader = torch.utils.data.DataLoader(
-        torch.utils.data.Subset(dataset, chosen.tolist()),
-        batch_size=_CLIPS_PER_STEP,
-        num_workers=workers,
-        collate_fn=_moments,
-    )
+    subset = Subset(dataset, chosen.tolist())
+    loader = DataLoader(subset, batch_size=_CLIPS_PER_STEP, num_workers=workers, collate_fn=_moments)
     total = torch.zeros(4, dtype=torch.float64)
     with tqdm(total=len(chosen), desc="measuring", unit="clip") as progress:
         for moments in loader:
@@ -65,8 +55,8 @@ def measure(
     values = frames * dataset.input.num_mel_bins
     mean = value_sum / values
     std = math.sqrt(max(0.0, square_sum / values - mean**2))
-    skipped = len(chosen) - int(decoded)
-    return {"mean": mean, "std": std, "clips": int(decoded), "frames": int(frames), "skipped": skipped}
+    counts = {"clips": int(decoded), "frames": int(frames), "skipped": len(chosen) - int(decoded)}
+    return {"mean": mean, "std": std, **counts}
 
 
 def _moments(items: Sequence[Item | None]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,14 +33,13 @@ class Trials:
             UserError: the file cannot be read, or a line is malformed or names a clip that the manifest lacks.
         """
         index = {manifest.name(number): number for number in range(len(manifest))}
-        same, pairs = array("b"), array("q")
-        for number, label, names in read_trial_lines(path):
+        trials = read_trial_lines(path)
+        for number, _, names in trials:
             for name in names:
                 if name not in index:
                     raise UserError(f"{path}, line {number}: '{name}' is not in {manifest.path}")
-                pairs.append(index[name])
-            same.append(label)
-        return cls(np.array(same, bool), np.array(pairs, np.int64).reshape(-1, 2))
+        pairs = np.array([[index[name] for name in names] for _, _, names in trials], np.int64)
+        return cls(np.array([label for _, label, _ in trials], bool), pairs)
 
 
 def read_trial_lines(path: str | os.PathLike[str]) -> list[tuple[int, int, tuple[str, str]]]:

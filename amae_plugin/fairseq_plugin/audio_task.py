@@ -9,8 +9,7 @@ import torch
 from fairseq.criterions import FairseqCriterion
 from fairseq.data import iterators
 from fairseq.dataclass import FairseqDataclass
-from fairseq.logging import metrics
-from fairseq.logging.meters import StopwatchMeter
+from fairseq.logging import meters, metrics
 from fairseq.optim import FairseqOptimizer
 from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING
@@ -39,31 +38,23 @@ class AudioTaskConfig(FairseqDataclass):
     mean: float = setting(ModelInput.mean, "mean of the corpus's log-mel values (amae stats); MAE-AST finds its own")
     std: float = setting(ModelInput.std, "their standard deviation")
     front_end: Optional[str] = setting(None, "log-mel front end: kaldi; null: the system's")
-    window_type: Optional[str] = setting(
-        None, "analysis window: hanning or povey; null: the system's (MAE-AST's is povey)"
-    )
+    window_type: Optional[str] = setting(None, "analysis window: hanning, povey; null: the system's (MAE-AST's: povey)")
     normalization: Optional[str] = setting(
         None, "two_std: (x - mean) / (2 std); one_std; model: by the model itself; null: the system's"
     )
     batch_length: str = setting(
-        "fixed",
-        "frames of the clips of a batch: fixed (target_length; shorter clips are padded), longest (of its "
-        "longest clip; the others are padded) or shortest (of its shortest clip; the others are cropped)",
+        "fixed", "clips of a batch: fixed (padded to target_length), longest (padded to it) or shortest (cropped to it)"
     )
     length_multiple: int = setting(16, "longest, shortest: the length of a batch is a multiple of this, as patches ask")
     sample_rate: int = setting(16_000, "longest, shortest: rate in Hz at which the manifest counts samples")
     augmentations: Any = setting(
-        "roll,magnitude",
-        "augmentations of training clips, in order: {name: parameters}, or a list of names; null: none "
-        "(roll, magnitude, mixup, spec_augment, noise: see amae_plugin/data/augment.py)",
+        "roll,magnitude", "names (roll, magnitude, mixup, spec_augment, noise) or {name: parameters}, in order; or null"
     )
     on_bad_audio: str = setting("raise", "a clip that cannot be decoded: raise stops, skip counts and logs it")
     max_bad_audio: int = setting(100, "number of clips that may be skipped, on each device, in all epochs together")
     clips_per_update: Optional[int] = setting(None, "global batch; recipes compute update_freq, lr and updates from it")
     frames_per_update: Optional[int] = setting(None, "the same in frames, for batches by dataset.max_tokens")
-    clips_per_epoch: Optional[int] = setting(
-        None, "clips of an epoch, from which recipes compute the number of updates"
-    )
+    clips_per_epoch: Optional[int] = setting(None, "clips of an epoch; recipes compute the number of updates from it")
     epochs: Optional[float] = setting(None, "length of the training, if a recipe reads it")
     warmup_epochs: Optional[float] = setting(None, "length of the warm-up, likewise")
     seed: int = II("common.seed")
@@ -83,7 +74,7 @@ class AudioTask(FairseqTask):
     def __init__(self, cfg: AudioTaskConfig):
         super().__init__(cfg)
         self.data = user_path(cfg.data)
-        self.data_wait = StopwatchMeter()
+        self.data_wait = meters.StopwatchMeter()
         # Of the system whose input the clips become; fairseq builds the model before it loads data.
         self.encoder_settings: Mapping[str, Any] = {"_name": "amae_audio_mae"}
 
@@ -95,13 +86,10 @@ class AudioTask(FairseqTask):
             UserError: a setting cannot be used, or, for a run, there is no folder of manifests.
         """
         task = cls(cfg)
-        if not from_checkpoint:
-            if not task.data.is_dir():
-                raise UserError(f"task.data={cfg.data}: there is no folder {task.data}; amae manifest makes one")
-            if cfg.bf16 or cfg.fp16:
-                raise UserError(
-                    "common.bf16 and common.fp16 do not work with these models: set model.bf16=true instead"
-                )
+        if not (from_checkpoint or task.data.is_dir()):
+            raise UserError(f"task.data={cfg.data}: there is no folder {task.data}; amae manifest makes one")
+        if not from_checkpoint and (cfg.bf16 or cfg.fp16):
+            raise UserError("common.bf16 and common.fp16 do not work with these models: set model.bf16=true instead")
         return task
 
     def read_manifest(self, split: str) -> Manifest:
@@ -112,17 +100,12 @@ class AudioTask(FairseqTask):
         """Make the data set of a split; the split ``train`` is shuffled, cropped at random and augmented."""
         same = ("seed", "batch_length", "length_multiple", "on_bad_audio", "max_bad_audio")
         settings.update({name: self.cfg[name] for name in same}, manifest_rate=self.cfg.sample_rate)
+        settings.update(augmentations=self.augmentations, train=split.startswith("train"))
         try:
-            dataset = AudioDataset(
-                manifest,
-                find_system(self.encoder_settings).read_input(self.cfg),
-                augmentations=self.augmentations,
-                train=split.startswith("train"),
-                **settings,
-            )
+            model_input = find_system(self.encoder_settings).read_input(self.cfg)
+            self.datasets[split] = FairseqAudioDataset(AudioDataset(manifest, model_input, **settings))
         except ValueError as error:
             raise UserError(f"task: {error}") from None
-        self.datasets[split] = FairseqAudioDataset(dataset)
 
     @functools.cached_property
     def augmentations(self) -> Tuple[Augmentation, ...]:
@@ -154,10 +137,8 @@ class AudioTask(FairseqTask):
         """
         longest = int(dataset.sizes.max(initial=0))
         if max_tokens is not None and longest > max_tokens:
-            raise UserError(
-                f"dataset.max_tokens={max_tokens}: the longest clip has {longest} frames; allow as many, or crop clips "
-                "by task.target_length"
-            )
+            remedy = "allow as many, or crop clips by task.target_length"
+            raise UserError(f"dataset.max_tokens={max_tokens}: the longest clip has {longest} frames; {remedy}")
         iterator = super().get_batch_iterator(dataset, max_tokens=max_tokens, **kwargs)
         iterator.disable_shuffling = not dataset.by_length
         if dataset.dataset.train:

@@ -34,11 +34,8 @@ class SummedCriterion(FairseqCriterion):
             sample_size: number of their summands.
             sample: batch of the task.
         """
-        return {
-            **{name: loss.detach() for name, loss in losses.items()},
-            "sample_size": sample_size,
-            **{name: sample[name] for name in ("nsentences", "ntokens")},
-        }
+        sizes = {"sample_size": sample_size, "nsentences": sample["nsentences"], "ntokens": sample["ntokens"]}
+        return {**{name: loss.detach() for name, loss in losses.items()}, **sizes}
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Values]) -> None:

@@ -57,9 +57,7 @@ class AmaeClassificationTaskConfig(AudioTaskConfig):
     noise: Optional[float] = setting(None, "sets augmentations.noise.amplitude; 0: no noise")
     noise_roll: Optional[int] = setting(None, "with noise: sets augmentations.noise.frames")
     balanced_samples: Optional[int] = setting(
-        None,
-        "draw this many clips an epoch, by train.weights.npy if it is there (amae weights), else by "
-        "class-balanced weights; null: every clip once",
+        None, "clips drawn an epoch, by train.weights.npy (amae weights) or else balanced by class; null: each once"
     )
     label_fraction: float = setting(1.0, "share of the training clips that is used, drawn class by class")
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
@@ -79,12 +77,9 @@ class AmaeClassificationTask(AudioTask):
         if cfg.balanced_samples is not None and cfg.balanced_samples < 1:
             raise UserError(f"task.balanced_samples={cfg.balanced_samples}: at least 1, or null")
         self.measures = ("mAP", "mAUC", "d_prime") if cfg.multi_label else ("accuracy", "macro_f1")
-        measured = ("loss", *self.measures)
-        if cfg.best_checkpoint_metric not in measured:
-            raise UserError(
-                f"checkpoint.best_checkpoint_metric={cfg.best_checkpoint_metric}: with "
-                f"task.multi_label={str(cfg.multi_label).lower()} it must be one of {', '.join(measured)}"
-            )
+        if cfg.best_checkpoint_metric not in (measured := ("loss", *self.measures)):
+            allowed = f"with task.multi_label={str(cfg.multi_label).lower()} it must be one of {', '.join(measured)}"
+            raise UserError(f"checkpoint.best_checkpoint_metric={cfg.best_checkpoint_metric}: {allowed}")
         self._scored: List[Tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.state.add_factory("classes", lambda: list(read_names(self.data / LABELS_NAME)))
 
@@ -96,18 +91,15 @@ class AmaeClassificationTask(AudioTask):
         """
         known, stored = self.state.state_dict.get("classes"), state_dict.get("classes")
         if known is not None and stored is not None and known != stored:
-            raise UserError(
-                f"{self.data / LABELS_NAME} is not the list of classes that the checkpoint was trained with; train in "
-                "another folder (hydra.run.dir=...) or restore the list"
-            )
+            remedy = "train in another folder (hydra.run.dir=...) or restore the list"
+            raise UserError(f"{self.data / LABELS_NAME} does not hold the classes of the checkpoint; {remedy}")
         super().load_state_dict(state_dict)
 
     def load_dataset(self, split: str, combine: bool = False, **kwargs: object) -> None:
         """Load ``<split>.tsv`` and ``<split>.lbl``."""
         manifest = self.read_manifest(split)
-        labels = Labels.read(
-            self.data / f"{split}.lbl", self.data / LABELS_NAME, len(manifest), multi=self.cfg.multi_label
-        )
+        path, names_path = self.data / f"{split}.lbl", self.data / LABELS_NAME
+        labels = Labels.read(path, names_path, len(manifest), multi=self.cfg.multi_label)
         sampling = self._sampling(split, labels) if split.startswith("train") else None
         self.make_dataset(manifest, split, labels=labels, sampling=sampling)
 
@@ -170,9 +162,7 @@ class AmaeClassificationTask(AudioTask):
         try:
             load(model.encoder, PublishedFile.read(user_path(cfg.imagenet)).state)
         except (ValueError, RuntimeError) as error:
-            raise UserError(
-                f"model.imagenet={cfg.imagenet}: no ViT or DeiT of model.encoder's sizes: {error}"
-            ) from None
+            raise UserError(f"model.imagenet={cfg.imagenet}: no ViT/DeiT of model.encoder's sizes: {error}") from None
 
     def _encoder_settings(self, cfg: DictConfig, pretrained: Optional[Checkpoint]) -> DictConfig:
         input_sizes = {"input_length": self.cfg.target_length, "num_mel_bins": self.cfg.num_mel_bins}
@@ -180,23 +170,18 @@ class AmaeClassificationTask(AudioTask):
             if cfg.get("imagenet"):
                 raise UserError("model.pretrained and model.imagenet exclude each other: set one of them to null")
             settings = dict(pretrained.encoder_settings)
-            if find_system(settings).fits_positions:
-                settings.update(input_sizes)
-            return OmegaConf.merge(settings, cfg.get("encoder") or {})
+            sizes = input_sizes if find_system(settings).fits_positions else {}
+            return OmegaConf.merge(settings, sizes, cfg.get("encoder") or {})
         if not cfg.get("encoder"):
-            raise UserError(
-                "model.pretrained is null, so model.encoder must say what to train from scratch: "
-                "+model@model.encoder=amae_audio_mae, or another file of config/model"
-            )
+            remedy = "+model@model.encoder=amae_audio_mae, or another file of config/model"
+            raise UserError(f"model.pretrained is null, so model.encoder must say what to train from scratch: {remedy}")
         return OmegaConf.merge(input_sizes, cfg.encoder)
 
     @staticmethod
     def _read_pretrained(path: str) -> Checkpoint:
         if not user_path(path).is_file():
-            raise UserError(
-                f"model.pretrained={path}: there is no such checkpoint; pretrain one, give another, or train from "
-                "scratch with model.pretrained=null"
-            )
+            remedy = "pretrain one, give another, or train from scratch with model.pretrained=null"
+            raise UserError(f"model.pretrained={path}: there is no such checkpoint; {remedy}")
         return Checkpoint.read(user_path(path))
 
     def valid_step(self, sample: Values, model: nn.Module, criterion: nn.Module) -> Tuple[Tensor, int, Values]:
@@ -227,14 +212,12 @@ class AmaeClassificationTask(AudioTask):
         ids, scores, targets = (np.concatenate(arrays) for arrays in zip(*parts))
         once = np.unique(ids, return_index=True)[1]
         scores, targets = scores[once], targets[once]
-        measured = (
-            multi_label(scores, targets) if self.cfg.multi_label else single_label(scores, targets.argmax(axis=1))
-        )
+        multi = self.cfg.multi_label
+        measured = multi_label(scores, targets) if multi else single_label(scores, targets.argmax(axis=1))
         stats.update(measured.headline)
-        metric = self.cfg.best_checkpoint_metric
-        if f"best_{metric}" in stats:  # the best of the earlier validations
-            best = max if self.cfg.maximize_best_checkpoint_metric else min
-            stats[f"best_{metric}"] = best(stats[f"best_{metric}"], stats[metric])
+        metric, better = self.cfg.best_checkpoint_metric, max if self.cfg.maximize_best_checkpoint_metric else min
+        if (best := f"best_{metric}") in stats:  # the best of the earlier validations
+            stats[best] = better(stats[best], stats[metric])
 
 
 # From logits and target probabilities (B, C) to the mean over clips.
@@ -245,9 +228,7 @@ LOSSES: Dict[str, Callable[..., Tensor]] = {"cross_entropy": F.cross_entropy, "b
 class AmaeClassificationConfig(FairseqDataclass):
     """Options of :class:`AmaeClassification`."""
 
-    loss: str = setting(
-        "cross_entropy", "cross_entropy (softmax), or bce (sigmoid; for several labels a clip, or with mixup)"
-    )
+    loss: str = setting("cross_entropy", "cross_entropy (softmax), or bce (sigmoid; several labels a clip, or mixup)")
     label_smoothing: float = setting(0.0, "share of the target spread over all classes, in training only")
 
 
@@ -271,9 +252,8 @@ class AmaeClassification(SummedCriterion):
     def forward(self, model: nn.Module, sample: Values, reduce: bool = True) -> Tuple[Tensor, int, Values]:
         """Return the loss of a batch of the task (summed over clips), their number, and the log."""
         logits, target = model(**sample["net_input"])["logits"], sample["target"]
-        smoothed = target
-        if self.training and self.label_smoothing:
-            smoothed = target * (1 - self.label_smoothing) + self.label_smoothing / target.shape[1]
+        spread = self.label_smoothing if self.training else 0.0
+        smoothed = target * (1 - spread) + spread / target.shape[1]
         loss = self.mean_loss(logits.float(), smoothed) * len(target)
         log = self.log({"loss": loss}, len(target), sample)
         if not self.training:
@@ -286,12 +266,8 @@ class AmaeClassification(SummedCriterion):
 class AmaeClassifierConfig(ClassifierConfig, FairseqDataclass):
     """:class:`ClassifierConfig` with what training adds: initial weights, learning rates, and compilation."""
 
-    pretrained: Optional[str] = setting(
-        None, "checkpoint of this plugin whose encoder is taken; null trains model.encoder from scratch"
-    )
-    imagenet: Optional[str] = setting(
-        None, "file of timm's ViT or DeiT weights from which the encoder starts, if its system can"
-    )
+    pretrained: Optional[str] = setting(None, "checkpoint that gives the encoder; null: model.encoder from scratch")
+    imagenet: Optional[str] = setting(None, "file of timm's ViT or DeiT weights to start from, if the system can")
     layer_decay: float = setting(0.75, "learning rate of a layer over that of the one above it")
 
 

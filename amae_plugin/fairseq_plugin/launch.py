@@ -42,13 +42,8 @@ def lay_out(cfg: DictConfig, nodes: int | None) -> Layout:
         UserError: the job is not what the recipe needs.
     """
     settings = cfg.distributed_training
-    layout = Layout.from_slurm(
-        os.environ,
-        settings.distributed_world_size,
-        None if cfg.common.cpu else torch.cuda.device_count(),
-        nodes,
-        settings.distributed_port if settings.distributed_port > 0 else None,
-    )
+    gpus, port = None if cfg.common.cpu else torch.cuda.device_count(), max(settings.distributed_port, 0)
+    layout = Layout.from_slurm(os.environ, settings.distributed_world_size, gpus, nodes, port)
     logger.info(f"{layout}")
     settings.distributed_num_procs = layout.processes
     settings.distributed_rank = layout.rank
@@ -112,10 +107,8 @@ class Run:
                 remove_partial_files(self.folder, "*.pt")
             main(self.cfg)
         if not self.updated and not (self.folder / "checkpoint_last.pt").exists():
-            raise UserError(
-                "nothing was trained: not one update was made; look at the data, dataset.batch_size, "
-                "optimization.max_epoch, max_update and lr"
-            )
+            remedy = "look at the data, dataset.batch_size, optimization.max_epoch, max_update and lr"
+            raise UserError(f"nothing was trained: not one update was made; {remedy}")
 
     def after_update(self, trainer: Trainer, epoch_itr: Any) -> None:
         """Stop if this start of the job was superseded, or if a signal says so and training would go on."""

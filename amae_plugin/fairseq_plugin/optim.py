@@ -39,20 +39,14 @@ class AmaeAdamW(FairseqOptimizer):
         groups: Dict[Tuple[float, float], List[nn.Parameter]] = defaultdict(list)
         for parameter in params:
             overrides = getattr(parameter, "optim_overrides", {}).get("optimizer", {})
-            scales = overrides.get("lr_scale", 1.0), overrides.get("weight_decay_scale", 1.0)
-            groups[scales].append(parameter)
-        self._lr = float(cfg.lr[0])
-        self._optimizer = torch.optim.AdamW(
-            [
-                {"params": group, "lr_scale": lr_scale, "weight_decay": cfg.weight_decay * weight_decay_scale}
-                for (lr_scale, weight_decay_scale), group in groups.items()
-            ],
-            lr=self._lr,
-            betas=(cfg.betas[0], cfg.betas[1]),
-            eps=cfg.eps,
-            fused=True,
-        )
-        self.set_lr(self._lr)
+            groups[overrides.get("lr_scale", 1.0), overrides.get("weight_decay_scale", 1.0)].append(parameter)
+        scaled = [
+            {"params": group, "lr_scale": lr_scale, "weight_decay": cfg.weight_decay * weight_decay_scale}
+            for (lr_scale, weight_decay_scale), group in groups.items()
+        ]
+        betas = (cfg.betas[0], cfg.betas[1])
+        self._optimizer = torch.optim.AdamW(scaled, lr=cfg.lr[0], betas=betas, eps=cfg.eps, fused=True)
+        self.set_lr(cfg.lr[0])
 
     def get_lr(self) -> float:
         """The learning rate of parameters without an override."""

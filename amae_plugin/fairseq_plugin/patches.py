@@ -45,8 +45,7 @@ def call_main(cfg: DictConfig, main: launch.Main, **kwargs: Any) -> None:
         if cfg.distributed_training.distributed_init_method is None:
             layout = launch.lay_out(cfg, launcher.get("nodes"))
             if layout.processes > 1:
-                launch.spawn(layout, main, cfg, kwargs)
-                return
+                return launch.spawn(layout, main, cfg, kwargs)
     _originals["call_main"](cfg, main, **kwargs)
 
 
@@ -164,7 +163,5 @@ def check() -> None:
 
 
 def _changed(difference: str) -> UserError:
-    return UserError(
-        f"amae_plugin does not fit this release of fairseq: {difference}; install the one that constraints.txt names, "
-        "or adapt amae_plugin/fairseq_plugin/patches.py"
-    )
+    remedy = "install the one that constraints.txt names, or adapt amae_plugin/fairseq_plugin/patches.py"
+    return UserError(f"amae_plugin does not fit this release of fairseq: {difference}; {remedy}")

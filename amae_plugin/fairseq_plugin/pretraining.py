@@ -43,9 +43,7 @@ class AmaePretrainingConfig(AudioTaskConfig):
 class AmaePretraining(AudioTask):
     """Masked-autoencoder pretraining on unlabelled audio."""
 
-    def __init__(self, cfg: AmaePretrainingConfig):
-        super().__init__(cfg)
-        self._writer: Optional[SummaryWriter] = None
+    _writer: Optional[SummaryWriter] = None
 
     def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> nn.Module:
         """Build the model, and keep its settings, which say what input it expects."""

@@ -38,10 +38,8 @@ class CosineByTime(CosineLRSchedule):
         if cfg.stop_time_hours <= 0:
             raise UserError("lr_scheduler amae_cosine_by_time: optimization.stop_time_hours must be above 0")
         if cfg.max_update <= cfg.warmup_updates:
-            raise UserError(
-                f"lr_scheduler amae_cosine_by_time: optimization.max_update, {cfg.max_update}, must be above "
-                f"lr_scheduler.warmup_updates, {cfg.warmup_updates}"
-            )
+            problem = f"{cfg.max_update}, must be above lr_scheduler.warmup_updates, {cfg.warmup_updates}"
+            raise UserError(f"lr_scheduler amae_cosine_by_time: optimization.max_update, {problem}")
         super().__init__(cfg, optimizer)
         # fairseq builds the schedule at the first update; its clock for the limit has run since it built the trainer.
         wall = metrics.get_meter("default", "wall")
@@ -49,7 +47,7 @@ class CosineByTime(CosineLRSchedule):
 
     def step_update(self, num_updates: int) -> float:
         """Set the learning rate of this moment, whatever the number of updates."""
-        seconds = [self._seconds()]
+        seconds = [time.monotonic() - self._start]
         if dist.is_initialized():
             dist.broadcast_object_list(seconds, src=0)
         share = seconds[0] / (3600 * self.cfg.stop_time_hours)
@@ -58,12 +56,9 @@ class CosineByTime(CosineLRSchedule):
 
     def state_dict(self) -> Dict[str, Any]:
         """Add the time so far, in seconds, to fairseq's state; only the first process is asked for it."""
-        return {**super().state_dict(), "seconds": self._seconds()}
+        return {**super().state_dict(), "seconds": time.monotonic() - self._start}
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         """Continue from that time; with a checkpoint of another schedule, which has none, the time begins."""
         super().load_state_dict(state_dict)
         self._start = time.monotonic() - state_dict.get("seconds", 0.0)
-
-    def _seconds(self) -> float:
-        return time.monotonic() - self._start

@@ -53,9 +53,8 @@ class AmaeSlurmLauncher(Launcher):
         sources = hydra.runtime.config_sources
         config_dir = next((Path(source.path) for source in sources if source.provider == "command-line"), None)
         snapshot = take_snapshot(folder, config_dir)
-        command = [f"--config-name={hydra.job.config_name}"]
-        if config_dir is not None:
-            command.append(f"--config-dir={snapshot / 'config'}")
+        recipes = [] if config_dir is None else [f"--config-dir={snapshot / 'config'}"]
+        command = [f"--config-name={hydra.job.config_name}", *recipes]
         command += [item for item in hydra.overrides.hydra if not item.startswith(("hydra.mode=", "hydra.run."))]
 
         jobs, returns = [], []
@@ -66,16 +65,9 @@ class AmaeSlurmLauncher(Launcher):
             run_dir = str((sweep_dir / str(config.hydra.sweep.subdir)).resolve())
             jobs.append(partial(run_training, *command, *overrides, f"hydra.run.dir={run_dir}"))
             logger.info(f"#{index}: {' '.join(filter_overrides(overrides))}")
-            returns.append(
-                JobReturn(
-                    overrides=list(overrides),
-                    cfg=OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]),
-                    hydra_cfg=OmegaConf.masked_copy(config, "hydra"),
-                    working_dir=run_dir,
-                    task_name=config.hydra.job.name,
-                    status=JobStatus.COMPLETED,
-                )
-            )
+            of_run = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+            job = (run_dir, config.hydra.job.name, JobStatus.COMPLETED)
+            returns.append(JobReturn(list(overrides), of_run, OmegaConf.masked_copy(config, "hydra"), *job))
         if len({job_return.working_dir for job_return in returns}) < len(jobs):
             raise UserError("several runs of the sweep would write to one folder; give them hydra.sweep.subdir")
         submitted = submit(jobs, folder, snapshot / "code", **self.resources)

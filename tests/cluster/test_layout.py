@@ -100,7 +100,7 @@ def test_job_that_does_not_fit_is_refused(
 
 def test_other_nodes_than_the_recipe_says_are_refused() -> None:
     with pytest.raises(UserError, match=r"hydra\.launcher\.nodes=2, but the step of job 1234 has 1 tasks on 1 nodes"):
-        Layout.from_slurm(step(), 4, None, wanted_nodes=2)
+        Layout.from_slurm(step(), 4, None, nodes=2)
 
 
 def test_batch_script_of_one_task_spawns_on_its_node() -> None:
