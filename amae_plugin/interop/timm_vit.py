@@ -1,7 +1,5 @@
 """Encoders and classifiers as timm's Vision Transformers: the same weights under timm's names, loaded strictly."""
 
-from __future__ import annotations
-
 import copy
 import json
 from dataclasses import asdict, replace
