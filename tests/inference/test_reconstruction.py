@@ -155,5 +155,5 @@ def test_a_model_that_diverged(audio_mae: Checkpoint) -> None:
     reconstructor = Reconstructor(audio_mae)
     with torch.no_grad():
         next(reconstructor.model.parameters()).fill_(torch.nan)
-    with pytest.raises(UserError, match="not finite numbers.*; its training diverged"):
+    with pytest.raises(UserError, match=r"not finite numbers.*; its training diverged"):
         reconstructor(noise(WINDOW))
