@@ -1,61 +1,18 @@
-"""Draws of a training epoch: its clips, as a part of the manifest or by weight, and the seed of each."""
+"""Weights of the clips and a part of them, by their classes."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from amae_plugin.data.dataset import clip_seed
 from amae_plugin.data.labels import Labels
 from amae_plugin.errors import UserError
 
 # AST's and Audio-MAE's; only ratios of weights matter, and a class without clips needs none.
 _SCALE = 1000.0
 _OFFSET = 0.01
-# Streams of random numbers that belong to no clip; 0 and 1 are the clips'.
-_DRAWS, _SUBSET = 2, 3
-
-
-def clip_seed(seed: int, epoch: int, index: int, stream: int = 0) -> int:
-    """Derive the seed of one clip in one epoch: a well-mixed integer in [0, 2**63), the range of PyTorch and NumPy.
-
-    It depends on nothing else, so a run gives the same crops, augmentations and masks whatever the number of workers
-    and ranks, and after it was resumed. Any integers are accepted, negative ones too (taken modulo 2**64). Random
-    numbers for different purposes come from different streams.
-    """
-    numbers = np.array([number % 2**64 for number in (seed, epoch, index, stream)], np.uint64)
-    return int(np.random.SeedSequence(numbers.view(np.uint32)).generate_state(1, np.uint64)[0]) >> 1
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """The clips of each epoch.
-
-    Attributes:
-        pool: (M,) int64, the clips to draw from, without repetition.
-        weights: (M,) relative frequencies of the draws; None: every clip once an epoch.
-        samples: draws in an epoch, with replacement; None without *weights*.
-        seed: random seed of the draws.
-    """
-
-    pool: np.ndarray
-    weights: np.ndarray | None = None
-    samples: int | None = None
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        if (self.weights is None) != (self.samples is None):
-            raise ValueError("weights and a number of samples belong together")
-        if self.weights is not None and self.weights.shape != self.pool.shape:
-            raise ValueError(f"{self.weights.shape} weights do not fit {self.pool.shape} clips")
-
-    def draw(self, epoch: int) -> np.ndarray:
-        """Draw the clips of an epoch, int64, with repetition; they depend on seed and epoch alone."""
-        if self.weights is None:
-            return self.pool
-        rng = np.random.default_rng(clip_seed(self.seed, epoch, 0, _DRAWS))
-        shares = self.weights.astype(np.float64)
-        return self.pool[rng.choice(len(self.pool), self.samples, p=shares / shares.sum())]
+_SUBSET = 3  # stream of random numbers; the data set has those before it
 
 
 def balanced_weights(labels: Labels) -> np.ndarray:

@@ -20,8 +20,7 @@ from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_plugin.bases import Values
-from amae_plugin.fairseq_plugin.dataset import FairseqAudioDataset, TimedBatches
+from amae_plugin.fairseq_plugin.bases import FairseqAudioDataset, TimedBatches, Values
 from amae_plugin.fairseq_plugin.hydra import user_path
 from amae_plugin.models.registry import find_system
 from amae_plugin.models.settings import setting

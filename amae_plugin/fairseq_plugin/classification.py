@@ -19,8 +19,9 @@ from omegaconf import II, DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
 from amae_plugin.checkpoints import Checkpoint
+from amae_plugin.data.dataset import Sampling
 from amae_plugin.data.labels import LABELS_NAME, Labels, read_names
-from amae_plugin.data.sampling import Sampling, balanced_weights, class_subset, read_weights
+from amae_plugin.data.sampling import balanced_weights, class_subset, read_weights
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.audio_task import AudioTask, AudioTaskConfig
 from amae_plugin.fairseq_plugin.bases import SummedCriterion, TrainedModel, Values

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from amae_plugin.checkpoints import Checkpoint
+from amae_plugin.data.dataset import clip_seed
 from amae_plugin.data.inversion import invert
 from amae_plugin.data.log_mel import FLOOR, FrontEnd, fit_length
-from amae_plugin.data.sampling import clip_seed
 from amae_plugin.errors import UserError
 from amae_plugin.inference.windows import Windows
 from amae_plugin.metrics.band_errors import BandErrors, join_visible

@@ -9,11 +9,10 @@ from torch.utils.data import DataLoader
 
 from amae_plugin.data.audio import AudioError, load_clip
 from amae_plugin.data.augment import Augmentation, Magnitude, Mixup, Noise, Roll, SpecAugment
-from amae_plugin.data.dataset import AudioDataset
+from amae_plugin.data.dataset import AudioDataset, Sampling, clip_seed
 from amae_plugin.data.labels import Labels
 from amae_plugin.data.log_mel import LogMel, ModelInput, fit_length
 from amae_plugin.data.manifest import Manifest, write_manifest
-from amae_plugin.data.sampling import Sampling, clip_seed
 
 INPUT = ModelInput(target_length=64, mean=-5.0, std=4.0)
 mix = Mixup().mix

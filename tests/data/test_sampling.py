@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amae_plugin.data.dataset import Sampling, clip_seed
 from amae_plugin.data.labels import Labels
-from amae_plugin.data.sampling import Sampling, balanced_weights, class_subset, clip_seed, read_weights
+from amae_plugin.data.sampling import balanced_weights, class_subset, read_weights
 from amae_plugin.errors import UserError
 
 CLASSES = 5

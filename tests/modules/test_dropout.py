@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from amae_plugin.modules.dropout import Dropout, attention, random_kept
+from amae_plugin.modules.blocks import Dropout, attention, random_kept
 
 
 def noise(*shape: int) -> Tensor:

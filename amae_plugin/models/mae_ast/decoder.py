@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from amae_plugin.models.mae_ast.config import MAEASTConfig
-from amae_plugin.modules.blocks import PostNormBlock, init_linear
-from amae_plugin.modules.dropout import Dropout
+from amae_plugin.modules.blocks import Dropout, PostNormBlock, init_linear
 from amae_plugin.modules.embedding import SequencePositions
 
 

@@ -9,8 +9,7 @@ from typing_extensions import override
 from amae_plugin.models.base import Encoder
 from amae_plugin.models.mae_ast.config import MAEASTConfig
 from amae_plugin.models.mae_ast.input_norm import InputNorm
-from amae_plugin.modules.blocks import PostNormBlock, init_linear
-from amae_plugin.modules.dropout import Dropout
+from amae_plugin.modules.blocks import Dropout, PostNormBlock, init_linear
 from amae_plugin.modules.embedding import PatchEmbed, SequencePositions, Size2d
 from amae_plugin.modules.masking import take_tokens
 
