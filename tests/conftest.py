@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import settings
 from torch import nn
 
 from amae_plugin.data.labels import write_labels, write_names
 from amae_plugin.data.manifest import write_manifest
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
 from amae_plugin.models.registry import SYSTEMS
+
+# The time of an example says nothing: the first one warms up, and cores are shared.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 ENCODER = {
     "_name": "amae_audio_mae",

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -162,7 +161,7 @@ class _Attempts(torch.utils.data.Dataset):
         except AudioError as error:
             return clip, error
 
-    def collate(self, items: Sequence[Any]) -> _Batch:
+    def collate(self, items: Sequence[Item | tuple[int, AudioError] | None]) -> _Batch:
         """Separate the decoded clips, as a batch, from the failures."""
         failures = [item for item in items if isinstance(item, tuple)]
         return self.dataset.collate([item for item in items if not isinstance(item, tuple)]), failures

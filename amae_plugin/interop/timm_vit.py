@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from amae_plugin.checkpoints import Checkpoint
-from amae_plugin.data.log_mel import NORMALIZATIONS
 from amae_plugin.errors import UserError
 from amae_plugin.interop.formats import Format
 from amae_plugin.models.base import Model
@@ -91,7 +90,7 @@ class Timm(Format):
     def _config(self) -> dict[str, object]:
         """Return the entries of timm's own export, and the description of the input."""
         arguments, model_input = self.vit.arguments, self.checkpoint.input
-        scale = NORMALIZATIONS[model_input.normalization] or 1.0
+        shift, scale = model_input.shift_and_scale
         config = {
             "architecture": self.vit.architecture,
             "num_classes": arguments["num_classes"],
@@ -101,8 +100,8 @@ class Timm(Format):
             "pretrained_cfg": {
                 "input_size": [1, *arguments["img_size"]],
                 "fixed_input_size": True,
-                "mean": [model_input.mean],
-                "std": [scale * model_input.std],
+                "mean": [shift],
+                "std": [scale],
                 "first_conv": "patch_embed.proj",
                 "classifier": ["head", "head_dist"] if self.vit.architecture == DEIT else "head",
             },

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -110,7 +110,6 @@ def waveform(samples, seed):
     return torch.randn(samples, generator=torch.Generator().manual_seed(seed)) + 3
 
 
-@settings(deadline=None)
 @given(st.integers(1, 50), st.integers(1, 50), st.floats(0, 1), st.integers(0, 1000))
 def test_mixed_waveforms_are_the_weighted_sum_of_both_without_their_means(first, second, share, seed):
     one, other = waveform(first, seed), waveform(second, seed + 1)

@@ -26,7 +26,7 @@ def write(tmp_path):
     return write
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), names=st.lists(NAME, min_size=1, max_size=8, unique=True))
 def test_what_is_written_is_read(tmp_path_factory, data, names):
     folder = tmp_path_factory.mktemp("labels")

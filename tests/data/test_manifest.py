@@ -29,7 +29,7 @@ def write(tmp_path):
     return write
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.lists(st.tuples(NAME, SIZE), max_size=12))
 def test_what_is_written_is_read(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("manifest")
@@ -40,7 +40,7 @@ def test_what_is_written_is_read(tmp_path_factory, rows):
     assert manifest.sizes.dtype == np.int64
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(stem=NAME, start=st.integers(0, 2**40), length=st.integers(0, 2**40), archive=st.booleans())
 def test_zip_entries_and_segments_with_colons_in_the_path(tmp_path_factory, stem, start, length, archive):
     folder = tmp_path_factory.mktemp("manifest")

@@ -37,7 +37,7 @@ def ceil_share(per_mille: int, clips: int) -> int:
     return -(-per_mille * clips // 1000)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=SINGLE, per_mille=PER_MILLE, seed=st.integers(0, 2**40))
 def test_a_subset_keeps_the_share_of_every_class_rounded_up(rows: list[list[int]], per_mille: int, seed: int) -> None:
     labels = labelled(rows)
@@ -45,7 +45,7 @@ def test_a_subset_keeps_the_share_of_every_class_rounded_up(rows: list[list[int]
     assert kept(rows, subset) == [ceil_share(per_mille, count) for count in labels.counts()]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=SEVERAL, per_mille=PER_MILLE, seed=st.integers(0, 2**40))
 def test_a_subset_of_clips_with_several_labels_keeps_at_least_that_share(
     rows: list[list[int]], per_mille: int, seed: int
@@ -57,7 +57,7 @@ def test_a_subset_of_clips_with_several_labels_keeps_at_least_that_share(
     assert len(subset) <= sum(shares)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=SEVERAL, per_mille=PER_MILLE, seed=st.integers(0, 2**40))
 def test_a_subset_is_sorted_and_unique_and_the_same_again(rows: list[list[int]], per_mille: int, seed: int) -> None:
     labels = labelled(rows)
@@ -102,7 +102,7 @@ def test_without_weights_every_clip_is_heard_once_in_each_epoch() -> None:
 WEIGHTS = st.lists(st.sampled_from([0.0, 1e-3, 0.5, 1.0, 1e6]), min_size=1, max_size=30).filter(any)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(weights=WEIGHTS, samples=st.integers(1, 100), seed=st.integers(0, 2**40), epoch=st.integers(0, 1000))
 def test_draws_are_as_many_as_asked_from_the_pool_and_never_of_weight_0(
     weights: list[float], samples: int, seed: int, epoch: int
@@ -141,7 +141,7 @@ def test_weights_and_samples_belong_together_and_fit_the_pool() -> None:
         Sampling(pool, np.ones(4), 3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=SEVERAL.filter(bool))
 def test_a_clip_weighs_the_sum_over_its_classes(rows: list[list[int]]) -> None:
     counts = [sum(i in row for row in rows) for i in range(CLASSES)]

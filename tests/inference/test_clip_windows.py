@@ -21,7 +21,7 @@ def test_windows_start_a_hop_apart_and_the_last_ends_with_the_clip(steps, width,
     hop = data.draw(st.integers(1, width))
     starts = Windows.cover(steps, width, hop).starts
     assert starts[0] == 0 and starts[-1] + width == max(steps, width)
-    assert all(after - before == hop for before, after in itertools.pairwise(starts))
+    assert all(after - before == hop for before, after in itertools.pairwise(starts[:-1]))
     assert all(0 < after - before <= hop for before, after in itertools.pairwise(starts))
 
 

@@ -362,7 +362,7 @@ def test_a_conversion_gives_the_same_every_time() -> None:
 # --- Any of them
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     heads=st.integers(1, 3),
     head_width=st.sampled_from([8, 12, 64]),
@@ -444,7 +444,7 @@ def test_a_part_of_an_attention_cannot_be_initialised(golden: Callable) -> None:
         convert(file, Path("y"), ConversionOptions(), partial=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     archive=st.sampled_from(["audio_mae_classifier", "audio_mae_global", "mae_ast_patch", "ssast_frame"]),
     index=st.integers(0, 500),

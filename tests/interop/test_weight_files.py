@@ -111,7 +111,7 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
             read_weights(tmp_path / name)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(position=st.integers(0, 10_000), value=st.integers(0, 255), legacy=st.booleans())
 def test_a_damaged_byte_is_read_or_refused_but_never_runs_anything(
     tmp_path_factory: pytest.TempPathFactory, position: int, value: int, legacy: bool

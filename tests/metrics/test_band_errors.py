@@ -32,7 +32,7 @@ def test_errors_of_clips_are_those_of_all_their_hidden_values() -> None:
     assert BandErrors.pool(halves).total_rms == pytest.approx(together.total_rms)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**31), st.integers(1, 30), st.floats(0, 1))
 def test_straight_lines_are_numpys(seed: int, frames: int, share: float) -> None:
     torch.manual_seed(seed)

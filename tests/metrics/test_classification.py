@@ -70,7 +70,7 @@ def test_perfect_ranking():
     assert d_prime(0.5) == 0.0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), scale=st.sampled_from([0.5, 4.0]))
 def test_only_the_order_of_scores_matters(seed, scale):
     rng = np.random.default_rng(seed)

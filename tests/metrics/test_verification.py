@@ -28,7 +28,7 @@ def test_equal_error_rate_by_hand(scores, same, rate):
     assert equal_error_rate(scores, same) == pytest.approx(rate)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), trials=st.integers(2, 60))
 def test_swapping_the_kinds_mirrors_the_rate(seed, trials):
     rng = np.random.default_rng(seed)

@@ -19,7 +19,7 @@ def guess(values: torch.Tensor, known: torch.Tensor, grid: tuple[int, int], fram
     return mean + covariance[:, known] @ torch.linalg.inv(inner) @ (values[known] - mean)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31), st.integers(1, 9), st.integers(1, 5), st.sampled_from([2, 16]))
 def test_every_clip_is_the_textbooks_guess(seed: int, rows: int, columns: int, frames: int) -> None:
     torch.manual_seed(seed)

@@ -71,7 +71,7 @@ class Poison(torch.nn.Module):
         return self.block(torch.where(self.padding[plan.order][:, None], self.value, x), plan)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     grid=st.tuples(st.integers(1, 11), st.integers(1, 6)),
     shift=st.sampled_from([(2, 0), (2, 2), (1, 3)]),
