@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import settings
 from torch import nn
 
 from amae_plugin.data.labels import write_labels, write_names
@@ -19,8 +19,8 @@ from amae_plugin.models.classifier import Classifier, ClassifierConfig
 from amae_plugin.models.registry import SYSTEMS
 
 # The time of an example says nothing: the first one warms up, and cores are shared.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 ENCODER = {
     "_name": "amae_audio_mae",
