@@ -1,1 +1,1 @@
-"""What ``make demo`` needs and a training run on real data does not."""
+"""``make demo``: a spoken corpus, trainings on it, and their comparison; a run on real data needs none of it."""

@@ -1,4 +1,4 @@
-"""What the tasks share: clips of a manifest in fairseq's batches."""
+"""Base of the tasks: clips of a manifest in fairseq's batches."""
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 import functools
