@@ -125,7 +125,7 @@ def test_job_that_is_not_what_the_recipe_needs_ends_before_training(slurm: Slurm
     )
     nodes, nodes_log = slurm.sbatch("task_per_gpu.sbatch", "nodes", one, *on_cpus(2, 2), *data)
     assert slurm.wait_for_end(gpus, gpus_log)["JobState"] == "FAILED"
-    assert "sees 0; ask for --gpus-per-node=4, or train on CPUs with run_config=slurm_cpu" in read(gpus_log)
+    assert "sees 0; ask for --gpus-per-node=4, or train on CPUs: run_config=slurm_cpu" in read(gpus_log)
     assert slurm.wait_for_end(nodes, nodes_log)["JobState"] == "FAILED"
     assert "hydra.launcher.nodes=2, but the step of job" in read(nodes_log)
     assert not (slurm.folder / "run" / "checkpoints").exists()
