@@ -28,8 +28,9 @@ def start(tmp_path: Path):
 
     def start(*ends: str) -> subprocess.Popen[str]:
         code = f"""
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background ignores it
 from amae_plugin.errors import UserError
 from amae_plugin.runs import training
 root = Path({str(tmp_path)!r})
