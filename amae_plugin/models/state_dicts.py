@@ -34,7 +34,13 @@ def count_heads(width: int, num_heads: int | None = None) -> int:
 
 
 def mlp_ratio(hidden: int, width: int) -> float:
-    """Return the ratio from which a block computes exactly this hidden width of its MLP."""
+    """Return the ratio from which a block computes exactly this hidden width of its MLP.
+
+    Raises:
+        ValueError: the width is 0.
+    """
+    if not width:
+        raise ValueError("its tensors show a width of 0")
     ratio = hidden / width
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 

@@ -30,7 +30,7 @@ def grid_size(frames: int, bands: int, patch_size: Size2d, stride: Size2d | None
     """
     stride = stride or patch_size
     if stride == patch_size:
-        if frames % patch_size[0] or bands % patch_size[1] or not frames or not bands:
+        if min(frames, bands, *patch_size) < 1 or frames % patch_size[0] or bands % patch_size[1]:
             raise ValueError(
                 f"a spectrogram of {frames} frames x {bands} bands cannot be cut into patches of {patch_size[0]} "
                 f"frames x {patch_size[1]} bands: both lengths must be positive multiples of the patch"
