@@ -141,7 +141,7 @@ class Checkpoint:
             UserError: the task section lacks a setting that describes the input.
         """
         try:
-            return self.system.read_input(self.config.get("task") or {})
+            return ModelInput.from_settings(self.config.get("task") or {}, self.system.default_input)
         except (UserError, ValueError) as error:
             raise UserError(f"{self.path}: {error}") from None
 

@@ -3,7 +3,7 @@
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 import functools
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from fairseq.criterions import FairseqCriterion
@@ -22,7 +22,6 @@ from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.bases import FairseqAudioDataset, TimedBatches, Values
 from amae_plugin.fairseq_plugin.hydra import user_path
-from amae_plugin.models.registry import find_system
 from amae_plugin.models.settings import setting
 
 
@@ -74,8 +73,7 @@ class AudioTask(FairseqTask):
         super().__init__(cfg)
         self.data = user_path(cfg.data)
         self.data_wait = meters.StopwatchMeter()
-        # Of the system whose input the clips become; fairseq builds the model before it loads data.
-        self.encoder_settings: Mapping[str, Any] = {"_name": "amae_audio_mae"}
+        self.default_input = ModelInput()  # the system's; fairseq builds the model before it loads data
 
     @classmethod
     def setup_task(cls, cfg: AudioTaskConfig, from_checkpoint: bool = False) -> "AudioTask":
@@ -101,7 +99,7 @@ class AudioTask(FairseqTask):
         settings.update({name: self.cfg[name] for name in same}, manifest_rate=self.cfg.sample_rate)
         settings.update(augmentations=self.augmentations, train=split.startswith("train"))
         try:
-            model_input = find_system(self.encoder_settings).read_input(self.cfg)
+            model_input = ModelInput.from_settings(self.cfg, self.default_input)
             self.datasets[split] = FairseqAudioDataset(AudioDataset(manifest, model_input, **settings))
         except ValueError as error:
             raise UserError(f"task: {error}") from None

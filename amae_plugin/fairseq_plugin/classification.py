@@ -145,7 +145,7 @@ class AmaeClassificationTask(AudioTask):
             if not from_checkpoint:
                 pretrained = self._read_pretrained(cfg.pretrained) if cfg.get("pretrained") else None
                 cfg.encoder = self._encoder_settings(cfg, pretrained)
-        self.encoder_settings = cfg.encoder
+        self.default_input = find_system(cfg.encoder).default_input
         model = super().build_model(cfg, from_checkpoint)
         if pretrained is not None:
             pretrained.load_encoder(model)

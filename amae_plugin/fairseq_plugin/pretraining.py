@@ -22,6 +22,7 @@ from amae_plugin.fairseq_plugin.bases import SummedCriterion, TrainedModel, Valu
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
 from amae_plugin.models.base import PretrainingModel, summed_losses
 from amae_plugin.models.mae_ast import MAEAST, MAEASTConfig
+from amae_plugin.models.registry import find_system
 from amae_plugin.models.settings import setting
 from amae_plugin.models.ssast import SSAST, SSASTConfig
 
@@ -46,8 +47,8 @@ class AmaePretraining(AudioTask):
     _writer: Optional[SummaryWriter] = None
 
     def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> nn.Module:
-        """Build the model, and keep its settings, which say what input it expects."""
-        self.encoder_settings = cfg
+        """Build the model, and note what input its system expects."""
+        self.default_input = find_system(cfg).default_input
         model = super().build_model(cfg, from_checkpoint)
         if self.cfg.picture_interval and not model.draws and not from_checkpoint:
             logger.info("task.picture_interval: no pictures, since the model's objectives predict no spectrogram")

@@ -54,7 +54,3 @@ class System(Generic[E]):
     def encoder(self, settings: Settings) -> E:
         """Build the encoder of a model section for a downstream task."""
         return self.encoder_class(self.config.from_settings({**settings, **self.downstream}))
-
-    def read_input(self, task: Settings) -> ModelInput:
-        """Read the input from a task section, with the system's values for settings that it leaves open."""
-        return ModelInput.from_settings(task, self.default_input)

@@ -113,7 +113,7 @@ def test_settings_that_make_no_sense_name_the_task(folder: Path) -> None:
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_the_front_end_is_the_systems_unless_it_is_set(system: str, folder: Path) -> None:
     made = task(folder)
-    made.encoder_settings = {"_name": system}
+    made.default_input = SYSTEMS[system].default_input
     made.load_dataset("valid")
     dataset = made.dataset("valid").dataset
     window, normalization = ("povey", "model") if system == "amae_mae_ast" else ("hanning", "two_std")

@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from torch import Tensor
-
-GOLDEN = Path(__file__).parents[1] / "golden"
+from archives import Archive
 
 
-class Golden:
-    """A golden archive."""
-
-    def __init__(self, name: str):
-        self.values = dict(np.load(GOLDEN / f"{name}.npz"))
-
-    def __getitem__(self, name: str) -> Tensor:
-        return torch.from_numpy(np.asarray(self.values[name]))
-
-    def number(self, name: str) -> int:
-        return int(self.values[name])
-
-    @property
-    def state(self) -> dict[str, Tensor]:
-        """The weights under the official names, float32."""
-        names = [name for name in self.values if name.startswith("state/")]
-        tensors = {name[len("state/") :]: self[name] for name in names}
-        return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+class Golden(Archive):
+    """A golden archive, and the settings that its publisher's checkpoints hold beside the weights."""
 
     def mae_ast_cfg(self, **model: Any) -> dict[str, Any]:
         """What MAE-AST's fairseq checkpoints hold as ``cfg``, as far as it matters."""
