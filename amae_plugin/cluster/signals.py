@@ -1,17 +1,38 @@
-"""Signals by which SLURM announces that it will end a job."""
+"""Signals that ask a training process to stop: SLURM's, a cloud machine's before it goes, and the user's interrupt."""
 
+import os
 import signal
+from collections.abc import Iterable
 from types import FrameType
 
-SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
-"""SIGUSR2 precedes a time-out (sbatch ``--signal=USR2@seconds``), SIGTERM a preemption."""
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+"""SIGUSR2 precedes a time-out (sbatch ``--signal=USR2@seconds``), SIGTERM a preemption or a shutdown."""
 _received: signal.Signals | None = None
+_children: Iterable[int] = ()
 
 
-def install_handlers() -> None:
-    """Have this process remember the signals instead of dying of them."""
+def install_handlers(children: Iterable[int] = ()) -> None:
+    """Have this process remember the signals instead of dying of them; a second interrupt is one again.
+
+    A signal that this process ignores, as a job in a shell's background ignores interrupts, stays ignored.
+
+    Args:
+        children: processes to send the signals on to.
+    """
+    global _children
+    _children = children
     for number in SIGNALS:
-        signal.signal(number, _remember)
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _remember)
+
+
+def forget() -> None:
+    """Give the signals their usual meaning again."""
+    global _received
+    _received = None
+    for number in SIGNALS:
+        if signal.getsignal(number) == _remember:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def first_received() -> signal.Signals | None:
@@ -21,4 +42,8 @@ def first_received() -> signal.Signals | None:
 
 def _remember(number: int, frame: FrameType | None) -> None:
     global _received
+    if number == _received == signal.SIGINT:
+        raise KeyboardInterrupt
     _received = _received or signal.Signals(number)
+    for child in _children:
+        os.kill(child, number)

@@ -18,8 +18,10 @@ import itertools
 import mmap
 import os
 import posixpath
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
@@ -111,6 +113,11 @@ class Manifest:
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    @cached_property
+    def checksum(self) -> int:
+        """CRC-32 of all lines but the root."""
+        return zlib.crc32(memoryview(self._text)[self._text.find(b"\n") :])
 
     def __getitem__(self, index: int) -> Clip:
         """Return the clip of line ``index + 2``."""

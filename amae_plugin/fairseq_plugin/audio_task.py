@@ -2,25 +2,29 @@
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Tuple
 
+import numpy as np
 import torch
 from fairseq.criterions import FairseqCriterion
-from fairseq.data import iterators
+from fairseq.data import data_utils
 from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import meters, metrics
 from fairseq.optim import FairseqOptimizer
 from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING
-from torch import nn
+from torch import Tensor, nn
 
 from amae_plugin.data.augment import Augmentation, build_augmentations, read_choice
 from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_plugin.bases import FairseqAudioDataset, TimedBatches, Values
+from amae_plugin.fairseq_plugin.bases import FairseqAudioDataset, Values
+from amae_plugin.fairseq_plugin.batches import STAND_IN, EpochBatches
 from amae_plugin.fairseq_plugin.hydra import user_path
 from amae_plugin.models.settings import setting
 
@@ -56,12 +60,10 @@ class AudioTaskConfig(FairseqDataclass):
     epochs: Optional[float] = setting(None, "length of the training, if a recipe reads it")
     warmup_epochs: Optional[float] = setting(None, "length of the warm-up, likewise")
     seed: int = II("common.seed")
+    best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
+    maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
     bf16: bool = II("common.bf16")
     fp16: bool = II("common.fp16")
-    # Read by fairseq: batches are drawn anew in each epoch, and workers start anew, since they must see the epoch.
-    rebuild_batches: bool = True
-    reuse_dataloader: bool = False
-    persistent_workers: bool = False
 
 
 class AudioTask(FairseqTask):
@@ -88,6 +90,27 @@ class AudioTask(FairseqTask):
         if not from_checkpoint and (cfg.bf16 or cfg.fp16):
             raise UserError("common.bf16 and common.fp16 do not work with these models: set model.bf16=true instead")
         return task
+
+    def check_best_metric(self, measures: Sequence[str], condition: str) -> None:
+        """Check by what fairseq chooses the best checkpoint.
+
+        Args:
+            measures: names of what a validation measures besides the loss; more of them is better.
+            condition: beginning of the message "..., it must be one of".
+
+        Raises:
+            UserError: nothing of that name is measured, or the worst checkpoint would be kept.
+        """
+        metric, maximize = self.cfg.best_checkpoint_metric, self.cfg.maximize_best_checkpoint_metric
+        if metric not in measures:
+            raise UserError(
+                f"checkpoint.best_checkpoint_metric={metric}: {condition} it must be one of {', '.join(measures)}"
+            )
+        if maximize != (not metric.startswith("loss")):
+            key, value = "checkpoint.maximize_best_checkpoint_metric", str(not maximize).lower()
+            raise UserError(
+                f"{key}: with best_checkpoint_metric={metric} it must be {value}, or the worst checkpoint is kept"
+            )
 
     def read_manifest(self, split: str) -> Manifest:
         """Read ``<split>.tsv``."""
@@ -121,13 +144,28 @@ class AudioTask(FairseqTask):
         return read_choice(self.cfg.augmentations)
 
     def get_batch_iterator(
-        self, dataset: FairseqAudioDataset, max_tokens: Optional[int] = None, **kwargs: Any
-    ) -> iterators.EpochBatchIterator:
-        """Make fairseq's iterator over the order that the data set gives; in training it adds up the time of waiting.
+        self,
+        dataset: FairseqAudioDataset,
+        max_tokens: Optional[int] = None,
+        max_sentences: Optional[int] = None,
+        max_positions: Optional[int] = None,
+        ignore_invalid_inputs: bool = False,
+        required_batch_size_multiple: int = 1,
+        seed: int = 1,
+        num_shards: int = 1,
+        shard_id: int = 0,
+        num_workers: int = 0,
+        epoch: int = 1,
+        data_buffer_size: int = 0,
+        disable_iterator_cache: bool = False,
+        skip_remainder_batch: bool = False,
+        grouped_shuffling: bool = False,
+        update_epoch_batch_itr: bool = False,
+    ) -> EpochBatches:
+        """Make the batches of an epoch; in training the iterator adds up the time of waiting.
 
-        fairseq would shuffle the batches once more. Without that, an update's clips are a run of the epoch's order,
-        the same for every batch size, number of devices and number of accumulation steps that make up its global batch.
-        Batches of clips of one length must be shuffled, since they come in the order of the length.
+        fairseq would leave out clips that are too long, of which there are none, and reuse an iterator in the next
+        epoch.
 
         Raises:
             UserError: a clip is longer than a batch may be.
@@ -136,13 +174,31 @@ class AudioTask(FairseqTask):
         if max_tokens is not None and longest > max_tokens:
             remedy = "allow as many, or crop clips by task.target_length"
             raise UserError(f"dataset.max_tokens={max_tokens}: the longest clip has {longest} frames; {remedy}")
-        iterator = super().get_batch_iterator(dataset, max_tokens=max_tokens, **kwargs)
-        iterator.disable_shuffling = not dataset.by_length
-        if dataset.dataset.train:
-            # Of the class, since fairseq may return an iterator that it returned before, with this method replaced.
-            next_epoch = functools.partial(iterators.EpochBatchIterator.next_epoch_itr, iterator)
-            iterator.next_epoch_itr = lambda **options: TimedBatches(next_epoch(**options), self.data_wait)
-        return iterator
+
+        def make_batches(dataset: FairseqAudioDataset, epoch: int) -> Sequence[np.ndarray]:
+            with data_utils.numpy_seed(seed + epoch):
+                order = dataset.ordered_indices()
+            return dataset.batch_by_size(order, max_tokens, max_sentences, required_batch_size_multiple)
+
+        dataset.set_epoch(epoch)
+        stopwatch = self.data_wait if dataset.dataset.train else meters.StopwatchMeter()
+        options = {"seed": seed, "num_shards": num_shards, "shard_id": shard_id, "num_workers": num_workers}
+        options |= {"epoch": epoch, "buffer_size": data_buffer_size, "grouped_shuffling": grouped_shuffling}
+        # Workers start anew in each epoch, since they must see it.
+        options |= {"skip_remainder_batch": skip_remainder_batch, "persistent_workers": False}
+        return EpochBatches(dataset, make_batches, stopwatch, **options)
+
+    def get_checkpoint_dict(self) -> Dict[str, Any]:
+        """Have checkpoints keep how long fairseq's early stopping has waited for a better result."""
+        from fairseq_cli.train import should_stop_early  # imports all of fairseq, which imports this module
+
+        return {type(self).__name__: {name: float(value) for name, value in vars(should_stop_early).items()}}
+
+    def set_checkpoint_dict(self, state: Dict[str, float]) -> None:
+        """Continue early stopping from a checkpoint."""
+        from fairseq_cli.train import should_stop_early
+
+        vars(should_stop_early).update(state)
 
     def reduce_metrics(self, logging_outputs: List[Values], criterion: FairseqCriterion) -> None:
         """Log what the criterion and fairseq log, and in training the clips per second of all devices."""
@@ -151,13 +207,69 @@ class AudioTask(FairseqTask):
             clips = sum(log["nsentences"] for log in logging_outputs)
             metrics.log_speed("clips_per_second", clips, priority=90, round=1)
 
+    def train_step(
+        self,
+        sample: Values,
+        model: nn.Module,
+        criterion: nn.Module,
+        optimizer: FairseqOptimizer,
+        update_num: int,
+        ignore_grad: bool = False,
+    ) -> Any:
+        """Run fairseq's step; a stand-in gives no gradient.
+
+        Raises:
+            OutOfMemory: the batch does not fit.
+        """
+        stand_in = sample.get(STAND_IN, False)
+        with naming_memory("dataset.batch_size"):
+            step = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad or stand_in)
+        return _without_count(*step) if stand_in else step
+
     def valid_step(self, sample: Values, model: nn.Module, criterion: nn.Module) -> Any:
-        """Run fairseq's step without compilation, which would cost more time than a validation's few batches."""
-        with torch.compiler.set_stance("force_eager"):
-            return super().valid_step(sample, model, criterion)
+        """Run fairseq's step without compilation, which would cost more time than a validation's few batches.
+
+        Raises:
+            OutOfMemory: the batch does not fit.
+        """
+        stand_in = sample.get(STAND_IN, False)
+        with torch.compiler.set_stance("force_eager"), naming_memory("dataset.batch_size_valid"):
+            step = super().valid_step(sample, model, criterion)
+        return _without_count(*step) if stand_in else step
 
     def optimizer_step(self, optimizer: FairseqOptimizer, model: nn.Module, update_num: int) -> None:
         """Step, and log the seconds waited for data since the last one."""
-        super().optimizer_step(optimizer, model, update_num)
+        with naming_memory("dataset.batch_size"):
+            super().optimizer_step(optimizer, model, update_num)
         metrics.log_scalar("data_wait", self.data_wait.sum, priority=850, round=3)
         self.data_wait.reset()
+
+
+class OutOfMemory(UserError, RuntimeError):  # noqa: N818
+    """The memory of the processor or the GPU does not suffice for a batch.
+
+    fairseq leaves out such a batch at an error whose text has its three words for it, and trains on.
+    """
+
+
+@contextmanager
+def naming_memory(setting: str) -> Iterator[None]:
+    """Turn PyTorch's error into a message that names the setting to lower.
+
+    Raises:
+        OutOfMemory: memory did not suffice.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
+            raise
+        remedy = "accumulation steps make up for it where a recipe sets task.clips_per_update"
+        raise OutOfMemory(f"memory does not suffice for a batch of {setting} clips: lower it; {remedy}") from error
+
+
+def _without_count(loss: Tensor, sample_size: Any, log: Values) -> Tuple[Tensor, Any, Values]:
+    """Return the result of a step with 0 in all that is added up."""
+    numbers = {"": sample_size, **log}
+    zeros = {name: torch.zeros_like(value) if isinstance(value, Tensor) else 0 for name, value in numbers.items()}
+    return loss, zeros.pop(""), zeros

@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from fairseq.criterions import FairseqCriterion
 from fairseq.data import FairseqDataset
-from fairseq.data.iterators import CountingIterator
 from fairseq.logging import metrics
-from fairseq.logging.meters import StopwatchMeter
 from fairseq.models import BaseFairseqModel
 from fairseq.tasks import FairseqTask
 from torch import Tensor
@@ -80,20 +78,6 @@ class FairseqAudioDataset(FairseqDataset):
         self.sizes = self.dataset.frames
 
 
-class TimedBatches(CountingIterator):
-    """The batches of an epoch, with a stopwatch that runs while training waits for one."""
-
-    def __init__(self, batches: CountingIterator, stopwatch: StopwatchMeter):
-        super().__init__(batches, total=batches.total)
-        self.stopwatch = stopwatch
-
-    def __next__(self) -> Values:
-        self.stopwatch.start()
-        batch = super().__next__()
-        self.stopwatch.stop()
-        return batch
-
-
 class SummedCriterion(FairseqCriterion):
     """A loss that is a sum, and ``sample_size``, the number of its summands.
 
@@ -156,12 +140,13 @@ class TrainedModel(BaseFairseqModel):
 
 
 def _end_with_parent_only() -> None:
-    """Have this worker end at a SIGTERM of its parent, and at nobody else's.
+    """Have this worker end at a SIGTERM of its parent, and at nobody else's; and at no interrupt.
 
-    SLURM sends the SIGTERM before a preemption to all processes of a job, and the training process has an update to
-    finish. A worker that ignored the signal altogether would be waited for in vain at the end of a run.
+    SLURM sends the SIGTERM before a preemption to all processes of a job, a terminal its interrupt, and the training
+    process has an update to finish. A worker that ignored SIGTERM altogether would be waited for in vain at the end of
+    a run.
     """
-    if signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}):
+    if signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT}):
         threading.Thread(target=_await_parents_signal, daemon=True).start()
 
 

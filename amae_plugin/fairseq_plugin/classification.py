@@ -4,6 +4,7 @@
 import logging
 import math
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from fairseq.logging import metrics
 from fairseq.logging.meters import MetersDict
 from fairseq.models import register_model
 from fairseq.tasks import FairseqTask, register_task
-from omegaconf import II, DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
 from amae_plugin.checkpoints import Checkpoint
@@ -25,6 +26,7 @@ from amae_plugin.data.sampling import balanced_weights, class_subset, read_weigh
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.audio_task import AudioTask, AudioTaskConfig
 from amae_plugin.fairseq_plugin.bases import SummedCriterion, TrainedModel, Values
+from amae_plugin.fairseq_plugin.batches import STAND_IN
 from amae_plugin.fairseq_plugin.hydra import user_path
 from amae_plugin.fairseq_plugin.optim import set_overrides
 from amae_plugin.metrics.classification import multi_label, single_label
@@ -61,8 +63,6 @@ class AmaeClassificationTaskConfig(AudioTaskConfig):
         None, "clips drawn an epoch, by train.weights.npy (amae weights) or else balanced by class; null: each once"
     )
     label_fraction: float = setting(1.0, "share of the training clips that is used, drawn class by class")
-    best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
-    maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
 
 
 @register_task("amae_classification", dataclass=AmaeClassificationTaskConfig)
@@ -78,9 +78,6 @@ class AmaeClassificationTask(AudioTask):
         if cfg.balanced_samples is not None and cfg.balanced_samples < 1:
             raise UserError(f"task.balanced_samples={cfg.balanced_samples}: at least 1, or null")
         self.measures = ("mAP", "mAUC", "d_prime") if cfg.multi_label else ("accuracy", "macro_f1")
-        if cfg.best_checkpoint_metric not in (measured := ("loss", *self.measures)):
-            allowed = f"with task.multi_label={str(cfg.multi_label).lower()} it must be one of {', '.join(measured)}"
-            raise UserError(f"checkpoint.best_checkpoint_metric={cfg.best_checkpoint_metric}: {allowed}")
         self._scored: List[Tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.state.add_factory("classes", lambda: list(read_names(self.data / LABELS_NAME)))
 
@@ -92,8 +89,10 @@ class AmaeClassificationTask(AudioTask):
         """
         known, stored = self.state.state_dict.get("classes"), state_dict.get("classes")
         if known is not None and stored is not None and known != stored:
-            remedy = "train in another folder (hydra.run.dir=...) or restore the list"
-            raise UserError(f"{self.data / LABELS_NAME} does not hold the classes of the checkpoint; {remedy}")
+            pairs = enumerate(zip_longest(known, stored, fillvalue="nothing"), 1)
+            line, (here, there) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
+            path, remedy = self.data / LABELS_NAME, "restore the list, or train in another folder (hydra.run.dir=...)"
+            raise UserError(f"{path}, line {line}: {here}, where the checkpoint's classes have {there}; {remedy}")
         super().load_state_dict(state_dict)
 
     def load_dataset(self, split: str, combine: bool = False, **kwargs: object) -> None:
@@ -140,6 +139,9 @@ class AmaeClassificationTask(AudioTask):
         ``model.encoder``.
         """
         pretrained = None
+        if not from_checkpoint:
+            kind = f"with task.multi_label={str(self.cfg.multi_label).lower()}"
+            self.check_best_metric(("loss", *self.measures), kind)
         with open_dict(cfg):
             cfg.num_classes = len(self.state.classes)
             if not from_checkpoint:
@@ -188,7 +190,9 @@ class AmaeClassificationTask(AudioTask):
     def valid_step(self, sample: Values, model: nn.Module, criterion: nn.Module) -> Tuple[Tensor, int, Values]:
         """Run fairseq's step, and keep the scores on this device until the whole split is measured."""
         loss, sample_size, log = super().valid_step(sample, model, criterion)
-        self._scored.append((log.pop("id"), log.pop("scores"), log.pop("target")))
+        scored = log.pop("id"), log.pop("scores"), log.pop("target")
+        if STAND_IN not in sample:
+            self._scored.append(scored)
         return loss, sample_size, log
 
     def reduce_metrics(self, logging_outputs: List[Values], criterion: FairseqCriterion) -> None:

@@ -1,9 +1,11 @@
-"""A run in the processes that train: how they start in a SLURM job, what follows each update, and how they end."""
+"""A run in the processes that train: how they start, where they continue, what follows each update, how they end."""
 
+import errno
 import logging
 import math
 import os
 import signal
+import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,19 +18,24 @@ from fairseq.trainer import Trainer
 from omegaconf import DictConfig
 from torch import distributed, multiprocessing
 
+from amae_plugin import files
 from amae_plugin.cluster import signals
 from amae_plugin.cluster.commands import requeue
 from amae_plugin.cluster.layout import Layout, in_job
 from amae_plugin.cluster.lock import RunLock
 from amae_plugin.errors import UserError
-from amae_plugin.files import remove_partial_files
+from amae_plugin.fairseq_plugin import resuming
+from amae_plugin.fairseq_plugin.resuming import Finished
 
 logger = logging.getLogger(__name__)
 
 Main = Callable[..., None]
 REQUEUED = 75
 """Exit code of a process whose job SLURM will start again; never 0, since nothing is finished."""
+ENDED = (2, REQUEUED, *(128 + number for number in signals.SIGNALS))
+"""Exit codes of a process that has said why it ends: bad input, or a signal, after which it wrote a checkpoint."""
 _GRACE_S = 5.0
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 
 
 def lay_out(cfg: DictConfig, nodes: int | None) -> Layout:
@@ -54,6 +61,27 @@ def lay_out(cfg: DictConfig, nodes: int | None) -> Layout:
     return layout
 
 
+def lay_out_here(cfg: DictConfig) -> Layout:
+    """Place the processes of a run outside SLURM: one for each device of this machine.
+
+    Without a GPU, fairseq would train in 0 processes and succeed.
+
+    Raises:
+        UserError: this machine has fewer GPUs than the run wants.
+    """
+    settings = cfg.distributed_training
+    world_size, gpus = settings.distributed_world_size, torch.cuda.device_count()
+    if not cfg.common.cpu and gpus < world_size:
+        wanted = f"distributed_training.distributed_world_size={world_size}"
+        raise UserError(f"{wanted}, but this machine has {gpus} GPUs; lower it, or train on CPUs: common.cpu=true")
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        layout = Layout(world_size, world_size, 0, 0, "localhost", probe.getsockname()[1])
+    settings.distributed_num_procs = world_size
+    settings.distributed_init_method = layout.init_method()
+    return layout
+
+
 def spawn(layout: Layout, main: Main, cfg: DictConfig, kwargs: dict[str, Any]) -> None:
     """Run fairseq's ``distributed_main`` in a task's processes; if one fails, end the others and raise its error."""
     cfg.distributed_training.distributed_rank = None  # each process has its own
@@ -61,22 +89,28 @@ def spawn(layout: Layout, main: Main, cfg: DictConfig, kwargs: dict[str, Any]) -
     context = multiprocessing.start_processes(
         distributed_utils.distributed_main, arguments, layout.processes, join=False, start_method="spawn"
     )
+    # SLURM's signals reach all processes by themselves.
+    signals.install_handlers(() if in_job(os.environ) else context.pids())
     try:
         # The others may wait for the dead one in a collective, where no SIGTERM reaches them.
         while not context.join(grace_period=_GRACE_S):
             pass
     except multiprocessing.ProcessExitedException as error:
         # SLURM's SIGTERM, which requeueing brings to all processes, may find one that has stopped listening.
-        if error.exit_code == REQUEUED or (error.exit_code == -signal.SIGTERM and signals.first_received()):
-            raise SystemExit(REQUEUED) from None
+        if error.exit_code in ENDED or (error.exit_code == -signal.SIGTERM and signals.first_received()):
+            raise SystemExit(error.exit_code if error.exit_code in ENDED else REQUEUED) from None
         raise
+    finally:
+        for process in context.processes:
+            process.kill()
+        signals.forget()
 
 
 class Run:
     """A run, as one of its processes trains it.
 
-    One run at a time writes to the folder of checkpoints. In a SLURM job, a signal that announces the job's end makes
-    all processes stop after the same update, write a checkpoint, and have the job requeued.
+    One run at a time writes to the folder of checkpoints. After a signal, all processes stop after the same update and
+    write a checkpoint, from which the same command continues. A SLURM job whose end the signal announced is requeued.
 
     Args:
         cfg: settings of the run.
@@ -87,28 +121,77 @@ class Run:
         self.cfg = cfg
         self.requeues = requeues
         self.folder = Path(cfg.checkpoint.save_dir)
-        self.lock = RunLock(self.folder, os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", 0)))
+        self.starts = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+        self.lock = RunLock(self.folder, os.environ.get("SLURM_JOB_ID"), self.starts)
         self.updated = False
+        self._compare: Callable[[str, dict[str, Any]], None] = lambda path, state: None
 
     def train(self, main: Main) -> None:
         """Train by fairseq's *main*.
 
         Raises:
-            UserError: another run writes there, no update was made, or the job cannot be requeued.
-            SystemExit: the job is requeued.
+            UserError: the settings contradict each other, another run writes there, no update was made, or the folder
+                cannot be written.
+            SystemExit: a signal stopped the run.
         """
         # A process that was spawned would spawn its data loader's workers too, each of which imports all this anew.
         multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
         if in_job(os.environ):
             signals.install_handlers()
+        remedy = "make it writable or choose another (hydra.run.dir=...); the same command continues a run"
         with ExitStack() as stack:
+            stack.callback(signals.forget)
             if distributed_utils.is_master(self.cfg.distributed_training):
-                stack.enter_context(self.lock.held())
-                remove_partial_files(self.folder, "*.pt")
-            main(self.cfg)
-        if not self.updated and not (self.folder / "checkpoint_last.pt").exists():
+                with files.writing(self.folder, "checkpoints to this folder", remedy):
+                    stack.enter_context(self.lock.held())
+                files.remove_partial_files(self.folder, "*.pt")
+            try:
+                main(self.cfg)
+            except Finished as finished:
+                logger.info(f"{self.folder}: {finished}")
+                return
+            except OSError as error:
+                if error.errno not in _UNWRITABLE:
+                    raise
+                raise UserError(f"{error.filename or self.folder}: {error.strerror}; {remedy}") from error
+        if not self.updated and not (self.folder / resuming.LAST).exists():
             remedy = "look at the data, dataset.batch_size, optimization.max_epoch, max_update and lr"
             raise UserError(f"nothing was trained: not one update was made; {remedy}")
+
+    def begin(self, cfg: DictConfig, trainer: Trainer, load: Callable[..., Any]) -> Any:
+        """Choose the checkpoint that the run continues from or begins with, check it, and load it.
+
+        Args:
+            cfg: section ``checkpoint``.
+            trainer: fairseq's trainer.
+            load: fairseq's function of the section and the trainer, which returns the state of the data.
+
+        Raises:
+            UserError: the checkpoint cannot be found or read, or does not fit the run.
+            Finished: the run that it continues has made all its updates.
+        """
+        resuming.choose_checkpoint(cfg, restarted=self.starts > 0)
+        resumes = not cfg.reset_dataloader and not (
+            cfg.finetune_from_model and not (self.folder / resuming.LAST).exists()
+        )
+
+        def compare(path: str, state: dict[str, Any]) -> None:
+            for change in resuming.compare(path, state, trainer, resumes):
+                logger.warning(change)
+
+        self._compare = compare
+        extra_state, epoch_itr = resuming.load(load, cfg, trainer)
+        self._compare = lambda path, state: None
+        if extra_state is not None:
+            resuming.refuse_finished(self.cfg, trainer, epoch_itr)
+        signals.install_handlers()  # from here on there is something to save
+        return extra_state, epoch_itr
+
+    def read_checkpoint(self, path: str) -> dict[str, Any]:
+        """Read a checkpoint, and compare it with the run if the run begins with it."""
+        state = resuming.read_checkpoint(path)
+        self._compare(path, state)
+        return state
 
     def after_update(self, trainer: Trainer, epoch_itr: Any) -> None:
         """Stop if this start of the job was superseded, or if a signal says so and training would go on."""
@@ -119,10 +202,20 @@ class Run:
             self.stop_if_told(trainer, epoch_itr)
 
     def stop_if_told(self, trainer: Trainer, epoch_itr: Any) -> None:
-        """If any process has received a signal, write a checkpoint, have the job requeued and end this process."""
-        if not (in_job(os.environ) and _anywhere(signals.first_received() is not None)):
+        """If any process has received a signal, write a checkpoint and end this process; a job that ends is requeued.
+
+        Raises:
+            UserError: the job is not requeued.
+            SystemExit: the process ends.
+        """
+        received = _anywhere(signals.first_received())
+        if received is None:
             return
         checkpoint_utils.save_checkpoint(self.cfg.checkpoint, trainer, epoch_itr, None)
+        stopped = f"stopped after update {trainer.get_num_updates()}, at {received.name}; a checkpoint was written"
+        if not in_job(os.environ) or received == signal.SIGINT:
+            logger.info(f"{stopped}, from which the same command continues")
+            raise SystemExit(128 + received)
         refused: list[str | None] = [None]
         if distributed_utils.get_global_rank() == 0:
             try:
@@ -131,20 +224,17 @@ class Run:
                 refused = [str(error)]
         if distributed.is_initialized():
             distributed.broadcast_object_list(refused, src=0)
-        received = signals.first_received()
-        at = received.name if received else "a signal to another process"
-        stopped = f"stopped after update {trainer.get_num_updates()}, at {at}; a checkpoint was written"
         if refused[0] is not None:
             raise UserError(f"{stopped}, but the job is not requeued: {refused[0]}. The same command continues the run")
         logger.info(f"{stopped}, and the job is requeued")
         raise SystemExit(REQUEUED)
 
 
-def _anywhere(here: bool) -> bool:
-    """Whether something is so in any process; all must ask after the same update."""
+def _anywhere(here: signal.Signals | None) -> signal.Signals | None:
+    """Return the signal that came to any process, the highest number of several; all must ask after the same update."""
     if not distributed.is_initialized():
         return here
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    flag = torch.tensor([int(here)], device=device)
+    flag = torch.tensor([here or 0], device=device)
     distributed.all_reduce(flag, distributed.ReduceOp.MAX)
-    return bool(flag.item())
+    return signal.Signals(int(flag.item())) if flag.item() else None

@@ -9,44 +9,57 @@ import inspect
 import os
 import pkgutil
 import shutil
-from collections.abc import Callable
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
+from fairseq.dataclass.configs import CheckpointConfig
+from fairseq.dataclass.utils import overwrite_args_by_name
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.logging import progress_bar
 from fairseq.trainer import Trainer
 from fairseq_cli import train as fairseq_train
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from amae_plugin import files
 from amae_plugin.cluster import signals
 from amae_plugin.cluster.layout import in_job
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_plugin import launch
+from amae_plugin.fairseq_plugin import launch, resuming
+from amae_plugin.fairseq_plugin.checks import check_settings
 
-_CHECKPOINT = ("the checkpoint", "the one before is whole: make room, and the same command continues from it")
 _originals: dict[str, Callable[..., Any]] = {}
 _run: launch.Run
 
 
 def call_main(cfg: DictConfig, main: launch.Main, **kwargs: Any) -> None:
-    """Start the processes of a run as its SLURM job lays them out, and train in each of them.
+    """Start the processes of a run as its SLURM job or this machine lays them out, and train in each of them.
 
-    fairseq derives a job's layout from the GPUs that it counts. Without any, it trains in 0 processes and succeeds.
+    fairseq derives a layout from the GPUs that it counts. Without any, it trains in 0 processes and succeeds.
     """
     launcher = HydraConfig.get().launcher  # a batch script's run has one as well, chosen by its run_config
     main = functools.partial(_train, main=main, requeues=launcher.get("requeues", 0))
-    if in_job(os.environ):
-        signals.install_handlers()
-        if cfg.distributed_training.distributed_init_method is None:
-            layout = launch.lay_out(cfg, launcher.get("nodes"))
-            if layout.processes > 1:
-                return launch.spawn(layout, main, cfg, kwargs)
-    _originals["call_main"](cfg, main, **kwargs)
+    settings = cfg.distributed_training
+    with _ending_in_words():
+        check_settings(cfg)
+        layout = None
+        if in_job(os.environ):
+            signals.install_handlers()
+            if settings.distributed_init_method is None:
+                layout = launch.lay_out(cfg, launcher.get("nodes"))
+        elif settings.distributed_init_method is None and "MASTER_ADDR" not in os.environ:  # torchrun's
+            layout = launch.lay_out_here(cfg) if settings.distributed_world_size > 1 else None
+        if layout is not None and layout.processes > 1:
+            launch.spawn(layout, main, cfg, kwargs)
+        else:
+            _originals["call_main"](cfg, main, **kwargs)
 
 
 def _train(cfg: DictConfig, main: launch.Main, requeues: int) -> None:
@@ -54,9 +67,25 @@ def _train(cfg: DictConfig, main: launch.Main, requeues: int) -> None:
     install()  # in a process that was spawned
     _run = launch.Run(cfg, requeues)
     try:
-        _run.train(main)
+        with _ending_in_words():
+            _run.train(main)
     finally:
         forget_run()
+
+
+@contextmanager
+def _ending_in_words() -> Iterator[None]:
+    """End a process outside SLURM by a sentence, where Hydra would print a traceback; a job's log keeps both."""
+    try:
+        yield
+    except UserError as error:
+        if in_job(os.environ):
+            raise
+        print(f"fairseq-hydra-train: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print("fairseq-hydra-train: interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def validate_and_save(
@@ -73,6 +102,22 @@ def validate_and_save(
     return losses, should_stop
 
 
+def load_checkpoint(cfg: CheckpointConfig, trainer: Trainer, **passthrough_args: Any) -> Any:
+    """Load the checkpoint that a run continues from, where fairseq would begin from nothing if it is missing."""
+    return _run.begin(cfg, trainer, functools.partial(_originals["load_checkpoint"], **passthrough_args))
+
+
+def load_checkpoint_to_cpu(
+    path: str, arg_overrides: dict[str, Any] | None = None, load_on_all_ranks: bool = False
+) -> Any:
+    """Read a checkpoint as tensors and plain values; fairseq leaves it to the release of PyTorch what it unpickles."""
+    state = _run.read_checkpoint(PathManager.get_local_path(path))
+    if state.get("cfg"):
+        state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
+        overwrite_args_by_name(state["cfg"], arg_overrides or {})
+    return checkpoint_utils._upgrade_state_dict(state)
+
+
 def torch_persistent_save(obj: object, filename: str, async_write: bool = False) -> None:
     """Write a checkpoint atomically.
 
@@ -81,7 +126,7 @@ def torch_persistent_save(obj: object, filename: str, async_write: bool = False)
     Raises:
         UserError: the checkpoint cannot be written.
     """
-    with files.writing(filename, *_CHECKPOINT), files.replacing(filename) as partial, partial.open("wb") as file:
+    with _writing_checkpoint(filename), files.replacing(filename) as partial, partial.open("wb") as file:
         torch.save(obj, file)
 
 
@@ -93,9 +138,15 @@ def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
     Raises:
         UserError: the checkpoint cannot be written.
     """
-    with files.writing(dst_path, *_CHECKPOINT), files.replacing(dst_path) as partial:
+    with _writing_checkpoint(dst_path), files.replacing(dst_path) as partial:
         shutil.copyfile(src_path, partial)
     return True
+
+
+def _writing_checkpoint(path: str) -> AbstractContextManager[None]:
+    earlier = (Path(path).parent / resuming.LAST).exists()
+    whole = "the one before is whole: make room, and the same command continues from it"
+    return files.writing(path, "the checkpoint", whole if earlier else "make room, and start the run again")
 
 
 def forget_run() -> None:
@@ -116,13 +167,17 @@ def forget_run() -> None:
 REPLACEMENTS = (
     (call_main, distributed_utils),
     (validate_and_save, fairseq_train),
+    (load_checkpoint, checkpoint_utils),
+    (load_checkpoint_to_cpu, checkpoint_utils),
     (torch_persistent_save, checkpoint_utils),
     (copy, PathManager),
 )
 # Names that functions of fairseq look up: else a replacement would never run, or forget_run would forget nothing.
 LOOKED_UP = {
     "fairseq_cli.hydra_train:_hydra_main": {"call_main"},
+    "fairseq_cli.train:main": {"load_checkpoint"},
     "fairseq_cli.train:train": {"validate_and_save"},
+    "fairseq.trainer:Trainer.load_checkpoint": {"load_checkpoint_to_cpu"},
     "fairseq.trainer:Trainer.save_checkpoint": {"torch_persistent_save"},
     "fairseq.checkpoint_utils:save_checkpoint": {"copy", "best"},
     "fairseq_cli.train:should_stop_early": {"best", "num_runs"},

@@ -45,27 +45,34 @@ class AmaePretraining(AudioTask):
     """Masked-autoencoder pretraining on unlabelled audio."""
 
     _writer: Optional[SummaryWriter] = None
+    _draws = False
 
     def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> nn.Module:
         """Build the model, and note what input its system expects."""
         self.default_input = find_system(cfg).default_input
         model = super().build_model(cfg, from_checkpoint)
+        if not from_checkpoint:
+            names = [f"loss_{name}" for name in model.loss_weights]
+            self.check_best_metric(("loss", *names), "in pretraining")
+        self._draws = self.cfg.picture_interval > 0 and model.draws
         if self.cfg.picture_interval and not model.draws and not from_checkpoint:
             logger.info("task.picture_interval: no pictures, since the model's objectives predict no spectrogram")
         return model
 
     def load_dataset(self, split: str, combine: bool = False, **kwargs: object) -> None:
-        """Load ``<split>.tsv``."""
+        """Load ``<split>.tsv``; with the training clips also those that pictures show, if a run does not validate."""
         self.make_dataset(self.read_manifest(split), split)
+        shown = self.cfg.valid_subset.split(",")[0]
+        if self._draws and shown not in self.datasets:
+            self.load_dataset(shown)
 
     def optimizer_step(self, optimizer: FairseqOptimizer, model: nn.Module, update_num: int) -> None:
         """Step, and draw a picture when it is time."""
         super().optimizer_step(optimizer, model, update_num)
-        interval, plain = self.cfg.picture_interval, plain_module(model)
-        due = interval and (update_num + 1) % interval == 0 and self.cfg.tensorboard_logdir
-        if due and plain.draws and distributed_utils.get_global_rank() == 0:
+        due = self._draws and (update_num + 1) % self.cfg.picture_interval == 0 and self.cfg.tensorboard_logdir
+        if due and distributed_utils.get_global_rank() == 0:
             try:
-                self.draw_pictures(plain, update_num + 1)
+                self.draw_pictures(plain_module(model), update_num + 1)
             except Exception:  # whatever it is, it must not cost the run
                 logger.exception(f"no picture after update {update_num + 1}; training goes on")
 
@@ -74,16 +81,13 @@ class AmaePretraining(AudioTask):
         # matplotlib takes a second to import: only runs that draw pay for it.
         from amae_plugin.visual import draw_clips
 
-        split = self.cfg.valid_subset.split(",")[0]
-        if split not in self.datasets:  # a run without validation
-            self.load_dataset(split)
-        dataset = self.datasets[split].dataset
+        dataset = self.datasets[self.cfg.valid_subset.split(",")[0]].dataset
         step = max(1, len(dataset) // self.cfg.pictures)
         clips = list(range(0, len(dataset), step))[: self.cfg.pictures]
-        if self._writer is None:
-            self._writer = SummaryWriter(str(Path(self.cfg.tensorboard_logdir) / "pictures"))
         with torch.compiler.set_stance("force_eager"):
             figure = draw_clips(model, dataset, clips)
+        if self._writer is None:
+            self._writer = SummaryWriter(str(Path(self.cfg.tensorboard_logdir) / "pictures"))
         self._writer.add_figure("reconstruction", figure, global_step=update, close=False)
         self._writer.flush()
 

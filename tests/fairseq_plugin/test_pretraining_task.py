@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,11 +30,14 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def folder(write_split: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_split(tmp_path_factory.mktemp("clips"), [((), 0.6, 16000)] * 3, split="valid")
+    folder = write_split(tmp_path_factory.mktemp("clips"), [((), 0.6, 16000)] * 3, split="valid")
+    shutil.copy(folder / "valid.tsv", folder / "train.tsv")
+    return folder
 
 
 def task(folder: Path, out: Path, **settings: object) -> AmaePretraining:
     fixed = {"data": str(folder), "target_length": 64, "seed": 1, "valid_subset": "valid", "bf16": False, "fp16": False}
+    fixed |= {"best_checkpoint_metric": "loss", "maximize_best_checkpoint_metric": False}
     changing = {"tensorboard_logdir": str(out), "picture_interval": 2, "pictures": 2}
     config = OmegaConf.structured(AmaePretrainingConfig)
     return AmaePretraining.setup_task(OmegaConf.merge(config, {**fixed, **changing, **settings}))
@@ -55,6 +60,7 @@ def events(folder: Path) -> list[Path]:
 def test_a_run_without_validation_reads_the_clips_for_its_pictures(folder: Path, tmp_path: Path) -> None:
     made = task(folder, tmp_path)
     trained = model(made)
+    made.load_dataset("train")
     train(made, trained, 1)
     assert not events(tmp_path)
     train(made, trained, 2)
@@ -75,11 +81,41 @@ def test_a_model_that_predicts_no_spectrogram_is_told_once_and_trains(
 def test_a_picture_that_fails_does_not_end_the_run(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = task(folder, tmp_path, valid_subset="missing")
-    train(made, model(made), 2)
+    (tmp_path / "damaged.wav").write_bytes(b"RIFF")
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.tsv").write_text(f"{folder}\n{tmp_path}/damaged.wav\t9600\n")
+    made = task(tmp_path, tmp_path)
+    trained = model(made)
+    made.load_dataset("train")
+    train(made, trained, 2)
     assert not events(tmp_path)
     assert "no picture after update 2; training goes on" in caplog.text
-    assert "missing.tsv" in caplog.text
+    assert "damaged.wav" in caplog.text
+
+
+def test_clips_for_pictures_that_do_not_exist_are_missed_before_the_first_update(folder: Path, tmp_path: Path) -> None:
+    made = task(folder, tmp_path, valid_subset="missing")
+    model(made)
+    with pytest.raises(UserError, match=r"missing\.tsv"):
+        made.load_dataset("train")
+    model(made, reconstruction_weight=0.0)
+    made.load_dataset("train")  # nothing is drawn
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"best_checkpoint_metric": "los"}, "checkpoint.best_checkpoint_metric=los: in pretraining it must be one of"),
+        ({"best_checkpoint_metric": "loss_info_nce"}, ""),
+        ({"maximize_best_checkpoint_metric": True}, "must be false, or the worst checkpoint is kept"),
+    ],
+)
+def test_checkpoints_are_compared_by_what_is_measured(
+    settings: dict, message: str, folder: Path, tmp_path: Path
+) -> None:
+    made = task(folder, tmp_path, **settings)
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        model(made)
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp16"])

@@ -1,0 +1,80 @@
+"""Checks of a run's settings before it starts: numbers that would end it, some of them only at its end."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from fairseq.optim import FairseqOptimizer
+from fairseq.optim.lr_scheduler import build_lr_scheduler
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from amae_plugin.errors import UserError
+
+_LEAST = {
+    "dataset.batch_size": 1,
+    "dataset.max_tokens": 1,
+    "dataset.num_workers": 0,
+    "optimization.update_freq": 1,
+    "optimization.max_update": 0,
+    "optimization.max_epoch": 0,
+    "optimization.lr": 0,
+    "common.log_interval": 1,
+    "checkpoint.save_interval": 1,
+    "dataset.validate_interval": 1,
+    "distributed_training.distributed_world_size": 1,
+}
+_POINTS = 2000
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Check settings of fairseq's that any recipe has.
+
+    Raises:
+        UserError: a number is out of range, or numbers contradict each other; the message names their keys.
+    """
+    for key, least in _LEAST.items():
+        value = OmegaConf.select(cfg, key)
+        for number in value if isinstance(value, ListConfig) else [value]:
+            if number is not None and not number >= least:
+                raise UserError(f"{key}={value}: must be {least} or more")
+    if cfg.dataset.batch_size is None and cfg.dataset.max_tokens is None:
+        raise UserError("dataset.batch_size and dataset.max_tokens are both null: set one of them")
+    if cfg.lr_scheduler is not None:
+        _check_schedule(cfg)
+
+
+class _Rate(FairseqOptimizer):
+    """A learning rate without an optimizer."""
+
+    def __init__(self) -> None:
+        self.lr = 0.0
+
+    def get_lr(self) -> float:
+        return self.lr
+
+    def set_lr(self, lr: float) -> None:
+        self.lr = lr
+
+
+def _check_schedule(cfg: DictConfig) -> None:
+    settings, last = cfg.lr_scheduler, cfg.optimization.max_update
+    keys = {f"lr_scheduler.{key}": value for key, value in settings.items() if str(key).endswith(("updates", "update"))}
+    given = ", ".join(f"{key}={value}" for key, value in {"optimization.max_update": last, **keys}.items())
+    update = 0
+    try:
+        schedule = build_lr_scheduler(OmegaConf.create(OmegaConf.to_container(settings)), _Rate())
+        for update in _points(last or _POINTS, settings.get("warmup_updates") or 0):
+            rate = schedule.step_update(update)
+            if rate is not None and not (math.isfinite(rate) and rate >= 0):
+                raise ValueError(f"it would be {rate}")
+    except (ArithmeticError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"lr_scheduler={settings._name} has no learning rate for update {update} ({error}): {given}"
+        ) from None
+
+
+def _points(last: int, warmup: int) -> Iterator[int]:
+    """Yield updates all over a run, with those at the end of its warm-up."""
+    turns = [warmup - 1, warmup, warmup + 1]
+    points = np.unique(np.concatenate([np.linspace(0, last, min(last, _POINTS) + 1).round(), turns])).astype(int)
+    yield from (int(point) for point in points if 0 <= point <= last)

@@ -1,0 +1,178 @@
+"""The beginning of a run: which checkpoint it continues from, whether that fits, and whether anything is left to do.
+
+fairseq begins from nothing where a checkpoint is missing, and compares no setting but the names of criterion and
+optimizer with those of the checkpoint.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fairseq.file_io import PathManager
+from fairseq.trainer import Trainer
+from fairseq_cli import train as fairseq_train
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from amae_plugin.data.log_mel import ModelInput
+from amae_plugin.errors import UserError
+from amae_plugin.fairseq_plugin.audio_task import AudioTask
+from amae_plugin.weight_files import read_weights
+
+LAST = "checkpoint_last.pt"
+_ONCE = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
+_COMPARED = ("task", "model", "criterion", "optimizer", "lr_scheduler", "optimization")
+_FREE = {
+    *("task.data", "task.recipe", "task.clips_per_epoch", "task.picture_interval", "task.pictures"),
+    *("task.tensorboard_logdir", "task.max_bad_audio", "task.on_bad_audio", "model.pretrained", "model.imagenet"),
+    *("model.compile", "optimization.update_freq", "optimization.stop_time_hours", "criterion._name"),
+}
+"""Settings that may change without a word: places, and what changes nothing that is learned."""
+
+
+class Finished(Exception):  # noqa: N818
+    """The run has made all its updates; the message says by which setting."""
+
+
+def choose_checkpoint(cfg: DictConfig, restarted: bool) -> None:
+    """Check that the files exist that the section ``checkpoint`` names, and change it if its run was started again.
+
+    Args:
+        cfg: section ``checkpoint`` of the run.
+        restarted: whether the cluster has started this run again; it then continues from its own last checkpoint.
+
+    Raises:
+        UserError: a file does not exist, or the folder's checkpoints would be overwritten.
+    """
+    last = Path(cfg.save_dir) / LAST
+    if restarted and last.exists():
+        with open_dict(cfg):
+            cfg.update({"restore_file": LAST, "finetune_from_model": None, **dict.fromkeys(_ONCE, False)})
+    if cfg.restore_file != LAST:
+        if not PathManager.isfile(cfg.restore_file):
+            within = Path(cfg.save_dir) / cfg.restore_file
+            remedy = f"write {within}" if within.is_file() else "correct the path, which begins where the command does"
+            raise UserError(f"checkpoint.restore_file={cfg.restore_file}: there is no such file; {remedy}")
+    elif not last.exists():
+        named = [key for key in ("continue_once", "finetune_from_model") if cfg.get(key)]
+        for key in named:
+            if not PathManager.isfile(cfg[key]):
+                raise UserError(f"checkpoint.{key}={cfg[key]}: there is no such file; correct the path")
+        if not named and (others := _by_age(last.parent)):
+            remedy = f"continue from one (checkpoint.restore_file={others[0]}) or train elsewhere (hydra.run.dir=...)"
+            raise UserError(f"{last.parent} holds checkpoints, but no {LAST}, so they would be overwritten; {remedy}")
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Read a checkpoint of fairseq as tensors and plain values, with the place in the data in clips.
+
+    Raises:
+        UserError: the file is damaged, or holds other objects.
+    """
+    try:
+        state = read_weights(path)
+        if not isinstance(state, dict) or "model" not in state:
+            raise UserError(f"{path}: not a checkpoint of a fairseq run, which would have an entry model")
+    except UserError as error:
+        others = [other for other in _by_age(Path(path).parent) if other != Path(path)]
+        remedy = f"; an earlier one: checkpoint.restore_file={others[0]}" if others else ""
+        raise UserError(f"{error}{remedy}") from None
+    settings, place = state.get("cfg") or {}, (state.get("extra_state") or {}).get("train_iterator") or {}
+    if place.get("iterations_in_epoch") and "place" not in place:  # from before the place was kept
+        shards = settings["distributed_training"]["distributed_world_size"]
+        place["place"] = {"batches": place["iterations_in_epoch"] * shards, "shards": shards}
+        if clips := settings["dataset"]["batch_size"]:
+            place["place"]["clips"] = clips * place["place"]["batches"]
+    return state
+
+
+def compare(path: str, state: Mapping[str, Any], trainer: Trainer, resumes: bool) -> Iterator[str]:
+    """Compare a checkpoint with the run that loads it, and yield what the user should know.
+
+    Args:
+        path: checkpoint file.
+        state: its content.
+        trainer: trainer of the run.
+        resumes: whether the run continues the checkpoint's, or only begins with its weights.
+
+    Raises:
+        UserError: a run that continues has other classes or another input, so the weights would mean something else.
+    """
+    task = trainer.task
+    if not isinstance(task, AudioTask):
+        return
+    try:
+        task.load_state_dict(state.get("task_state") or {})
+    except UserError as error:
+        if resumes:
+            raise UserError(f"{path}: {error}") from None
+        yield f"{path}: {error}"
+    before = state.get("cfg") or {}
+    now = OmegaConf.to_container(trainer.cfg, resolve=True, enum_to_str=True)
+    inputs = [ModelInput.from_settings(settings["task"], task.default_input).settings() for settings in (before, now)]
+    changes = dict(_changes(before, now))
+    if resumes and (other := [key for key in inputs[0] if inputs[0][key] != inputs[1][key]]):
+        values = ", ".join(f"task.{key} ({inputs[0][key]} there, {inputs[1][key]} here)" for key in other)
+        remedy = "restore it, or begin another run (hydra.run.dir=...) by checkpoint.finetune_from_model"
+        raise UserError(f"{path} was trained with another input of the model: {values}; {remedy}")
+    for key, (there, here) in changes.items():
+        yield f"{path} was written with {key}={there}, this run has {here}"
+
+
+def _changes(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[tuple[str, tuple[object, object]]]:
+    """Yield the settings that both have and that differ, with both values."""
+    for section in _COMPARED:
+        before, now = (dict(_leaves(part.get(section) or {}, f"{section}.")) for part in (stored, settings))
+        for key in before.keys() & now.keys() - _FREE:
+            if before[key] != now[key]:
+                yield key, (before[key], now[key])
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def load(load_checkpoint: Callable[..., Any], cfg: DictConfig, trainer: Trainer) -> Any:
+    """Load by fairseq's function, and say in its settings' names what does not fit.
+
+    Raises:
+        UserError: the weights do not fit the model, or the optimizer or criterion is another.
+    """
+    try:
+        return load_checkpoint(cfg, trainer)
+    except AssertionError as error:  # names the two, and the remedy
+        raise UserError(str(error).replace("--reset-optimizer", "checkpoint.reset_optimizer=true")) from None
+    except UserError:
+        raise
+    except Exception as error:
+        if not str(error).startswith("Cannot load model parameters"):
+            raise
+        reason = str(error.__context__).split("\n", 1)[-1].strip().split("\n")[0]
+        remedy = "restore the model's settings, named above if they differ, or train elsewhere (hydra.run.dir=...)"
+        raise UserError(f"{error.args[0].split('; ')[0].rstrip('. ')}: {reason}; {remedy}") from None
+
+
+def refuse_finished(cfg: DictConfig, trainer: Trainer, epoch_itr: Any) -> None:
+    """Raise :class:`Finished` if fairseq would make an update although the run has made all of them."""
+    updates, optimization = trainer.get_num_updates(), cfg.optimization
+    hours = trainer.cumulative_training_time() / 3600
+    patience = getattr(fairseq_train.should_stop_early, "num_runs", 0)
+    if 0 < optimization.max_update <= updates:
+        reason = f"optimization.max_update={optimization.max_update}"
+    elif 0 < optimization.max_epoch < epoch_itr.next_epoch_idx:
+        reason = f"optimization.max_epoch={optimization.max_epoch}"
+    elif 0 < optimization.stop_time_hours < hours:
+        reason = f"optimization.stop_time_hours={optimization.stop_time_hours:g}"
+    elif 0 < cfg.checkpoint.patience <= patience:
+        reason = f"checkpoint.patience={cfg.checkpoint.patience}"
+    else:
+        return
+    raise Finished(f"this run is finished after {updates:,} updates, by {reason}; raise it to train on")
+
+
+def _by_age(folder: Path) -> list[Path]:
+    """List the checkpoints of a folder, the newest first."""
+    return sorted(folder.glob("checkpoint*.pt"), key=lambda path: path.stat().st_mtime, reverse=True)
