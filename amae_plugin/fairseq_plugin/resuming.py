@@ -23,10 +23,13 @@ _ONCE = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloa
 _COMPARED = ("task", "model", "criterion", "optimizer", "lr_scheduler", "optimization")
 _FREE = {
     *("task.data", "task.recipe", "task.clips_per_epoch", "task.picture_interval", "task.pictures"),
-    *("task.tensorboard_logdir", "task.max_bad_audio", "task.on_bad_audio", "model.pretrained", "model.imagenet"),
-    *("model.compile", "optimization.update_freq", "optimization.stop_time_hours", "criterion._name"),
+    *("task.tensorboard_logdir", "task.valid_subset", "task.max_bad_audio", "task.on_bad_audio"),
+    *("task.best_checkpoint_metric", "task.maximize_best_checkpoint_metric"),
+    *("model.pretrained", "model.imagenet", "model.compile", "criterion._name"),
+    *("optimization.update_freq", "optimization.stop_time_hours", "lr_scheduler.stop_time_hours"),
+    *("optimizer.lr", "lr_scheduler.lr", "lr_scheduler.max_update"),
 }
-"""Settings that may change without a word: places, and what changes nothing that is learned."""
+"""Settings that may change without a word: places, copies of other settings, and what changes nothing learned."""
 
 
 class Finished(Exception):  # noqa: N818

@@ -1,0 +1,96 @@
+"""Runs that stop and go on, and runs that are started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import Run, command, environment, train, train_in_turn
+
+OVERRIDES = ["optimization.max_update=14", "model.decoder=global"]  # whose dropout does not depend on the batch
+RECIPE = "pretrain_audio_mae_tiny"
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = train(tmp_path_factory.mktemp("whole"), f"task.data={corpus}", *OVERRIDES)
+    assert run.returncode == 0, run.output
+    return run
+
+
+TWO = ["distributed_world_size=2", "distributed_backend=gloo", "ddp_backend=legacy_ddp"]
+ON_TWO = [*(f"distributed_training.{setting}" for setting in TWO), "common.cpu=true", "dataset.batch_size=4"]
+
+
+@pytest.mark.parametrize(
+    ("number", "everywhere", "before", "after"),
+    [
+        # A cloud machine asks the first process alone, a terminal interrupts all of them.
+        (signal.SIGTERM, False, ON_TWO, ["dataset.batch_size=8"]),
+        (signal.SIGINT, True, ["dataset.batch_size=8", "dataset.num_workers=2"], ["dataset.batch_size=2"]),
+    ],
+    ids=["SIGTERM to two ranks", "SIGINT to one with workers"],
+)
+def test_a_stopped_run_continues_with_the_same_clips_however_it_is_cut(
+    number: signal.Signals,
+    everywhere: bool,
+    before: list[str],
+    after: list[str],
+    whole: Run,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    overrides = [f"task.data={corpus}", *OVERRIDES]
+    process = subprocess.Popen(
+        command(RECIPE, tmp_path, [*overrides, *before]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    output = ""
+    for line in process.stdout:
+        output += line
+        if '"num_updates": "6"' in line:  # in the second epoch, of four updates
+            (os.killpg if everywhere else os.kill)(process.pid, number)
+    assert process.wait() == 128 + number, output
+    assert output.count("a checkpoint was written, from which the same command continues") == 1
+    assert "Traceback" not in output
+    resumed = train(tmp_path, *overrides, *after)
+    assert resumed.returncode == 0, resumed.output
+    stopped = Run(tmp_path, output, process.returncode)
+    assert not stopped.losses().keys() & resumed.losses().keys()
+    losses = {**stopped.losses(), **resumed.losses()}
+    expected = {update: pytest.approx(float(loss), rel=1e-5) for update, loss in whole.losses().items()}
+    assert {update: float(loss) for update, loss in losses.items()} == expected
+
+
+def test_a_finished_run_and_settings_that_do_not_fit_its_checkpoint(whole: Run, corpus: Path, tmp_path: Path) -> None:
+    folder, last = f"hydra.run.dir={whole.folder}", whole.folder / "checkpoints" / "checkpoint_last.pt"
+    content = last.read_bytes()
+    data = f"task.data={corpus}"
+    runs = [
+        [data, *OVERRIDES, folder],
+        [data, *OVERRIDES, folder, "task.mean=3"],
+        [data, *OVERRIDES, folder, "model.embed_dim=96"],
+        [data, *OVERRIDES, "checkpoint.restore_file=nowhere.pt"],
+        [data, *OVERRIDES, "lr_scheduler.warmup_updates=14"],
+    ]
+    again, statistics, width, missing, warmup = train_in_turn(tmp_path, runs, RECIPE)
+    assert again.returncode == 0, again.output
+    assert "this run is finished after 14 updates, by optimization.max_update=14" in again.output
+    for run, message in (
+        (statistics, f"{last} was trained with another input of the model: task.mean"),
+        (width, f"Cannot load model parameters from checkpoint {last}: size mismatch for encoder.cls_token"),
+        (missing, "checkpoint.restore_file=nowhere.pt: there is no such file"),
+        (warmup, "lr_scheduler=cosine has no learning rate for update 14"),
+    ):
+        assert (run.returncode, message in run.output) == (2, True), run.output
+        assert "Traceback" not in run.output
+    assert f"{last} was written with model.embed_dim=48, this run has 96" in width.output
+    assert last.read_bytes() == content

@@ -1,0 +1,346 @@
+"""Where a run begins: its checkpoint, the place in the data, what must fit, and when nothing is left to do."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fairseq.dataclass.configs import FairseqConfig
+from fairseq_cli.train import should_stop_early
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+
+from amae_plugin.errors import UserError
+from amae_plugin.fairseq_plugin import patches, resuming
+from amae_plugin.fairseq_plugin.batches import EpochBatches
+from amae_plugin.fairseq_plugin.classification import AmaeClassificationTask, AmaeClassificationTaskConfig
+from amae_plugin.fairseq_plugin.resuming import Finished
+
+CLIPS = 47
+
+
+@pytest.fixture(scope="module")
+def folder(write_split: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    clips = [(["a" if index % 2 else "b"], 0.3 + 0.02 * (index % 9), 16000) for index in range(CLIPS)]
+    return write_split(tmp_path_factory.mktemp("clips"), clips, ["a", "b"], split="train")
+
+
+def task(folder: Path, **settings: object) -> AmaeClassificationTask:
+    values = {"data": str(folder), "target_length": 64, "seed": 1, "bf16": False, "fp16": False}
+    values |= {"best_checkpoint_metric": "accuracy", "maximize_best_checkpoint_metric": True}
+    config = OmegaConf.merge(OmegaConf.structured(AmaeClassificationTaskConfig), {**values, **settings})
+    made = AmaeClassificationTask(config)
+    made.load_dataset("train")
+    return made
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path) -> AmaeClassificationTask:
+    return task(folder)
+
+
+def iterators(made: AmaeClassificationTask, batch: int, shards: int, epoch: int = 2) -> list[EpochBatches]:
+    dataset = made.dataset("train")
+    return [
+        made.get_batch_iterator(dataset, max_sentences=batch, epoch=epoch, num_shards=shards, shard_id=shard)
+        for shard in range(shards)
+    ]
+
+
+def updates(devices: list[EpochBatches], frequency: int) -> list[list[int]]:
+    """Clips of each update that is left, as fairseq groups the batches of all devices; nothing is decoded."""
+    left = [list(device.next_epoch_itr()._itr._itr._sampler_iter) for device in devices]
+    turns = [[*chain.from_iterable(turn)] for turn in zip(*left, strict=True)]
+    return [[*chain.from_iterable(turns[start : start + frequency])] for start in range(0, len(turns), frequency)]
+
+
+def saved_after(devices: list[EpochBatches], turns: int) -> dict:
+    for device in devices:
+        device.next_epoch_itr().n = turns
+    return devices[0].state_dict()
+
+
+# Global batches of 8 clips: clips of a batch, devices, and accumulation steps.
+CUTS = st.sampled_from([(1, 1, 8), (8, 1, 1), (2, 4, 1), (2, 1, 4), (2, 2, 2), (1, 8, 1), (4, 2, 1), (4, 1, 2)])
+
+
+@given(CUTS, CUTS, st.integers(1, 5))
+def test_a_global_batch_cut_otherwise_continues_with_the_same_clips(
+    made: AmaeClassificationTask, before: tuple[int, int, int], after: tuple[int, int, int], done: int
+) -> None:
+    batch, shards, frequency = before
+    whole = updates(iterators(made, batch, shards), frequency)
+    assert sorted(chain.from_iterable(whole)) == list(range(CLIPS))
+    state = saved_after(iterators(made, batch, shards), done * frequency)
+    batch, shards, frequency = after
+    resumed = iterators(made, batch, shards)
+    for device in resumed:
+        device.load_state_dict(state)
+    assert updates(resumed, frequency) == whole[done:]
+
+
+@given(CUTS, st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 3)), st.integers(1, 5), st.integers(1, 5))
+def test_another_global_batch_leaves_out_no_clip_and_repeats_none(
+    made: AmaeClassificationTask, before: tuple[int, int, int], after: tuple[int, int, int], done: int, more: int
+) -> None:
+    batch, shards, frequency = before
+    whole = [*chain.from_iterable(updates(iterators(made, batch, shards), frequency))]
+    state, seen = saved_after(iterators(made, batch, shards), done * frequency), 8 * done
+    for batch, shards, _ in (after, before):  # twice: the second place is one in batches that lack clips
+        resumed = iterators(made, batch, shards)
+        for device in resumed:
+            device.load_state_dict(state)
+        assert [*chain.from_iterable(updates(resumed, 1))] == whole[seen:]
+        turns = state["place"]["clips"] // (batch * shards) + more
+        if turns * batch * shards >= CLIPS:
+            break
+        state = saved_after(resumed, turns)
+        seen = state["place"]["clips"]
+        assert seen == turns * batch * shards
+
+
+def test_batches_of_clips_of_one_length_continue_as_they_are_or_say_that_they_cannot(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = task(folder, batch_length="longest")
+    whole = updates(iterators(made, 4, 1), 2)
+    state = saved_after(iterators(made, 4, 1), 4)
+    for shards, frequency in ((1, 2), (2, 1)):
+        resumed = iterators(made, 4, shards)
+        for device in resumed:
+            device.load_state_dict(state)
+        assert updates(resumed, frequency) == whole[2:]
+    assert not caplog.records
+    resumed = iterators(made, 2, 1)
+    resumed[0].load_state_dict(state)
+    assert abs(len(updates(resumed, 1)) - 2 * 8) <= 1
+    assert "some clips come once more and some not at all" in caplog.text
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_another_manifest_is_an_error_within_an_epoch_and_else_told(
+    within: bool, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = saved_after(iterators(task(folder), 4, 1), 3 if within else 12)
+    assert (state["iterations_in_epoch"] > 0) == within
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    for name in ("train.tsv", "train.lbl"):
+        lines = (folder / name).read_text().splitlines()
+        (tmp_path / name).write_text("\n".join(lines[:-5]) + "\n")
+    (resumed,) = iterators(task(tmp_path), 4, 1)
+    if within:
+        with pytest.raises(UserError, match=r"train\.tsv lists 42 clips, and listed 47 .* checkpoint\.reset_"):
+            resumed.load_state_dict(state)
+    else:
+        resumed.load_state_dict(state)
+        assert "train.tsv lists 42 clips, and listed 47 for the checkpoint" in caplog.text
+
+
+def test_a_manifest_in_another_order_is_told(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = saved_after(iterators(task(folder), 4, 1), 3)
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    root, *lines = (folder / "train.tsv").read_text().splitlines()
+    (tmp_path / "train.tsv").write_text("\n".join([root, *reversed(lines)]) + "\n")
+    iterators(task(tmp_path), 4, 1)[0].load_state_dict(state)
+    assert "train.tsv lists other clips, or in another order, than for the checkpoint" in caplog.text
+
+
+def test_an_old_checkpoint_counts_batches_of_its_own_size(tmp_path: Path) -> None:
+    settings = {"dataset": {"batch_size": 4}, "distributed_training": {"distributed_world_size": 2}}
+    state = {"model": {}, "cfg": settings, "extra_state": {"train_iterator": {"epoch": 2, "iterations_in_epoch": 3}}}
+    torch.save(state, tmp_path / "old.pt")
+    read = resuming.read_checkpoint(str(tmp_path / "old.pt"))
+    assert read["extra_state"]["train_iterator"]["place"] == {"batches": 6, "shards": 2, "clips": 24}
+
+
+def section(folder: Path, **settings: object) -> DictConfig:
+    checkpoint = OmegaConf.structured(FairseqConfig()).checkpoint
+    return OmegaConf.merge(checkpoint, {"save_dir": str(folder), **settings})
+
+
+@pytest.mark.parametrize("key", ["restore_file", "finetune_from_model", "continue_once"])
+def test_a_checkpoint_that_is_named_and_missing_is_an_error(key: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"checkpoint\.{key}=nowhere\.pt: there is no such file"):
+        resuming.choose_checkpoint(section(tmp_path, **{key: "nowhere.pt"}), restarted=False)
+
+
+def test_a_name_of_the_runs_own_folder_gets_its_path_as_advice(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint_best.pt").touch()
+    with pytest.raises(UserError, match=rf"restore_file=checkpoint_best\.pt: .*; write {tmp_path}/checkpoint_best\.pt"):
+        resuming.choose_checkpoint(section(tmp_path, restore_file="checkpoint_best.pt"), restarted=False)
+
+
+def test_checkpoints_without_the_last_one_are_not_overwritten(tmp_path: Path) -> None:
+    resuming.choose_checkpoint(section(tmp_path), restarted=False)
+    (tmp_path / "checkpoint_best.pt").touch()
+    with pytest.raises(UserError, match=rf"no checkpoint_last\.pt.*restore_file={tmp_path}/checkpoint_best\.pt"):
+        resuming.choose_checkpoint(section(tmp_path), restarted=False)
+
+
+def test_a_job_that_was_started_again_continues_from_its_own_checkpoint(tmp_path: Path) -> None:
+    given = {"restore_file": "elsewhere.pt", "reset_optimizer": True, "reset_dataloader": True}
+    (tmp_path / resuming.LAST).touch()
+    chosen = section(tmp_path, **given)
+    resuming.choose_checkpoint(chosen, restarted=True)
+    assert (chosen.restore_file, chosen.reset_optimizer, chosen.reset_dataloader) == (resuming.LAST, False, False)
+
+
+def test_a_torn_checkpoint_names_an_earlier_one(tmp_path: Path) -> None:
+    for name, content in (("checkpoint_1_5.pt", b""), ("checkpoint_best.pt", b""), (resuming.LAST, b"PK\3\4torn")):
+        (tmp_path / name).write_bytes(content)
+    os.utime(tmp_path / "checkpoint_1_5.pt", (1, 1))
+    with pytest.raises(UserError, match=rf"{resuming.LAST}: .*; an earlier one: .*={tmp_path}/checkpoint_best\.pt$"):
+        resuming.read_checkpoint(str(tmp_path / resuming.LAST))
+
+
+def run_of(made: AmaeClassificationTask, **settings: object) -> SimpleNamespace:
+    """What a comparison asks of a trainer."""
+    assert made.state.classes
+    cfg = {"task": made.cfg, "model": {"pooling": "mean", "depth": 2}, "optimization": {"lr": [0.1]}, **settings}
+    return SimpleNamespace(task=made, cfg=OmegaConf.create(OmegaConf.to_container(OmegaConf.create(cfg))))
+
+
+def checkpoint_of(trainer: SimpleNamespace) -> dict:
+    cfg = OmegaConf.to_container(trainer.cfg)
+    return {"cfg": cfg, "task_state": {"classes": list(trainer.task.state.classes)}}
+
+
+def test_a_checkpoint_of_the_same_run_fits(folder: Path) -> None:
+    trainer = run_of(task(folder))
+    assert list(resuming.compare("x.pt", checkpoint_of(trainer), trainer, True)) == []
+    assert list(resuming.compare("x.pt", {"cfg": {"task": trainer.cfg.task}}, trainer, True)) == []  # an old one
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_other_classes_are_an_error_where_a_run_continues(resumes: bool, folder: Path, tmp_path: Path) -> None:
+    state = checkpoint_of(run_of(task(folder)))
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "labels.txt").write_text("b\na\n")
+    trainer = run_of(task(tmp_path))
+    message = f"x.pt: {tmp_path}/labels.txt, line 1: b, where the checkpoint's classes have a; restore the list"
+    if resumes:
+        with pytest.raises(UserError, match=message):
+            list(resuming.compare("x.pt", state, trainer, resumes))
+    else:
+        assert next(resuming.compare("x.pt", state, trainer, resumes)).startswith(message)
+        assert trainer.task.state.classes == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    "changed", [{"mean": 1.0}, {"std": 2.0}, {"window_type": "povey"}, {"target_length": 32}, {"num_mel_bins": 64}]
+)
+def test_another_input_is_an_error_where_a_run_continues(changed: dict, folder: Path) -> None:
+    state, trainer = checkpoint_of(run_of(task(folder))), run_of(task(folder, **changed))
+    (key, value), *_ = changed.items()
+    with pytest.raises(UserError, match=rf"x\.pt .* another input .*: task\.{key} \(.* there, {value} here\)"):
+        list(resuming.compare("x.pt", state, trainer, True))
+    assert any(f"task.{key}=" in line for line in resuming.compare("x.pt", state, trainer, False))
+
+
+def test_other_settings_are_told_with_both_values(folder: Path) -> None:
+    state = checkpoint_of(run_of(task(folder)))
+    trainer = run_of(task(folder, seed=2, max_bad_audio=7), model={"pooling": "cls", "depth": 2, "new": 1})
+    assert sorted(resuming.compare("x.pt", state, trainer, True)) == [
+        "x.pt was written with model.pooling=mean, this run has cls",
+        "x.pt was written with task.seed=1, this run has 2",
+    ]
+
+
+@pytest.fixture
+def no_run() -> Iterator[None]:
+    patches.forget_run()
+    yield
+    patches.forget_run()
+
+
+@pytest.mark.parametrize(
+    ("settings", "setting"),
+    [
+        ({"optimization": {"max_update": 12}}, "optimization.max_update=12"),
+        ({"optimization": {"max_epoch": 3}}, "optimization.max_epoch=3"),
+        ({"optimization": {"stop_time_hours": 0.5}}, "optimization.stop_time_hours=0.5"),
+        ({"checkpoint": {"patience": 2}}, "checkpoint.patience=2"),
+    ],
+)
+def test_a_run_that_has_ended_makes_no_further_update(settings: dict, setting: str, no_run: None) -> None:
+    cfg = OmegaConf.merge(OmegaConf.structured(FairseqConfig()), settings)
+
+    def trainer(updates: int, hours: float) -> SimpleNamespace:
+        return SimpleNamespace(get_num_updates=lambda: updates, cumulative_training_time=lambda: 3600 * hours)
+
+    resuming.refuse_finished(cfg, trainer(11, 0.4), SimpleNamespace(next_epoch_idx=3))
+    should_stop_early.num_runs = 2
+    with pytest.raises(Finished, match=f"is finished after 12 updates, by {setting}; raise it"):
+        resuming.refuse_finished(cfg, trainer(12, 0.6), SimpleNamespace(next_epoch_idx=4))
+
+
+def test_early_stopping_continues(made: AmaeClassificationTask, no_run: None) -> None:
+    cfg = OmegaConf.create({"checkpoint": {"patience": 2, "maximize_best_checkpoint_metric": True}})
+    assert not any(should_stop_early(cfg, accuracy) for accuracy in (0.9, 0.5))
+    (name, state), *_ = made.get_checkpoint_dict().items()
+    assert name == "AmaeClassificationTask"  # fairseq asks for the state by the name of the class
+    patches.forget_run()
+    made.set_checkpoint_dict(state)
+    assert should_stop_early(cfg, 0.8)
+
+
+def test_a_batch_without_a_clip_counts_nowhere(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    caplog.set_level(logging.WARNING)
+    order = task(folder).dataset("train")
+    first = iterators(task(folder), 4, 1, epoch=1)[0].frozen_batches[0]
+    for clip in first:
+        (tmp_path / f"{clip}.flac").write_bytes(b"")
+    made = task(tmp_path, on_bad_audio="skip", max_bad_audio=4)
+    (device,) = iterators(made, 4, 1, epoch=1)
+    stand_in = device.first_batch
+    assert stand_in["id"].numel() == 1
+    batches = list(device.next_epoch_itr())
+    assert len(order) == sum(batch["nsentences"] for batch in batches if "stand_in" not in batch) + 4
+    assert batches[0]["stand_in"]
+    assert caplog.text.count("skipped clip") == 4
+
+    model, steps = torch.nn.Linear(1, 1), []
+    for batch in batches[:2]:
+        count = batch["nsentences"]
+        criterion = lambda model, sample, count=count: (  # noqa: E731
+            model(torch.ones(1, 1)).sum() * count,
+            count,
+            {"loss": torch.tensor(7.0), "nsentences": count, "sample_size": count, "ntokens": count},
+        )
+        model.set_num_updates = lambda updates: None
+        model.zero_grad()
+        optimizer = SimpleNamespace(backward=lambda loss: loss.backward())
+        _, size, log = made.train_step(batch, model, criterion, optimizer, 0)
+        steps.append((size, log["loss"].item(), log["nsentences"], model.weight.grad.item()))
+    assert steps == [(0, 0.0, 0, 0.0), (4, 7.0, 4, 4.0)]
+
+
+def test_a_split_without_one_good_clip_is_an_error(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.glob("*.flac"):
+        path.write_bytes(b"")
+    (device,) = iterators(task(tmp_path, on_bad_audio="skip"), 4, 1)
+    with pytest.raises(UserError, match=r"train\.tsv: not one of its clips can be decoded"):
+        device.first_batch  # noqa: B018
+
+
+@pytest.mark.parametrize("step", ["train_step", "valid_step"])
+def test_memory_that_does_not_suffice_names_the_setting(step: str, made: AmaeClassificationTask) -> None:
+    def criterion(model: torch.nn.Module, sample: dict) -> None:
+        torch.empty(1 << 58)
+
+    model = torch.nn.Identity()
+    model.set_num_updates = lambda updates: None
+    rest = (SimpleNamespace(), 0) if step == "train_step" else ()
+    with pytest.raises(UserError, match=r"memory does not suffice for a batch of dataset\.batch_size") as raised:
+        getattr(made, step)({}, model, criterion, *rest)
+    assert "out of memory" not in str(raised.value)  # by which fairseq would leave the batch out and train on
