@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import socket
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -138,7 +139,7 @@ class Run:
         multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
         if in_job(os.environ):
             signals.install_handlers()
-        remedy = "make it writable or choose another (hydra.run.dir=...); the same command continues a run"
+        remedy = "make room, or choose another folder (hydra.run.dir=...); the same command continues the run"
         with ExitStack() as stack:
             stack.callback(signals.forget)
             if distributed_utils.is_master(self.cfg.distributed_training):
@@ -153,7 +154,11 @@ class Run:
             except OSError as error:
                 if error.errno not in _UNWRITABLE:
                     raise
-                raise UserError(f"{error.filename or self.folder}: {error.strerror}; {remedy}") from error
+                writer = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parent.name
+                place = self.cfg.common.tensorboard_logdir if writer == "tensorboardX" else self.folder
+                raise UserError(
+                    f"{error.filename or place}: cannot write there ({error.strerror}); {remedy}"
+                ) from error
         if not self.updated and not (self.folder / resuming.LAST).exists():
             remedy = "look at the data, dataset.batch_size, optimization.max_epoch, max_update and lr"
             raise UserError(f"nothing was trained: not one update was made; {remedy}")

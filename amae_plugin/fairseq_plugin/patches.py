@@ -6,6 +6,7 @@
 
 import functools
 import inspect
+import logging
 import os
 import pkgutil
 import shutil
@@ -35,6 +36,7 @@ from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin import launch, resuming
 from amae_plugin.fairseq_plugin.checks import check_settings
 
+logger = logging.getLogger(__name__)
 _originals: dict[str, Callable[..., Any]] = {}
 _run: launch.Run
 
@@ -158,9 +160,13 @@ def forget_run() -> None:
     """
     vars(checkpoint_utils.save_checkpoint).clear()
     vars(fairseq_train.should_stop_early).clear()
-    for writer in progress_bar._tensorboard_writers.values():
-        writer.close()
-    progress_bar._tensorboard_writers.clear()
+    writers = dict(progress_bar._tensorboard_writers)
+    progress_bar._tensorboard_writers.clear()  # fairseq closes the rest when the process ends
+    for folder, writer in writers.items():
+        try:
+            writer.close()
+        except OSError as error:
+            logger.warning(f"{folder}: the last points of the curves are lost ({error.strerror or error})")
 
 
 # Functions that take the place of fairseq's with the same name and parameters, and the modules and classes they go to.

@@ -105,8 +105,12 @@ def test_copy_killed_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
 
 def test_copy_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     last = tmp_path / "checkpoint_last.pt"
+    with pytest.raises(UserError, match=r"\(No such file.*\); make room, and start the run again"):
+        patches.copy(str(tmp_path / "missing.pt"), str(last))
     last.write_bytes(b"old")
-    with pytest.raises(UserError, match=r"checkpoint_last\.pt: cannot write the checkpoint \(No such file"):
+    with pytest.raises(
+        UserError, match=r"checkpoint_last\.pt: cannot write .*\(No such file.*\); the one before is whole"
+    ):
         patches.copy(str(tmp_path / "missing.pt"), str(last))
     assert last.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [last]
