@@ -41,7 +41,7 @@ def test_unreadable_clips_are_left_out_of_manifest_and_labels_alike(tmp_path, so
     assert rows(out, "train") == [("a.wav", "x"), ("c.wav", "z", "x"), ("c.wav:4000:8000", "z")]
     assert (out / "train.tsv").read_text().splitlines()[-1] == "c.wav:4000:8000\t8000"
     assert corpus.summary.unreadable == 1
-    assert corpus.warnings == ("before",)
+    assert corpus.warnings == ("before", "train: no clip of 1 of the 3 classes: y")
     assert (out / "unreadable.tsv").read_text().startswith("b.wav\t")
 
 
