@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import errno
 import json
 import os
 import re
@@ -104,6 +105,19 @@ def try_folder(path: str | os.PathLike[str], what: str = "there") -> None:
         place = place.parent
     with writing(path, what), tempfile.TemporaryFile(dir=place):
         pass
+
+
+def try_file(path: str | os.PathLike[str], what: str = "there") -> None:
+    """Find out before the work whether a file can be written to its folder, which must exist. Nothing is left there.
+
+    Raises:
+        UserError: it cannot; *what* would be written, as in :func:`writing`.
+    """
+    path = Path(path)
+    with writing(path, what, "" if path.parent.is_dir() else "make the folder first"):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        tempfile.TemporaryFile(dir=path.parent).close()
 
 
 def write_csv(path: str | os.PathLike[str], rows: Iterable[Iterable[object]]) -> None:

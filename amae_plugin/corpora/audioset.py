@@ -4,8 +4,9 @@ The lines of a table are ``YTID, start_seconds, end_seconds, "mid,mid,..."`` aft
 ``class_labels_indices.csv`` gives index, mid and display name of the 527 classes. Display names hold commas ("Male
 speech, man speaking"), so the classes are the mids; the table of names is copied to the manifests.
 
-A clip is a file anywhere below the audio folder, in any audio format. Its name is ``<YTID>`` or ``Y<YTID>``, optionally
-followed by ``_<start>`` or ``_<start>_<end>``.
+A clip is a file anywhere below the audio folder, in any audio format. Downloaders name it ``<YTID>`` or ``Y<YTID>``,
+optionally followed by the times, ``_<start>``, ``_<start>_<end>`` or ``_<start>-<end>``, or put the id last, after the
+title, as yt-dlp does: ``<title> [<YTID>]``.
 """
 
 import argparse
@@ -23,7 +24,10 @@ _PUBLISHED = {"balanced_train_segments": 22_160, "unbalanced_train_segments": 2_
 _PUBLISHED_CLASSES = 527
 # A word in a table's file name, and the split that it stands for.
 _SPLIT_WORDS = {"train": "train", "valid": "valid", "dev": "valid", "eval": "test", "test": "test"}
-_NUMBER = re.compile(r"_\d+(\.\d+)?$")
+_TIME = re.compile(r"[_-]\d+(\.\d+)?s?$")
+_TIMES = 2  # at the end of a name
+_LAST_ID = re.compile(r".*[\s_\[-]([\w-]{11})\]?", re.DOTALL)
+_NAMES = "<YTID>, Y<YTID>, <YTID>_<start>, <YTID>_<start>_<end>, <YTID>_<start>-<end>, <title>-<YTID>, <title> [<YTID>]"
 _LABELS_NAME = "class_labels_indices.csv"
 
 
@@ -53,7 +57,8 @@ def build(
     listed = [(split, path, *row) for split, path in paths for row in _read_table(path, set(classes), labels)]
     files = _find_clips(audio, {ytid for _, _, ytid, _ in listed})
     missing = [f"{ytid} ({path.name})" for _, path, ytid, _ in listed if ytid not in files]
-    warnings = report_missing(missing, len(listed), f"listed in the tables are not in {audio}", allow_missing)
+    what = f"listed in the tables are not in {audio}, where they may be named {_NAMES}"
+    warnings = report_missing(missing, len(listed), what, allow_missing)
     splits: dict[str, list[LabelledClip]] = {split: [] for split, _ in paths}
     by_table: dict[str, list[str]] = {path.stem: [] for _, path in paths}
     for split, path, ytid, mids in listed:
@@ -124,9 +129,11 @@ def _find_clips(audio: Path, ytids: set[str]) -> dict[str, str]:
 
 def _match_ytid(stem: str, ytids: set[str]) -> str | None:
     """Find the id that a file name stands for; an id may itself begin with Y or end like a number."""
-    shorter = _NUMBER.sub("", stem)
-    stems = (stem, shorter, _NUMBER.sub("", shorter))
-    candidates = (name for part in stems for name in (part, part.removeprefix("Y")))
+    stems = [stem]
+    for _ in range(_TIMES):
+        stems.append(_TIME.sub("", stems[-1]))
+    candidates = [name for part in stems for name in (part, part.removeprefix("Y"))]
+    candidates += [match[1] for part in stems if (match := _LAST_ID.fullmatch(part))]
     return next((name for name in candidates if name in ytids), None)
 
 

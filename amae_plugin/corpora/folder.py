@@ -62,9 +62,10 @@ def build(
     groups: dict[tuple[str, ...], list[str]] = {}
     for name in scan.headers:
         groups.setdefault((name.split("/")[0],) if labels else (), []).append(name)
-    for label in [label for label in classes if groups and (label,) not in groups]:
-        warnings.append(f"{label}: none of its clips can be read, so it is no class")
-        classes.remove(label)
+    readable = [name for name in classes if (name,) in groups]
+    warnings += [
+        f"{name}: none of its clips can be read, so it is no class" for name in classes if name not in readable
+    ]
 
     fractions = {split: share for split, share in (("valid", valid_fraction), ("test", test_fraction)) if share}
     splits: dict[str, list[LabelledClip]] = {split: [] for split in ("train", *fractions)}
@@ -74,7 +75,7 @@ def build(
             warnings.append(f"{label[0]}: all {len(names)} clips are in train, too few for every split")
         for split, part in split_names(names, {} if few else fractions, seed).items():
             splits[split] += [LabelledClip(name, label) for name in part]
-    return write_corpus(folder, {out: splits}, classes, warnings=warnings, scan=scan)
+    return write_corpus(folder, {out: splits}, readable, warnings=warnings, scan=scan)
 
 
 def _read_classes(folder: Path, names: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
+from fairseq.data import data_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.logging import progress_bar
@@ -27,6 +28,7 @@ from amae_plugin.cluster import signals
 from amae_plugin.cluster.layout import in_job
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin import launch
+from amae_plugin.recipes import user_path
 
 _CHECKPOINT = ("the checkpoint", "the one before is whole: make room, and the same command continues from it")
 _originals: dict[str, Callable[..., Any]] = {}
@@ -98,6 +100,25 @@ def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
     return True
 
 
+def raise_if_valid_subsets_unintentionally_ignored(train_cfg: DictConfig) -> None:
+    """Refuse manifests that look meant for validation and are not validated on.
+
+    fairseq takes any file for one whose name begins with "valid" and has a digit, such as a clip beside the manifests.
+
+    Raises:
+        UserError: the folder of manifests has one.
+    """
+    dataset = train_cfg.dataset
+    if dataset.ignore_unused_valid_subsets or dataset.combine_valid_subsets or dataset.disable_validation:
+        return
+    folder = user_path(train_cfg.task.data)
+    found = sorted(path.stem for path in folder.glob("valid*.tsv"))
+    if unused := [name for name in found if name not in dataset.valid_subset.split(",")]:
+        remedy = f"dataset.valid_subset={dataset.valid_subset},{','.join(unused)}, in quotes, validates on them too"
+        others = "dataset.ignore_unused_valid_subsets=true does not"
+        raise UserError(f"{folder}: the manifests {', '.join(unused)} would not be used; {remedy}, and {others}")
+
+
 def forget_run() -> None:
     """Forget the best result, the early stopping and the TensorBoard files of a run that ends, and close the files.
 
@@ -118,10 +139,12 @@ REPLACEMENTS = (
     (validate_and_save, fairseq_train),
     (torch_persistent_save, checkpoint_utils),
     (copy, PathManager),
+    (raise_if_valid_subsets_unintentionally_ignored, data_utils),
 )
 # Names that functions of fairseq look up: else a replacement would never run, or forget_run would forget nothing.
 LOOKED_UP = {
     "fairseq_cli.hydra_train:_hydra_main": {"call_main"},
+    "fairseq_cli.train:main": {"raise_if_valid_subsets_unintentionally_ignored"},
     "fairseq_cli.train:train": {"validate_and_save"},
     "fairseq.trainer:Trainer.save_checkpoint": {"torch_persistent_save"},
     "fairseq.checkpoint_utils:save_checkpoint": {"copy", "best"},
