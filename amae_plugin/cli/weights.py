@@ -8,7 +8,6 @@ import numpy as np
 from amae_plugin.data.labels import LABELS_NAME, Labels
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.data.sampling import balanced_weights
-from amae_plugin.errors import UserError
 from amae_plugin.files import replacing, writing
 
 
@@ -20,9 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the weights, and print how they spread."""
-    manifest = Manifest.read(args.folder / f"{args.split}.tsv")
-    if not len(manifest):
-        raise UserError(f"{manifest.path}: holds no clips")
+    manifest = Manifest.read(args.folder / f"{args.split}.tsv").require_clips()
     labels = Labels.read(args.folder / f"{args.split}.lbl", args.folder / LABELS_NAME, len(manifest), multi=True)
     weights = balanced_weights(labels)
     path = args.folder / f"{args.split}.weights.npy"

@@ -134,6 +134,16 @@ class Manifest:
     def __reduce__(self) -> tuple[object, tuple[Path]]:
         return Manifest.read, (self.path,)
 
+    def require_clips(self) -> Manifest:
+        """Return this manifest if it holds clips.
+
+        Raises:
+            UserError: it holds none.
+        """
+        if not len(self):
+            raise UserError(f"{self.path}: holds no clips; add some, or take another split or share of them")
+        return self
+
     def name(self, index: int) -> str:
         """Return the path as the manifest has it, with ``:offset:length`` or ``:start:frames``."""
         if not -len(self) <= index < len(self):

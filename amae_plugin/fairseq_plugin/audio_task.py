@@ -95,11 +95,7 @@ class AudioTask(FairseqTask):
         Raises:
             UserError: it cannot be read, or holds no clips.
         """
-        manifest = Manifest.read(self.data / f"{split}.tsv")
-        if not len(manifest):
-            remedy = "`amae manifest` says why; add clips, or hold out another share of them"
-            raise UserError(f"{manifest.path}: holds no clips, so there is nothing to train or validate on; {remedy}")
-        return manifest
+        return Manifest.read(self.data / f"{split}.tsv").require_clips()
 
     def make_dataset(self, manifest: Manifest, split: str, **settings: Any) -> None:
         """Make the data set of a split; the split ``train`` is shuffled, cropped at random and augmented."""

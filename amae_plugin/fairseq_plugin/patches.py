@@ -112,7 +112,7 @@ def raise_if_valid_subsets_unintentionally_ignored(train_cfg: DictConfig) -> Non
     if dataset.ignore_unused_valid_subsets or dataset.combine_valid_subsets or dataset.disable_validation:
         return
     folder = user_path(train_cfg.task.data)
-    found = sorted(path.stem for path in folder.glob("valid*.tsv"))
+    found = sorted(path.stem for path in folder.glob("valid[0-9]*.tsv"))
     if unused := [name for name in found if name not in dataset.valid_subset.split(",")]:
         remedy = f"dataset.valid_subset={dataset.valid_subset},{','.join(unused)}, in quotes, validates on them too"
         others = "dataset.ignore_unused_valid_subsets=true does not"
