@@ -70,7 +70,9 @@ def build(
         both = [(same, *(in_trials.get(paths[_normalize(name)]) for name in pair)) for _, same, pair in pairs]
         kept = [pair for pair in both if all(path in scan.headers for path in pair[1:])]
         if len(kept) < len(pairs):
-            missing.append(f"trials: {len(pairs) - len(kept):,} pairs with a clip that is not there or cannot be read")
+            missing.append(
+                f"trials: {len(pairs) - len(kept):,} pairs with a clip that is not there or cannot be read; left out"
+            )
         extras[f"{_TRIALS}.txt"] = "".join(f"{same} {left} {right}\n" for same, left, right in kept).encode()
     warnings += missing
     return write_corpus(root, {out: splits}, speakers, warnings=warnings, extras=extras, scan=scan)

@@ -12,6 +12,7 @@ from fairseq.logging import metrics
 from omegaconf import OmegaConf
 from torch import nn
 
+from amae_plugin.data.manifest import write_manifest
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.pretraining import AmaePretraining, AmaePretrainingConfig
 
@@ -80,6 +81,13 @@ def test_a_picture_that_fails_does_not_end_the_run(
     assert not events(tmp_path)
     assert "no picture after update 2; training goes on" in caplog.text
     assert "missing.tsv" in caplog.text
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_split_without_clips_is_named(folder: Path, tmp_path: Path, split: str) -> None:
+    write_manifest(tmp_path / f"{split}.tsv", folder, [])
+    with pytest.raises(UserError, match=rf"{split}\.tsv: holds no clips; add some"):
+        task(tmp_path, tmp_path).load_dataset(split)
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp16"])
