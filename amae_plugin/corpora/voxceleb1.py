@@ -68,11 +68,10 @@ def build(
             reason = "trials cannot name a path that holds a blank or is not UTF-8"
             raise UserError(f"{root / odd[0]}: {reason}; give the folder of the speakers itself")
         both = [(same, *(in_trials.get(paths[_normalize(name)]) for name in pair)) for _, same, pair in pairs]
-        kept = [pair for pair in both if all(path in scan.headers for path in pair[1:])]
-        if len(kept) < len(pairs):
-            missing.append(
-                f"trials: {len(pairs) - len(kept):,} pairs with a clip that is not there or cannot be read; left out"
-            )
+        found_both = [pair for pair in both if all(pair[1:])]
+        kept = [pair for pair in found_both if all(path in scan.headers for path in pair[1:])]
+        if unreadable := len(found_both) - len(kept):
+            missing.append(f"trials: {unreadable:,} pairs have a clip that cannot be read; left out")
         extras[f"{_TRIALS}.txt"] = "".join(f"{same} {left} {right}\n" for same, left, right in kept).encode()
     warnings += missing
     return write_corpus(root, {out: splits}, speakers, warnings=warnings, extras=extras, scan=scan)
