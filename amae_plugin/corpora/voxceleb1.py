@@ -60,13 +60,13 @@ def build(
     extras = {}
     in_pairs = sorted({_normalize(name) for _, _, pair in pairs for name in pair})
     in_trials, missing = find_listed(root, [paths[name] for name in in_pairs], str(trials), allow_missing)
+    # Blanks separate the names, and bytes that are not UTF-8 could not be read back.
+    if odd := [path for path in in_trials.values() if path.encode("utf-8", "ignore").decode().split() != [path]]:
+        reason = "trials cannot name a path that holds a blank or is not UTF-8"
+        raise UserError(f"{root / odd[0]}: {reason}; give the folder of the speakers itself")
     scan = read_headers(root, list(dict.fromkeys([*found.values(), *in_trials.values()])), workers)
     if trials is not None:
         splits[_TRIALS] = [LabelledClip(path) for path in in_trials.values()]
-        # Blanks separate the names, and bytes that are not UTF-8 could not be read back.
-        if odd := [path for path in in_trials.values() if path.encode("utf-8", "ignore").decode().split() != [path]]:
-            reason = "trials cannot name a path that holds a blank or is not UTF-8"
-            raise UserError(f"{root / odd[0]}: {reason}; give the folder of the speakers itself")
         both = [(same, *(in_trials.get(paths[_normalize(name)]) for name in pair)) for _, same, pair in pairs]
         found_both = [pair for pair in both if all(pair[1:])]
         kept = [pair for pair in found_both if all(path in scan.headers for path in pair[1:])]

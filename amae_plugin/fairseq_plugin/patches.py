@@ -114,9 +114,9 @@ def raise_if_valid_subsets_unintentionally_ignored(train_cfg: DictConfig) -> Non
     folder = user_path(train_cfg.task.data)
     found = sorted(path.stem for path in folder.glob("valid[0-9]*.tsv"))
     if unused := [name for name in found if name not in dataset.valid_subset.split(",")]:
-        remedy = f"dataset.valid_subset={dataset.valid_subset},{','.join(unused)}, in quotes, validates on them too"
-        others = "dataset.ignore_unused_valid_subsets=true does not"
-        raise UserError(f"{folder}: the manifests {', '.join(unused)} would not be used; {remedy}, and {others}")
+        both = f"""'dataset.valid_subset="{dataset.valid_subset},{",".join(unused)}"'"""
+        remedy = f"validate on them too ({both}) or not (dataset.ignore_unused_valid_subsets=true)"
+        raise UserError(f"{folder}: the manifests {', '.join(unused)} would not be used; {remedy}")
 
 
 def forget_run() -> None:
