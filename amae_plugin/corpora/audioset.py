@@ -12,11 +12,12 @@ title, as yt-dlp does: ``<title> [<YTID>]``.
 import argparse
 import csv
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, find_audio, report_missing
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, write_corpus
+from amae_plugin.data.lines import bad_lines
 from amae_plugin.errors import UserError
 from amae_plugin.files import reading
 
@@ -28,6 +29,7 @@ _TIME = re.compile(r"[_-]\d+(\.\d+)?s?$")
 _TIMES = 2  # at the end of a name
 _LAST_ID = re.compile(r".*[\s_\[-]([\w-]{11})\]?", re.DOTALL)
 _NAMES = "<YTID>, Y<YTID>, <YTID>_<start>, <YTID>_<start>_<end>, <YTID>_<start>-<end>, <title>-<YTID>, <title> [<YTID>]"
+_ROW = 'YTID, start_seconds, end_seconds, "mid,mid,..."'
 _LABELS_NAME = "class_labels_indices.csv"
 
 
@@ -99,8 +101,10 @@ def _read_classes(path: Path) -> list[str]:
     return classes
 
 
-def _read_table(path: Path, known: Collection[str], labels: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield YTID and mids of each clip."""
+def _read_table(path: Path, known: Collection[str], labels: Path) -> list[tuple[str, tuple[str, ...]]]:
+    """Read YTID and mids of each clip."""
+    clips: list[tuple[str, tuple[str, ...]]] = []
+    problems: dict[int, str] = {}
     with reading(path, "the table"), path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, skipinitialspace=True)
         for row in reader:
@@ -109,11 +113,14 @@ def _read_table(path: Path, known: Collection[str], labels: Path) -> Iterator[tu
             # Mids that lost their quotes are fields of their own.
             mids = tuple(mid.strip() for mid in ",".join(row[3:]).split(","))
             if len(row) < 4 or not row[0] or not all(mids):
-                expected = 'YTID, start_seconds, end_seconds, "mid,mid,..."'
-                raise UserError(f"{path}, line {reader.line_num}: expected '{expected}', found '{', '.join(row)}'")
-            if unknown := [mid for mid in mids if mid not in known]:
-                raise UserError(f"{path}, line {reader.line_num}: '{unknown[0]}' is not a class of {labels}")
-            yield row[0], mids
+                problems[reader.line_num] = f"expected '{_ROW}', found '{', '.join(row)}'"
+            elif unknown := [mid for mid in mids if mid not in known]:
+                problems[reader.line_num] = f"'{unknown[0]}' is not a class of {labels}"
+            else:
+                clips.append((row[0], mids))
+    if problems:
+        raise bad_lines(path, problems, "correct it, or take the table that belongs to these classes")
+    return clips
 
 
 def _find_clips(audio: Path, ytids: set[str]) -> dict[str, str]:

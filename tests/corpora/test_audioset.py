@@ -145,6 +145,12 @@ def test_malformed_tables(corpus, line, hint):
         write(corpus)
 
 
+def test_of_many_malformed_lines_a_few_are_named_and_all_are_counted(corpus):
+    (corpus / "balanced_train_segments.csv").write_text(HEADER + "abc, 0.000, 10.000\n" * 7)
+    with pytest.raises(UserError, match=r"line 4: expected(.|\n)*\n  line 8: expected .*\n  7 bad lines in all$"):
+        write(corpus)
+
+
 def test_malformed_classes(corpus):
     path = corpus / "class_labels_indices.csv"
     path.write_text(CLASSES.replace("1,/m", "2,/m"))
