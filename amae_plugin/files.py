@@ -14,6 +14,7 @@ from pathlib import Path
 
 from amae_plugin.errors import UserError, printable
 
+_TRIED_BYTES = 4096  # a block of most disks, for which a full one has no room
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 # What a spreadsheet takes for a formula. A name that begins with a dash, as ids of YouTube do, calls nothing.
 _FORMULA = re.compile(r"[=@\uff1d\uff20]|[-+\uff0b\uff0d].*[^\w./ -]")
@@ -103,8 +104,8 @@ def try_folder(path: str | os.PathLike[str], what: str = "there") -> None:
     place = Path(path).absolute()
     while not os.path.lexists(place):
         place = place.parent
-    with writing(path, what), tempfile.TemporaryFile(dir=place):
-        pass
+    with writing(path, what):
+        _try(place)
 
 
 def try_file(path: str | os.PathLike[str], what: str = "there") -> None:
@@ -117,7 +118,12 @@ def try_file(path: str | os.PathLike[str], what: str = "there") -> None:
     with writing(path, what, "" if path.parent.is_dir() else "make the folder first"):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        tempfile.TemporaryFile(dir=path.parent).close()
+        _try(path.parent)
+
+
+def _try(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(_TRIED_BYTES))
 
 
 def write_csv(path: str | os.PathLike[str], rows: Iterable[Iterable[object]]) -> None:
