@@ -70,7 +70,8 @@ class Labels:
             if not line:
                 problems[number] = "empty, but every clip needs a label"
             elif len(labels) > 1 and not multi:
-                problems[number] = f"{len(labels)} labels in '{line}' where one is expected (task.multi_label=false)"
+                problem = f"{len(labels)} labels in '{line}' where one is expected"
+                problems[number] = f"{problem}; several need a multi-label task"
             elif unknown:
                 problems[number] = f"'{unknown[0]}' is not among the {len(index)} classes of {names_path}"
             else:
