@@ -1,13 +1,24 @@
 """Files: errors that name the path and the reason, and writes that leave no torn file behind."""
 
+import codecs
+import csv
+import errno
 import json
 import os
+import re
+import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from amae_plugin.errors import UserError
+from amae_plugin.errors import UserError, printable
+
+_TRIED_BYTES = 4096  # a block of most disks, for which a full one has no room
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# What a spreadsheet takes for a formula. A name that begins with a dash, as ids of YouTube do, calls nothing.
+_FORMULA = re.compile(r"[=@\uff1d\uff20]|[-+\uff0b\uff0d].*[^\w./ -]")
+_NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?")
 
 
 @contextmanager
@@ -20,14 +31,24 @@ def reading(path: str | os.PathLike[str], what: str = "the file", remedy: str = 
         remedy: advice that ends the message.
 
     Raises:
-        UserError: the system cannot read the file, or it is not text in UTF-8.
+        UserError: the system cannot read the file, or it is not text in UTF-8 or not the table that it should be.
     """
     try:
         yield
     except OSError as error:
         raise UserError(_message(path, f"cannot read {what}", error, remedy)) from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error})") from None
+        reason = utf_16_remedy(error.object) or f"not UTF-8 text ({error}); save it as UTF-8"
+        raise UserError(f"{path}: {reason}") from None
+    except csv.Error as error:
+        raise UserError(f"{path}: not a table in CSV ({error})") from None
+
+
+def utf_16_remedy(content: bytes) -> str | None:
+    """Say what to do about a file that begins with *content* if it is text in UTF-16; None if it is not."""
+    if content.startswith(_UTF_16) or b"\0" in content[:4]:
+        return "not UTF-8 text but UTF-16, which some editors call Unicode; save it as UTF-8"
+    return None
 
 
 @contextmanager
@@ -72,6 +93,52 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
             raise error.__context__ from None  # torch.save handles the system's error and raises one of its own
         raise
+
+
+def try_folder(path: str | os.PathLike[str], what: str = "there") -> None:
+    """Find out before the work whether files can be written to a folder, or the folder be made. Nothing is left there.
+
+    Raises:
+        UserError: they cannot; *what* would be written, as in :func:`writing`.
+    """
+    place = Path(path).absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    with writing(path, what):
+        _try(place)
+
+
+def try_file(path: str | os.PathLike[str], what: str = "there") -> None:
+    """Find out before the work whether a file can be written to its folder, which must exist. Nothing is left there.
+
+    Raises:
+        UserError: it cannot; *what* would be written, as in :func:`writing`.
+    """
+    path = Path(path)
+    with writing(path, what, "" if path.parent.is_dir() else "make the folder first"):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        _try(path.parent)
+
+
+def _try(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(_TRIED_BYTES))
+
+
+def write_csv(path: str | os.PathLike[str], rows: Iterable[Iterable[object]]) -> None:
+    """Write a table as CSV in UTF-8, atomically.
+
+    What a terminal would obey is written as :func:`printable` shows it. A text that a spreadsheet would run as a
+    formula gets an apostrophe in front, which makes it a text there.
+    """
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(map(_cell, row) for row in rows)
+
+
+def _cell(value: object) -> str:
+    text = printable(str(value))
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 
 def write_json(path: str | os.PathLike[str], values: object) -> None:

@@ -88,8 +88,12 @@ def plugin_dir() -> str:
 
 
 def clips(folder: str, subset: str) -> int:
-    """``${amae.clips:FOLDER,SUBSET}``: clips of the manifest ``FOLDER/SUBSET.tsv``."""
-    return len(Manifest.read(user_path(folder) / f"{subset}.tsv"))
+    """``${amae.clips:FOLDER,SUBSET}``: clips of the manifest ``FOLDER/SUBSET.tsv``.
+
+    Raises:
+        UserError: it cannot be read, or holds none.
+    """
+    return len(Manifest.read(user_path(folder) / f"{subset}.tsv").require_clips())
 
 
 def updates_of(number: int, clips_per_update: int, epochs: float) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import signal
 import subprocess
@@ -9,8 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from amae_plugin.errors import UserError
-from amae_plugin.files import reading, remove_partial_files, replacing, write_json, writing
+from amae_plugin.errors import UserError, printable
+from amae_plugin.files import (
+    reading,
+    remove_partial_files,
+    replacing,
+    try_file,
+    try_folder,
+    write_csv,
+    write_json,
+    writing,
+)
 
 
 def test_a_replaced_file_is_what_it_was_or_the_whole_new_one(tmp_path: Path) -> None:
@@ -72,6 +82,58 @@ def test_a_full_disk_is_the_reason_and_not_the_error_of_torch(tmp_path: Path) ->
         with partial.open("wb") as file:
             torch.save({"weights": torch.zeros(10**6)}, file)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("dog.wav", "dog.wav"),
+        ("Übung 日本 🐕", "Übung 日本 🐕"),
+        ("a\x1b[2J\x07\r\n\t.wav", r"a\x1b[2J\x07\r\n\t.wav"),
+        ("c1\x9b31m", r"c1\x9b31m"),
+        ("gpj\u202evaw\u2028\u200b", r"gpj\u202evaw\u2028\u200b"),
+        ("caf\udce9", r"caf\xe9"),
+    ],
+)
+def test_names_are_shown_and_not_obeyed(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert str(UserError(text)) == shown.replace(r"\n", "\n")  # a message may have several lines
+
+
+def test_cells_are_texts_in_a_spreadsheet_and_harmless_in_a_terminal(tmp_path: Path) -> None:
+    harmless = ["a", "-0RWZT-miFs.wav", "--PJHxphWEs.wav", "-1.5e-07", "-3", "+2.5", "1e+05", "", "a=b", "Übung"]
+    formulas = ["=1+1", "+1+1", "-2+3+cmd|' /C calc'!A0", "@SUM(A1)", "-SUM(A1)", "\uff1dA1", "=a,b"]
+    write_csv(tmp_path / "x.csv", [harmless, formulas, ["\x1b[2J", "caf\udce9", "\t=1", 7, 0.5]])
+    with (tmp_path / "x.csv").open(encoding="utf-8", newline="") as file:
+        first, second, third = csv.reader(file)
+    assert first == harmless
+    assert second == [f"'{formula}" for formula in formulas]
+    assert third == [r"\x1b[2J", r"caf\xe9", r"\t=1", "7", "0.5"]
+
+
+def test_places_are_tried_before_the_work_and_left_as_they_were(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "new" / "folder"):
+        try_folder(place)
+    try_file(tmp_path / "new.json")
+    for place in (tmp_path / "file", tmp_path / "file" / "folder"):
+        with pytest.raises(UserError, match=f"{place}: cannot write the page"):
+            try_folder(place, "the page")
+    refused = {tmp_path / "none" / "x.json": "No such file.*; make the folder first", tmp_path: "Is a directory"}
+    for path, reason in refused.items():
+        with pytest.raises(UserError, match=rf"{path}: cannot write there \({reason}"):
+            try_file(path)
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_texts_and_tables_that_are_none_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes("a,b\n".encode("utf-16"))
+    with pytest.raises(UserError, match=r"x\.csv: not UTF-8 text but UTF-16.*; save it as UTF-8$"), reading(path):
+        path.read_text(encoding="utf-8")
+    path.write_text("a" * 200_000)
+    with pytest.raises(UserError, match=r"x\.csv: not a table in CSV"), reading(path), path.open() as file:
+        list(csv.reader(file))
 
 
 def test_json_is_written_as_it_is_read(tmp_path: Path) -> None:

@@ -144,9 +144,7 @@ def _print_table(result: Figures, rows: Mapping[str, Figures]) -> None:
 
 
 def _measure_data(args: argparse.Namespace) -> Figures:
-    manifest = Manifest.read(args.data)
-    if not len(manifest):
-        raise UserError(f"{args.data}: holds no clips")
+    manifest = Manifest.read(args.data).require_clips()
     wanted = ModelInput(target_length=args.target_length)
     dataset = AudioDataset(manifest, wanted, on_bad_audio="skip", max_bad_audio=len(manifest))
     clips = min(args.clips, len(manifest))

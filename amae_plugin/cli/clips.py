@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from amae_plugin.cli.arguments import natural, positive
-from amae_plugin.errors import UserError
+from amae_plugin.errors import UserError, printable
 from amae_plugin.inference.clips import ClipFiles
 
 
@@ -36,7 +36,7 @@ def conclude(clips: ClipFiles) -> int:
     """
     if not clips.skipped:
         return 0
-    lines = [f"{name}: {reason}" for name, reason in clips.skipped.items()]
+    lines = [f"{printable(name)}: {printable(reason)}" for name, reason in clips.skipped.items()]
     if clips.skipped.keys() >= set(map(str, clips.names)):
         raise UserError(f"cannot use {lines[0]}" if len(lines) == 1 else "\n  ".join(["cannot use any of", *lines]))
     print("\n  ".join([f"left out, as they cannot be used: {len(lines):,}", *lines]), file=sys.stderr)

@@ -12,6 +12,7 @@ from pathlib import Path
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.arguments import positive
 from amae_plugin.cli.clips import add_model
+from amae_plugin.errors import printable
 from amae_plugin.evaluation.classification import evaluate
 from amae_plugin.evaluation.report import Result, summary, write, write_measures
 from amae_plugin.evaluation.scoring import Options
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
         verify(checkpoint, args.data, options) if args.trials else evaluate(checkpoint, args.data, args.split, options)
     )
     if result.skipped:
-        listed = "".join(f"\n  {path}: {reason}" for path, reason in result.skipped.items())
+        listed = "".join(f"\n  {printable(path)}: {reason}" for path, reason in result.skipped.items())
         print(f"left out, as they cannot be decoded: {len(result.skipped):,} clips{listed}", file=sys.stderr)
     print(summary(result))
     written = write(result, out)

@@ -5,6 +5,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from amae_plugin.cli.terminal import shown
 from amae_plugin.errors import UserError
 
 COMMANDS = {
@@ -26,6 +27,7 @@ COMMANDS = {
 }
 
 
+@shown()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from amae_plugin.cli.arguments import natural
 from amae_plugin.corpora.corpus import Corpus, Layout
 from amae_plugin.corpora.layouts import LAYOUTS
+from amae_plugin.files import try_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the manifests, and say what they hold and what comes next."""
+    try_folder(args.out, "the manifests there")  # before headers are read, which takes long
     corpus = args.layout.build(**{name: value for name, value in vars(args).items() if name not in ("run", "layout")})
     for warning in corpus.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -1,14 +1,13 @@
 """Predict the most probable classes of audio files with a classifier."""
 
 import argparse
-import csv
 import itertools
 from pathlib import Path
 
 from amae_plugin.cli.arguments import positive
 from amae_plugin.cli.clips import add_clips, conclude
-from amae_plugin.errors import UserError
-from amae_plugin.files import write_json, writing
+from amae_plugin.errors import UserError, printable
+from amae_plugin.files import write_csv, write_json, writing
 from amae_plugin.inference.clips import ClipFiles
 from amae_plugin.inference.model import load_model
 
@@ -35,16 +34,15 @@ def run(args: argparse.Namespace) -> int:
     code = conclude(clips)
     if args.out is None:
         for path, predictions in found.items():
-            print(f"{path}: {', '.join(f'{label} {probability:.4f}' for label, probability in predictions)}")
+            print(f"{printable(path)}: {', '.join(f'{label} {probability:.4f}' for label, probability in predictions)}")
         return code
     with writing(args.out):
         if args.out.suffix == ".json":
             write_json(args.out, [{"path": path, "predictions": [p._asdict() for p in found[path]]} for path in found])
         else:  # the columns of `amae evaluate`
             ranks = range(1, max(map(len, found.values())) + 1)
-            with args.out.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(["path", *(name for rank in ranks for name in (f"top{rank}", f"top{rank}_score"))])
-                writer.writerows([path, *itertools.chain(*predictions)] for path, predictions in found.items())
+            header = ["path", *(name for rank in ranks for name in (f"top{rank}", f"top{rank}_score"))]
+            rows = ([path, *itertools.chain(*predictions)] for path, predictions in found.items())
+            write_csv(args.out, itertools.chain([header], rows))
     print(f"predictions of {len(found):,} clips: {args.out}")
     return code

@@ -7,7 +7,7 @@ from pathlib import Path
 from amae_plugin.cli.arguments import natural, positive
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.data.statistics import measure
-from amae_plugin.files import write_json, writing
+from amae_plugin.files import try_file, write_json, writing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the statistics as settings of a recipe."""
+    if args.json:
+        try_file(args.json)  # before the work
     manifest = Manifest.read(args.manifest / f"{args.split}.tsv" if args.manifest.is_dir() else args.manifest)
     options = {name: vars(args)[name] for name in ("target_length", "clips", "seed", "workers")}
     figures = measure(manifest, **options)

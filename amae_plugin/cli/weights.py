@@ -8,8 +8,7 @@ import numpy as np
 from amae_plugin.data.labels import LABELS_NAME, Labels
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.data.sampling import balanced_weights
-from amae_plugin.errors import UserError
-from amae_plugin.files import writing
+from amae_plugin.files import replacing, writing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,14 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the weights, and print how they spread."""
-    manifest = Manifest.read(args.folder / f"{args.split}.tsv")
-    if not len(manifest):
-        raise UserError(f"{manifest.path}: holds no clips")
+    manifest = Manifest.read(args.folder / f"{args.split}.tsv").require_clips()
     labels = Labels.read(args.folder / f"{args.split}.lbl", args.folder / LABELS_NAME, len(manifest), multi=True)
     weights = balanced_weights(labels)
     path = args.folder / f"{args.split}.weights.npy"
-    with writing(path, "the weights"):
-        np.save(path, weights)
+    with writing(path, "the weights"), replacing(path) as partial, partial.open("wb") as file:
+        np.save(file, weights)
     counts = labels.counts()
     print(f"{len(weights):,} clips, {len(labels.ids) / len(labels):.2f} labels a clip, {len(labels.names)} classes")
     for word, index in (("rarest", np.where(counts, counts, counts.max()).argmin()), ("commonest", counts.argmax())):

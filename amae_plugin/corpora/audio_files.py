@@ -14,6 +14,8 @@ from amae_plugin.errors import UserError
 AUDIO_EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "au", "m4a", "mp4", "mkv", "webm")
 
 _SHOWN = 10  # missing files named in a message
+# What a system, an archiver or a file server puts beside the files of its user, and hides.
+_HIDDEN_NAMES = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 
 
 @dataclass
@@ -23,18 +25,21 @@ class Found:
     Attributes:
         names: paths relative to the tree, sorted.
         duplicates: paths left out because they link to other files of the tree.
+        hidden: folders and audio files left out because their names begin with a dot or are those of a system.
         problems: folders that cannot be read and links that lead nowhere, with the reason.
     """
 
     names: list[str] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
 
 
 def find_audio(folder: Path, extensions: Collection[str] = AUDIO_EXTENSIONS) -> Found:
     """Find the files of a tree that have one of the extensions, in either case.
 
-    Symbolic links are followed last: a file that lies in the tree goes by its own name, and a loop of links ends.
+    Symbolic links are followed last: a file that lies in the tree goes by its own name, and a loop of links ends. What
+    is hidden stays hidden, but the folder itself may be.
 
     Raises:
         UserError: the folder does not exist.
@@ -63,7 +68,10 @@ def find_audio(folder: Path, extensions: Collection[str] = AUDIO_EXTENSIONS) -> 
                 with os.scandir(folder / name) as entries:
                     for entry in sorted(entries, key=lambda entry: entry.name):
                         path = f"{name}/{entry.name}" if name else entry.name
-                        if entry.is_symlink():
+                        if entry.name.startswith(".") or entry.name in _HIDDEN_NAMES:
+                            if entry.is_dir() or entry.name.lower().endswith(suffixes):
+                                found.hidden.append(path)
+                        elif entry.is_symlink():
                             links.append(path)
                         elif entry.is_dir():
                             folders.append(path)

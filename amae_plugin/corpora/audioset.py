@@ -4,18 +4,20 @@ The lines of a table are ``YTID, start_seconds, end_seconds, "mid,mid,..."`` aft
 ``class_labels_indices.csv`` gives index, mid and display name of the 527 classes. Display names hold commas ("Male
 speech, man speaking"), so the classes are the mids; the table of names is copied to the manifests.
 
-A clip is a file anywhere below the audio folder, in any audio format. Its name is ``<YTID>`` or ``Y<YTID>``, optionally
-followed by ``_<start>`` or ``_<start>_<end>``.
+A clip is a file anywhere below the audio folder, in any audio format. Downloaders name it ``<YTID>`` or ``Y<YTID>``,
+optionally followed by the times, ``_<start>``, ``_<start>_<end>`` or ``_<start>-<end>``, or put the id last, after the
+title, as yt-dlp does: ``<title> [<YTID>]``.
 """
 
 import argparse
 import csv
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, find_audio, report_missing
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, write_corpus
+from amae_plugin.data.lines import bad_lines
 from amae_plugin.errors import UserError
 from amae_plugin.files import reading
 
@@ -23,7 +25,11 @@ _PUBLISHED = {"balanced_train_segments": 22_160, "unbalanced_train_segments": 2_
 _PUBLISHED_CLASSES = 527
 # A word in a table's file name, and the split that it stands for.
 _SPLIT_WORDS = {"train": "train", "valid": "valid", "dev": "valid", "eval": "test", "test": "test"}
-_NUMBER = re.compile(r"_\d+(\.\d+)?$")
+_TIME = re.compile(r"[_-]\d+(\.\d+)?s?$")
+_TIMES = 2  # at the end of a name
+_LAST_ID = re.compile(r".*[\s_\[-]([\w-]{11})\]?", re.DOTALL)
+_NAMES = "<YTID>, Y<YTID>, <YTID>_<start>, <YTID>_<start>_<end>, <YTID>_<start>-<end>, <title>-<YTID>, <title> [<YTID>]"
+_ROW = 'YTID, start_seconds, end_seconds, "mid,mid,..."'
 _LABELS_NAME = "class_labels_indices.csv"
 
 
@@ -53,7 +59,8 @@ def build(
     listed = [(split, path, *row) for split, path in paths for row in _read_table(path, set(classes), labels)]
     files = _find_clips(audio, {ytid for _, _, ytid, _ in listed})
     missing = [f"{ytid} ({path.name})" for _, path, ytid, _ in listed if ytid not in files]
-    warnings = report_missing(missing, len(listed), f"listed in the tables are not in {audio}", allow_missing)
+    what = f"listed in the tables are not in {audio}, where they may be named {_NAMES}"
+    warnings = report_missing(missing, len(listed), what, allow_missing)
     splits: dict[str, list[LabelledClip]] = {split: [] for split, _ in paths}
     by_table: dict[str, list[str]] = {path.stem: [] for _, path in paths}
     for split, path, ytid, mids in listed:
@@ -94,8 +101,10 @@ def _read_classes(path: Path) -> list[str]:
     return classes
 
 
-def _read_table(path: Path, known: Collection[str], labels: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield YTID and mids of each clip."""
+def _read_table(path: Path, known: Collection[str], labels: Path) -> list[tuple[str, tuple[str, ...]]]:
+    """Read YTID and mids of each clip."""
+    clips: list[tuple[str, tuple[str, ...]]] = []
+    problems: dict[int, str] = {}
     with reading(path, "the table"), path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, skipinitialspace=True)
         for row in reader:
@@ -104,11 +113,14 @@ def _read_table(path: Path, known: Collection[str], labels: Path) -> Iterator[tu
             # Mids that lost their quotes are fields of their own.
             mids = tuple(mid.strip() for mid in ",".join(row[3:]).split(","))
             if len(row) < 4 or not row[0] or not all(mids):
-                expected = 'YTID, start_seconds, end_seconds, "mid,mid,..."'
-                raise UserError(f"{path}, line {reader.line_num}: expected '{expected}', found '{', '.join(row)}'")
-            if unknown := [mid for mid in mids if mid not in known]:
-                raise UserError(f"{path}, line {reader.line_num}: '{unknown[0]}' is not a class of {labels}")
-            yield row[0], mids
+                problems[reader.line_num] = f"expected '{_ROW}', found '{', '.join(row)}'"
+            elif unknown := [mid for mid in mids if mid not in known]:
+                problems[reader.line_num] = f"'{unknown[0]}' is not a class of {labels}"
+            else:
+                clips.append((row[0], mids))
+    if problems:
+        raise bad_lines(path, problems, "correct it, or take the table that belongs to these classes")
+    return clips
 
 
 def _find_clips(audio: Path, ytids: set[str]) -> dict[str, str]:
@@ -124,9 +136,11 @@ def _find_clips(audio: Path, ytids: set[str]) -> dict[str, str]:
 
 def _match_ytid(stem: str, ytids: set[str]) -> str | None:
     """Find the id that a file name stands for; an id may itself begin with Y or end like a number."""
-    shorter = _NUMBER.sub("", stem)
-    stems = (stem, shorter, _NUMBER.sub("", shorter))
-    candidates = (name for part in stems for name in (part, part.removeprefix("Y")))
+    stems = [stem]
+    for _ in range(_TIMES):
+        stems.append(_TIME.sub("", stems[-1]))
+    candidates = [name for part in stems for name in (part, part.removeprefix("Y"))]
+    candidates += [match[1] for part in stems if (match := _LAST_ID.fullmatch(part))]
     return next((name for name in candidates if name in ytids), None)
 
 

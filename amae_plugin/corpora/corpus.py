@@ -1,25 +1,31 @@
 """A corpus: its layout, its labelled clips, and the manifests that are written of them."""
 
 import argparse
+import filecmp
 import os
+import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple, Optional
 
 from tqdm import tqdm
 
 from amae_plugin.data.audio import AudioError, AudioHeader, read_header
-from amae_plugin.data.labels import LABELS_NAME, write_labels, write_names
+from amae_plugin.data.labels import LABELS_NAME, check_class, write_labels, write_names
 from amae_plugin.data.manifest import expressible, write_manifest
-from amae_plugin.errors import UserError
-from amae_plugin.files import writing
+from amae_plugin.errors import UserError, printable
+from amae_plugin.files import replacing, writing
 
 REPORT_NAME = "unreadable.tsv"
 
 _SHOWN = 10  # classes named in a message
+_STAGED = ".manifests."  # how the folder of files begins that are not complete; hidden, as partial files are
+_USUAL_SPLITS = ("train", "valid", "test", "trials")
 
 
 class LabelledClip(NamedTuple):
@@ -160,7 +166,8 @@ def write_corpus(
 ) -> Corpus:
     """Write ``<split>.tsv``, ``<split>.lbl`` where the clips have labels, and ``labels.txt`` into the folder of a run.
 
-    A clip whose file cannot be read is left out of both and listed in ``unreadable.tsv``.
+    A clip whose file cannot be read is left out of both and listed in ``unreadable.tsv``. The files of all runs take
+    the places of older ones after the last of them is written whole.
 
     Args:
         root: folder that the paths are relative to; absolute in the manifests.
@@ -174,59 +181,113 @@ def write_corpus(
     Raises:
         UserError: a folder cannot be written, no file can be read, or a class name cannot be expressed.
     """
+    for name in classes:
+        check_class(name, root)
     if scan is None:
         clips = (clip for splits in runs.values() for part in splits.values() for clip in part)
         scan = read_headers(root, list(dict.fromkeys(clip.path for clip in clips)), workers)
+    if not scan.headers:
+        report = next(iter(runs)) / REPORT_NAME
+        with writing(report, "the list of unreadable files"):
+            report.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(report) as partial:
+                _write_report(partial, scan)
+        raise UserError(f"{root}: none of the {len(scan.unreadable)} audio files can be read; see {report}")
     summaries = {}
-    lacking: dict[str, list[str]] = {}
-    for out, splits in runs.items():
+    found: dict[str, list[str]] = {}
+    with ExitStack() as replaced:
+        for out, splits in runs.items():
+            readable = {name: [clip for clip in part if clip.path in scan.headers] for name, part in splits.items()}
+            with writing(out, "the manifests there"):
+                staged = replaced.enter_context(_replacing_manifests(out, splits))
+                _write_run(staged, root, readable, classes, extras or {}, scan)
+                left = list(_left_over(out, staged, splits))
+            summaries[out] = _summarize(out, readable, scan)
+            for warning in (*_lacking(readable, classes), *left):
+                found.setdefault(warning, []).append(out.name)
+    added = [text if len(outs) == len(runs) else f"{', '.join(outs)}: {text}" for text, outs in found.items()]
+    return Corpus(summaries, len(classes), (*warnings, *added))
+
+
+@contextmanager
+def _replacing_manifests(out: Path, splits: Iterable[str]) -> Iterator[Path]:
+    """Give a folder for the new files of *out*, which take the places of the old ones when the block ends.
+
+    If the block raises, the old ones stay. They go before the new ones come, and manifests come last: a process that is
+    killed in between leaves no manifest with the labels of other clips.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for left in out.glob(f"{_STAGED}*"):  # by a process that was killed
+        shutil.rmtree(left)
+    with TemporaryDirectory(prefix=_STAGED, dir=out) as folder:
+        yield Path(folder)
         with writing(out, "the manifests there"):
-            summaries[out] = _write_run(out, root, splits, classes, extras or {}, scan)
-        if absent := _classes_without_clips(splits, classes):
-            lacking.setdefault(absent, []).append(out.name)
-    found = [text if len(outs) == len(runs) else f"{', '.join(outs)}: {text}" for text, outs in lacking.items()]
-    return Corpus(summaries, len(classes), (*warnings, *found))
+            for name in (*(f"{split}.{suffix}" for split in splits for suffix in ("tsv", "lbl")), REPORT_NAME):
+                (out / name).unlink(missing_ok=True)
+            for path in sorted(Path(folder).iterdir(), key=lambda path: path.suffix == ".tsv"):
+                path.replace(out / path.name)
 
 
 def _write_run(
     out: Path, root: Path, splits: Splits, classes: Sequence[str], extras: Mapping[str, bytes], scan: Scan
-) -> Summary:
-    readable = {split: [clip for clip in part if clip.path in scan.headers] for split, part in splits.items()}
-    report = out / REPORT_NAME
-    out.mkdir(parents=True, exist_ok=True)
-    # Old manifests go first and new ones come last, so that an interruption leaves none with the labels of other clips.
-    for name in (REPORT_NAME, *(f"{split}.{suffix}" for split in splits for suffix in ("tsv", "lbl"))):
-        (out / name).unlink(missing_ok=True)
+) -> None:
+    """Write the files of a run, whose clips can be read, to an empty folder."""
     if scan.unreadable:
-        lines = (f"{_one_line(name)}\t{_one_line(reason)}\n" for name, reason in scan.unreadable.items())
-        report.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
-    if not any(readable.values()):
-        raise UserError(f"{root}: none of the {len(scan.unreadable)} audio files can be read; see {report}")
+        _write_report(out / REPORT_NAME, scan)
     if classes:
         write_names(out / LABELS_NAME, classes)
     for name, content in extras.items():
         (out / name).write_bytes(content)
     for split, part in splits.items():
         if any(clip.labels for clip in part):
-            write_labels(out / f"{split}.lbl", (clip.labels for clip in readable[split]))
-    rates, hours = Counter[int](), 0.0
-    for split, part in readable.items():
-        headers = [scan.headers[clip.path] for clip in part]
-        frames = [clip.segment[1] if clip.segment else header.frames for clip, header in zip(part, headers)]
-        write_manifest(out / f"{split}.tsv", root.absolute(), zip((clip.name for clip in part), frames))
-        rates.update(header.sample_rate for header in headers)
-        hours += sum(count / header.sample_rate for count, header in zip(frames, headers)) / 3600
-    counts = {split: len(part) for split, part in readable.items()}
-    return Summary(counts, hours, rates, len(scan.unreadable), report if scan.unreadable else None)
+            write_labels(out / f"{split}.lbl", (clip.labels for clip in part))
+        write_manifest(out / f"{split}.tsv", root.absolute(), ((clip.name, _frames(clip, scan)) for clip in part))
 
 
-def _classes_without_clips(splits: Splits, classes: Sequence[str]) -> str | None:
-    if "train" not in splits:
-        return None
-    present = {label for clip in splits["train"] for label in clip.labels}
-    absent = [name for name in classes if name not in present]
-    shown = ", ".join(absent[:_SHOWN]) + (", ..." if len(absent) > _SHOWN else "")
-    return f"train: no clip of {len(absent)} of the {len(classes)} classes: {shown}" if absent else None
+def _write_report(path: Path, scan: Scan) -> None:
+    lines = (f"{printable(name)}\t{printable(reason)}\n" for name, reason in scan.unreadable.items())
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def _frames(clip: LabelledClip, scan: Scan) -> int:
+    return clip.segment[1] if clip.segment else scan.headers[clip.path].frames
+
+
+def _summarize(out: Path, splits: Splits, scan: Scan) -> Summary:
+    clips = [clip for part in splits.values() for clip in part]
+    rates = [scan.headers[clip.path].sample_rate for clip in clips]
+    hours = sum(_frames(clip, scan) / rate for clip, rate in zip(clips, rates)) / 3600
+    counts = {split: len(part) for split, part in splits.items()}
+    report = out / REPORT_NAME if scan.unreadable else None
+    return Summary(counts, hours, Counter(rates), len(scan.unreadable), report)
+
+
+def _lacking(splits: Splits, classes: Sequence[str]) -> Iterator[str]:
+    """Yield warnings of splits without clips, and of classes that training lacks."""
+    yield from (f"{split}: this split is empty, as no clip for it can be read" for split in splits if not splits[split])
+    if splits.get("train"):
+        present = {label for clip in splits["train"] for label in clip.labels}
+        if absent := [name for name in classes if name not in present]:
+            shown = ", ".join(absent[:_SHOWN]) + (", ..." if len(absent) > _SHOWN else "")
+            yield f"train: no clip of {len(absent)} of the {len(classes)} classes: {shown}"
+
+
+def _left_over(out: Path, staged: Path, splits: Iterable[str]) -> Iterator[str]:
+    """Yield a warning if *out* holds files of other manifests that those in *staged* will not replace."""
+
+    def stays(name: str) -> bool:
+        return all((folder / name).is_file() for folder in (out, staged)) and filecmp.cmp(
+            out / name, staged / name, False
+        )
+
+    left = []
+    for split in _USUAL_SPLITS:
+        listed = [f"{split}.tsv", f"{split}.lbl"]
+        # Weights still fit a split whose clips and labels are those of before.
+        others = [] if all(map(stays, listed)) else [f"{split}.weights.npy"]
+        left += [name for name in (others if split in splits else [*listed, *others]) if (out / name).exists()]
+    if left:
+        yield f"{', '.join(left)}: left there from other manifests; delete what does not belong to these"
 
 
 def _header_or_reason(root: Path, name: str) -> AudioHeader | str:
@@ -237,7 +298,3 @@ def _header_or_reason(root: Path, name: str) -> AudioHeader | str:
     except AudioError as error:
         return error.reason or str(error)
     return header if header.frames > 0 else "its header states no samples"
-
-
-def _one_line(text: str) -> str:
-    return text if expressible(text) else text.encode("unicode_escape").decode("ascii")

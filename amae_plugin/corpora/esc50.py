@@ -12,6 +12,7 @@ from pathlib import Path
 from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, find_listed, find_root
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, write_corpus
 from amae_plugin.corpora.splits import ALL, FOLDS, Fold, add_fold, list_runs, number_or_word
+from amae_plugin.data.lines import bad_lines
 from amae_plugin.errors import UserError
 from amae_plugin.files import reading
 
@@ -71,12 +72,15 @@ def _read_table(path: Path) -> tuple[dict[str, tuple[int, str]], list[str]]:
         reader = csv.DictReader(file)
         if not set(_COLUMNS) <= set(reader.fieldnames or ()):
             raise UserError(f"{path}, line 1: lacks some of the columns {', '.join(_COLUMNS)}")
+        problems: dict[int, str] = {}
         for row in reader:
             try:
                 clips[f"audio/{row['filename']}"] = (int(row["fold"]), row["category"])
                 names[int(row["target"])] = row["category"]
             except (TypeError, ValueError):
-                raise UserError(f"{path}, line {reader.line_num}: fold and target must be numbers") from None
+                problems[reader.line_num] = "fold and target must be numbers"
+    if problems:
+        raise bad_lines(path, problems, "correct it")
     return clips, [names[target] for target in sorted(names)]
 
 

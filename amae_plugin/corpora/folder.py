@@ -7,8 +7,10 @@ from pathlib import Path
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, find_audio
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, read_headers, write_corpus
 from amae_plugin.corpora.splits import split_names
+from amae_plugin.data.labels import check_class
 from amae_plugin.errors import UserError
 
+_SHOWN = 10  # hidden names in a message
 _SPLIT_NAMES = {"train", "training", "valid", "validation", "val", "dev", "eval", "test", "testing"}
 
 
@@ -25,7 +27,8 @@ def build(
 ) -> Corpus:
     """Split a tree; with *labels*, each class on its own, so that all splits have about the same shares of classes.
 
-    A class with too few clips for every split goes into training as a whole.
+    A class with too few clips for every split goes into training as a whole. A class without a readable clip is left
+    out.
 
     Args:
         folder: root of the tree.
@@ -39,7 +42,8 @@ def build(
 
     Raises:
         UserError: the folder does not exist or holds no readable audio; a fraction cannot be met; with *labels*, a file
-            lies in no class, or a folder cannot be a class: its name holds a comma, or all are names of splits.
+            lies in no class, or a folder cannot be a class: its name holds a comma or is not UTF-8, or all are names of
+            splits.
     """
     if test_fraction and not labels:
         raise UserError("--test-fraction needs --labels: what has no labels is not tested on")
@@ -50,11 +54,18 @@ def build(
     classes = _read_classes(folder, found.names) if labels else []
     links = len(found.duplicates)
     warnings = [f"links to other files of the tree, left out: {links:,}"] if links else []
+    if found.hidden:
+        shown = ", ".join(found.hidden[:_SHOWN]) + (", ..." if len(found.hidden) > _SHOWN else "")
+        warnings.append(f"hidden, or made by a system, and left out: {shown}")
     scan = read_headers(folder, found.names, workers)
     scan.unreadable.update(found.problems)
     groups: dict[tuple[str, ...], list[str]] = {}
     for name in scan.headers:
         groups.setdefault((name.split("/")[0],) if labels else (), []).append(name)
+    readable = [name for name in classes if (name,) in groups]
+    warnings += [
+        f"{name}: none of its clips can be read, so it is no class" for name in classes if name not in readable
+    ]
 
     fractions = {split: share for split, share in (("valid", valid_fraction), ("test", test_fraction)) if share}
     splits: dict[str, list[LabelledClip]] = {split: [] for split in ("train", *fractions)}
@@ -64,7 +75,7 @@ def build(
             warnings.append(f"{label[0]}: all {len(names)} clips are in train, too few for every split")
         for split, part in split_names(names, {} if few else fractions, seed).items():
             splits[split] += [LabelledClip(name, label) for name in part]
-    return write_corpus(folder, {out: splits}, classes, warnings=warnings, scan=scan)
+    return write_corpus(folder, {out: splits}, readable, warnings=warnings, scan=scan)
 
 
 def _read_classes(folder: Path, names: Sequence[str]) -> list[str]:
@@ -75,6 +86,8 @@ def _read_classes(folder: Path, names: Sequence[str]) -> list[str]:
     if {name.lower() for name in classes} <= _SPLIT_NAMES:
         found = ", ".join(classes)
         raise UserError(f"{folder}: its folders {found} look like splits; the classes must be the topmost folders")
+    for name in classes:
+        check_class(name, folder / name)  # before headers are read, which takes long
     return classes
 
 

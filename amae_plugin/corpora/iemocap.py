@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, find_listed, find_root
-from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, write_corpus
+from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, read_headers, write_corpus
 from amae_plugin.corpora.splits import FOLDS, Fold, add_fold, list_runs, split_names
 from amae_plugin.errors import UserError
 
@@ -44,13 +44,16 @@ def build(root: Path, out: Path, fold: Fold, *, seed: int = 1, allow_missing: bo
     by_class = {label: [name for name in found if emotions[name] == label] for label in CLASSES}
     warnings += compare_sizes(by_class, _PUBLISHED)
 
+    scan = read_headers(root, list(found.values()), workers)
+    readable = {name for name, path in found.items() if path in scan.headers}
+
     def split(test: int) -> dict[str, list[LabelledClip]]:
-        others = [name for number in FOLDS if number != test for name in sessions[number] if name in found]
+        others = [name for number in FOLDS if number != test for name in sessions[number] if name in readable]
         names = split_names(others, {"valid": _VALID_FRACTION}, seed)
-        names["test"] = [name for name in sessions[test] if name in found]
+        names["test"] = [name for name in sessions[test] if name in readable]
         return {part: [LabelledClip(found[name], (emotions[name],)) for name in names[part]] for part in names}
 
-    return write_corpus(root, list_runs(out, fold, split), CLASSES, warnings=warnings, workers=workers)
+    return write_corpus(root, list_runs(out, fold, split), CLASSES, warnings=warnings, scan=scan)
 
 
 def _read_session(root: Path, number: int) -> dict[str, str]:
@@ -59,7 +62,7 @@ def _read_session(root: Path, number: int) -> dict[str, str]:
     clips: dict[str, str] = {}
     # The archive has a hidden file next to each table, left there by the system that packed it.
     for table in sorted((root / folder / "dialog" / "EmoEvaluation").glob("[!.]*.txt")):
-        for line in table.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in table.read_text(encoding="utf-8-sig", errors="replace").splitlines():
             match = _CLIP_LINE.match(line)
             if match and match[2] in _EMOTIONS:
                 dialog = match[1].rsplit("_", 1)[0]

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from amae_plugin.corpora.audio_files import compare_sizes, find_audio, find_root
-from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, write_corpus
+from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, read_headers, write_corpus
 from amae_plugin.corpora.splits import split_names
 from amae_plugin.errors import UserError
 
@@ -50,11 +50,13 @@ def build(root: Path, out: Path, *, seed: int = 1, workers: int = 0) -> Corpus:
     warnings += compare_sizes(parts, {part: size for part, size in _PUBLISHED.items() if part in parts})
     if not splits["train"]:
         raise UserError(f"{root}: no audio in its train-* folders")
-    if not splits["valid"]:
-        splits.update(split_names(splits["train"], {"valid": _VALID_FRACTION}, seed))
+    scan = read_headers(root, [name for names in splits.values() for name in names], workers)
+    readable = [name for name in splits["train"] if name in scan.headers]
+    if readable and not splits["valid"]:
+        splits.update(split_names(readable, {"valid": _VALID_FRACTION}, seed))
         warnings.append(f"valid: no dev-* part is there, so {len(splits['valid']):,} clips of train are held out")
     clips = {split: [LabelledClip(name) for name in names] for split, names in splits.items() if names}
-    return write_corpus(root, {out: clips}, warnings=warnings, workers=workers)
+    return write_corpus(root, {out: clips}, warnings=warnings, scan=scan)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

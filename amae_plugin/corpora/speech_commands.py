@@ -19,16 +19,16 @@ training script.
 import argparse
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, find_listed, find_root, list_audio
-from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, Splits, write_corpus
-from amae_plugin.data.audio import read_header
+from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, Scan, Splits, read_headers, write_corpus
+from amae_plugin.data.audio import AudioHeader
+from amae_plugin.data.lines import read_lines
 from amae_plugin.errors import UserError
-from amae_plugin.files import reading
 
 _WORDS = """
     backward bed bird cat dog down eight five follow forward four go happy house learn left marvin nine no off on one
@@ -82,10 +82,11 @@ def build(
         raise UserError("--test-root and --other-words belong to --task v1-12; v2-35 has its own test list")
     root = find_root(root, _LISTS["test"], "Speech Commands")
     words, warnings = _read_words(root, allow_missing)
-    splits, classes, more = (
-        _every_word(words) if task == "v2-35" else _ten_words(root, words, test_root, other_words, seed)
-    )
-    return write_corpus(root, {out: splits}, classes, warnings=warnings + more, workers=workers)
+    if task == "v2-35":
+        splits, classes, more = _every_word(words)
+        return write_corpus(root, {out: splits}, classes, warnings=warnings + more, workers=workers)
+    splits, scan, more = _ten_words(root, words, test_root, other_words, seed, workers)
+    return write_corpus(root, {out: splits}, TWELVE, warnings=warnings + more, scan=scan)
 
 
 def _every_word(words: Splits) -> tuple[Splits, Sequence[str], list[str]]:
@@ -100,15 +101,22 @@ def _every_word(words: Splits) -> tuple[Splits, Sequence[str], list[str]]:
 
 
 def _ten_words(
-    root: Path, words: Splits, test_root: Path | None, other_words: str, seed: int
-) -> tuple[Splits, Sequence[str], list[str]]:
-    """Return splits, classes and warnings of v1-12."""
+    root: Path, words: Splits, test_root: Path | None, other_words: str, seed: int, workers: int
+) -> tuple[Splits, Scan, list[str]]:
+    """Return splits, headers and warnings of v1-12; what is drawn is drawn from clips that can be read."""
     warnings = compare_sizes(words, _PUBLISHED_V1, "clips of all words")
+    archive = {} if test_root is None else {"test": _read_test_archive(test_root)}
+    warnings += compare_sizes(archive, _PUBLISHED_V1_TEST) if archive else []
+    words = {**words, **archive}
+    if not (root / _NOISE_FOLDER).is_dir():
+        raise UserError(f"{root / _NOISE_FOLDER}: no such folder; v1-12 takes its silence from there")
+    noises = list_audio(root, f"{_NOISE_FOLDER}/*")
+    scan = read_headers(root, [*(clip.path for clips in words.values() for clip in clips), *noises], workers)
     splits = {}
-    for split, clips in words.items():
-        if split == "test" and test_root is not None:
-            splits[split] = _read_test_archive(test_root)
-            warnings += compare_sizes(splits, _PUBLISHED_V1_TEST)
+    for split, listed in words.items():
+        clips = [clip for clip in listed if clip.path in scan.headers]
+        if split in archive:
+            splits[split] = clips
             continue
         rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
         commands = [clip for clip in clips if clip.labels[0] in COMMANDS]
@@ -116,11 +124,12 @@ def _ten_words(
         few = math.ceil(_SHARE * len(commands))
         if other_words == "sampled" and few < len(unknown):
             unknown = [unknown[index] for index in np.sort(rng.choice(len(unknown), few, replace=False))]
-        splits[split] = [*commands, *unknown, *_draw_silence(root, split, few, rng)]
-    if test_root is None:
+        recordings = {path: scan.headers[path] for path in noises if path in scan.headers}
+        splits[split] = [*commands, *unknown, *_draw_silence(root, recordings, split, few, rng)]
+    if not archive:
         published = "published results are on the separate test archive (--test-root)"
         warnings.append(f"test: made from testing_list.txt by the publisher's rules; {published}")
-    return splits, TWELVE, warnings
+    return splits, scan, warnings
 
 
 def _read_words(root: Path, allow_missing: bool) -> tuple[Splits, list[str]]:
@@ -128,8 +137,7 @@ def _read_words(root: Path, allow_missing: bool) -> tuple[Splits, list[str]]:
     listed: dict[str, list[str]] = {}
     warnings: list[str] = []
     for split, name in _LISTS.items():
-        with reading(root / name, "the list"):
-            names = (root / name).read_text(encoding="utf-8").split()
+        names = [line.strip() for line in read_lines(root / name, "the list") if line.strip()]
         found, missing = find_listed(root, names, name, allow_missing)
         listed[split] = sorted(found.values())
         warnings += missing
@@ -142,18 +150,17 @@ def _read_words(root: Path, allow_missing: bool) -> tuple[Splits, list[str]]:
     return words, warnings
 
 
-def _draw_silence(root: Path, split: str, count: int, rng: np.random.Generator) -> list[LabelledClip]:
+def _draw_silence(
+    root: Path, noises: Mapping[str, AudioHeader], split: str, count: int, rng: np.random.Generator
+) -> list[LabelledClip]:
     """Draw pieces of one second, uniformly over all frames at which one may begin."""
-    folder = root / _NOISE_FOLDER
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; v1-12 takes its silence from there")
     recordings = []
-    for path in list_audio(root, f"{_NOISE_FOLDER}/*"):
-        header = read_header(root / path)
+    for path, header in noises.items():
         first, last = (int(share * header.frames) for share in _NOISE_SHARES[split])
         recordings.append((path, range(first, last - header.sample_rate + 1), header.sample_rate))
     choices = sum(len(starts) for _, starts, _ in recordings)
     if not choices:
+        folder = root / _NOISE_FOLDER
         raise UserError(f"{folder}: no recording whose share for {split} is a second long; 10 seconds suffice")
     clips = []
     for drawn in np.sort(rng.integers(choices, size=count)).tolist():

@@ -27,7 +27,9 @@ def split_names(names: Sequence[str], fractions: Mapping[str, float], seed: int)
     if any(fraction < 0 for fraction in fractions.values()) or sum(used.values()) >= 1:
         raise UserError(f"fractions {dict(fractions)}: each must be 0 or more, and together below 1")
     if len(names) < len(used) + 1:
-        raise UserError(f"{len(names)} audio files cannot be split into {len(used) + 1} parts; add files or use 0")
+        raise UserError(
+            f"{len(names)} audio files cannot be split into {len(used) + 1} parts; add files that can be read, or use 0"
+        )
     keys = (f"{seed}:{name}".encode("utf-8", "surrogateescape") for name in names)
     shuffled = [name for _, name in sorted(zip((hashlib.blake2b(key).digest() for key in keys), names))]
     splits: dict[str, list[str]] = {"train": shuffled}

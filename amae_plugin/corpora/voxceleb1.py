@@ -10,10 +10,10 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, find_listed
-from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, write_corpus
+from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, read_headers, write_corpus
+from amae_plugin.data.lines import bad_lines, read_lines
 from amae_plugin.data.trials import read_trial_lines
 from amae_plugin.errors import UserError
-from amae_plugin.files import reading
 
 _TRIALS = "trials"
 _SPLITS = {"1": "train", "2": "valid", "3": "test"}
@@ -58,15 +58,23 @@ def build(
     warnings += compare_sizes(splits, _PUBLISHED)
     warnings += compare_sizes({"classes": speakers}, {"classes": _PUBLISHED_SPEAKERS}, "speakers")
     extras = {}
+    in_pairs = sorted({_normalize(name) for _, _, pair in pairs for name in pair})
+    in_trials, missing = find_listed(root, [paths[name] for name in in_pairs], str(trials), allow_missing)
+    # Blanks separate the names, and bytes that are not UTF-8 could not be read back.
+    if odd := [path for path in in_trials.values() if path.encode("utf-8", "ignore").decode().split() != [path]]:
+        reason = "trials cannot name a path that holds a blank or is not UTF-8"
+        raise UserError(f"{root / odd[0]}: {reason}; give the folder of the speakers itself")
+    scan = read_headers(root, list(dict.fromkeys([*found.values(), *in_trials.values()])), workers)
     if trials is not None:
-        in_pairs = sorted({_normalize(name) for _, _, pair in pairs for name in pair})
-        found, missing = find_listed(root, [paths[name] for name in in_pairs], trials.name, allow_missing)
-        warnings += missing
-        splits[_TRIALS] = [LabelledClip(path) for path in found.values()]
-        both = [(same, *(found.get(paths[_normalize(name)]) for name in pair)) for _, same, pair in pairs]
-        text = "".join(f"{same} {left} {right}\n" for same, left, right in both if left and right)
-        extras[f"{_TRIALS}.txt"] = text.encode()
-    return write_corpus(root, {out: splits}, speakers, warnings=warnings, extras=extras, workers=workers)
+        splits[_TRIALS] = [LabelledClip(path) for path in in_trials.values()]
+        both = [(same, *(in_trials.get(paths[_normalize(name)]) for name in pair)) for _, same, pair in pairs]
+        found_both = [pair for pair in both if all(pair[1:])]
+        kept = [pair for pair in found_both if all(path in scan.headers for path in pair[1:])]
+        if unreadable := len(found_both) - len(kept):
+            missing.append(f"trials: {unreadable:,} pairs have a clip that cannot be read; left out")
+        extras[f"{_TRIALS}.txt"] = "".join(f"{same} {left} {right}\n" for same, left, right in kept).encode()
+    warnings += missing
+    return write_corpus(root, {out: splits}, speakers, warnings=warnings, extras=extras, scan=scan)
 
 
 def _in_or_at(path: Path, root: Path) -> Path:
@@ -84,16 +92,16 @@ def _speaker(name: str) -> str:
 
 def _read_split(path: Path) -> dict[str, list[str]]:
     """Read the names of the clips of each split."""
-    with reading(path, "the split", "VoxCeleb calls it iden_split.txt"):
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
     listed: dict[str, list[str]] = {split: [] for split in _SPLITS.values()}
-    for number, line in enumerate(lines, 1):
+    problems: dict[int, str] = {}
+    for number, line in enumerate(read_lines(path, "the split", "VoxCeleb calls it iden_split.txt"), 1):
         fields = line.split()
-        if not fields:
-            continue
-        if len(fields) != 2 or fields[0] not in _SPLITS or "/" not in fields[1]:
-            raise UserError(f"{path}, line {number}: expected '<1|2|3> <speaker>/<video>/<n>.wav', found '{line}'")
-        listed[_SPLITS[fields[0]]].append(_normalize(fields[1]))
+        if len(fields) == 2 and fields[0] in _SPLITS and "/" in fields[1]:
+            listed[_SPLITS[fields[0]]].append(_normalize(fields[1]))
+        elif fields:
+            problems[number] = f"expected '<1|2|3> <speaker>/<video>/<n>.wav', found '{line}'"
+    if problems:
+        raise bad_lines(path, problems, "correct it")
     if not listed["train"]:
         raise UserError(f"{path}: holds no clip for training, whose lines begin with 1")
     return listed

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amae_plugin.errors import UserError
-from amae_plugin.files import reading
+from amae_plugin.data.lines import bad_lines, read_lines
+from amae_plugin.errors import UserError, printable
+from amae_plugin.files import replacing
 
 LABELS_NAME = "labels.txt"
 
@@ -62,19 +63,22 @@ class Labels:
             raise UserError(f"{path} {problem}; there must be one line a clip, in the manifest's order")
         ids = array("i")
         offsets = np.zeros(length + 1, np.int64)
+        problems: dict[int, str] = {}
         for number, line in enumerate(lines, 1):
             labels = (line,) if line in index else dict.fromkeys(label.strip() for label in line.split(","))
-            if len(labels) > 1 and not multi:
+            unknown = [label for label in labels if label not in index]
+            if not line:
+                problems[number] = "empty, but every clip needs a label"
+            elif len(labels) > 1 and not multi:
                 problem = f"{len(labels)} labels in '{line}' where one is expected"
-                raise UserError(f"{path}, line {number}: {problem}; several need a multi-label task")
-            for label in labels:
-                if not line:
-                    raise UserError(f"{path}, line {number}: empty; every clip needs a label")
-                if label not in index:
-                    problem = f"'{label}' is not among the {len(index)} classes of {names_path}"
-                    raise UserError(f"{path}, line {number}: {problem}; correct the line or add the class")
-                ids.append(index[label])
+                problems[number] = f"{problem}; several need a multi-label task"
+            elif unknown:
+                problems[number] = f"'{unknown[0]}' is not among the {len(index)} classes of {names_path}"
+            else:
+                ids.extend(index[label] for label in labels)
             offsets[number] = len(ids)
+        if problems:
+            raise bad_lines(path, problems, f"correct it, or add the class to {LABELS_NAME}")
         return cls(names, np.array(ids, np.int32), offsets)
 
     def __len__(self) -> int:
@@ -116,30 +120,52 @@ def read_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def write_names(path: str | os.PathLike[str], names: Sequence[str]) -> None:
-    """Write a ``labels.txt``.
+def check_class(name: str, where: str | os.PathLike[str]) -> None:
+    """Check that a ``labels.txt`` can hold a class.
+
+    Args:
+        name: the class.
+        where: the file or folder to name in the message.
 
     Raises:
-        UserError: a name cannot be read back: it is blank, has blanks around it, or holds a comma or a line break.
+        UserError: the name could not be read back: it is blank, has blanks around it, holds a comma or a line break, or
+            is not UTF-8.
     """
+    if name != name.strip() or not name or any(character in name for character in ",\n\r\ufeff"):
+        reason = "blank, or with a comma, a line break, a byte order mark or outer blanks"
+    elif any("\ud800" <= character <= "\udfff" for character in name):
+        reason = "its name is not UTF-8"
+    else:
+        return
+    raise UserError(f"{where}: '{printable(name)}' cannot be a class: {reason}; rename it")
+
+
+def write_names(path: str | os.PathLike[str], names: Iterable[str]) -> None:
+    """Write a ``labels.txt``, whole or not at all.
+
+    Raises:
+        UserError: a name cannot be a class, see :func:`check_class`.
+    """
+    names = tuple(names)
     for name in names:
-        if name != name.strip() or not name or any(character in name for character in ",\n\r"):
-            raise UserError(f"{path}: {name!r} cannot be a class: blank, or with a comma, a line break or outer blanks")
-    with Path(path).open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{name}\n" for name in names)
+        check_class(name, path)
+    _write_lines(path, names)
 
 
 def write_labels(path: str | os.PathLike[str], rows: Iterable[Iterable[str]]) -> None:
-    """Write a ``.lbl`` with the classes of each clip, which :func:`write_names` accepts."""
-    with Path(path).open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{','.join(row)}\n" for row in rows)
+    """Write a ``.lbl`` with the classes of each clip, which :func:`write_names` accepts, whole or not at all."""
+    _write_lines(path, map(",".join, rows))
+
+
+def _write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> None:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
 def _lines(path: Path) -> list[str]:
-    with reading(path, "the labels", "`amae manifest` writes them for labelled corpora"):
-        text = path.read_text(encoding="utf-8-sig")
-    # Not splitlines(), which also breaks lines at characters that a name may hold.
-    lines = [line.strip() for line in text.split("\n")]
+    lines = [
+        line.strip() for line in read_lines(path, "the labels", "`amae manifest` writes them for labelled corpora")
+    ]
     while lines and not lines[-1]:
         lines.pop()
     return lines

@@ -19,16 +19,16 @@ import mmap
 import os
 import posixpath
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
+from amae_plugin.data.lines import bad_lines
 from amae_plugin.errors import UserError
-from amae_plugin.files import reading, replacing
+from amae_plugin.files import reading, replacing, utf_16_remedy
 
 _FORMAT_HELP = "expected '<path><TAB><samples>'; `amae manifest` writes such files"
 _SCAN_BYTES = 1 << 24  # bytes scanned for separators at a time, which bounds the temporary memory
@@ -83,7 +83,8 @@ class Manifest:
         kept as Python keeps them in file names (``surrogateescape``).
 
         Raises:
-            UserError: the file or its root does not exist, or a line is malformed. The message names file and line.
+            UserError: the file or its root does not exist, or lines are malformed. The message names the file and the
+                first of the lines, and counts them.
         """
         path = Path(path).absolute()
         with reading(path, "the manifest", "make one with `amae manifest folder`"), path.open("rb") as file:
@@ -94,7 +95,14 @@ class Manifest:
         line_ends = _positions(text, b"\n")
         if not len(line_ends) or line_ends[-1] != len(text) - 1:
             line_ends = np.append(line_ends, len(text))
-        root = _resolve_root(path, text[: line_ends[0]].removeprefix(b"\xef\xbb\xbf"))
+        first = text[: line_ends[0]].rstrip(b"\r\n")
+        if remedy := utf_16_remedy(first):
+            raise UserError(f"{path}: {remedy}")
+        if b"\r" in first:
+            raise UserError(
+                f"{path}: its lines end in a carriage return alone; save it with line ends of Unix or Windows"
+            )
+        root = _resolve_root(path, first.removeprefix(b"\xef\xbb\xbf"))
 
         bytes_ = np.frombuffer(text, np.uint8)
         starts, ends = line_ends[:-1] + 1, line_ends[1:]
@@ -105,7 +113,10 @@ class Manifest:
         tabs = _positions(text, b"\t")
         tabs = tabs[np.searchsorted(tabs, line_ends[0]) :]
         if len(tabs) != len(ends) or not ((starts < tabs) & (tabs < ends)).all():
-            _refuse_tabs(path, text, starts, ends)
+            lines = enumerate((text[start:end] for start, end in zip(starts, ends)), 2)
+            bad = {number: line for number, line in lines if line.count(b"\t") != 1 or line.startswith(b"\t")}
+            problem = "not one path, one tab and one number in"
+            raise bad_lines(path, {number: f"{problem} '{_show(line)}'" for number, line in bad.items()}, _FORMAT_HELP)
         sizes = _parse_sizes(path, bytes_, tabs + 1, ends)
         manifest = cls(path, root, text, starts, tabs, sizes)
         manifest._refuse_escapes()
@@ -130,6 +141,16 @@ class Manifest:
     def __reduce__(self) -> tuple[object, tuple[Path]]:
         return Manifest.read, (self.path,)
 
+    def require_clips(self) -> Manifest:
+        """Return this manifest if it holds clips.
+
+        Raises:
+            UserError: it holds none.
+        """
+        if not len(self):
+            raise UserError(f"{self.path}: holds no clips; add some, or take another split or share of them")
+        return self
+
     def name(self, index: int) -> str:
         """Return the path as the manifest has it, with ``:offset:length`` or ``:start:frames``."""
         if not -len(self) <= index < len(self):
@@ -141,24 +162,27 @@ class Manifest:
 
         An absolute path may lie anywhere, since it shows where it leads, but must not hold "..".
         """
-        if (nul := self._text.find(b"\0")) >= 0:
-            number = int(np.searchsorted(self._starts, nul, side="right")) + 1
-            raise UserError(f"{self.path}, line {number}: holds a NUL character, which no path has")
+        problems = {number: "holds a NUL character, which no path has" for number, _ in self._lines_with(b"\0")}
         # Names with ".." are rare: only the lines that hold one are looked at.
-        found = self._text.find(b"../")
+        for number, name in self._lines_with(b"../"):
+            head, _ = _split(name)
+            if posixpath.isabs(head):
+                problems[number] = f"'{name}' is absolute and turns back with '..'; write the path that it leads to"
+            elif posixpath.normpath(head).split("/", 1)[0] == "..":
+                problem = f"leads out of the root {self.root}; write an absolute path or choose a higher root"
+                problems[number] = f"'{name}' {problem}"
+        if problems:
+            raise bad_lines(self.path, dict(sorted(problems.items())), "correct the path")
+
+    def _lines_with(self, part: bytes) -> Iterator[tuple[int, str]]:
+        """Yield number and name of each line of a clip that holds *part*."""
+        found = self._text.find(part)
         while found >= 0:
             index = int(np.searchsorted(self._starts, found, side="right")) - 1
             if index >= 0:
-                name = self.name(index)
-                head, _ = _split(name)
-                if posixpath.isabs(head):
-                    problem = "is absolute and turns back with '..'; write the path that it leads to"
-                    raise UserError(f"{self.path}, line {index + 2}: '{name}' {problem}")
-                if posixpath.normpath(head).split("/", 1)[0] == "..":
-                    problem = f"leads out of the root {self.root}; write an absolute path or choose a higher root"
-                    raise UserError(f"{self.path}, line {index + 2}: '{name}' {problem}")
+                yield index + 2, self.name(index)
                 found = int(self._ends[index])
-            found = self._text.find(b"../", found + 1)
+            found = self._text.find(part, found + 1)
 
 
 def _split(name: str) -> tuple[str, tuple[int, ...]]:
@@ -200,7 +224,7 @@ def _positions(text: mmap.mmap, character: bytes) -> np.ndarray:
 
 
 def _resolve_root(path: Path, line: bytes) -> str:
-    written = line.rstrip(b"\r").decode("utf-8", "surrogateescape")
+    written = line.decode("utf-8", "surrogateescape")
     if not written.strip():
         raise UserError(f"{path}, line 1: no root folder; the first line must name the folder of the audio files")
     if "\t" in written:
@@ -209,13 +233,6 @@ def _resolve_root(path: Path, line: bytes) -> str:
     if not root.is_dir():
         raise UserError(f"{path}, line 1: the root folder {root} does not exist; correct the line or mount the folder")
     return str(root)
-
-
-def _refuse_tabs(path: Path, text: mmap.mmap, starts: np.ndarray, ends: np.ndarray) -> NoReturn:
-    lines = enumerate((text[start:end] for start, end in zip(starts, ends)), 2)
-    number, bad = next(item for item in lines if item[1].count(b"\t") != 1 or item[1].startswith(b"\t"))
-    shown = bad.decode("utf-8", "replace")
-    raise UserError(f"{path}, line {number}: not one path, one tab and one number in '{shown}'; {_FORMAT_HELP}")
 
 
 def _parse_sizes(path: Path, bytes_: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -231,8 +248,11 @@ def _parse_sizes(path: Path, bytes_: np.ndarray, starts: np.ndarray, ends: np.nd
         sizes[has_place] += digits * scale
         scale *= 10
     if bad.any():
-        index = int(bad.argmax())
-        shown = bytes_[starts[index] : ends[index]].tobytes().decode("utf-8", "replace")
-        problem = f"'{shown}' samples, but this must be a whole number of 0 or more"
-        raise UserError(f"{path}, line {index + 2}: {problem}; {_FORMAT_HELP}")
+        found = {int(index) + 2: bytes_[starts[index] : ends[index]].tobytes() for index in np.flatnonzero(bad)}
+        problem = "samples, but this must be a whole number of 0 or more"
+        raise bad_lines(path, {number: f"'{_show(size)}' {problem}" for number, size in found.items()}, _FORMAT_HELP)
     return sizes
+
+
+def _show(text: bytes) -> str:
+    return text.decode("utf-8", "surrogateescape")

@@ -35,8 +35,7 @@ def measure(
     Raises:
         UserError: the manifest holds no clips, or none of them can be decoded.
     """
-    if not len(manifest):
-        raise UserError(f"{manifest.path}: holds no clips")
+    manifest.require_clips()
     log_mel = ModelInput(target_length=target_length, normalization="model")  # values as they are
     dataset = AudioDataset(manifest, log_mel, train=True, seed=seed, on_bad_audio="skip", max_bad_audio=len(manifest))
     chosen = np.arange(len(manifest))

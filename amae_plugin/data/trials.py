@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from amae_plugin.data.lines import bad_lines, read_lines
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
-from amae_plugin.files import reading
+
+_FORMAT = "<0|1> <path> <path>"
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ class Trials:
         """
         index = {manifest.name(number): number for number in range(len(manifest))}
         trials = read_trial_lines(path)
-        for number, _, names in trials:
-            for name in names:
-                if name not in index:
-                    raise UserError(f"{path}, line {number}: '{name}' is not in {manifest.path}")
+        unknown = {number: name for number, _, names in trials for name in names if name not in index}
+        if unknown:
+            problems = {number: f"'{name}' is not in {manifest.path}" for number, name in unknown.items()}
+            raise bad_lines(path, problems, "`amae manifest` writes both files")
         pairs = np.array([[index[name] for name in names] for _, _, names in trials], np.int64)
         return cls(np.array([label for _, label, _ in trials], bool), pairs)
 
@@ -48,16 +49,16 @@ def read_trial_lines(path: str | os.PathLike[str]) -> list[tuple[int, int, tuple
     Raises:
         UserError: the file cannot be read or holds no trials, or a line is not ``<0|1> <path> <path>``.
     """
-    with reading(path, "the trials"):
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    trials = []
-    for number, line in enumerate(lines, 1):
+    trials: list[tuple[int, int, tuple[str, str]]] = []
+    problems: dict[int, str] = {}
+    for number, line in enumerate(read_lines(path, "the trials"), 1):
         fields = line.split()
-        if not fields:
-            continue
-        if len(fields) != 3 or fields[0] not in ("0", "1"):
-            raise UserError(f"{path}, line {number}: expected '<0|1> <path> <path>', found '{line}'")
-        trials.append((number, int(fields[0]), (fields[1], fields[2])))
+        if len(fields) == 3 and fields[0] in ("0", "1"):
+            trials.append((number, int(fields[0]), (fields[1], fields[2])))
+        elif fields:
+            problems[number] = f"expected '{_FORMAT}', found '{line}'"
+    if problems:
+        raise bad_lines(path, problems, "correct it")
     if not trials:
-        raise UserError(f"{path}: holds no trials; expected lines of '<0|1> <path> <path>'")
+        raise UserError(f"{path}: holds no trials; expected lines of '{_FORMAT}'")
     return trials

@@ -1,6 +1,5 @@
 """Reports of evaluations: tables for a terminal, JSON, a CSV file with a row for each clip or trial, and a picture."""
 
-import csv
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 
 from amae_plugin.evaluation.classification import Evaluation
 from amae_plugin.evaluation.verification import Verification
-from amae_plugin.files import write_json, writing
+from amae_plugin.files import write_csv, write_json, writing
 from amae_plugin.metrics.classification import SingleLabelMetrics
 from amae_plugin.visual import plot_class_scores, plot_confusion
 from amae_plugin.visual.style import shorten
@@ -101,9 +100,7 @@ def write(result: Result, folder: Path) -> list[Path]:
     paths = [folder / name for name in names]
     write_measures(paths[0], result)
     with writing(folder, "the results there"):
-        # Paths that are not UTF-8 are written as the manifest has them.
-        with paths[1].open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
+        write_csv(paths[1], rows)
         if isinstance(result, Evaluation):
             _draw(result).savefig(paths[2])
     return paths

@@ -88,9 +88,7 @@ def score_clips(
     """
     device = choose_device(options.device)
     datasets = [validation_dataset(checkpoint, manifest, position) for position in piece_positions(options.crops)]
-    left = np.arange(len(manifest)) if clips is None else clips
-    if not len(left):
-        raise UserError(f"{manifest.path}: holds no clips")
+    left = np.arange(len(manifest.require_clips())) if clips is None else clips
     model = checkpoint.model().to(device)
     sums: np.ndarray | None = None
     pieces = np.zeros(len(manifest), np.int64)

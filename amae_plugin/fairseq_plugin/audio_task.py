@@ -113,8 +113,12 @@ class AudioTask(FairseqTask):
             )
 
     def read_manifest(self, split: str) -> Manifest:
-        """Read ``<split>.tsv``."""
-        return Manifest.read(self.data / f"{split}.tsv")
+        """Read ``<split>.tsv``.
+
+        Raises:
+            UserError: it cannot be read, or holds no clips.
+        """
+        return Manifest.read(self.data / f"{split}.tsv").require_clips()
 
     def make_dataset(self, manifest: Manifest, split: str, **settings: Any) -> None:
         """Make the data set of a split; the split ``train`` is shuffled, cropped at random and augmented."""

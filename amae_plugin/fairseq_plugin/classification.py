@@ -3,6 +3,7 @@
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 import logging
 import math
+import os
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -126,7 +127,8 @@ class AmaeClassificationTask(AudioTask):
         if cfg.balanced_samples is None:
             return Sampling(pool)
         path = self.data / f"{split}.weights.npy"
-        weights = read_weights(path, len(labels)) if path.exists() else balanced_weights(labels)
+        # A link that leads nowhere is a file that the user wanted.
+        weights = read_weights(path, len(labels)) if os.path.lexists(path) else balanced_weights(labels)
         if not weights[pool].any():
             raise UserError(f"{path}: no clip of those that task.label_fraction leaves has a weight above 0")
         return Sampling(pool, weights[pool], cfg.balanced_samples, cfg.seed)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
+from fairseq.data import data_utils
 from fairseq.dataclass.configs import CheckpointConfig
 from fairseq.dataclass.utils import overwrite_args_by_name
 from fairseq.distributed import utils as distributed_utils
@@ -35,6 +36,7 @@ from amae_plugin.cluster.layout import in_job
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin import launch, resuming
 from amae_plugin.fairseq_plugin.checks import check_settings
+from amae_plugin.recipes import user_path
 
 logger = logging.getLogger(__name__)
 _originals: dict[str, Callable[..., Any]] = {}
@@ -151,6 +153,25 @@ def _writing_checkpoint(path: str) -> AbstractContextManager[None]:
     return files.writing(path, "the checkpoint", whole if earlier else "make room, and start the run again")
 
 
+def raise_if_valid_subsets_unintentionally_ignored(train_cfg: DictConfig) -> None:
+    """Refuse manifests that look meant for validation and are not validated on.
+
+    fairseq takes any file for one whose name begins with "valid" and has a digit, such as a clip beside the manifests.
+
+    Raises:
+        UserError: the folder of manifests has one.
+    """
+    dataset = train_cfg.dataset
+    if dataset.ignore_unused_valid_subsets or dataset.combine_valid_subsets or dataset.disable_validation:
+        return
+    folder = user_path(train_cfg.task.data)
+    found = sorted(path.stem for path in folder.glob("valid[0-9]*.tsv"))
+    if unused := [name for name in found if name not in dataset.valid_subset.split(",")]:
+        both = f"""'dataset.valid_subset="{dataset.valid_subset},{",".join(unused)}"'"""
+        remedy = f"validate on them too ({both}) or not (dataset.ignore_unused_valid_subsets=true)"
+        raise UserError(f"{folder}: the manifests {', '.join(unused)} would not be used; {remedy}")
+
+
 def forget_run() -> None:
     """Forget the best result, the early stopping and the TensorBoard files of a run that ends, and close the files.
 
@@ -177,11 +198,13 @@ REPLACEMENTS = (
     (load_checkpoint_to_cpu, checkpoint_utils),
     (torch_persistent_save, checkpoint_utils),
     (copy, PathManager),
+    (raise_if_valid_subsets_unintentionally_ignored, data_utils),
 )
 # Names that functions of fairseq look up: else a replacement would never run, or forget_run would forget nothing.
 LOOKED_UP = {
     "fairseq_cli.hydra_train:_hydra_main": {"call_main"},
     "fairseq_cli.train:main": {"load_checkpoint"},
+    "fairseq_cli.train:main": {"raise_if_valid_subsets_unintentionally_ignored"},
     "fairseq_cli.train:train": {"validate_and_save"},
     "fairseq.trainer:Trainer.load_checkpoint": {"load_checkpoint_to_cpu"},
     "fairseq.trainer:Trainer.save_checkpoint": {"torch_persistent_save"},

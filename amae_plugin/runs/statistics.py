@@ -5,6 +5,7 @@ from pathlib import Path
 
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.data.statistics import measure
+from amae_plugin.errors import UserError
 from amae_plugin.files import write_json
 from amae_plugin.runs.training import available_cpus
 
@@ -16,8 +17,14 @@ def read_or_measure(path: Path, target_length: int, cache: Path) -> tuple[float,
         path: manifest file.
         target_length: frames taken of longer clips.
         cache: file of the statistics of several manifests; a manifest that changed is measured again.
+
+    Raises:
+        UserError: the cache is damaged, or the manifest cannot be measured.
     """
-    known = json.loads(cache.read_text()) if cache.exists() else {}
+    try:
+        known = json.loads(cache.read_text()) if cache.exists() else {}
+    except ValueError:
+        raise UserError(f"{cache}: does not hold the statistics of manifests; delete it") from None
     key, modified = f"{path.absolute()}, {target_length} frames", path.stat().st_mtime_ns
     if key not in known or known[key]["modified"] != modified:
         measured = measure(Manifest.read(path), target_length=target_length, workers=available_cpus())

@@ -1,3 +1,4 @@
+import errno
 import os
 
 import numpy as np
@@ -130,6 +131,23 @@ def test_weights_need_labels(tmp_path, capsys):
     (tmp_path / "valid.tsv").write_text(f"{tmp_path}\n")
     assert main(["weights", str(tmp_path), "--split", "valid"]) == 2
     assert "holds no clips" in capsys.readouterr().err
+
+
+def test_weights_that_cannot_be_written_leave_the_old_ones(tmp_path, capsys, monkeypatch):
+    sound(tmp_path / "tree" / "x" / "a.wav")
+    arguments = ["--out", str(tmp_path), "--labels", "--valid-fraction", "0"]
+    assert main(["manifest", "folder", str(tmp_path / "tree"), *arguments]) == 0
+    assert main(["weights", str(tmp_path)]) == 0
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+    def full(file, array):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "save", full)
+    assert main(["weights", str(tmp_path)]) == 2
+    assert "train.weights.npy: cannot write the weights (No space left on device)" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_weights_of_one_label_a_clip_balance_the_classes(tmp_path):

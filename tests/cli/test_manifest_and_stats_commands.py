@@ -75,10 +75,21 @@ def test_stats_of_a_sample_of_a_split(manifests, tmp_path, capsys):
     assert "test.tsv" in capsys.readouterr().err
 
 
-def test_figures_that_cannot_be_written(manifests, tmp_path, capsys):
+def test_figures_that_cannot_be_written_are_not_measured(manifests, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("amae_plugin.cli.stats.measure", None)
     path = tmp_path / "none" / "figures.json"
-    assert main(["stats", str(manifests), "--clips", "2", "--workers", "0", "--json", str(path)]) == 2
-    assert f"{path}: cannot write" in capsys.readouterr().err
+    assert main(["stats", str(manifests), "--json", str(path)]) == 2
+    message = f"amae: {path}: cannot write there (No such file or directory); make the folder first\n"
+    assert capsys.readouterr().err == message
+    assert main(["stats", str(manifests), "--json", str(tmp_path)]) == 2
+    assert f"{tmp_path}: cannot write there (Is a directory)" in capsys.readouterr().err
+
+
+def test_manifests_that_cannot_be_written_are_not_made(tree, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("amae_plugin.corpora.folder.read_headers", None)
+    (tmp_path / "file").touch()
+    assert main(["manifest", "folder", str(tree), "--out", str(tmp_path / "file" / "out")]) == 2
+    assert f"{tmp_path / 'file' / 'out'}: cannot write the manifests there (Not a directory)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--workers", "--clips", "--target-length", "--seed"])

@@ -1,8 +1,9 @@
 import shutil
+from pathlib import PurePosixPath
 
 import pytest
 
-from amae_plugin.corpora.audioset import build
+from amae_plugin.corpora.audioset import _match_ytid, build
 from amae_plugin.data.labels import read_names
 from amae_plugin.errors import UserError
 
@@ -91,11 +92,35 @@ def test_splits_may_be_named(corpus, rows):
 
 def test_clips_that_are_gone(corpus, rows):
     (corpus / "audio" / FILES["abcdefghi_3"]).unlink()
-    with pytest.raises(UserError, match=r"1 of 6 files(.|\n)*abcdefghi_3 \(unbalanced_train_segments\.csv\)"):
+    looked_for = r"may be named <YTID>, .*, <title> \[<YTID>\]:"
+    missing = r"abcdefghi_3 \(unbalanced_train_segments\.csv\)"
+    with pytest.raises(UserError, match=rf"1 of 6 files.*{looked_for}\n  {missing}"):
         write(corpus)
     result = write(corpus, allow_missing=True)
     assert len(rows(corpus / "out", "train")) == 3
     assert any("1 of 6 files" in warning for warning in result.warnings)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "25UwLvYW-8o.wav",
+        "Y25UwLvYW-8o.wav",
+        "25UwLvYW-8o_390.0-400.0.wav",
+        "25UwLvYW-8o_390000_400000.flac",
+        "Y25UwLvYW-8o_390_400.wav",
+        "25UwLvYW-8o-390-400.m4a",
+        "25UwLvYW-8o_390s.mp3",
+        "id_25UwLvYW-8o.wav",
+        "Dogs [and cats] barking [25UwLvYW-8o].opus",
+        "Dogs barking-25UwLvYW-8o.m4a",
+        "Dogs [25UwLvYW-8o]_390.0_400.0.wav",
+    ],
+)
+def test_names_that_downloaders_give(name):
+    others = {"abcdefghi_3", "25UwLvYW-8O", "5UwLvYW-8o_"}
+    assert _match_ytid(PurePosixPath(name).stem, {"25UwLvYW-8o", *others}) == "25UwLvYW-8o"
+    assert _match_ytid(PurePosixPath(name).stem, others) is None
 
 
 def test_links_that_loop_and_folders_that_are_links(corpus, rows):
@@ -117,6 +142,12 @@ def test_links_that_loop_and_folders_that_are_links(corpus, rows):
 def test_malformed_tables(corpus, line, hint):
     (corpus / "balanced_train_segments.csv").write_text(HEADER + line)
     with pytest.raises(UserError, match=hint):
+        write(corpus)
+
+
+def test_of_many_malformed_lines_a_few_are_named_and_all_are_counted(corpus):
+    (corpus / "balanced_train_segments.csv").write_text(HEADER + "abc, 0.000, 10.000\n" * 7)
+    with pytest.raises(UserError, match=r"line 4: expected(.|\n)*\n  line 8: expected .*\n  7 bad lines in all$"):
         write(corpus)
 
 

@@ -1,5 +1,10 @@
+import errno
+import os
+from pathlib import Path
+
 import pytest
 
+from amae_plugin.corpora import corpus as corpus_module
 from amae_plugin.corpora.audio_files import find_listed, find_root
 from amae_plugin.corpora.corpus import LabelledClip, write_corpus
 from amae_plugin.errors import UserError
@@ -41,7 +46,7 @@ def test_unreadable_clips_are_left_out_of_manifest_and_labels_alike(tmp_path, so
     assert rows(out, "train") == [("a.wav", "x"), ("c.wav", "z", "x"), ("c.wav:4000:8000", "z")]
     assert (out / "train.tsv").read_text().splitlines()[-1] == "c.wav:4000:8000\t8000"
     assert corpus.summary.unreadable == 1
-    assert corpus.warnings == ("before",)
+    assert corpus.warnings == ("before", "train: no clip of 1 of the 3 classes: y")
     assert (out / "unreadable.tsv").read_text().startswith("b.wav\t")
 
 
@@ -63,6 +68,68 @@ def test_a_class_with_a_comma_is_refused(tmp_path, sound):
     with pytest.raises(UserError, match="cannot be a class"):
         write_corpus(tmp_path, {tmp_path: {"train": [LabelledClip("a.wav", ("a,b",))]}}, ["a,b"])
     assert not (tmp_path / "train.tsv").exists()
+
+
+@pytest.mark.parametrize("failing", ["write_names", "write_labels", "write_manifest"])
+def test_a_set_that_cannot_be_written_whole_leaves_the_old_one(tmp_path, sound, rows, monkeypatch, failing):
+    for name in "ab":
+        sound(tmp_path / "root" / f"{name}.wav")
+    runs = [tmp_path / "fold1", tmp_path / "fold2"]
+
+    def write(name, label):
+        splits = {split: [LabelledClip(f"{name}.wav", (label,))] for split in ("train", "valid")}
+        return write_corpus(tmp_path / "root", dict.fromkeys(runs, splits), [label])
+
+    def full(path, *content):
+        if "fold2" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(path, *content)
+
+    write("a", "x")
+    before = {path: path.read_bytes() for run in runs for path in run.iterdir()}
+    original = getattr(corpus_module, failing)
+    monkeypatch.setattr(corpus_module, failing, full)
+    with pytest.raises(UserError, match=r"fold2: cannot write the manifests there \(No space left"):
+        write("b", "y")
+    assert {path: path.read_bytes() for run in runs for path in run.iterdir()} == before
+    monkeypatch.undo()
+    (runs[0] / ".manifests.killed").mkdir()
+    write("b", "y")
+    assert [rows(run, split) for run in runs for split in ("train", "valid")] == [[("b.wav", "y")]] * 4
+    assert {path for run in runs for path in run.iterdir()} == before.keys()
+
+
+def test_an_interruption_between_two_files_leaves_no_manifest_with_other_labels(tmp_path, sound, monkeypatch):
+    sound(tmp_path / "a.wav")
+    out, replace = tmp_path / "out", Path.replace
+
+    def interrupted(path, target):
+        if target.parent == out and target.suffix != ".lbl":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    write_corpus(tmp_path, {out: {"train": [LabelledClip("a.wav", ("x",))]}}, ["x"])
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_corpus(tmp_path, {out: {"train": [LabelledClip("a.wav", ("y",))]}}, ["y"])
+    assert not (out / "train.tsv").exists()
+
+
+def test_files_of_other_manifests_are_a_warning(tmp_path, sound):
+    for name in "ab":
+        sound(tmp_path / "root" / f"{name}.wav")
+    out = tmp_path / "out"
+
+    def write(name, *splits):
+        clips = {split: [LabelledClip(f"{name}.wav", ("x",))] for split in splits}
+        return write_corpus(tmp_path / "root", {out: clips}, ["x"])
+
+    write("a", "train", "test")
+    for name in ("train.weights.npy", "mine.tsv"):
+        (out / name).touch()
+    assert write("a", "train", "test").warnings == ()
+    (warning,) = write("b", "train").warnings
+    assert warning.startswith("train.weights.npy, test.tsv, test.lbl: left there from other manifests")
 
 
 def test_an_output_folder_that_cannot_be_made(tmp_path, sound):

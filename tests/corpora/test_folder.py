@@ -10,12 +10,13 @@ from amae_plugin.corpora.folder import build
 from amae_plugin.corpora.splits import split_names
 from amae_plugin.data.labels import read_names
 from amae_plugin.data.manifest import Manifest
-from amae_plugin.errors import UserError
+from amae_plugin.errors import UserError, printable
 
 
 def sound(path, seconds=0.1, rate=16_000):
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.zeros(int(seconds * rate)), rate)
+    with path.open("wb") as file:  # the name may not be UTF-8
+        soundfile.write(file, np.zeros(int(seconds * rate)), rate, format=path.suffix[1:].upper())
 
 
 @pytest.fixture
@@ -148,6 +149,65 @@ def test_the_topmost_folder_is_the_class_and_each_is_split_by_itself(classes, tm
     assert counts["test"] == {"cat": 4, "dog barks": 2}
     assert counts["train"] == {"cat": 14, "dog barks": 7, "lone": 2}
     assert corpus.warnings == ("lone: all 2 clips are in train, too few for every split",)
+
+
+def test_what_is_hidden_or_damaged_is_no_class_and_is_named(classes, tmp_path):
+    for hidden in (".ipynb_checkpoints/0-checkpoint.wav", "__MACOSX/cat/._0.wav", "cat/._0.wav", "cat/.trash/0.wav"):
+        sound(classes / hidden)
+    (classes / ".DS_Store").touch()
+    (classes / "damaged").mkdir()
+    for name in "abc":
+        (classes / "damaged" / f"{name}.wav").write_bytes(b"broken" * 50)
+    corpus = build(classes, tmp_path / "out", labels=True, valid_fraction=0.1)
+    assert read_names(tmp_path / "out" / "labels.txt") == ("cat", "dog barks", "lone")
+    assert (corpus.classes, sum(corpus.summary.clips.values())) == (3, 32)
+    assert corpus.warnings == (
+        "hidden, or made by a system, and left out: .ipynb_checkpoints, __MACOSX, cat/._0.wav, cat/.trash",
+        "damaged: none of its clips can be read, so it is no class",
+    )
+
+
+def test_a_tree_that_lies_in_a_hidden_folder_is_not_hidden(tmp_path):
+    sound(tmp_path / ".cache" / "a.wav")
+    assert find_audio(tmp_path / ".cache").names == ["a.wav"]
+
+
+def test_clips_are_held_out_of_those_that_can_be_read(classes, tmp_path, rows):
+    build(classes, tmp_path / "before", labels=True, valid_fraction=0.1)
+    for name, _ in rows(tmp_path / "before", "valid"):
+        (classes / name).write_bytes(b"broken" * 50)
+    corpus = build(classes, tmp_path / "out", labels=True, valid_fraction=0.1)
+    assert corpus.summary.clips["valid"] == 3
+    assert not set(rows(tmp_path / "out", "valid")) & set(rows(tmp_path / "before", "valid"))
+
+
+def test_a_split_that_stays_empty_is_a_warning(tmp_path):
+    for label in ("cat", "dog"):
+        sound(tmp_path / "tree" / label / "1.wav")
+    corpus = build(tmp_path / "tree", tmp_path / "out", labels=True)
+    assert corpus.warnings[-1] == "valid: this split is empty, as no clip for it can be read"
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "cats, dogs", " cat"])
+def test_a_folder_that_cannot_be_a_class_is_named_before_headers_are_read(tmp_path, monkeypatch, name):
+    sound(tmp_path / "tree" / "dog" / "1.wav")
+    (tmp_path / "tree" / "dog").rename(tmp_path / "tree" / name)
+    monkeypatch.setattr("amae_plugin.corpora.folder.read_headers", None)
+    with pytest.raises(UserError, match=r"cannot be a class: .*; rename it") as error:
+        build(tmp_path / "tree", tmp_path / "out", labels=True)
+    assert printable(name) in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_whose_names_are_not_utf8_are_listed_as_they_are(tmp_path):
+    for name in ("caf\udce9.wav", "b.wav"):
+        sound(tmp_path / "tree" / name)
+    (tmp_path / "tree" / "na\udcefve.wav").write_bytes(b"broken" * 50)
+    out = tmp_path / "out"
+    build(tmp_path / "tree", out, valid_fraction=0.5)
+    listed = [*names(Manifest.read(out / "train.tsv")), *names(Manifest.read(out / "valid.tsv"))]
+    assert sorted(listed) == ["b.wav", "caf\udce9.wav"]
+    assert (out / "unreadable.tsv").read_text(encoding="utf-8").startswith(r"na\xefve.wav")
 
 
 def test_trees_without_classes(classes, tmp_path):

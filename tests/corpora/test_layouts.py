@@ -1,5 +1,6 @@
 """What the layouts of all corpora have in common, on a small copy of each corpus."""
 
+import codecs
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,29 @@ def test_an_unreadable_file_is_left_out_and_listed(command, tmp_path, capsys):
     assert not any(name == clip for clips in after.values() for clip, _ in clips)
     for split in before:
         assert {clip: labels for clip, labels in before[split] if clip != name}.items() >= dict(after[split]).items()
+
+
+@pytest.mark.parametrize("command", LISTED, indirect=True)
+def test_a_byte_order_mark_before_any_list_changes_nothing(command, tmp_path):
+    assert main([*command, "--out", str(tmp_path / "before")]) == 0
+    lists = [path for path in (tmp_path / "corpus").rglob("*") if path.suffix in (".txt", ".csv")]
+    assert lists
+    for path in lists:
+        path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    assert main([*command, "--out", str(tmp_path / "after")]) == 0
+    assert read(tmp_path / "after") == read(tmp_path / "before")
+
+
+@pytest.mark.parametrize("command", [iemocap, speech_commands], indirect=True)
+def test_what_is_drawn_is_drawn_from_clips_that_can_be_read(command, tmp_path):
+    assert main([*command, "--out", str(tmp_path / "before")]) == 0
+    before = read(tmp_path / "before")
+    drawn = [name for name, labels in before["valid"] if labels[0] in ("_unknown_", "ang", "hap", "neu")]
+    for name in drawn:
+        (tmp_path / "corpus" / name).write_bytes(b"broken" * 50)
+    assert main([*command, "--out", str(tmp_path / "after")]) == 0
+    after = read(tmp_path / "after")
+    assert after["valid"] and not {name for name, _ in after["valid"]} & set(drawn)
 
 
 @pytest.mark.parametrize("command", LISTED, indirect=True)

@@ -85,6 +85,21 @@ def test_missing_clips(root, tmp_path):
     assert (tmp_path / "out" / "trials.txt").read_text().count("\n") == 1
 
 
+def test_pairs_with_a_damaged_clip_are_left_out(root, tmp_path):
+    (root / "wav" / TRIALS[1][2]).write_bytes(b"broken" * 50)
+    corpus = build(root, tmp_path / "out", root / "iden_split.txt", trials=root / "veri_test.txt")
+    assert "trials: 1 pairs have a clip that cannot be read; left out" in corpus.warnings
+    manifest = Manifest.read(tmp_path / "out" / "trials.tsv")
+    assert len(Trials.read(tmp_path / "out" / "trials.txt", manifest).same) == len(TRIALS) - 1
+
+
+def test_trials_that_could_not_be_read_back_are_refused(root, tmp_path):
+    (root / "wav").rename(root / "the wav files")
+    with pytest.raises(UserError, match=r"a blank or is not UTF-8; give the folder of the speakers itself"):
+        build(root, tmp_path / "out", root / "iden_split.txt", trials=root / "veri_test.txt")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_speaker_that_is_not_there_at_all_is_missing_clips(root, tmp_path):
     (root / "wav" / "id10002").rename(tmp_path / "id10002")
     with pytest.raises(UserError, match="8 of 24 files"):

@@ -86,6 +86,16 @@ def test_a_bad_line_is_named(write, lbl, multi, line, hint):
     assert f"{lbl_path}, line {line}: " in str(error.value)
 
 
+def test_of_many_bad_lines_a_few_are_named_and_all_are_counted(write):
+    lbl_path, names_path = write("a\n" + "d\n" * 9 + "a,b\n")
+    with pytest.raises(UserError) as error:
+        Labels.read(lbl_path, names_path, 11)
+    first, *others = str(error.value).split("\n")
+    assert first.startswith(f"{lbl_path}, line 2: 'd' is not among the 3 classes of {names_path}; ")
+    assert [other.split(":")[0] for other in others[:-1]] == [f"  line {number}" for number in (3, 4, 5, 6)]
+    assert others[-1] == "  10 bad lines in all"
+
+
 @pytest.mark.parametrize("length", [0, 2, 4])
 def test_a_wrong_number_of_lines(write, length):
     with pytest.raises(UserError, match=rf"train\.lbl has 3 lines, but .* {length} clips"):
@@ -100,6 +110,8 @@ def test_missing_and_unreadable_files(tmp_path, write):
         Labels.read(lbl_path, tmp_path / "none.txt", 1)
     with pytest.raises(UserError, match="not UTF-8"):
         Labels.read(*write(b"\xff\xfe\n"), 1)
+    with pytest.raises(UserError, match=r"train\.lbl: not UTF-8 text but UTF-16"):
+        Labels.read(*write("a\n".encode("utf-16")), 1)
 
 
 @pytest.mark.parametrize(
@@ -117,10 +129,22 @@ def test_bad_class_lists(write, names, hint):
         read_names(names_path)
 
 
-@pytest.mark.parametrize("name", ["", " ", "a,b", "a\nb", " a"])
+@pytest.mark.parametrize("name", ["", " ", "a,b", "a\nb", " a", "\ufeffa", "caf\udce9"])
 def test_class_names_that_could_not_be_read_back_are_refused(tmp_path, name):
-    with pytest.raises(UserError, match="cannot be a class"):
-        write_names(tmp_path / "labels.txt", ["fine", name])
+    path = tmp_path / "labels.txt"
+    path.write_text("old\n")
+    with pytest.raises(UserError, match=r"labels\.txt: .* cannot be a class: .*; rename it"):
+        write_names(path, ["fine", name])
+    assert path.read_text() == "old\n"
+
+
+def test_labels_are_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "train.lbl"
+    write_labels(path, [["a"]])
+    with pytest.raises(UnicodeEncodeError):
+        write_labels(path, [["b"], ["caf\udce9"]])
+    assert path.read_text() == "a\n"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_large_file_is_a_few_arrays(tmp_path, write):

@@ -72,7 +72,10 @@ def test_windows_line_ends_and_blank_lines_at_the_end(tmp_path, write, end):
 
 
 def test_only_a_root_is_an_empty_manifest(tmp_path, write):
-    assert len(Manifest.read(write(str(tmp_path)))) == 0
+    manifest = Manifest.read(write(str(tmp_path)))
+    assert len(manifest) == 0
+    with pytest.raises(UserError, match=r"train\.tsv: holds no clips"):
+        manifest.require_clips()
 
 
 def test_relative_root_is_taken_from_the_manifests_own_folder(tmp_path, write, monkeypatch):
@@ -109,6 +112,37 @@ def test_a_malformed_line_is_named(tmp_path, write, lines, line, hint):
     with pytest.raises(UserError, match=hint) as error:
         Manifest.read(path)
     assert f"{path}, line {line}: " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [("clip.wav", "one tab"), ("clip.wav\t-1", "'-1' samples"), ("../clip.wav\t1", "leads out"), ("a\0b\t1", "NUL")],
+)
+def test_of_many_bad_lines_a_few_are_named_and_all_are_counted(tmp_path, write, line, hint):
+    path = write(f"{tmp_path}\nfine.wav\t1\n" + f"{line}\nfine.wav\t1\n" * 10)
+    with pytest.raises(UserError, match=hint) as error:
+        Manifest.read(path)
+    first, *others = str(error.value).split("\n")
+    assert first.startswith(f"{path}, line 3: ")
+    assert [other.split(":")[0] for other in others[:-1]] == [f"  line {number}" for number in (5, 7, 9, 11)]
+    assert others[-1] == "  10 bad lines in all"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "newline", "hint"),
+    [
+        ("utf-16", "\n", "not UTF-8 text but UTF-16"),
+        ("utf-16-le", "\r\n", "not UTF-8 text but UTF-16"),
+        ("utf-16-be", "\n", "not UTF-8 text but UTF-16"),
+        ("utf-8", "\r", "its lines end in a carriage return alone"),
+        ("utf-8-sig", "\r", "its lines end in a carriage return alone"),
+    ],
+)
+def test_texts_of_other_systems_are_named_for_what_they_are(tmp_path, write, encoding, newline, hint):
+    path = write(newline.join([str(tmp_path), "a.wav\t10", "b.wav\t20", ""]).encode(encoding))
+    with pytest.raises(UserError, match=hint) as error:
+        Manifest.read(path)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
 
 def test_missing_and_empty_files(tmp_path, write):

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fairseq import checkpoint_utils
+from fairseq.dataclass.configs import DatasetConfig
 from fairseq.logging import progress_bar
 from fairseq.trainer import Trainer
 from fairseq_cli import train as fairseq_train
@@ -101,6 +103,28 @@ def test_copy_killed_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
 
     remove_partial_files(tmp_path, "*.pt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "checkpoint_last.pt"]
+
+
+@pytest.mark.parametrize(
+    ("files", "settings", "refused"),
+    [
+        (["valid.tsv", "valid7.wav", "valid_2.lbl", "valid3.tsv.bak"], {}, False),
+        (["valid.tsv", "valid7.tsv"], {}, True),
+        (["valid.tsv", "valid7.tsv"], {"valid_subset": "valid,valid7"}, False),
+        (["valid.tsv", "valid7.tsv"], {"ignore_unused_valid_subsets": True}, False),
+        (["valid.tsv", "valid7.tsv"], {"disable_validation": True}, False),
+    ],
+)
+def test_only_manifests_count_as_subsets_that_are_forgotten(
+    tmp_path: Path, files: list[str], settings: dict[str, Any], refused: bool
+) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    dataset = OmegaConf.merge(OmegaConf.structured(DatasetConfig), settings)
+    cfg = OmegaConf.create({"dataset": dataset, "task": {"data": str(tmp_path)}})
+    hint = r"manifests valid7 .*\('dataset\.valid_subset=\"valid,valid7\"'\) or not"
+    with pytest.raises(UserError, match=hint) if refused else nullcontext():
+        patches.raise_if_valid_subsets_unintentionally_ignored(cfg)
 
 
 def test_copy_that_fails_leaves_the_old_file(tmp_path: Path) -> None:

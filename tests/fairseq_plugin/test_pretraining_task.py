@@ -14,6 +14,7 @@ from fairseq.logging import metrics
 from omegaconf import OmegaConf
 from torch import nn
 
+from amae_plugin.data.manifest import write_manifest
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.pretraining import AmaePretraining, AmaePretrainingConfig
 
@@ -116,6 +117,13 @@ def test_checkpoints_are_compared_by_what_is_measured(
     made = task(folder, tmp_path, **settings)
     with pytest.raises(UserError, match=message) if message else nullcontext():
         model(made)
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_split_without_clips_is_named(folder: Path, tmp_path: Path, split: str) -> None:
+    write_manifest(tmp_path / f"{split}.tsv", folder, [])
+    with pytest.raises(UserError, match=rf"{split}\.tsv: holds no clips; add some"):
+        task(tmp_path, tmp_path).load_dataset(split)
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp16"])

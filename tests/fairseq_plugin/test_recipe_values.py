@@ -23,6 +23,12 @@ def test_updates_count_the_last_smaller_batch_of_each_epoch(
     assert OmegaConf.create({"max_update": formula}).max_update == expected
 
 
+def test_a_manifest_without_clips_makes_no_recipe(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "train.tsv", tmp_path, [])
+    with pytest.raises(UserError, match=r"train\.tsv: holds no clips"):
+        updates(str(tmp_path), "train", 8, 1)
+
+
 def test_updates_of_clips_that_are_drawn() -> None:
     assert updates_of(200_000, 512, 100) == 391 * 100
 

@@ -12,6 +12,7 @@ import soundfile
 
 from amae_plugin.cli.main import main
 from amae_plugin.data.manifest import write_manifest
+from amae_plugin.errors import UserError
 from amae_plugin.runs.statistics import read_or_measure
 
 
@@ -49,6 +50,12 @@ def test_each_manifest_and_length_has_its_own_and_is_measured_once(manifests: di
         path.write_text("changed, but at the same time")  # is not read again
         os.utime(path, ns=(modified.st_atime_ns, modified.st_mtime_ns))
     assert [read_or_measure(*key, cache) for key in keys] == measured
+
+
+def test_a_damaged_cache_is_named(manifests: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "cache.json").write_text('{"half')
+    with pytest.raises(UserError, match=r"cache\.json: does not hold the statistics of manifests; delete it"):
+        read_or_measure(manifests["loud"], 32, tmp_path / "cache.json")
 
 
 def test_a_manifest_that_changed_is_measured_again(manifests: dict[str, Path], tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""Text files with one entry a line: how their lines are read, and how bad ones are refused."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from amae_plugin.errors import UserError
+from amae_plugin.files import reading
+
+_SHOWN = 5  # bad lines named in a message
+
+
+def read_lines(path: str | os.PathLike[str], what: str, remedy: str = "") -> list[str]:
+    """Read the lines of a text in UTF-8, with or without a byte order mark, with the line ends of any system.
+
+    Args:
+        path: the file.
+        what: the file's content, as in "cannot read the labels".
+        remedy: advice that ends the message if the system cannot read the file.
+
+    Raises:
+        UserError: the file cannot be read, or is not UTF-8.
+    """
+    with reading(path, what, remedy):
+        # Not splitlines(), which also breaks lines at characters that a name may hold.
+        return Path(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+
+
+def bad_lines(path: str | os.PathLike[str], problems: Mapping[int, str], remedy: str) -> UserError:
+    """Return the error of a file with bad lines, which names the first few of them and counts them all.
+
+    Args:
+        path: the file.
+        problems: what is wrong with each bad line, by its number, in order; at least one.
+        remedy: advice on the first one.
+    """
+    first, *others = [f"line {number}: {problem}" for number, problem in problems.items()]
+    shown = "".join(f"\n  {other}" for other in others[: _SHOWN - 1])
+    total = f"\n  {len(problems):,} bad lines in all" if others else ""
+    return UserError(f"{path}, {first}; {remedy}{shown}{total}")
