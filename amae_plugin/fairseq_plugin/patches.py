@@ -203,8 +203,7 @@ REPLACEMENTS = (
 # Names that functions of fairseq look up: else a replacement would never run, or forget_run would forget nothing.
 LOOKED_UP = {
     "fairseq_cli.hydra_train:_hydra_main": {"call_main"},
-    "fairseq_cli.train:main": {"load_checkpoint"},
-    "fairseq_cli.train:main": {"raise_if_valid_subsets_unintentionally_ignored"},
+    "fairseq_cli.train:main": {"load_checkpoint", "raise_if_valid_subsets_unintentionally_ignored"},
     "fairseq_cli.train:train": {"validate_and_save"},
     "fairseq.trainer:Trainer.load_checkpoint": {"load_checkpoint_to_cpu"},
     "fairseq.trainer:Trainer.save_checkpoint": {"torch_persistent_save"},
