@@ -34,7 +34,7 @@ NO_CLASSES = (
 """Message for a pretraining model in place of a classifier."""
 Kind = TypeVar("Kind", bound=Model)
 _ENCODER = "encoder."
-_SECTIONS = ("model", "task", "criterion", "checkpoint", "optimization", "optimizer")
+_SECTIONS = ("task", "criterion", "checkpoint", "optimization", "optimizer")
 """Sections that are read; fairseq writes others."""
 _LONGEST = 1_000_000  # frames of an input, almost three hours
 _WORDS = {
@@ -85,11 +85,12 @@ class Checkpoint:
         config = content.get("cfg") if isinstance(content, dict) else None
         model = config.get("model") if isinstance(config, Mapping) else None
         name = model.get("_name") if isinstance(model, Mapping) else None
-        if not isinstance(content, dict) or not (str(name) in DOWNSTREAM or str(name) in SYSTEMS):
+        if not isinstance(content, dict) or config is None or str(name) not in (*DOWNSTREAM, *SYSTEMS):
             raise UserError(f"{path}: {_refusal(path, content, name)}")
-        for part in ("cfg", "model", "task_state", "extra_state", *(f"cfg.{section}" for section in _SECTIONS)):
-            section = config.get(part[4:]) if part.startswith("cfg.") else content.get(part)
-            if not isinstance(section, Mapping) and (part in ("cfg", "model") or section is not None):
+        sections = {f"cfg.{section}": config.get(section) for section in _SECTIONS}
+        sections |= {part: content.get(part) for part in ("model", "task_state", "extra_state")}
+        for part, section in sections.items():
+            if not isinstance(section, Mapping) and (part == "model" or section is not None):
                 raise UserError(f"{path}: its entry {part} is {_brief(section)}, must be a section; it is damaged")
         if not all(isinstance(value, Tensor) for value in content["model"].values()):
             raise UserError(f"{path}: its entry model holds more than tensors, so it is no state dict")

@@ -14,7 +14,7 @@ Facts = dict[str, Any]
 """Facts in JSON's types, by name."""
 _SHOWN = 10  # number of names in a line
 _FORMULAS = {"two_std": "(x - mean) / (2 std)", "one_std": "(x - mean) / std", "model": "in the encoder"}
-_SETTINGS: dict[str, tuple[str, str, tuple[type, ...]]] = {
+_SETTINGS: dict[str, tuple[str, str, Sequence[type]]] = {
     "recipe": ("task", "recipe", (str,)),
     "task": ("task", "_name", (str,)),
     "data": ("task", "data", (str,)),
@@ -43,7 +43,7 @@ def describe(checkpoint: Checkpoint) -> Facts:
         UserError: the weights do not fit the settings, or a setting that describes the input is missing.
     """
     model, model_input = checkpoint.model(), checkpoint.input
-    encoder, settings = model.encoder, {name: checkpoint.setting(*at, *of) for name, (*at, of) in _SETTINGS.items()}
+    encoder = model.encoder
     mean, std = encoder.input_statistics or (model_input.mean, model_input.std)
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
@@ -78,7 +78,7 @@ def describe(checkpoint: Checkpoint) -> Facts:
         "last": checkpoint.state_of_run("val_loss", int, float),
         "best": checkpoint.state_of_run("best", int, float),
         "train_loss": _train_loss(checkpoint),
-        **settings,
+        **{name: checkpoint.setting(section, key, *kinds) for name, (section, key, kinds) in _SETTINGS.items()},
         "classes": checkpoint.task_state.get("classes") or None,
         "conversion": checkpoint.state_of_run("conversion", dict),
     }

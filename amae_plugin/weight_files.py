@@ -139,7 +139,7 @@ def _check(path: Path, content: object, checksums: _Checksums) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in checked and storage.nbytes():
             checked.add(storage.data_ptr())
-            values = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+            values = torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data
             if (storage.nbytes(), zlib.crc32(values)) not in checksums:
                 raise UserError(f"{path}: {_DAMAGED} (its tensor {name})")
 
