@@ -5,12 +5,14 @@ All commands read audio files through this module, so they refuse the same audio
 
 import math
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import torch
 import torch.utils.data
 from torch import Tensor
 from tqdm import tqdm
@@ -26,6 +28,10 @@ Audio = str | os.PathLike | np.ndarray | Tensor
 
 Result = TypeVar("Result")
 
+_WIDEST_BITS = 32  # of integers whose full scale is that of their type
+_NARROWER = (2**15, 2**23)  # full scales of 16 and of 24 bits
+_LOUDEST = 16.0  # full scale is 1; what codecs and mixers add to that is a fraction of this
+
 
 def load_waveform(
     audio: Audio, sample_rate: float | None = None, features: FrontEnd | None = None, name: str = "the array"
@@ -33,8 +39,7 @@ def load_waveform(
     """Load a clip as a mono waveform for a front end.
 
     Args:
-        audio: path of a file, or array (samples,) or (channels, samples). Floating-point samples have a full scale of
-            [-1, 1]; integers are divided by the full scale of their type.
+        audio: path of a file, or array, see :func:`to_waveform`.
         sample_rate: sample rate of an array, in Hz; a file states its own.
         features: front end; by default one of 16 kHz with windows of 25 ms.
         name: name of an array in messages.
@@ -45,7 +50,8 @@ def load_waveform(
     Raises:
         AudioError: the file is missing or not audio, the sample rate is below 1, the clip is empty, not finite, silent
             (all samples are equal) or shorter than one analysis window.
-        UserError: an array comes without a sample rate or has another shape or type, or a file comes with a rate.
+        UserError: an array comes without a sample rate or has another shape, type or scale, or a file comes with a
+            rate.
     """
     features = features or LogMel()
     if isinstance(audio, (str, os.PathLike)):
@@ -54,12 +60,12 @@ def load_waveform(
             raise UserError(f"{name}: sample_rate={sample_rate} is for arrays; a file states its own rate")
         waveform = load_clip(Clip(name), features.sample_rate)
     else:
-        samples = _as_frames(audio, name)
+        waveform = to_waveform(audio, name)
         if sample_rate is None:
             raise UserError(f"{name}: samples need their sample rate, such as sample_rate=16000")
         if not (math.isfinite(sample_rate) and sample_rate >= 1):
             raise AudioError(name, f"its sample rate is given as {sample_rate:g} Hz")
-        waveform = resample(to_mono(samples, name), round(sample_rate), features.sample_rate)
+        waveform = resample(waveform, round(sample_rate), features.sample_rate)
     if len(waveform) < features.window_samples:
         lasts = 1000 * len(waveform) / features.sample_rate
         raise AudioError(
@@ -70,18 +76,65 @@ def load_waveform(
     return waveform
 
 
-def _as_frames(audio: np.ndarray | Tensor, name: str) -> np.ndarray:
-    """Convert samples (samples,) or (channels, samples) to (samples, channels) float32."""
-    samples = audio.detach().cpu().numpy() if isinstance(audio, Tensor) else np.asarray(audio)
+def to_waveform(audio: np.ndarray | Tensor, name: str) -> Tensor:
+    """Convert samples to mono with a full scale of 1: (samples,) float32 on the CPU.
+
+    Args:
+        audio: (samples,) or (channels, samples). Floating-point numbers have a full scale of 1 already. Integers of 8,
+            16 and 32 bits are divided by the full scale of their type.
+        name: name of the array in messages.
+
+    Raises:
+        AudioError: there are no samples, or some are not finite.
+        UserError: the array has another shape or type, or its values are those of another full scale.
+    """
+    if isinstance(audio, Tensor):
+        audio = audio.detach().cpu()
+        audio = (audio.float() if audio.dtype == torch.bfloat16 else audio).numpy()
+    try:
+        samples = np.asarray(audio)
+    except ValueError as error:
+        raise UserError(f"{name}: no array of samples ({error})") from None
     if samples.ndim == 1:
         samples = samples[None]
     if samples.ndim != 2 or (samples.shape[0] > samples.shape[1] and samples.size):
         raise UserError(f"{name}: its shape is {samples.shape}, must be (samples,) or (channels, samples)")
-    if samples.dtype.kind == "i":
-        samples = samples / -float(np.iinfo(samples.dtype).min)
-    elif samples.dtype.kind != "f":
+    full_scale = _full_scale(samples, name)
+    return to_mono(
+        np.ascontiguousarray((samples if full_scale == 1 else samples / full_scale).T, dtype=np.float32), name
+    )
+
+
+def _full_scale(samples: np.ndarray, name: str) -> float:
+    """Return the value of the loudest possible sample.
+
+    Raises:
+        UserError: the type has none, or the samples are so loud or so quiet that it must be another one.
+    """
+    kind, bits = samples.dtype.kind, 8 * samples.dtype.itemsize
+    if kind not in "if":
         raise UserError(f"{name}: its samples are {samples.dtype}, must be floating-point numbers or signed integers")
-    return np.ascontiguousarray(samples.T, dtype=np.float32)
+    remedy = "divide them by their full scale (32768 if they have 16 bits), as floating-point numbers"
+    if kind == "i" and bits > _WIDEST_BITS:
+        raise UserError(f"{name}: its samples are {samples.dtype}, whose full scale no audio has; {remedy}")
+    peak = float(np.abs(samples.astype(np.float64, copy=False)).max(initial=0))
+    if kind == "f":
+        whole = peak > 1 and math.isfinite(peak) and bool((samples == np.rint(samples)).all())
+        if math.isfinite(peak) and (peak > _LOUDEST or whole):
+            raise UserError(f"{name}: its samples reach {peak:g}, but their full scale must be 1; {remedy}")
+        return 1.0
+    if bits == _WIDEST_BITS and 0 < peak <= _NARROWER[0]:
+        raise UserError(
+            f"{name}: its samples are {samples.dtype} but reach only {peak:,.0f}, as those of 16 bits do; convert them "
+            f"to int16, or {remedy}"
+        )
+    if bits == _WIDEST_BITS and 0 < peak <= _NARROWER[1]:
+        warnings.warn(
+            f"{name}: its samples are {samples.dtype} but reach only {peak:,.0f}; if they have 24 bits, divide them by "
+            "8388608, as floating-point numbers",
+            stacklevel=4,
+        )
+    return float(2 ** (bits - 1))
 
 
 class ClipFiles:

@@ -74,6 +74,46 @@ def test_samples_that_cannot_be_used(samples, rate, reason):
         load_waveform(samples, rate, name="the third")
 
 
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (
+            (NOISE * 32767).astype(np.int64),
+            "its samples are int64, whose full scale no audio has; divide them",
+        ),
+        (torch.from_numpy(NOISE * 32767).long(), "its samples are int64, whose full scale no audio has"),
+        (
+            NOISE * 32768,
+            r"its samples reach 163\d\d.\d, but their full scale must be 1; divide them",
+        ),
+        (NOISE.astype(np.float64) * 2**31, r"its samples reach 1.07\d+e\+09, but their full scale must be 1"),
+        (torch.from_numpy(NOISE * 127).to(torch.bfloat16), "its samples reach 63.5, but their full scale must be 1"),
+        (np.rint(NOISE * 20), "its samples reach 10, but their full scale must be 1"),  # no fractions
+        ((NOISE * 32767).astype(np.int32), r"its samples are int32 but reach only 16,\d\d\d, as those of 16 bits do"),
+        ([0.1, [0.2]], "no array of samples"),
+        (NOISE.astype(complex), "its samples are complex128, must be floating-point numbers or signed integers"),
+        ((NOISE * 255).astype(np.uint8), "its samples are uint8, must be"),
+    ],
+)
+def test_samples_of_another_scale_are_refused(samples, message):
+    with pytest.raises(UserError, match=f"^the third: {message}"):
+        load_waveform(samples, 16_000, name="the third")
+
+
+def test_samples_of_24_bits_in_32_are_pointed_out():
+    with pytest.warns(
+        UserWarning, match=r"the array: its samples are int32 but reach only 4,\d.* if they have 24 bits"
+    ):
+        load_waveform((NOISE * 2**23).astype(np.int32), 16_000)
+
+
+@pytest.mark.parametrize("samples", [NOISE * 4, NOISE.astype(np.float16), torch.from_numpy(NOISE).to(torch.bfloat16)])
+def test_samples_beyond_full_scale_and_of_other_precisions_are_taken(samples):
+    factor = float(np.abs(np.asarray(torch.as_tensor(samples).float())).max()) / np.abs(NOISE).max()
+    expected = torch.from_numpy(NOISE) * round(factor)
+    torch.testing.assert_close(load_waveform(samples, 16_000), expected, rtol=1e-2, atol=1e-3)
+
+
 def test_the_shortest_clip_gives_one_frame():
     assert len(LogMel()(load_waveform(NOISE[:400], 16_000))) == 1
 
