@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         (args.out.parent if in_one_file else args.out).mkdir(parents=True, exist_ok=True)
     paths: list[str] = []
     rows: list[dict[str, np.ndarray]] = []
-    for path, embedding in clips.map(model.embeddings):
+    for path, embedding in clips.map(lambda waveforms: model.embeddings(waveforms, args.timestamps)):
         arrays = {"embedding": embedding.clip.numpy()}
         if args.timestamps:
             arrays |= {"steps": embedding.steps.numpy(), "timestamps": embedding.timestamps.numpy()}

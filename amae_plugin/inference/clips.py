@@ -3,22 +3,27 @@
 All commands read audio files through this module, so they refuse the same audio.
 """
 
+from __future__ import annotations
+
 import math
 import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import soundfile
 import torch
 import torch.utils.data
 from torch import Tensor
 from tqdm import tqdm
 
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, find_audio
-from amae_plugin.data.audio import AudioError, load_clip, resample, to_mono
+from amae_plugin.data.audio import AudioError, load_clip, read_header, resample, to_mono
 from amae_plugin.data.log_mel import FrontEnd, LogMel
 from amae_plugin.data.manifest import Clip
 from amae_plugin.errors import UserError
@@ -28,9 +33,99 @@ Audio = str | os.PathLike | np.ndarray | Tensor
 
 Result = TypeVar("Result")
 
+_SILENT = "is silent: all its samples are equal"
+_LONG_SECONDS = 600  # from which on a file is decoded in pieces
+_PIECE_SECONDS = 300
+_SEEKABLE = ("FLAC", "OGG", "MP3")  # formats, and beginnings of subtypes, in which a piece is found without decoding
+_PLAIN = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")
+_LARGEST_RATIO = 1000  # of reduced sample rates, up to which the resampler is exact
 _WIDEST_BITS = 32  # of integers whose full scale is that of their type
 _NARROWER = (2**15, 2**23)  # full scales of 16 and of 24 bits
 _LOUDEST = 16.0  # full scale is 1; what codecs and mixers add to that is a fraction of this
+
+
+@dataclass(frozen=True)
+class LongClip:
+    """Audio file that is decoded in pieces, since the whole of it would take much memory.
+
+    Attributes:
+        path: the file.
+        frames: samples per channel at the file's own rate.
+        source_rate: that rate, in Hz.
+        sample_rate: rate in Hz of the pieces.
+    """
+
+    path: str
+    frames: int
+    source_rate: int
+    sample_rate: int
+
+    @classmethod
+    def find(cls, path: str, sample_rate: int) -> LongClip | None:
+        """Describe a file; None unless it is long, and pieces of it can be decoded by themselves.
+
+        Raises:
+            AudioError: its header cannot be read.
+        """
+        try:
+            found = soundfile.info(path) if Path(path).is_file() else None
+        except soundfile.LibsndfileError:
+            return None
+        if found is None or not (found.format in _SEEKABLE or found.subtype.startswith(_PLAIN)):
+            return None
+        if found.frames < _LONG_SECONDS * found.samplerate:
+            return None
+        header = read_header(path)
+        clip = cls(path, header.frames, header.sample_rate, sample_rate)
+        return clip if max(clip._ratio.as_integer_ratio()) <= _LARGEST_RATIO else None
+
+    @property
+    def _ratio(self) -> Fraction:
+        return Fraction(self.source_rate, self.sample_rate)
+
+    def __len__(self) -> int:
+        return math.ceil(self.frames / self._ratio)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield the clip's pieces (samples,) float32 one after the other.
+
+        Raises:
+            AudioError: a piece cannot be decoded.
+        """
+        # Whole periods of the resampler, whose filter also sees the margins, so pieces join without a seam.
+        period = self._ratio.numerator
+        size, margin = (period * math.ceil(seconds * self.source_rate / period) for seconds in (_PIECE_SECONDS, 1))
+        for start in range(0, self.frames, size):
+            first, end = max(0, start - margin), min(self.frames, start + size + margin)
+            piece = load_clip(Clip(self.path, "segment", first, end - first), self.sample_rate)
+            yield piece[int((start - first) / self._ratio) :][: int(size / self._ratio)]
+
+
+Waveform = Tensor | LongClip
+"""Clip at a front end's rate: samples (samples,) float32 on the CPU, or a file that gives them in pieces."""
+
+
+def open_waveform(
+    audio: Audio, sample_rate: float | None = None, features: FrontEnd | None = None, name: str = "the array"
+) -> Tensor | LongClip:
+    """Load a clip as :func:`load_waveform` does, but a long file as pieces, each of which is decoded once to check it.
+
+    Raises:
+        AudioError: see :func:`load_waveform`.
+        UserError: see :func:`load_waveform`.
+    """
+    features = features or LogMel()
+    if isinstance(audio, (str, os.PathLike)) and sample_rate is None:
+        clip = LongClip.find(os.fspath(audio), features.sample_rate)
+        if clip is not None:
+            first, silent = None, True
+            for piece in clip:
+                first = piece[0] if first is None else first
+                silent = silent and bool((piece == first).all())
+            if silent:
+                raise AudioError(clip.path, _SILENT)
+            return clip
+    return load_waveform(audio, sample_rate, features, name)
 
 
 def load_waveform(
@@ -72,7 +167,7 @@ def load_waveform(
             name, f"lasts {lasts:.3g} ms, which is less than one analysis window, {features.window_ms:g} ms"
         )
     if bool((waveform == waveform[0]).all()):
-        raise AudioError(name, "is silent: all its samples are equal")
+        raise AudioError(name, _SILENT)
     return waveform
 
 
@@ -184,10 +279,10 @@ class ClipFiles:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __iter__(self) -> Iterator[tuple[Path, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Path, Waveform]]:
         return self.map(lambda waveforms: waveforms)
 
-    def map(self, function: Callable[[Iterator[Tensor]], Iterator[Result]]) -> Iterator[tuple[Path, Result]]:
+    def map(self, function: Callable[[Iterator[Waveform]], Iterator[Result]]) -> Iterator[tuple[Path, Result]]:
         """Yield the path of each usable file and its result.
 
         Args:
@@ -197,7 +292,7 @@ class ClipFiles:
         taken: deque[Path] = deque()
         with tqdm(total=len(self), desc=self._progress, unit="clip", disable=self._progress is None) as bar:
 
-            def waveforms() -> Iterator[Tensor]:
+            def waveforms() -> Iterator[Waveform]:
                 for path, waveform in self._usable(bar):
                     taken.append(path)
                     yield waveform
@@ -206,17 +301,17 @@ class ClipFiles:
                 yield taken.popleft(), result
                 bar.update()
 
-    def _usable(self, bar: tqdm) -> Iterator[tuple[Path, Tensor]]:
+    def _usable(self, bar: tqdm) -> Iterator[tuple[Path, Waveform]]:
         paths = list(self.names)
         loader = torch.utils.data.DataLoader(
             _Waveforms(paths, self._features), batch_size=None, num_workers=max(0, min(self._workers, len(paths) - 1))
         )
         for path, waveform in zip(paths, loader):
-            if isinstance(waveform, Tensor):
-                yield path, waveform
-            else:
+            if isinstance(waveform, AudioError):
                 self.skipped[str(path)] = waveform.reason or str(waveform)
                 bar.update()
+            else:
+                yield path, waveform
 
 
 class _Waveforms(torch.utils.data.Dataset):
@@ -229,8 +324,8 @@ class _Waveforms(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Tensor | AudioError:
+    def __getitem__(self, index: int) -> Waveform | AudioError:
         try:
-            return load_waveform(self.paths[index], features=self.features)
+            return open_waveform(self.paths[index], features=self.features)
         except AudioError as error:
             return error

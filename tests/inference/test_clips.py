@@ -12,7 +12,7 @@ from amae_plugin.data.audio import AudioError, load_clip
 from amae_plugin.data.log_mel import LogMel
 from amae_plugin.data.manifest import Clip
 from amae_plugin.errors import UserError
-from amae_plugin.inference.clips import ClipFiles, load_waveform
+from amae_plugin.inference.clips import ClipFiles, LongClip, load_waveform, open_waveform
 
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, 8000).astype(np.float32)
 
@@ -201,3 +201,32 @@ def test_files_none_of_which_can_be_used(tmp_path, wav):
 def test_a_folder_without_audio(tmp_path):
     with pytest.raises(UserError, match="no audio; looked for the extensions wav flac"):
         ClipFiles([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "pieces"),
+    [("a.wav", 16_000, 4), ("a.wav", 44_100, 4), ("a.flac", 48_000, 4), ("a.wav", 8_000, 4), ("a.ogg", 22_050, 4)],
+)
+def test_a_long_file_comes_in_pieces_that_are_those_of_the_whole(monkeypatch, wav, name, rate, pieces):
+    samples = np.random.default_rng(1).uniform(-0.5, 0.5, (int(7.3 * rate), 2))
+    whole = load_waveform(wav(samples, rate, name=name))
+    monkeypatch.setattr("amae_plugin.inference.clips._LONG_SECONDS", 7)
+    monkeypatch.setattr("amae_plugin.inference.clips._PIECE_SECONDS", 2)
+    clip = open_waveform(wav(samples, rate, name=name))
+    assert isinstance(clip, LongClip) and len(clip) == len(whole)
+    assert len(list(clip)) == pieces
+    torch.testing.assert_close(torch.cat(list(clip)), whole, rtol=0, atol=2e-6)
+
+
+def test_long_files_are_checked_and_others_come_whole(monkeypatch, wav):
+    monkeypatch.setattr("amae_plugin.inference.clips._LONG_SECONDS", 0.4)
+    monkeypatch.setattr("amae_plugin.inference.clips._PIECE_SECONDS", 0.2)
+    damaged = np.where(np.arange(8000) == 7000, np.nan, NOISE)
+    for samples, reason in ((np.zeros(16_000), "is silent: all its samples"), (damaged, "samples that are not finite")):
+        with pytest.raises(AudioError, match=reason):
+            open_waveform(wav(samples, subtype="FLOAT"))
+    assert isinstance(open_waveform(wav(NOISE)), LongClip)
+    assert isinstance(open_waveform(wav(NOISE[:6000])), torch.Tensor)  # short
+    assert isinstance(open_waveform(wav(NOISE, subtype="IMA_ADPCM")), torch.Tensor)  # cannot be sought
+    assert isinstance(open_waveform(wav(NOISE, 16_001)), torch.Tensor)  # has no period
+    assert isinstance(open_waveform(NOISE, 16_000), torch.Tensor)
