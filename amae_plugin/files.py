@@ -1,5 +1,6 @@
 """Files: errors that name the path and the reason, and writes that leave no torn file behind."""
 
+import errno
 import json
 import os
 import uuid
@@ -8,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from amae_plugin.errors import UserError
+
+_TRIED_BYTES = 4096  # a block of most disks, for which a full one has no room
 
 
 @contextmanager
@@ -59,8 +62,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     ``torch.save`` writes the name of a path into the archive, so give it an open file.
     """
     path = Path(path)
-    # Hidden, since fairseq takes a name in the data folder that begins with "valid" for a subset.
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    partial = _beside(path)
     try:
         yield partial
         with partial.open("rb") as file:
@@ -74,6 +76,26 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def try_place(path: str | os.PathLike[str]) -> None:
+    """Make the folder of a file and try to write there, before work that would be lost if its result could not be.
+
+    What the file holds is not touched.
+
+    Raises:
+        OSError: the file cannot be written there.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        kind = errno.EISDIR if path.is_dir() else errno.EINVAL
+        raise OSError(kind, "Is a directory" if path.is_dir() else "Not a regular file")
+    partial = _beside(path)
+    try:
+        partial.write_bytes(bytes(_TRIED_BYTES))
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_json(path: str | os.PathLike[str], values: object) -> None:
     """Write plain values as JSON, atomically."""
     with replacing(path) as partial:
@@ -84,6 +106,11 @@ def remove_partial_files(folder: str | os.PathLike[str], pattern: str) -> None:
     """Remove what killed processes left of the files in *folder* whose names match *pattern*."""
     for partial in Path(folder).glob(f".{pattern}.*.tmp"):
         partial.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    # Hidden, since fairseq takes a name in the data folder that begins with "valid" for a subset.
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def _message(path: str | os.PathLike[str], problem: str, error: OSError, remedy: str) -> str:

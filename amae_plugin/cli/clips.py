@@ -8,6 +8,7 @@ from pathlib import Path
 from amae_plugin.cli.arguments import natural, positive
 from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import ClipFiles
+from amae_plugin.modules.compute import choose_device
 
 
 def add_model(parser: argparse.ArgumentParser, batch_size: int = 16, unit: str = "windows") -> None:
@@ -16,7 +17,7 @@ def add_model(parser: argparse.ArgumentParser, batch_size: int = 16, unit: str =
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint of this plugin")
     add("--batch-size", type=positive, default=batch_size, metavar="N", help=f"{unit} at a time (%(default)s)")
     add("--workers", type=natural, default=os.cpu_count(), metavar="N", help="processes that decode (%(default)s)")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    add("--device", type=choose_device, default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
 
 
 def add_clips(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +37,14 @@ def conclude(clips: ClipFiles) -> int:
     """
     if not clips.skipped:
         return 0
-    lines = [f"{name}: {reason}" for name, reason in clips.skipped.items()]
+    lines = [f"{printable(name)}: {printable(reason)}" for name, reason in clips.skipped.items()]
     if clips.skipped.keys() >= set(map(str, clips.names)):
         raise UserError(f"cannot use {lines[0]}" if len(lines) == 1 else "\n  ".join(["cannot use any of", *lines]))
     print("\n  ".join([f"left out, as they cannot be used: {len(lines):,}", *lines]), file=sys.stderr)
     return 1
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    """Return a file name as text for a terminal or a page; what cannot be shown becomes a replacement character."""
+    text = os.fsencode(name).decode("utf-8", "replace")
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -6,9 +6,9 @@ import itertools
 from pathlib import Path
 
 from amae_plugin.cli.arguments import positive
-from amae_plugin.cli.clips import add_clips, conclude
+from amae_plugin.cli.clips import add_clips, conclude, printable
 from amae_plugin.errors import UserError
-from amae_plugin.files import write_json, writing
+from amae_plugin.files import replacing, try_place, write_json, writing
 from amae_plugin.inference.clips import ClipFiles
 from amae_plugin.inference.model import load_model
 
@@ -29,20 +29,24 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args.checkpoint, args.device, args.batch_size)
     if args.out is not None:
         with writing(args.out):  # before the work, which is in vain if its results cannot be written
-            args.out.parent.mkdir(parents=True, exist_ok=True)
+            try_place(args.out)
     clips = ClipFiles(args.paths, model.input.front_end, args.workers, "predicting")
     found = {str(path): model.top(probabilities, args.top_k) for path, probabilities in clips.map(model.probabilities)}
     code = conclude(clips)
     if args.out is None:
         for path, predictions in found.items():
-            print(f"{path}: {', '.join(f'{label} {probability:.4f}' for label, probability in predictions)}")
+            shown = ", ".join(f"{label} {probability:.4f}" for label, probability in predictions)
+            print(f"{printable(path)}: {printable(shown)}")
         return code
     with writing(args.out):
         if args.out.suffix == ".json":
             write_json(args.out, [{"path": path, "predictions": [p._asdict() for p in found[path]]} for path in found])
         else:  # the columns of `amae evaluate`
             ranks = range(1, max(map(len, found.values())) + 1)
-            with args.out.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            with (
+                replacing(args.out) as partial,
+                partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+            ):
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(["path", *(name for rank in ranks for name in (f"top{rank}", f"top{rank}_score"))])
                 writer.writerows([path, *itertools.chain(*predictions)] for path, predictions in found.items())

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from amae_plugin.evaluation.classification import Evaluation
 from amae_plugin.evaluation.verification import Verification
-from amae_plugin.files import write_json, writing
+from amae_plugin.files import replacing, write_json, writing
 from amae_plugin.metrics.classification import SingleLabelMetrics
 from amae_plugin.visual import plot_class_scores, plot_confusion
 from amae_plugin.visual.style import shorten
@@ -102,10 +102,14 @@ def write(result: Result, folder: Path) -> list[Path]:
     write_measures(paths[0], result)
     with writing(folder, "the results there"):
         # Paths that are not UTF-8 are written as the manifest has them.
-        with paths[1].open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with (
+            replacing(paths[1]) as partial,
+            partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+        ):
             csv.writer(file, lineterminator="\n").writerows(rows)
         if isinstance(result, Evaluation):
-            _draw(result).savefig(paths[2])
+            with replacing(paths[2]) as partial:
+                _draw(result).savefig(partial, format="png")
     return paths
 
 

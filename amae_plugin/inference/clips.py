@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import soundfile
@@ -42,6 +42,20 @@ _LARGEST_RATIO = 1000  # of reduced sample rates, up to which the resampler is e
 _WIDEST_BITS = 32  # of integers whose full scale is that of their type
 _NARROWER = (2**15, 2**23)  # full scales of 16 and of 24 bits
 _LOUDEST = 16.0  # full scale is 1; what codecs and mixers add to that is a fraction of this
+
+
+class Loaded(NamedTuple):
+    """Piece (samples,) of a file, and the seconds that the whole file lasts."""
+
+    waveform: Tensor
+    seconds: float
+
+
+class Excerpt(NamedTuple):
+    """Piece of a file: the second at which it starts, and its length in seconds, if the file is that long."""
+
+    start: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -161,6 +175,33 @@ def load_waveform(
         if not (math.isfinite(sample_rate) and sample_rate >= 1):
             raise AudioError(name, f"its sample rate is given as {sample_rate:g} Hz")
         waveform = resample(waveform, round(sample_rate), features.sample_rate)
+    _require_sound(waveform, features, name)
+    return waveform
+
+
+def load_excerpt(path: str | os.PathLike[str], excerpt: Excerpt, features: FrontEnd | None = None) -> Loaded:
+    """Load a piece of a file as :func:`load_waveform` loads the whole of it, without decoding more than it has to.
+
+    Raises:
+        AudioError: see :func:`load_waveform`; or the file ends before the piece begins.
+    """
+    features, name = features or LogMel(), os.fspath(path)
+    header = read_header(path)
+    seconds = header.frames / header.sample_rate
+    first, wanted = (round(part * header.sample_rate) for part in excerpt)
+    if header.frames and first >= header.frames:
+        raise AudioError(name, f"lasts {seconds:.1f} s, so nothing of it comes after --start {excerpt.start:g}")
+    if not first and wanted >= header.frames:
+        clip = Clip(name)
+    else:
+        clip = Clip(name, "segment", first, min(wanted, header.frames - first))
+    waveform = load_clip(clip, features.sample_rate)
+    _require_sound(waveform, features, name)
+    return Loaded(waveform, seconds)
+
+
+def _require_sound(waveform: Tensor, features: FrontEnd, name: str) -> None:
+    """Refuse samples that are too few for a front end, or all equal."""
     if len(waveform) < features.window_samples:
         lasts = 1000 * len(waveform) / features.sample_rate
         raise AudioError(
@@ -168,7 +209,6 @@ def load_waveform(
         )
     if bool((waveform == waveform[0]).all()):
         raise AudioError(name, _SILENT)
-    return waveform
 
 
 def to_waveform(audio: np.ndarray | Tensor, name: str) -> Tensor:
@@ -243,11 +283,13 @@ class ClipFiles:
         features: front end, see :func:`load_waveform`.
         workers: number of processes that decode; with 0, this one does.
         progress: title of the progress bar on standard error; without a bar if None.
+        excerpt: piece of each file to decode; the whole file if None.
 
     Attributes:
         names: names of all files by path, each once and in the given order, those of a folder sorted. A name is the
             path inside the searched folder, or else the file's name.
         skipped: unusable paths so far, and the reasons.
+        seconds: lengths of the files so far of which an excerpt was decoded.
 
     Raises:
         UserError: a folder holds no audio.
@@ -259,12 +301,15 @@ class ClipFiles:
         features: FrontEnd | None = None,
         workers: int = 0,
         progress: str | None = None,
+        excerpt: Excerpt | None = None,
     ):
         self.skipped: dict[str, str] = {}
+        self.seconds: dict[Path, float] = {}
         self.names: dict[Path, str] = {}
         self._features = features or LogMel()
         self._workers = workers
         self._progress = progress
+        self._excerpt = excerpt
         for path in map(Path, paths):
             for found, name in self._search(path) if path.is_dir() else [(path, path.name)]:
                 self.names.setdefault(found, name)
@@ -304,28 +349,35 @@ class ClipFiles:
     def _usable(self, bar: tqdm) -> Iterator[tuple[Path, Waveform]]:
         paths = list(self.names)
         loader = torch.utils.data.DataLoader(
-            _Waveforms(paths, self._features), batch_size=None, num_workers=max(0, min(self._workers, len(paths) - 1))
+            _Waveforms(paths, self._features, self._excerpt),
+            batch_size=None,
+            num_workers=max(0, min(self._workers, len(paths) - 1)),
         )
         for path, waveform in zip(paths, loader):
             if isinstance(waveform, AudioError):
                 self.skipped[str(path)] = waveform.reason or str(waveform)
                 bar.update()
-            else:
-                yield path, waveform
+                continue
+            if isinstance(waveform, Loaded):
+                waveform, self.seconds[path] = waveform
+            yield path, waveform
 
 
 class _Waveforms(torch.utils.data.Dataset):
     """Waveforms of files, or errors, which are returned because exceptions of workers arrive with tracebacks."""
 
-    def __init__(self, paths: list[Path], features: FrontEnd):
+    def __init__(self, paths: list[Path], features: FrontEnd, excerpt: Excerpt | None):
         self.paths = paths
         self.features = features
+        self.excerpt = excerpt
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Waveform | AudioError:
+    def __getitem__(self, index: int) -> Waveform | Loaded | AudioError:
         try:
+            if self.excerpt is not None:
+                return load_excerpt(self.paths[index], self.excerpt, self.features)
             return open_waveform(self.paths[index], features=self.features)
         except AudioError as error:
             return error

@@ -22,7 +22,7 @@ from amae_plugin.inference.clips import Audio, Waveform, open_waveform
 from amae_plugin.inference.windows import Windows
 from amae_plugin.models.base import DownstreamModel, Encoder
 from amae_plugin.models.classifier import Classifier
-from amae_plugin.modules.compute import choose_device
+from amae_plugin.modules.compute import choose_device, enough_memory, smaller_batches
 from amae_plugin.modules.embedding import Size2d
 from amae_plugin.modules.masking import gather_ids
 
@@ -293,7 +293,7 @@ class AudioModel(nn.Module):
         """
         length, features = self.input.target_length, self.input.front_end
         for waveform in waveforms:
-            layouts.append(self._layout(max(1, features.frames_in(np.int64(len(waveform))))))
+            layouts.append(self._layout(int(features.frames_in(np.array(len(waveform))))))
             chunks = self._log_mel(waveform)
             log_mel, first = next(chunks), 0  # the frames that are at hand, and the number of the first of them
             for start in layouts[-1].starts:
@@ -308,9 +308,11 @@ class AudioModel(nn.Module):
     ) -> Iterator[dict[str, Tensor]]:
         """Yield the function's values for each window, in order."""
         while batch := list(itertools.islice(windows, self.batch_size)):
-            source = torch.stack([window for window, _ in batch]).to(self._device)
-            lengths = torch.tensor([frames for _, frames in batch], device=self._device)
-            outputs = function(source, torch.arange(self.input.target_length, device=self._device) >= lengths[:, None])
+            places = torch.arange(self.input.target_length, device=self._device)
+            with enough_memory(self._device, smaller_batches(self.batch_size)):
+                source = torch.stack([window for window, _ in batch]).to(self._device)
+                lengths = torch.tensor([frames for _, frames in batch], device=self._device)
+                outputs = function(source, places >= lengths[:, None])
             for values in outputs.values():
                 self.checkpoint.require_finite(values)
             for index in range(len(batch)):
@@ -438,12 +440,12 @@ AUDIO_MODELS: dict[type[DownstreamModel], type[AudioModel]] = {Classifier: Audio
 """Audio models of the downstream models; :class:`AudioModel` is that of pretraining models."""
 
 
-def load_model(path: str | os.PathLike[str], device: str = "auto", batch_size: int = 16) -> AudioModel:
+def load_model(path: str | os.PathLike[str], device: str | torch.device = "auto", batch_size: int = 16) -> AudioModel:
     """Load a checkpoint of this plugin for use on audio.
 
     Args:
         path: checkpoint file of a pretraining model or a classifier.
-        device: device of the model: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``, which prefers a GPU.
+        device: device, or its name: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``, which prefers a GPU.
         batch_size: windows at a time.
 
     Returns:
@@ -454,4 +456,6 @@ def load_model(path: str | os.PathLike[str], device: str = "auto", batch_size: i
     """
     checkpoint = Checkpoint.read(path)
     kind = AudioModel if checkpoint.downstream is None else AUDIO_MODELS[checkpoint.downstream]
-    return kind(checkpoint, batch_size).to(choose_device(device))
+    model, device = kind(checkpoint, batch_size), choose_device(device)
+    with enough_memory(device, "the model alone takes more"):
+        return model.to(device)
