@@ -16,7 +16,7 @@ from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.inference.windows import CENTRE, piece_positions
 from amae_plugin.models.base import Model
-from amae_plugin.modules.compute import choose_device, enough_memory, smaller_batches
+from amae_plugin.modules.compute import choose_device, enough_memory
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def score_clips(
                     skipped[clip] = error.reason or str(error)
                 if batch:
                     ids = batch["id"].numpy()
-                    with enough_memory(device, smaller_batches(options.batch_size)):
+                    with enough_memory(device, f"{options.batch_size} pieces at a time: lower --batch-size"):
                         inputs = (batch[name].to(device, non_blocking=True) for name in ("source", "padding_mask"))
                         values = function(model, *inputs).double().cpu().numpy()
                     if sums is None:

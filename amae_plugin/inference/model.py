@@ -22,7 +22,7 @@ from amae_plugin.inference.clips import Audio, Waveform, open_waveform
 from amae_plugin.inference.windows import Windows
 from amae_plugin.models.base import DownstreamModel, Encoder
 from amae_plugin.models.classifier import Classifier
-from amae_plugin.modules.compute import choose_device, enough_memory, smaller_batches
+from amae_plugin.modules.compute import choose_device, enough_memory
 from amae_plugin.modules.embedding import Size2d
 from amae_plugin.modules.masking import gather_ids
 
@@ -309,7 +309,7 @@ class AudioModel(nn.Module):
         """Yield the function's values for each window, in order."""
         while batch := list(itertools.islice(windows, self.batch_size)):
             places = torch.arange(self.input.target_length, device=self._device)
-            with enough_memory(self._device, smaller_batches(self.batch_size)):
+            with enough_memory(self._device, f"{self.batch_size} windows at a time: lower --batch-size"):
                 source = torch.stack([window for window, _ in batch]).to(self._device)
                 lengths = torch.tensor([frames for _, frames in batch], device=self._device)
                 outputs = function(source, places >= lengths[:, None])
@@ -457,5 +457,5 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "auto"
     checkpoint = Checkpoint.read(path)
     kind = AudioModel if checkpoint.downstream is None else AUDIO_MODELS[checkpoint.downstream]
     model, device = kind(checkpoint, batch_size), choose_device(device)
-    with enough_memory(device, "the model alone takes more"):
+    with enough_memory(device, "the model: use another device"):
         return model.to(device)

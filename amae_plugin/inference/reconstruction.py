@@ -15,7 +15,7 @@ from amae_plugin.inference.windows import Windows
 from amae_plugin.metrics.band_errors import BandErrors, join_visible
 from amae_plugin.models.base import PretrainingModel
 from amae_plugin.models.settings import PretrainingConfig
-from amae_plugin.modules.compute import enough_memory, smaller_batches
+from amae_plugin.modules.compute import enough_memory
 
 _LOUDEST = 0.9  # largest sample, full scale being 1
 
@@ -133,7 +133,7 @@ class Reconstructor:
         windows = Windows.cover(len(original), width, hop=width)
         parts = []
         for at in range(0, len(windows.starts), self.batch_size):
-            with enough_memory(self.device, smaller_batches(self.batch_size)):
+            with enough_memory(self.device, f"{self.batch_size} windows at a time: lower --batch-size"):
                 parts.append(self._fill_in(original, windows, at))
             advance(len(parts[-1][0]))
         hidden, reconstructed = (windows.first(torch.cat(values)) for values in zip(*parts))

@@ -35,12 +35,12 @@ def choose_device(name: str | torch.device) -> torch.device:
 
 
 @contextmanager
-def enough_memory(device: torch.device, remedy: str) -> Iterator[None]:
+def enough_memory(device: torch.device, what: str) -> Iterator[None]:
     """Turn the errors of memory that does not suffice, on a CPU or a GPU, into messages.
 
     Args:
         device: device of the block's work.
-        remedy: advice that ends the message.
+        what: the work, and advice, which end the message.
 
     Raises:
         UserError: the memory does not suffice.
@@ -49,15 +49,8 @@ def enough_memory(device: torch.device, remedy: str) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY.search(str(error)):
-            raise UserError(f"the memory of {device} does not suffice; {remedy}") from None
+            raise UserError(f"the memory of {device} does not suffice for {what}") from None
         raise
-
-
-def smaller_batches(batch_size: int) -> str:
-    """Advise smaller batches than these, in a command and in Python."""
-    return (
-        f"take less than {batch_size} at a time (--batch-size, batch_size)" if batch_size > 1 else "use another device"
-    )
 
 
 def compile_modules(modules: Iterable[nn.Module]) -> None:
