@@ -150,7 +150,7 @@ del_ = object()
         ("cfg.model.encoder", del_, "_name=None is no pretraining system"),
         ("cfg.model.encoder", 3, "its setting model.encoder is 3, must be a system's section"),
         ("cfg.model.encoder._name", "x", "_name=x is no pretraining system"),
-        ("cfg.model.encoder.embed_dim", 10**9, r"model\.embed_dim is 1000000000, more than 1,000,000"),
+        ("cfg.model.encoder.embed_dim", 10**9, r"model\.embed_dim is 1000000000, more than 100,000,000"),
         ("cfg.model.encoder.embed_dim", 999_996, r"model\.embed_dim is 999996, but the weights have 32"),
         ("cfg.model.encoder.embed_dim", "32", "model.embed_dim is '32', must be a whole number"),
         ("cfg.model.encoder.embed_dim", 0, "model.embed_dim is 0, but the weights have 32"),

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 _SILENT = "is silent: all its samples are equal"
 _LONG_SECONDS = 600  # from which on a file is decoded in pieces
-_PIECE_SECONDS = 300
+_PIECE_SECONDS = 60
 _SEEKABLE = ("FLAC", "OGG", "MP3")  # formats, and beginnings of subtypes, in which a piece is found without decoding
 _PLAIN = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 _LARGEST_RATIO = 1000  # of reduced sample rates, up to which the resampler is exact
@@ -132,11 +132,8 @@ def open_waveform(
     if isinstance(audio, (str, os.PathLike)) and sample_rate is None:
         clip = LongClip.find(os.fspath(audio), features.sample_rate)
         if clip is not None:
-            first, silent = None, True
-            for piece in clip:
-                first = piece[0] if first is None else first
-                silent = silent and bool((piece == first).all())
-            if silent:
+            extremes = [piece.aminmax() for piece in replace(clip, sample_rate=clip.source_rate)]
+            if min(least for least, _ in extremes) == max(most for _, most in extremes):
                 raise AudioError(clip.path, _SILENT)
             return clip
     return load_waveform(audio, sample_rate, features, name)

@@ -13,7 +13,7 @@ Sizes = dict[str, Any]
 """Fields of a config."""
 HEAD_WIDTH = 64
 """Width of an attention head in every published encoder; a state dict does not show it."""
-LARGEST = 1_000_000
+LARGEST = 100_000_000
 """Bound of every size in a model's settings, far beyond those of any model."""
 _MOST_PREFIX_TOKENS = 8
 
