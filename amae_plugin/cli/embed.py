@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     in_one_file = args.out.suffix == ".npz"
     files = {} if in_one_file else _files(args.out, clips.names)
     with writing(args.out):  # before the work, which is in vain if its results cannot be written
-        try_place(args.out if in_one_file else args.out / "any.npz")
+        try_place(args.out if in_one_file else next(iter(files.values()), args.out / "x.npz"))
     paths: list[str] = []
     rows: list[dict[str, np.ndarray]] = []
     for path, embedding in clips.map(lambda waveforms: model.embeddings(waveforms, args.timestamps)):

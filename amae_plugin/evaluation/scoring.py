@@ -91,7 +91,9 @@ def score_clips(
     left = np.arange(len(manifest)) if clips is None else clips
     if not len(left):
         raise UserError(f"{manifest.path}: holds no clips")
-    model = checkpoint.model().to(device)
+    model = checkpoint.model()
+    with enough_memory(device, "the model: use another device"):
+        model = model.to(device)
     sums: np.ndarray | None = None
     pieces = np.zeros(len(manifest), np.int64)
     skipped: dict[int, str] = {}

@@ -116,7 +116,8 @@ class Reconstructor:
         except ValueError as error:
             raise UserError(f"--strategy {config.masking}: {error}") from None
         self.masking = f"{config.masking}, {model.masking.hidden_share}"
-        self.model = model.to(self.device)
+        with enough_memory(self.device, "the model: use another device"):
+            self.model = model.to(self.device)
 
     def __call__(self, waveform: Tensor, advance: Callable[[int], object] = int) -> Reconstruction:
         """Hide parts of a clip (samples,) at the front end's sample rate and fill them in.

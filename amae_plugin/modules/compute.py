@@ -30,7 +30,7 @@ def choose_device(name: str | torch.device) -> torch.device:
     if device is None or str(device) not in ("cpu", "cuda", f"cuda:{device.index}"):
         raise UserError(f"device {name}: must be auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
-        raise UserError(f"device {name}: PyTorch finds no such GPU, but {count}; use another or cpu")
+        raise UserError(f"device {name}: PyTorch finds no such GPU, as it finds {count}; use another or cpu")
     return device
 
 

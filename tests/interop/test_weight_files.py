@@ -53,7 +53,10 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_what_would_run_code_is_named_and_nothing_is_run(tmp_path: Path, legacy: bool) -> None:
+def test_what_would_run_code_is_named_and_nothing_is_run(
+    tmp_path: Path, legacy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # which changes PyTorch's default
     path = save(tmp_path / "x.pth", legacy=legacy, more=Trap(tmp_path / "made"))
     with pytest.raises(UnsafeFileError, match=r"x\.pth: holds more than tensors and plain values: \w+\.mkdir;"):
         read_weights(path)
