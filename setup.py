@@ -18,7 +18,7 @@ setup(
     package_data={"amae_plugin.interop": ["*.jinja"], "amae_plugin.visual": ["*.css", "*.jinja", "*.js"]},
     python_requires=">=3.11",
     install_requires=[
-        "torch",
+        "torch>=2.6",  # before, reading a file of weights alone could run code of the file (CVE-2025-32434)
         "torchaudio",
         # fairseq's last release does not run on Python 3.11 and later; fairseq-fixed is its main branch made to.
         "fairseq-fixed",

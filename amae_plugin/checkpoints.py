@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Mapping
+import shlex
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +17,16 @@ from torch import Tensor, nn
 from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.errors import UserError
 from amae_plugin.files import replacing, writing
+from amae_plugin.models import state_dicts
 from amae_plugin.models.base import DownstreamModel, Model
 from amae_plugin.models.downstream import DOWNSTREAM, build_model, encoder_section
+from amae_plugin.models.published import find_state
 from amae_plugin.models.registry import SYSTEMS, find_system
-from amae_plugin.models.settings import Settings
+from amae_plugin.models.settings import PretrainingConfig, Settings
 from amae_plugin.models.system import System
-from amae_plugin.weight_files import read_weights
+from amae_plugin.modules.compute import enough_memory
+from amae_plugin.modules.embedding import grid_size
+from amae_plugin.weight_files import read_weights, unwrapped
 
 NO_CLASSES = (
     "{path}: a pretraining checkpoint, which knows no classes; fine-tune it first (model.pretrained={path}), or use "
@@ -28,6 +35,17 @@ NO_CLASSES = (
 """Message for a pretraining model in place of a classifier."""
 Kind = TypeVar("Kind", bound=Model)
 _ENCODER = "encoder."
+_SECTIONS = ("task", "criterion", "checkpoint", "optimization", "optimizer")
+"""Sections that are read; fairseq writes others."""
+_LONGEST = 1_000_000  # frames of an input, almost three hours
+_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "text",
+    list: "a list",
+    dict: "a section",
+}
 _PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
     "cross_entropy": lambda logits: logits.softmax(dim=1),
     "bce": torch.sigmoid,
@@ -60,27 +78,34 @@ class Checkpoint:
         """Read a checkpoint; nothing but tensors and plain values is unpickled.
 
         Raises:
-            UserError: the file is missing, damaged, holds other objects, or is not a checkpoint of this plugin.
+            UserError: the file is missing, damaged, holds other objects, or is not a checkpoint of this plugin; or its
+                settings are not those of a model with its weights.
         """
         path = Path(path)
         content = read_weights(path)
-        if not isinstance(content, dict) or not isinstance(content.get("cfg"), Mapping) or "model" not in content:
-            raise UserError(f"{path}: not a checkpoint of a fairseq run, which would have the entries cfg and model")
-        config = content["cfg"]
-        name = (config.get("model") or {}).get("_name")
-        if name not in DOWNSTREAM and name not in SYSTEMS:
-            raise UserError(
-                f"{path}: a checkpoint of {name}, which is not a model of this plugin; those are: "
-                f"{', '.join((*SYSTEMS, *DOWNSTREAM))}"
-            )
+        config = content.get("cfg") if isinstance(content, dict) else None
+        model = config.get("model") if isinstance(config, Mapping) else None
+        name = model.get("_name") if isinstance(model, Mapping) else None
+        if not isinstance(content, dict) or config is None or str(name) not in (*DOWNSTREAM, *SYSTEMS):
+            raise UserError(f"{path}: {_refusal(path, content, name)}")
+        sections = {f"cfg.{section}": config.get(section) for section in _SECTIONS}
+        sections |= {part: content.get(part) for part in ("model", "task_state", "extra_state")}
+        for part, section in sections.items():
+            if not isinstance(section, Mapping) and (part == "model" or section is not None):
+                raise UserError(f"{path}: its entry {part} is {_brief(section)}, must be a section; it is damaged")
+        if not all(isinstance(value, Tensor) for value in content["model"].values()):
+            raise UserError(f"{path}: its entry model holds more than tensors, so it is no state dict")
         history = content.get("optimizer_history") or [{}]
+        updates = (
+            history[-1].get("num_updates") if isinstance(history, list) and isinstance(history[-1], dict) else None
+        )
         return cls(
             path,
             config,
-            content["model"],
+            unwrapped(content["model"]),
             content.get("task_state") or {},
             content.get("extra_state") or {},
-            history[-1].get("num_updates"),
+            updates if isinstance(updates, int) else None,
         )
 
     def write(self) -> None:
@@ -111,7 +136,7 @@ class Checkpoint:
     @property
     def untrained(self) -> tuple[str, ...]:
         """Names of weights that the published checkpoint lacked, so that they are untrained."""
-        return tuple(self.extra_state.get("conversion", {}).get("initialised", ()))
+        return tuple((self.state_of_run("conversion", dict) or {}).get("initialised", ()))
 
     @property
     def model_settings(self) -> Settings:
@@ -120,8 +145,15 @@ class Checkpoint:
 
     @property
     def encoder_settings(self) -> Settings:
-        """Section that describes the encoder."""
-        return encoder_section(self.model_settings)
+        """Section that describes the encoder.
+
+        Raises:
+            UserError: a downstream model has no such section.
+        """
+        section = encoder_section(self.model_settings)
+        if not isinstance(section, Mapping):
+            raise UserError(f"{self.path}: its setting model.encoder is {_brief(section)}, must be a system's section")
+        return section
 
     @property
     def system(self) -> System:
@@ -133,17 +165,58 @@ class Checkpoint:
         """Class of the downstream model; None for a pretraining checkpoint."""
         return DOWNSTREAM.get(self.model_settings["_name"])
 
+    def setting(self, section: str, key: str, *kinds: type) -> Any:
+        """Return a setting of the run; None if it is missing or null.
+
+        Raises:
+            UserError: it is of none of the types, or a number that is not finite.
+        """
+        return self._typed(f"setting {section}.{key}", (self.config.get(section) or {}).get(key), kinds)
+
+    def state_of_run(self, key: str, *kinds: type) -> Any:
+        """Return an entry of ``extra_state``; None if it is missing, null or a number that is not finite.
+
+        Raises:
+            UserError: it is of none of the types.
+        """
+        value = self.extra_state.get(key)
+        finite = not isinstance(value, float) or math.isfinite(value)
+        return self._typed(f"entry extra_state.{key}", value, kinds) if finite else None
+
+    def _typed(self, name: str, value: object, kinds: Sequence[type]) -> Any:
+        wrong = not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds)
+        if value is not None and (wrong or (isinstance(value, float) and not math.isfinite(value))):
+            words = " or ".join(_WORDS[kind] for kind in kinds)
+            raise UserError(f"{self.path}: its {name} is {_brief(value)}, must be {words}")
+        return value
+
     @property
     def input(self) -> ModelInput:
         """Input of the model.
 
         Raises:
-            UserError: the task section lacks a setting that describes the input.
+            UserError: the task section lacks a setting that describes the input, or it describes none of this model.
         """
+        for key in ("front_end", "window_type", "normalization"):
+            self.setting("task", key, str)
+        self.setting("task", "mean", int, float)
+        std = self.setting("task", "std", int, float)
+        length, bands = (self.setting("task", key, int) for key in ("target_length", "num_mel_bins"))
         try:
-            return ModelInput.from_settings(self.config.get("task") or {}, self.system.default_input)
+            encoder = self._encoder_config
+            for key, value, fits, words in (
+                ("std", std, std is None or std > 0, "above 0"),
+                ("target_length", length, length is None or 0 < length <= _LONGEST, f"1 to {_LONGEST:,} frames"),
+                ("num_mel_bins", bands, bands in (None, encoder.num_mel_bins), f"the model's, {encoder.num_mel_bins}"),
+            ):
+                if not fits:
+                    raise ValueError(f"its setting task.{key} is {value}, must be {words}")
+            found = ModelInput.from_settings(self.config.get("task") or {}, self.system.default_input)
+            stride = getattr(encoder, "patch_stride", None)
+            grid_size(found.target_length, found.num_mel_bins, encoder.patch_size, stride)
         except (UserError, ValueError) as error:
             raise UserError(f"{self.path}: {error}") from None
+        return found
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -157,6 +230,9 @@ class Checkpoint:
         names = self.task_state.get("classes")
         if not names:
             raise UserError(f"{self.path}: does not hold the names of its classes (task_state.classes)")
+        count = self.model_settings.get("num_classes")
+        if not isinstance(names, (list, tuple)) or len(names) != count or not all(isinstance(n, str) for n in names):
+            raise UserError(f"{self.path}: its entry task_state.classes must be the names of the {count} classes")
         return tuple(names)
 
     @property
@@ -166,7 +242,7 @@ class Checkpoint:
         Raises:
             UserError: the loss is unknown.
         """
-        loss = (self.config.get("criterion") or {}).get("loss")
+        loss = self.setting("criterion", "loss", str)
         if loss not in _PROBABILITIES:
             raise UserError(
                 f"{self.path}: its setting criterion.loss is {loss}; probabilities can be computed only for "
@@ -187,13 +263,42 @@ class Checkpoint:
                 "inputs; its training diverged, so take an earlier checkpoint"
             )
 
+    def check_settings(self) -> None:
+        """Compare the settings of the model with its weights, before a model of such sizes takes memory.
+
+        Raises:
+            UserError: a setting is of a wrong type, or a size is not that of the weights.
+        """
+        try:
+            state_dicts.check_sizes(self._encoder_config, self.state)
+            if self.downstream is not None:
+                self.downstream.check_sizes(self.model_settings, self.state)
+        except (UserError, ValueError) as error:
+            raise UserError(f"{self.path}: the weights do not fit the settings: {error}") from None
+
+    @property
+    def _encoder_config(self) -> PretrainingConfig:
+        """Settings of the encoder.
+
+        Raises:
+            UserError: they name no system.
+            ValueError: one is of a wrong type.
+        """
+        settings = self.encoder_settings
+        return find_system(settings).config.from_settings(settings)
+
     def model(self) -> Model:
         """Build the model, in evaluation mode, on the CPU.
 
         Raises:
-            UserError: the weights do not fit the settings.
+            UserError: the settings make no model, or the weights do not fit them.
         """
-        model = build_model(self.model_settings)
+        self.check_settings()
+        try:
+            with enough_memory(torch.device("cpu"), f"the model of {self.path}"):
+                model = build_model(self.model_settings)
+        except (UserError, ValueError) as error:
+            raise UserError(f"{self.path}: its settings make no model: {error}") from None
         try:
             model.load_state_dict(dict(self.state))
         except RuntimeError as error:
@@ -231,3 +336,24 @@ class Checkpoint:
             model.encoder.load_state_dict(state)
         except RuntimeError as error:
             raise UserError(f"{self.path}: the encoder's weights do not fit its settings: {error}") from None
+
+
+def _refusal(path: Path, content: object, name: object) -> str:
+    """Say what a file is that is no checkpoint of this plugin, and what to do with it."""
+    state = find_state(content)
+    kinds = [form for system in SYSTEMS.values() for form in system.published if state and form().recognises(state)]
+    has_settings = isinstance(content, Mapping) and content.get("cfg") is not None
+    if kinds or (state and not has_settings):
+        what = f"published weights ({kinds[0].title})" if kinds else "weights without the settings of a model"
+        command = shlex.join(["amae", "convert", str(path), str(path.with_name(f"{path.stem}.converted.pt"))])
+        return f"{what}, not a checkpoint of this plugin; make one of them: {command}"
+    if name is None:
+        entries = "the entries cfg, with a section model and its _name, and model"
+        return f"not a checkpoint of a fairseq run, which would have {entries}"
+    known = ", ".join((*SYSTEMS, *DOWNSTREAM))
+    return f"a checkpoint of {_brief(name)}, which is not a model of this plugin; those are: {known}"
+
+
+def _brief(value: object) -> str:
+    """Show a value from a file in a message."""
+    return value if isinstance(value, str) and value.isidentifier() else textwrap.shorten(repr(value), 60)

@@ -105,7 +105,7 @@ def try_folder(path: str | os.PathLike[str], what: str = "there") -> None:
     while not os.path.lexists(place):
         place = place.parent
     with writing(path, what):
-        _try(place)
+        _try(place / "file")
 
 
 def try_file(path: str | os.PathLike[str], what: str = "there") -> None:
@@ -116,13 +116,27 @@ def try_file(path: str | os.PathLike[str], what: str = "there") -> None:
     """
     path = Path(path)
     with writing(path, what, "" if path.parent.is_dir() else "make the folder first"):
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        _try(path.parent)
+        _try(path)
 
 
-def _try(folder: Path) -> None:
-    with tempfile.TemporaryFile(dir=folder) as file:
+def try_place(path: str | os.PathLike[str]) -> None:
+    """Make the folder of a file and try to write there, before work that would be lost if its result could not be.
+
+    What the file holds is not touched.
+
+    Raises:
+        OSError: the file cannot be written there.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _try(path)
+
+
+def _try(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        kind = errno.EISDIR if path.is_dir() else errno.EINVAL
+        raise OSError(kind, "Is a directory" if path.is_dir() else "Not a regular file")
+    with tempfile.TemporaryFile(dir=path.parent) as file:
         file.write(bytes(_TRIED_BYTES))
 
 

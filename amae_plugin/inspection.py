@@ -7,23 +7,28 @@ from dataclasses import asdict
 from typing import Any
 
 from amae_plugin.checkpoints import Checkpoint
+from amae_plugin.errors import UserError
 from amae_plugin.models.base import PretrainingModel
-from amae_plugin.models.settings import Settings
 
 Facts = dict[str, Any]
 """Facts in JSON's types, by name."""
 _SHOWN = 10  # number of names in a line
 _FORMULAS = {"two_std": "(x - mean) / (2 std)", "one_std": "(x - mean) / std", "model": "in the encoder"}
-_SETTINGS = {
-    "metric": ("checkpoint", "best_checkpoint_metric"),
-    "save_dir": ("checkpoint", "save_dir"),
-    "max_update": ("optimization", "max_update"),
-    "stop_time_hours": ("optimization", "stop_time_hours"),
-    "lr": ("optimization", "lr"),
-    "optimizer": ("optimizer", "_name"),
-    "loss": ("criterion", "loss"),
+_SETTINGS: dict[str, tuple[str, str, Sequence[type]]] = {
+    "recipe": ("task", "recipe", (str,)),
+    "task": ("task", "_name", (str,)),
+    "data": ("task", "data", (str,)),
+    "clips_per_update": ("task", "clips_per_update", (int,)),
+    "multi_label": ("task", "multi_label", (bool,)),
+    "metric": ("checkpoint", "best_checkpoint_metric", (str,)),
+    "save_dir": ("checkpoint", "save_dir", (str,)),
+    "max_update": ("optimization", "max_update", (int,)),
+    "stop_time_hours": ("optimization", "stop_time_hours", (int, float)),
+    "lr": ("optimization", "lr", (list,)),
+    "optimizer": ("optimizer", "_name", (str,)),
+    "loss": ("criterion", "loss", (str,)),
 }
-"""Sections and names of further settings of a run, by their names in the description."""
+"""Sections, names and types of the settings of a run, by their names in the description."""
 # Settings of a pretraining model in a summary.
 _PRETRAINING = ("masking", "mask_ratio", "decoder", "decoder_embed_dim", "decoder_depth", "norm_pix_loss")
 
@@ -38,14 +43,13 @@ def describe(checkpoint: Checkpoint) -> Facts:
         UserError: the weights do not fit the settings, or a setting that describes the input is missing.
     """
     model, model_input = checkpoint.model(), checkpoint.input
-    encoder, task, extra = model.encoder, checkpoint.config["task"], checkpoint.extra_state
+    encoder = model.encoder
     mean, std = encoder.input_statistics or (model_input.mean, model_input.std)
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         parts[name.split(".")[0]] += parameter.numel()
     return {
         "path": str(checkpoint.path.absolute()),
-        "recipe": task.get("recipe"),
         "model": checkpoint.model_settings["_name"],
         "encoder": checkpoint.encoder_settings["_name"],
         "settings": checkpoint.model_settings,
@@ -70,15 +74,13 @@ def describe(checkpoint: Checkpoint) -> Facts:
             else "task.mean and task.std",
         },
         "updates": checkpoint.updates,
-        "epoch": (extra.get("train_iterator") or {}).get("epoch"),
-        "last": _finite(extra.get("val_loss")),
-        "best": _finite(extra.get("best")),
-        "train_loss": _train_loss(extra),
-        "task": task.get("_name"),
-        **{name: task.get(name) for name in ("data", "clips_per_update", "multi_label")},
-        **{name: (checkpoint.config.get(section) or {}).get(key) for name, (section, key) in _SETTINGS.items()},
+        "epoch": (checkpoint.state_of_run("train_iterator", dict) or {}).get("epoch"),
+        "last": checkpoint.state_of_run("val_loss", int, float),
+        "best": checkpoint.state_of_run("best", int, float),
+        "train_loss": _train_loss(checkpoint),
+        **{name: checkpoint.setting(section, key, *kinds) for name, (section, key, kinds) in _SETTINGS.items()},
         "classes": checkpoint.task_state.get("classes") or None,
-        "conversion": extra.get("conversion"),
+        "conversion": checkpoint.state_of_run("conversion", dict),
     }
 
 
@@ -165,13 +167,13 @@ def _first(names: Sequence[str]) -> str:
     return f"{', '.join(names[:_SHOWN])}{more}"
 
 
-def _train_loss(extra_state: Settings) -> float | None:
+def _train_loss(checkpoint: Checkpoint) -> float | None:
     """Return the mean of the training loss over the epoch so far, from fairseq's stored meters."""
-    for _, name, kind, state in dict(extra_state.get("metrics") or {}).get("train", ()):
-        if (name, kind) == ("loss", "AverageMeter") and float(state["count"]) > 0:
-            return _finite(float(state["sum"]) / float(state["count"]))
+    try:
+        for _, name, kind, state in dict(checkpoint.extra_state.get("metrics") or {}).get("train", ()):
+            if (name, kind) == ("loss", "AverageMeter") and float(state["count"]) > 0:
+                loss = float(state["sum"]) / float(state["count"])
+                return loss if math.isfinite(loss) else None
+    except (TypeError, ValueError, KeyError):
+        raise UserError(f"{checkpoint.path}: its entry extra_state.metrics is not as fairseq writes it") from None
     return None
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)

@@ -17,6 +17,7 @@ from amae_plugin.files import (
     replacing,
     try_file,
     try_folder,
+    try_place,
     write_csv,
     write_json,
     writing,
@@ -37,6 +38,18 @@ def test_a_replaced_file_is_what_it_was_or_the_whole_new_one(tmp_path: Path) -> 
             raise error
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_is_tried_without_touching_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "x.txt"
+    try_place(path)
+    assert list(path.parent.iterdir()) == []
+    path.write_text("old")
+    try_place(path)
+    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+    for wrong in (path.parent, path / "y.txt", Path("/dev/null"), Path("/proc/x.txt")):
+        with pytest.raises(OSError):
+            try_place(wrong)
 
 
 def test_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:

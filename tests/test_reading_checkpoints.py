@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.errors import UserError
+from amae_plugin.inspection import describe
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
 from amae_plugin.models.registry import SYSTEMS
 
@@ -112,6 +114,133 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
         Checkpoint.read(tmp_path / "bare.pt")
     with pytest.raises(UserError, match="a checkpoint of wav2vec2, which is not a model of this plugin"):
         Checkpoint.read(save(tmp_path / "other.pt", {"_name": "wav2vec2"}, {}))
+
+
+def change(path: Path, place: str, value: object) -> Path:
+    """Set a value in a checkpoint, such as ``cfg.task.std``, or remove it with ``del``."""
+    content = torch.load(path)
+    *parents, name = place.split(".")
+    part = content
+    for parent in parents:
+        part = part[parent]
+    if value is del_:
+        del part[name]
+    else:
+        part[name] = value
+    torch.save(content, path)
+    return path
+
+
+del_ = object()
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("cfg.model", del_, "which would have the entries cfg, with a section model and its _name, and model"),
+        ("cfg.model", ["x"], "which would have the entries cfg, with a section model and its _name, and model"),
+        ("cfg.model._name", del_, "which would have the entries cfg, with a section model and its _name, and model"),
+        ("cfg.model._name", ["x"], "a checkpoint of \\['x'\\], which is not a model of this plugin"),
+        ("cfg.task", "x", "its entry cfg.task is x, must be a section"),
+        ("cfg.criterion", 3, "its entry cfg.criterion is 3, must be a section"),
+        ("model", [1], "its entry model is \\[1\\], must be a section"),
+        ("model.head", "x", "its entry model holds more than tensors"),
+        ("task_state", "x", "its entry task_state is x, must be a section"),
+        ("extra_state", 1, "its entry extra_state is 1, must be a section"),
+        ("cfg.model.encoder", del_, "_name=None is no pretraining system"),
+        ("cfg.model.encoder", 3, "its setting model.encoder is 3, must be a system's section"),
+        ("cfg.model.encoder._name", "x", "_name=x is no pretraining system"),
+        ("cfg.model.encoder.embed_dim", 10**9, r"model\.embed_dim is 1000000000, more than 100,000,000"),
+        ("cfg.model.encoder.embed_dim", 999_996, r"model\.embed_dim is 999996, but the weights have 32"),
+        ("cfg.model.encoder.embed_dim", "32", "model.embed_dim is '32', must be a whole number"),
+        ("cfg.model.encoder.embed_dim", 0, "model.embed_dim is 0, but the weights have 32"),
+        ("cfg.model.encoder.embed_dim", True, "model.embed_dim is True, must be a whole number"),
+        ("cfg.model.encoder.depth", 999_999, r"model\.depth is 999999, but the weights have 1"),
+        ("cfg.model.encoder.depth", -1, r"model\.depth is -1, but the weights have 1"),
+        ("cfg.model.encoder.depth", None, r"model\.depth is None, must be a whole number"),
+        ("cfg.model.encoder.num_heads", 3, "model.num_heads is 3, which does not divide the width, 32"),
+        ("cfg.model.encoder.num_heads", 0, "model.num_heads is 0, which does not divide the width, 32"),
+        ("cfg.model.encoder.mlp_ratio", 1e6, "model.mlp_ratio is 1000000.0, but the weights of the encoder have 4"),
+        ("cfg.model.encoder.mlp_ratio", float("nan"), "model.mlp_ratio is nan, must be a finite number"),
+        ("cfg.model.encoder.input_length", 999_936, "model.input_length is 999936 .*but the weights have 17 positions"),
+        ("cfg.model.encoder.input_length", 63, "a spectrogram of 63 frames x 64 bands cannot be cut into patches"),
+        ("cfg.model.encoder.num_mel_bins", 999_936, "model.num_mel_bins 999936, .*but the weights have 17 positions"),
+        ("cfg.model.encoder.patch_size", [16, 16, 16], "model.patch_size is .*, must be a pair of whole numbers"),
+        ("cfg.model.encoder.patch_size", [999_999, 16], "but the weights have patches of 256 values"),
+        ("cfg.model.num_classes", 999_999, "model.num_classes is 999999, but the weights have 2"),
+        ("cfg.model.pooling", 3, "model.pooling is 3, must be a name"),
+        ("cfg.model.pooling", "sum", "model.pooling is 'sum', must be one of"),
+        ("cfg.task.target_length", "x", "its setting task.target_length is x, must be a whole number"),
+        ("cfg.task.target_length", 10**9, "its setting task.target_length is 1000000000, must be 1 to 1,000,000"),
+        ("cfg.task.target_length", 63, "a spectrogram of 63 frames x 64 bands cannot be cut into patches"),
+        ("cfg.task.num_mel_bins", 10**9, "its setting task.num_mel_bins is 1000000000, must be the model's, 64"),
+        ("cfg.task.std", 0, "its setting task.std is 0, must be above 0"),
+        ("cfg.task.std", float("inf"), "its setting task.std is inf, must be a whole number or a finite number"),
+        ("cfg.task.mean", "x", "its setting task.mean is x, must be a whole number or a finite number"),
+        ("cfg.task.window_type", 3, "its setting task.window_type is 3, must be text"),
+        ("cfg.task.data", 3, "its setting task.data is 3, must be text"),
+        ("cfg.task.multi_label", "x", "its setting task.multi_label is x, must be true or false"),
+        ("extra_state.metrics", [1], "its entry extra_state.metrics is not as fairseq writes it"),
+        ("extra_state.val_loss", "x", "its entry extra_state.val_loss is x, must be a whole number or a finite number"),
+        ("extra_state.train_iterator", 1, "its entry extra_state.train_iterator is 1, must be a section"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named_before_they_take_memory(
+    tmp_path: Path, write_checkpoint: Callable[..., Path], place: str, value: object, message: str
+) -> None:
+    path = change(write_checkpoint(tmp_path / "x.pt", ["a", "b"]), place, value)
+    with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: .*{message}"):
+        describe(Checkpoint.read(path))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("decoder_embed_dim", 999_996, "model.decoder_embed_dim is 999996, but the weights have 16"),
+        ("decoder_depth", 999_999, "model.decoder_depth is 999999, but the weights have 1"),
+        ("decoder_num_heads", 3, "model.decoder_num_heads is 3, which does not divide the width, 16"),
+        ("masking", "x", "no masking strategy is called 'x'"),
+        ("mask_ratio", "x", "model.mask_ratio is 'x', must be a finite number"),
+    ],
+)
+@pytest.mark.parametrize("system", ["amae_audio_mae", "amae_mae_ast"])
+def test_settings_of_a_decoder_that_make_no_sense(
+    tmp_path: Path, write_checkpoint: Callable[..., Path], system: str, place: str, value: object, message: str
+) -> None:
+    encoder = {**ENCODER, "_name": system, "num_mel_bins": 64}
+    path = change(write_checkpoint(tmp_path / "x.pt", None, encoder=encoder), f"cfg.model.{place}", value)
+    with pytest.raises(UserError, match=rf"x\.pt: .*{message}"):
+        Checkpoint.read(path).model()
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "model.", "module._orig_mod."])
+def test_weights_behind_the_names_of_wrappers(
+    tmp_path: Path, write_checkpoint: Callable[..., Path], prefix: str
+) -> None:
+    path = write_checkpoint(tmp_path / "x.pt", None)
+    content = torch.load(path)
+    wrapped = {prefix + name: value for name, value in content["model"].items()}
+    torch.save({**content, "model": wrapped}, path)
+    state = Checkpoint.read(path).model().state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in content["model"].items())
+
+
+@pytest.mark.parametrize("entry", ["model", "state_dict", None])
+def test_published_weights_are_sent_to_convert(tmp_path: Path, entry: str | None) -> None:
+    path = tmp_path / "it's published.pth"
+    command = f"amae convert '{tmp_path}/it'\"'\"'s published.pth' '{tmp_path}/it'\"'\"'s published.converted.pt'"
+    state = {"module.post_extract_proj.weight": torch.zeros(2, 2), "module.decoder_mask_emb": torch.zeros(2)}
+    torch.save({entry: state} if entry else state, path)
+    with pytest.raises(UserError) as error:
+        Checkpoint.read(path)
+    what = "published weights (MAE-AST, pretrained), not a checkpoint of this plugin; make one of them: "
+    assert str(error.value) == f"{path}: {what}{command}"
+    torch.save({entry or "model": state, "cfg": {"model": {"_name": "mae_ast"}}}, path)
+    with pytest.raises(UserError, match="amae convert"):
+        Checkpoint.read(path)
+    torch.save({"model": {"x": torch.zeros(2)}}, path)
+    with pytest.raises(UserError, match=r"weights without the settings of a model, .*amae convert"):
+        Checkpoint.read(path)
 
 
 def test_weights_that_do_not_fit_the_settings(tmp_path: Path) -> None:

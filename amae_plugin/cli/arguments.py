@@ -18,6 +18,14 @@ natural, positive = _whole_number_from(0), _whole_number_from(1)
 """Types of whole numbers of 0 or more, and of 1 or more."""
 
 
+def from_zero(text: str) -> float:
+    """Read a finite number of 0 or above."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
+    return number
+
+
 def above_zero(text: str) -> float:
     """Read a finite number above 0."""
     number = float(text)

@@ -14,6 +14,7 @@ from amae_plugin.cli.arguments import above_zero, positive
 from amae_plugin.data.labels import read_names
 from amae_plugin.data.log_mel import WINDOWS
 from amae_plugin.errors import UserError
+from amae_plugin.files import try_place, writing
 from amae_plugin.inspection import describe, summary
 from amae_plugin.interop.convert import FORMATS, Conversion, convert
 from amae_plugin.models.classifier.model import POOLINGS
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> None:
     """Write the checkpoint, and say what became of every tensor of the file."""
     if args.source.exists() and args.out.exists() and args.out.samefile(args.source):
         raise UserError(f"{args.out}: is SOURCE itself; give another name for the result")
+    with writing(args.out, "the checkpoint"):  # before the work
+        try_place(args.out)
     given: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in vars(args).items()
     }

@@ -14,7 +14,7 @@ import numpy as np
 
 from amae_plugin.cli.clips import add_clips, conclude
 from amae_plugin.errors import UserError
-from amae_plugin.files import writing
+from amae_plugin.files import replacing, try_place, writing
 from amae_plugin.inference.clips import ClipFiles
 from amae_plugin.inference.model import load_model
 
@@ -34,10 +34,10 @@ def run(args: argparse.Namespace) -> int:
     in_one_file = args.out.suffix == ".npz"
     files = {} if in_one_file else _files(args.out, clips.names)
     with writing(args.out):  # before the work, which is in vain if its results cannot be written
-        (args.out.parent if in_one_file else args.out).mkdir(parents=True, exist_ok=True)
+        try_place(args.out if in_one_file else next(iter(files.values()), args.out / "x.npz"))
     paths: list[str] = []
     rows: list[dict[str, np.ndarray]] = []
-    for path, embedding in clips.map(model.embeddings):
+    for path, embedding in clips.map(lambda waveforms: model.embeddings(waveforms, args.timestamps)):
         arrays = {"embedding": embedding.clip.numpy()}
         if args.timestamps:
             arrays |= {"steps": embedding.steps.numpy(), "timestamps": embedding.timestamps.numpy()}
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             with writing(args.out):
                 files[path].parent.mkdir(parents=True, exist_ok=True)
-                np.savez(files[path], allow_pickle=False, **arrays)
+                _save(files[path], arrays)
     code = conclude(clips)
     if in_one_file:
         arrays = {"paths": np.array(paths), "embeddings": np.stack([row["embedding"] for row in rows])}
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             arrays |= {name: np.concatenate([row[name] for row in rows]) for name in ("steps", "timestamps")}
             arrays["offsets"] = np.cumsum([0, *(len(row["steps"]) for row in rows)])
         with writing(args.out):
-            np.savez(args.out, allow_pickle=False, **arrays)
+            _save(args.out, arrays)
     print(f"embeddings of {len(paths):,} clips, {model.embed_dim} values each: {args.out}")
     return code
 
@@ -68,3 +68,8 @@ def _files(folder: Path, names: Mapping[Path, str]) -> dict[Path, Path]:
         if first.setdefault(file, path) != path:
             raise UserError(f"{first[file]} and {path} would both be written to {file}; embed them into two folders")
     return files
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)

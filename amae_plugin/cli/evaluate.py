@@ -17,7 +17,7 @@ from amae_plugin.evaluation.classification import evaluate
 from amae_plugin.evaluation.report import Result, summary, write, write_measures
 from amae_plugin.evaluation.scoring import Options
 from amae_plugin.evaluation.verification import verify
-from amae_plugin.files import writing
+from amae_plugin.files import try_place, writing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,10 @@ def run(args: argparse.Namespace) -> None:
     folder = folder.parent if folder.name == "checkpoints" else folder  # a checkpoint may have left its run's folder
     out = args.out or folder / "evaluation" / ("trials" if args.trials else args.split)
     with writing(out):  # before work that would be lost if its results could not be written
-        out.mkdir(parents=True, exist_ok=True)
+        try_place(out / "metrics.json")
+    if args.json:
+        with writing(args.json, "it"):
+            try_place(args.json)
     result: Result = (
         verify(checkpoint, args.data, options) if args.trials else evaluate(checkpoint, args.data, args.split, options)
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from amae_plugin.cli.arguments import positive
 from amae_plugin.cli.clips import add_clips, conclude
 from amae_plugin.errors import UserError, printable
-from amae_plugin.files import write_csv, write_json, writing
+from amae_plugin.files import try_place, write_csv, write_json, writing
 from amae_plugin.inference.clips import ClipFiles
 from amae_plugin.inference.model import load_model
 
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args.checkpoint, args.device, args.batch_size)
     if args.out is not None:
         with writing(args.out):  # before the work, which is in vain if its results cannot be written
-            args.out.parent.mkdir(parents=True, exist_ok=True)
+            try_place(args.out)
     clips = ClipFiles(args.paths, model.input.front_end, args.workers, "predicting")
     found = {str(path): model.top(probabilities, args.top_k) for path, probabilities in clips.map(model.probabilities)}
     code = conclude(clips)

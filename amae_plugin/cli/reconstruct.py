@@ -2,25 +2,33 @@
 
 Hides parts of recordings, has a pretraining model fill them in, and writes index.html. This one file shows spectrograms
 and plays sounds of each clip side by side: original, masked and reconstructed. It needs no network. A folder for each
-clip holds the same as picture.png and three WAV files.
+clip holds the same as picture.png and three WAV files. Of a longer recording it takes --seconds from --start on.
 """
 
 import argparse
 import math
 import os
+import sys
 from pathlib import Path
 
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
 from amae_plugin.checkpoints import Checkpoint
+from amae_plugin.cli.arguments import above_zero, from_zero
 from amae_plugin.cli.clips import add_clips, conclude
-from amae_plugin.errors import UserError
-from amae_plugin.files import writing
-from amae_plugin.inference.clips import ClipFiles
+from amae_plugin.errors import UserError, printable
+from amae_plugin.files import replacing, try_place, writing
+from amae_plugin.inference.clips import ClipFiles, Excerpt
 from amae_plugin.inference.reconstruction import Reconstructor
 from amae_plugin.metrics.band_errors import BandErrors
-from amae_plugin.modules.compute import choose_device
 from amae_plugin.modules.masking import MASKINGS
 from amae_plugin.visual.page import ClipView, render
-from amae_plugin.visual.spectrograms import NORMALIZED_TARGETS
+from amae_plugin.visual.spectrograms import COLUMNS, NORMALIZED_TARGETS
+
+_PAGE = "index.html"
+_LONGEST = 600  # seconds of a clip, whose page is 130 MB and takes minutes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,20 +38,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="folder of index.html")
     add("--mask-ratio", type=float, metavar="R", help=f"hidden share, between 0 and 1 {default}")
     add("--strategy", metavar="NAME", help=f"masking strategy: {', '.join(MASKINGS)} {default}")
+    add("--start", type=from_zero, default=0.0, metavar="S", help="second at which the piece starts (%(default)g)")
+    seconds = f"longest piece of a recording, at most {_LONGEST} (%(default)g)"
+    add("--seconds", type=above_zero, default=30.0, metavar="S", help=seconds)
     add("--seed", type=int, default=1, metavar="N", help="random seed of the masks (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the page and a folder for each clip, and list the files that cannot be used."""
-    options = {name: vars(args)[name] for name in ("strategy", "mask_ratio", "seed", "batch_size")}
-    reconstructor = Reconstructor(Checkpoint.read(args.checkpoint), device=choose_device(args.device), **options)
-    front_end = reconstructor.input.front_end
-    clips = ClipFiles(args.paths, front_end, args.workers, "reconstructing")
-    names = _make_room(args.out, clips)
-    window = reconstructor.input.target_length * front_end.shift_samples / front_end.sample_rate
+    if args.seconds > _LONGEST:
+        raise UserError(f"--seconds {args.seconds:g}: a page holds at most {_LONGEST} s of a recording; use --start")
+    options = {name: vars(args)[name] for name in ("strategy", "mask_ratio", "seed", "batch_size", "device")}
+    reconstructor = Reconstructor(Checkpoint.read(args.checkpoint), **options)
+    front_end, length = reconstructor.input.front_end, reconstructor.input.target_length
+    excerpt = Excerpt(args.start, args.seconds)
+    clips = ClipFiles(args.paths, front_end, args.workers, "reconstructing", excerpt)
+    names, index = _make_room(args.out, clips), args.out / _PAGE
+    window = length * front_end.shift_samples / front_end.sample_rate
     note = NORMALIZED_TARGETS if reconstructor.normalizes_targets else None
     facts = {
-        "checkpoint": _printable(args.checkpoint),
+        "checkpoint": printable(str(args.checkpoint)),
         "model": f"{reconstructor.checkpoint.model_settings['_name']}, {window:g} s at a time",
         "hidden": f"{reconstructor.masking}, seed {args.seed}",
     }
@@ -51,12 +65,24 @@ def run(args: argparse.Namespace) -> int:
         facts["normalised targets"] = note
     views: list[ClipView] = []
     for path, waveform in clips:
-        views.append(ClipView.make(_printable(names[path]), reconstructor(waveform), front_end, len(waveform)))
+        assert isinstance(waveform, Tensor)  # as excerpts are
+        name, windows = printable(names[path]), math.ceil(int(front_end.frames_in(np.array(len(waveform)))) / length)
+        # Of one clip, whose windows are filled in and which is then made audible.
+        with tqdm(total=windows + len(COLUMNS), desc=name, unit="step", leave=False, position=1) as bar:
+            reconstruction = reconstructor(waveform, bar.update)
+            views.append(ClipView.make(name, reconstruction, front_end, len(waveform), bar.update))
         views[-1].write(args.out / names[path], front_end, note)
+    for path, seconds in clips.seconds.items():
+        if seconds > sum(excerpt) or (seconds > args.start > 0):
+            end = min(seconds, sum(excerpt))
+            print(
+                f"{printable(str(path))}: shown from {args.start:g} to {end:g} of {seconds:.1f} s (--start, --seconds)",
+                file=sys.stderr,
+            )
     code = conclude(clips)
-    page, index = render(views, front_end, facts), args.out / "index.html"
-    with writing(index):
-        index.write_text(page, encoding="utf-8")
+    page = render(views, front_end, facts)
+    with writing(index), replacing(index) as partial:
+        partial.write_text(page, encoding="utf-8")
     error = BandErrors.pool(view.reconstruction.error for view in views).total_rms
     reference = BandErrors.pool(view.reconstruction.reference for view in views).total_rms
     if math.isfinite(error):
@@ -78,13 +104,8 @@ def _make_room(out: Path, clips: ClipFiles) -> dict[Path, str]:
         if path.absolute().is_relative_to(out.absolute()):
             raise UserError(f"{path}: lies in --out {out}, where results are written; choose another folder")
     with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+        try_place(out / _PAGE)
     if len(set(clips.names.values())) == len(clips):
         return clips.names
     root = os.path.commonpath([path.absolute().parent for path in clips.names])
     return {path: str(path.absolute().relative_to(root)) for path in clips.names}
-
-
-def _printable(name: str | Path) -> str:
-    """Return a file name as text; bytes that are not UTF-8 become replacement characters."""
-    return os.fsencode(name).decode("utf-8", "replace")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from amae_plugin.evaluation.classification import Evaluation
 from amae_plugin.evaluation.verification import Verification
-from amae_plugin.files import write_csv, write_json, writing
+from amae_plugin.files import replacing, write_csv, write_json, writing
 from amae_plugin.metrics.classification import SingleLabelMetrics
 from amae_plugin.visual import plot_class_scores, plot_confusion
 from amae_plugin.visual.style import shorten
@@ -102,7 +102,8 @@ def write(result: Result, folder: Path) -> list[Path]:
     with writing(folder, "the results there"):
         write_csv(paths[1], rows)
         if isinstance(result, Evaluation):
-            _draw(result).savefig(paths[2])
+            with replacing(paths[2]) as partial:
+                _draw(result).savefig(partial, format="png")
     return paths
 
 

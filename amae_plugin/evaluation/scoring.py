@@ -16,7 +16,7 @@ from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.inference.windows import CENTRE, piece_positions
 from amae_plugin.models.base import Model
-from amae_plugin.modules.compute import choose_device
+from amae_plugin.modules.compute import choose_device, enough_memory
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Options:
             end; a single piece is the centre.
         batch_size: pieces at a time.
         workers: number of processes that decode; with 0, this one does.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``, which prefers a GPU.
+        device: device or its name: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``, which prefers a GPU.
         skip_bad_audio: leave out clips that cannot be decoded instead of stopping at the first.
         progress: show a progress bar on standard error.
     """
@@ -36,7 +36,7 @@ class Options:
     crops: int = 1
     batch_size: int = 64
     workers: int = 0
-    device: str = "auto"
+    device: str | torch.device = "auto"
     skip_bad_audio: bool = False
     progress: bool = True
 
@@ -89,7 +89,9 @@ def score_clips(
     device = choose_device(options.device)
     datasets = [validation_dataset(checkpoint, manifest, position) for position in piece_positions(options.crops)]
     left = np.arange(len(manifest.require_clips())) if clips is None else clips
-    model = checkpoint.model().to(device)
+    model = checkpoint.model()
+    with enough_memory(device, "the model: use another device"):
+        model = model.to(device)
     sums: np.ndarray | None = None
     pieces = np.zeros(len(manifest), np.int64)
     skipped: dict[int, str] = {}
@@ -103,8 +105,9 @@ def score_clips(
                     skipped[clip] = error.reason or str(error)
                 if batch:
                     ids = batch["id"].numpy()
-                    inputs = (batch[name].to(device, non_blocking=True) for name in ("source", "padding_mask"))
-                    values = function(model, *inputs).double().cpu().numpy()
+                    with enough_memory(device, f"{options.batch_size} pieces at a time: lower --batch-size"):
+                        inputs = (batch[name].to(device, non_blocking=True) for name in ("source", "padding_mask"))
+                        values = function(model, *inputs).double().cpu().numpy()
                     if sums is None:
                         sums = np.zeros((len(manifest), values.shape[1]))
                     sums[ids] += values

@@ -34,10 +34,10 @@ def read_result(checkpoints: str | os.PathLike[str]) -> RunResult:
         UserError: there is no last checkpoint, or it was written before the first validation.
     """
     checkpoint = Checkpoint.read(Path(checkpoints) / "checkpoint_last.pt")
-    last, best = (checkpoint.extra_state.get(key) for key in ("val_loss", "best"))
+    last, best = (checkpoint.state_of_run(key, int, float) for key in ("val_loss", "best"))
     if last is None or best is None:
         raise UserError(f"{checkpoint.path}: the run was not validated when this was written")
-    metric = checkpoint.config["checkpoint"]["best_checkpoint_metric"]
+    metric = checkpoint.setting("checkpoint", "best_checkpoint_metric", str) or "loss"
     return RunResult(Path(checkpoints).parent.name, metric, float(last), float(best))
 
 

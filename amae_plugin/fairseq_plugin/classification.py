@@ -174,6 +174,7 @@ class AmaeClassificationTask(AudioTask):
         if pretrained is not None:
             if cfg.get("imagenet"):
                 raise UserError("model.pretrained and model.imagenet exclude each other: set one of them to null")
+            pretrained.check_settings()
             settings = dict(pretrained.encoder_settings)
             sizes = input_sizes if find_system(settings).fits_positions else {}
             return OmegaConf.merge(settings, sizes, cfg.get("encoder") or {})

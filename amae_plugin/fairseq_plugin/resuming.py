@@ -72,7 +72,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         UserError: the file is damaged, or holds other objects.
     """
     try:
-        state = read_weights(path)
+        state = read_weights(path, optimizer=True)
         if not isinstance(state, dict) or "model" not in state:
             raise UserError(f"{path}: not a checkpoint of a fairseq run, which would have an entry model")
     except UserError as error:

@@ -3,20 +3,27 @@
 All commands read audio files through this module, so they refuse the same audio.
 """
 
+from __future__ import annotations
+
 import math
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+import soundfile
+import torch
 import torch.utils.data
 from torch import Tensor
 from tqdm import tqdm
 
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, find_audio
-from amae_plugin.data.audio import AudioError, load_clip, resample, to_mono
+from amae_plugin.data.audio import AudioError, load_clip, read_header, resample, to_mono
 from amae_plugin.data.log_mel import FrontEnd, LogMel
 from amae_plugin.data.manifest import Clip
 from amae_plugin.errors import UserError
@@ -26,6 +33,111 @@ Audio = str | os.PathLike | np.ndarray | Tensor
 
 Result = TypeVar("Result")
 
+_SILENT = "is silent: all its samples are equal"
+_LONG_SECONDS = 600  # from which on a file is decoded in pieces
+_PIECE_SECONDS = 60
+_SEEKABLE = ("FLAC", "OGG", "MP3")  # formats, and beginnings of subtypes, in which a piece is found without decoding
+_PLAIN = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")
+_LARGEST_RATIO = 1000  # of reduced sample rates, up to which the resampler is exact
+_WIDEST_BITS = 32  # of integers whose full scale is that of their type
+_NARROWER = (2**15, 2**23)  # full scales of 16 and of 24 bits
+_LOUDEST = 16.0  # full scale is 1; what codecs and mixers add to that is a fraction of this
+
+
+class Loaded(NamedTuple):
+    """Piece (samples,) of a file, and the seconds that the whole file lasts."""
+
+    waveform: Tensor
+    seconds: float
+
+
+class Excerpt(NamedTuple):
+    """Piece of a file: the second at which it starts, and its length in seconds, if the file is that long."""
+
+    start: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LongClip:
+    """Audio file that is decoded in pieces, since the whole of it would take much memory.
+
+    Attributes:
+        path: the file.
+        frames: samples per channel at the file's own rate.
+        source_rate: that rate, in Hz.
+        sample_rate: rate in Hz of the pieces.
+    """
+
+    path: str
+    frames: int
+    source_rate: int
+    sample_rate: int
+
+    @classmethod
+    def find(cls, path: str, sample_rate: int) -> LongClip | None:
+        """Describe a file; None unless it is long, and pieces of it can be decoded by themselves.
+
+        Raises:
+            AudioError: its header cannot be read.
+        """
+        try:
+            found = soundfile.info(path) if Path(path).is_file() else None
+        except soundfile.LibsndfileError:
+            return None
+        if found is None or not (found.format in _SEEKABLE or found.subtype.startswith(_PLAIN)):
+            return None
+        if found.frames < _LONG_SECONDS * found.samplerate:
+            return None
+        header = read_header(path)
+        clip = cls(path, header.frames, header.sample_rate, sample_rate)
+        return clip if max(clip._ratio.as_integer_ratio()) <= _LARGEST_RATIO else None
+
+    @property
+    def _ratio(self) -> Fraction:
+        return Fraction(self.source_rate, self.sample_rate)
+
+    def __len__(self) -> int:
+        return math.ceil(self.frames / self._ratio)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield the clip's pieces (samples,) float32 one after the other.
+
+        Raises:
+            AudioError: a piece cannot be decoded.
+        """
+        # Whole periods of the resampler, whose filter also sees the margins, so pieces join without a seam.
+        period = self._ratio.numerator
+        size, margin = (period * math.ceil(seconds * self.source_rate / period) for seconds in (_PIECE_SECONDS, 1))
+        for start in range(0, self.frames, size):
+            first, end = max(0, start - margin), min(self.frames, start + size + margin)
+            piece = load_clip(Clip(self.path, "segment", first, end - first), self.sample_rate)
+            yield piece[int((start - first) / self._ratio) :][: int(size / self._ratio)]
+
+
+Waveform = Tensor | LongClip
+"""Clip at a front end's rate: samples (samples,) float32 on the CPU, or a file that gives them in pieces."""
+
+
+def open_waveform(
+    audio: Audio, sample_rate: float | None = None, features: FrontEnd | None = None, name: str = "the array"
+) -> Tensor | LongClip:
+    """Load a clip as :func:`load_waveform` does, but a long file as pieces, each of which is decoded once to check it.
+
+    Raises:
+        AudioError: see :func:`load_waveform`.
+        UserError: see :func:`load_waveform`.
+    """
+    features = features or LogMel()
+    if isinstance(audio, (str, os.PathLike)) and sample_rate is None:
+        clip = LongClip.find(os.fspath(audio), features.sample_rate)
+        if clip is not None:
+            extremes = [piece.aminmax() for piece in replace(clip, sample_rate=clip.source_rate)]
+            if min(least for least, _ in extremes) == max(most for _, most in extremes):
+                raise AudioError(clip.path, _SILENT)
+            return clip
+    return load_waveform(audio, sample_rate, features, name)
+
 
 def load_waveform(
     audio: Audio, sample_rate: float | None = None, features: FrontEnd | None = None, name: str = "the array"
@@ -33,8 +145,7 @@ def load_waveform(
     """Load a clip as a mono waveform for a front end.
 
     Args:
-        audio: path of a file, or array (samples,) or (channels, samples). Floating-point samples have a full scale of
-            [-1, 1]; integers are divided by the full scale of their type.
+        audio: path of a file, or array, see :func:`to_waveform`.
         sample_rate: sample rate of an array, in Hz; a file states its own.
         features: front end; by default one of 16 kHz with windows of 25 ms.
         name: name of an array in messages.
@@ -45,7 +156,8 @@ def load_waveform(
     Raises:
         AudioError: the file is missing or not audio, the sample rate is below 1, the clip is empty, not finite, silent
             (all samples are equal) or shorter than one analysis window.
-        UserError: an array comes without a sample rate or has another shape or type, or a file comes with a rate.
+        UserError: an array comes without a sample rate or has another shape, type or scale, or a file comes with a
+            rate.
     """
     features = features or LogMel()
     if isinstance(audio, (str, os.PathLike)):
@@ -54,34 +166,107 @@ def load_waveform(
             raise UserError(f"{name}: sample_rate={sample_rate} is for arrays; a file states its own rate")
         waveform = load_clip(Clip(name), features.sample_rate)
     else:
-        samples = _as_frames(audio, name)
+        waveform = to_waveform(audio, name)
         if sample_rate is None:
             raise UserError(f"{name}: samples need their sample rate, such as sample_rate=16000")
         if not (math.isfinite(sample_rate) and sample_rate >= 1):
             raise AudioError(name, f"its sample rate is given as {sample_rate:g} Hz")
-        waveform = resample(to_mono(samples, name), round(sample_rate), features.sample_rate)
+        waveform = resample(waveform, round(sample_rate), features.sample_rate)
+    _require_sound(waveform, features, name)
+    return waveform
+
+
+def load_excerpt(path: str | os.PathLike[str], excerpt: Excerpt, features: FrontEnd | None = None) -> Loaded:
+    """Load a piece of a file as :func:`load_waveform` loads the whole of it, without decoding more than it has to.
+
+    Raises:
+        AudioError: see :func:`load_waveform`; or the file ends before the piece begins.
+    """
+    features, name = features or LogMel(), os.fspath(path)
+    header = read_header(path)
+    seconds = header.frames / header.sample_rate
+    first, wanted = (round(part * header.sample_rate) for part in excerpt)
+    if header.frames and first >= header.frames:
+        raise AudioError(name, f"lasts {seconds:.1f} s, so nothing of it comes after --start {excerpt.start:g}")
+    if not first and wanted >= header.frames:
+        clip = Clip(name)
+    else:
+        clip = Clip(name, "segment", first, min(wanted, header.frames - first))
+    waveform = load_clip(clip, features.sample_rate)
+    _require_sound(waveform, features, name)
+    return Loaded(waveform, seconds)
+
+
+def _require_sound(waveform: Tensor, features: FrontEnd, name: str) -> None:
+    """Refuse samples that are too few for a front end, or all equal."""
     if len(waveform) < features.window_samples:
         lasts = 1000 * len(waveform) / features.sample_rate
         raise AudioError(
             name, f"lasts {lasts:.3g} ms, which is less than one analysis window, {features.window_ms:g} ms"
         )
     if bool((waveform == waveform[0]).all()):
-        raise AudioError(name, "is silent: all its samples are equal")
-    return waveform
+        raise AudioError(name, _SILENT)
 
 
-def _as_frames(audio: np.ndarray | Tensor, name: str) -> np.ndarray:
-    """Convert samples (samples,) or (channels, samples) to (samples, channels) float32."""
-    samples = audio.detach().cpu().numpy() if isinstance(audio, Tensor) else np.asarray(audio)
+def to_waveform(audio: np.ndarray | Tensor, name: str) -> Tensor:
+    """Convert samples to mono with a full scale of 1: (samples,) float32 on the CPU.
+
+    Args:
+        audio: (samples,) or (channels, samples). Floating-point numbers have a full scale of 1 already. Integers of 8,
+            16 and 32 bits are divided by the full scale of their type.
+        name: name of the array in messages.
+
+    Raises:
+        AudioError: there are no samples, or some are not finite.
+        UserError: the array has another shape or type, or its values are those of another full scale.
+    """
+    if isinstance(audio, Tensor):
+        audio = audio.detach().cpu()
+        audio = (audio.float() if audio.dtype == torch.bfloat16 else audio).numpy()
+    try:
+        samples = np.asarray(audio)
+    except ValueError as error:
+        raise UserError(f"{name}: no array of samples ({error})") from None
     if samples.ndim == 1:
         samples = samples[None]
     if samples.ndim != 2 or (samples.shape[0] > samples.shape[1] and samples.size):
         raise UserError(f"{name}: its shape is {samples.shape}, must be (samples,) or (channels, samples)")
-    if samples.dtype.kind == "i":
-        samples = samples / -float(np.iinfo(samples.dtype).min)
-    elif samples.dtype.kind != "f":
+    full_scale = _full_scale(samples, name)
+    return to_mono(
+        np.ascontiguousarray((samples if full_scale == 1 else samples / full_scale).T, dtype=np.float32), name
+    )
+
+
+def _full_scale(samples: np.ndarray, name: str) -> float:
+    """Return the value of the loudest possible sample.
+
+    Raises:
+        UserError: the type has none, or the samples are so loud or so quiet that it must be another one.
+    """
+    kind, bits = samples.dtype.kind, 8 * samples.dtype.itemsize
+    if kind not in "if":
         raise UserError(f"{name}: its samples are {samples.dtype}, must be floating-point numbers or signed integers")
-    return np.ascontiguousarray(samples.T, dtype=np.float32)
+    remedy = "divide them by their full scale (32768 if they have 16 bits), as floating-point numbers"
+    if kind == "i" and bits > _WIDEST_BITS:
+        raise UserError(f"{name}: its samples are {samples.dtype}, whose full scale no audio has; {remedy}")
+    peak = float(np.abs(samples.astype(np.float64, copy=False)).max(initial=0))
+    if kind == "f":
+        whole = peak > 1 and math.isfinite(peak) and bool((samples == np.rint(samples)).all())
+        if math.isfinite(peak) and (peak > _LOUDEST or whole):
+            raise UserError(f"{name}: its samples reach {peak:g}, but their full scale must be 1; {remedy}")
+        return 1.0
+    if bits == _WIDEST_BITS and 0 < peak <= _NARROWER[0]:
+        raise UserError(
+            f"{name}: its samples are {samples.dtype} but reach only {peak:,.0f}, as those of 16 bits do; convert them "
+            f"to int16, or {remedy}"
+        )
+    if bits == _WIDEST_BITS and 0 < peak <= _NARROWER[1]:
+        warnings.warn(
+            f"{name}: its samples are {samples.dtype} but reach only {peak:,.0f}; if they have 24 bits, divide them by "
+            "8388608, as floating-point numbers",
+            stacklevel=4,
+        )
+    return float(2 ** (bits - 1))
 
 
 class ClipFiles:
@@ -95,11 +280,13 @@ class ClipFiles:
         features: front end, see :func:`load_waveform`.
         workers: number of processes that decode; with 0, this one does.
         progress: title of the progress bar on standard error; without a bar if None.
+        excerpt: piece of each file to decode; the whole file if None.
 
     Attributes:
         names: names of all files by path, each once and in the given order, those of a folder sorted. A name is the
             path inside the searched folder, or else the file's name.
         skipped: unusable paths so far, and the reasons.
+        seconds: lengths of the files so far of which an excerpt was decoded.
 
     Raises:
         UserError: a folder holds no audio.
@@ -111,12 +298,15 @@ class ClipFiles:
         features: FrontEnd | None = None,
         workers: int = 0,
         progress: str | None = None,
+        excerpt: Excerpt | None = None,
     ):
         self.skipped: dict[str, str] = {}
+        self.seconds: dict[Path, float] = {}
         self.names: dict[Path, str] = {}
         self._features = features or LogMel()
         self._workers = workers
         self._progress = progress
+        self._excerpt = excerpt
         for path in map(Path, paths):
             for found, name in self._search(path) if path.is_dir() else [(path, path.name)]:
                 self.names.setdefault(found, name)
@@ -131,10 +321,10 @@ class ClipFiles:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __iter__(self) -> Iterator[tuple[Path, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Path, Waveform]]:
         return self.map(lambda waveforms: waveforms)
 
-    def map(self, function: Callable[[Iterator[Tensor]], Iterator[Result]]) -> Iterator[tuple[Path, Result]]:
+    def map(self, function: Callable[[Iterator[Waveform]], Iterator[Result]]) -> Iterator[tuple[Path, Result]]:
         """Yield the path of each usable file and its result.
 
         Args:
@@ -144,7 +334,7 @@ class ClipFiles:
         taken: deque[Path] = deque()
         with tqdm(total=len(self), desc=self._progress, unit="clip", disable=self._progress is None) as bar:
 
-            def waveforms() -> Iterator[Tensor]:
+            def waveforms() -> Iterator[Waveform]:
                 for path, waveform in self._usable(bar):
                     taken.append(path)
                     yield waveform
@@ -153,31 +343,38 @@ class ClipFiles:
                 yield taken.popleft(), result
                 bar.update()
 
-    def _usable(self, bar: tqdm) -> Iterator[tuple[Path, Tensor]]:
+    def _usable(self, bar: tqdm) -> Iterator[tuple[Path, Waveform]]:
         paths = list(self.names)
         loader = torch.utils.data.DataLoader(
-            _Waveforms(paths, self._features), batch_size=None, num_workers=max(0, min(self._workers, len(paths) - 1))
+            _Waveforms(paths, self._features, self._excerpt),
+            batch_size=None,
+            num_workers=max(0, min(self._workers, len(paths) - 1)),
         )
         for path, waveform in zip(paths, loader):
-            if isinstance(waveform, Tensor):
-                yield path, waveform
-            else:
+            if isinstance(waveform, AudioError):
                 self.skipped[str(path)] = waveform.reason or str(waveform)
                 bar.update()
+                continue
+            if isinstance(waveform, Loaded):
+                waveform, self.seconds[path] = waveform
+            yield path, waveform
 
 
 class _Waveforms(torch.utils.data.Dataset):
     """Waveforms of files, or errors, which are returned because exceptions of workers arrive with tracebacks."""
 
-    def __init__(self, paths: list[Path], features: FrontEnd):
+    def __init__(self, paths: list[Path], features: FrontEnd, excerpt: Excerpt | None):
         self.paths = paths
         self.features = features
+        self.excerpt = excerpt
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Tensor | AudioError:
+    def __getitem__(self, index: int) -> Waveform | Loaded | AudioError:
         try:
-            return load_waveform(self.paths[index], features=self.features)
+            if self.excerpt is not None:
+                return load_excerpt(self.paths[index], self.excerpt, self.features)
+            return open_waveform(self.paths[index], features=self.features)
         except AudioError as error:
             return error

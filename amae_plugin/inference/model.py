@@ -18,11 +18,11 @@ from typing_extensions import override
 from amae_plugin.checkpoints import NO_CLASSES, Checkpoint
 from amae_plugin.data.log_mel import fit_length
 from amae_plugin.errors import UserError
-from amae_plugin.inference.clips import Audio, load_waveform
+from amae_plugin.inference.clips import Audio, Waveform, open_waveform
 from amae_plugin.inference.windows import Windows
 from amae_plugin.models.base import DownstreamModel, Encoder
 from amae_plugin.models.classifier import Classifier
-from amae_plugin.modules.compute import choose_device
+from amae_plugin.modules.compute import choose_device, enough_memory
 from amae_plugin.modules.embedding import Size2d
 from amae_plugin.modules.masking import gather_ids
 
@@ -123,7 +123,7 @@ class AudioModel(nn.Module):
                 samples come without a rate.
         """
         waveforms, single = self._waveforms(audio, sample_rate)
-        clips = [embedding.clip for embedding in self.embeddings(waveforms)]
+        clips = [embedding.clip for embedding in self.embeddings(waveforms, timestamps=False)]
         return clips[0] if single else torch.stack(clips) if clips else torch.zeros(0, self.embed_dim)
 
     def embed_timestamps(
@@ -194,21 +194,36 @@ class AudioModel(nn.Module):
         return found[0] if single else found
 
     @torch.inference_mode()
-    def embeddings(self, waveforms: Iterable[Tensor]) -> Iterator[Embedding]:
+    def embeddings(self, waveforms: Iterable[Waveform], timestamps: bool = True) -> Iterator[Embedding]:
         """Embed clips one after the other; windows of neighbouring clips share batches.
 
         Args:
-            waveforms: (samples,) float32 at ``sample_rate``, from ``load_waveform``.
+            waveforms: clips at ``sample_rate``, from ``open_waveform`` or ``load_waveform``.
+            timestamps: keep the time steps; without them, the memory does not depend on the lengths of the clips.
 
         Raises:
             UserError: a value of the model is not finite.
         """
         for windows, outputs in self._outputs(waveforms, self._last_state):
-            steps = windows.merge(outputs["states"])[0]
-            clip = windows.mean(outputs["features"]) if "features" in outputs else steps.mean(dim=0)
-            yield Embedding(clip.cpu(), steps.cpu(), self.timestamps(len(steps)))
+            features: list[Tensor] = []
 
-    def probabilities(self, waveforms: Iterable[Tensor]) -> Iterator[Tensor]:
+            def states(outputs: Iterator[dict[str, Tensor]], features: list[Tensor]) -> Iterator[Tensor]:
+                for values in outputs:
+                    if "features" in values:
+                        features.append(values["features"])
+                    yield values["states"][0]
+
+            total = torch.zeros(self.embed_dim, dtype=torch.float64)
+            kept = [torch.zeros(0, self.embed_dim)]
+            for steps in windows.merge_in_pieces(states(outputs, features)):
+                total += steps.sum(dim=0, dtype=torch.float64).cpu()
+                if timestamps:
+                    kept.append(steps.cpu())
+            clip = windows.mean(torch.stack(features)).cpu() if features else (total / windows.steps).float()
+            merged = torch.cat(kept)
+            yield Embedding(clip, merged, self.timestamps(len(merged)))
+
+    def probabilities(self, waveforms: Iterable[Waveform]) -> Iterator[Tensor]:
         """Compute the probabilities of the classes of clips, one clip after the other.
 
         Args:
@@ -228,14 +243,14 @@ class AudioModel(nn.Module):
         order = probabilities.argsort(descending=True, stable=True)[:top_k].tolist()
         return [Prediction(names[index], float(probabilities[index])) for index in order]
 
-    def hidden_states(self, waveforms: Iterable[Tensor]) -> Iterator[Tensor]:
+    def hidden_states(self, waveforms: Iterable[Waveform]) -> Iterator[Tensor]:
         """Compute all hidden states (num_layers, T, D) of clips, on the model's device and with gradients if enabled.
 
         Args:
             waveforms: see :meth:`embeddings`.
         """
         for windows, outputs in self._outputs(waveforms, self._all_states):
-            yield windows.merge(outputs["states"])
+            yield windows.merge(values["states"] for values in outputs)
 
     def timestamps(self, steps: int) -> Tensor:
         """Return the centres (T,) float64 of the first time steps, in seconds.
@@ -250,18 +265,18 @@ class AudioModel(nn.Module):
         super().train(False)
         return self
 
-    def _waveforms(self, audio: Audio | Batch, sample_rate: float | None) -> tuple[Iterator[Tensor], bool]:
+    def _waveforms(self, audio: Audio | Batch, sample_rate: float | None) -> tuple[Iterator[Waveform], bool]:
         """Load the clips, and tell whether the caller gave a single clip rather than a batch."""
         several = isinstance(audio, (list, tuple)) or (isinstance(audio, (np.ndarray, Tensor)) and audio.ndim == 3)
         if not several:
-            return iter([load_waveform(audio, sample_rate, self.input.front_end)]), True  # type: ignore[arg-type]
+            return iter([open_waveform(audio, sample_rate, self.input.front_end)]), True  # type: ignore[arg-type]
         clips = enumerate(cast(Batch, audio))
-        return (load_waveform(c, sample_rate, self.input.front_end, f"audio[{i}]") for i, c in clips), False
+        return (open_waveform(c, sample_rate, self.input.front_end, f"audio[{i}]") for i, c in clips), False
 
     def _outputs(
-        self, waveforms: Iterable[Tensor], function: Callable[[Tensor, Tensor], dict[str, Tensor]]
-    ) -> Iterator[tuple[Windows, dict[str, Tensor]]]:
-        """Yield the windows of each clip and a function's values for them, stacked as (N windows, ...).
+        self, waveforms: Iterable[Waveform], function: Callable[[Tensor, Tensor], dict[str, Tensor]]
+    ) -> Iterator[tuple[Windows, Iterator[dict[str, Tensor]]]]:
+        """Yield the windows of each clip, and a function's values for one window after the other, all to be taken.
 
         The function takes spectrograms (B, T, F) and their padding mask (B, T).
         """
@@ -269,45 +284,51 @@ class AudioModel(nn.Module):
         outputs = self._in_batches(self._cut(waveforms, layouts), function)
         for first in outputs:
             windows = layouts.popleft()
-            own = [first, *itertools.islice(outputs, len(windows.starts) - 1)]
-            yield windows, {name: torch.stack([values[name] for values in own]) for name in first}
+            yield windows, itertools.chain([first], itertools.islice(outputs, len(windows.starts) - 1))
 
-    def _cut(self, waveforms: Iterable[Tensor], layouts: deque[Windows]) -> Iterator[tuple[Tensor, int]]:
+    def _cut(self, waveforms: Iterable[Waveform], layouts: deque[Windows]) -> Iterator[tuple[Tensor, int]]:
         """Yield the windows of all clips, (T, F) normalised and padded, and their numbers of frames before the padding.
 
         The layout of each clip is appended to ``layouts`` before its first window is yielded.
         """
+        length, features = self.input.target_length, self.input.front_end
         for waveform in waveforms:
-            log_mel = self._log_mel(waveform.detach().cpu())
-            layouts.append(self._layout(len(log_mel)))
+            layouts.append(self._layout(int(features.frames_in(np.array(len(waveform))))))
+            chunks = self._log_mel(waveform)
+            log_mel, first = next(chunks), 0  # the frames that are at hand, and the number of the first of them
             for start in layouts[-1].starts:
-                window = log_mel[start * self.encoder.patch_stride[0] :][: self.input.target_length]
-                yield self.input.normalize(fit_length(window, self.input.target_length)), len(window)
+                begin = start * self.encoder.patch_stride[0]
+                log_mel, first = log_mel[begin - first :], begin
+                while len(log_mel) < length and (chunk := next(chunks, None)) is not None:
+                    log_mel = torch.cat([log_mel, chunk])
+                yield self.input.normalize(fit_length(log_mel[:length], length)), min(len(log_mel), length)
 
     def _in_batches(
         self, windows: Iterator[tuple[Tensor, int]], function: Callable[[Tensor, Tensor], dict[str, Tensor]]
     ) -> Iterator[dict[str, Tensor]]:
         """Yield the function's values for each window, in order."""
         while batch := list(itertools.islice(windows, self.batch_size)):
-            source = torch.stack([window for window, _ in batch]).to(self._device)
-            lengths = torch.tensor([frames for _, frames in batch], device=self._device)
-            outputs = function(source, torch.arange(self.input.target_length, device=self._device) >= lengths[:, None])
+            places = torch.arange(self.input.target_length, device=self._device)
+            with enough_memory(self._device, f"{self.batch_size} windows at a time: lower --batch-size"):
+                source = torch.stack([window for window, _ in batch]).to(self._device)
+                lengths = torch.tensor([frames for _, frames in batch], device=self._device)
+                outputs = function(source, places >= lengths[:, None])
             for values in outputs.values():
                 self.checkpoint.require_finite(values)
             for index in range(len(batch)):
                 yield {name: values[index] for name, values in outputs.items()}
 
-    def _log_mel(self, waveform: Tensor) -> Tensor:
-        """Compute the log-mel spectrogram (frames, bands) in chunks, which are independent of each other."""
+    def _log_mel(self, waveform: Waveform) -> Iterator[Tensor]:
+        """Yield the log-mel spectrogram in chunks (frames, bands), which are independent of each other."""
         features = self.input.front_end
-        frames = max(1, 1 + (len(waveform) - features.window_samples) // features.shift_samples)
-        chunks = [
-            features(
-                waveform[first * features.shift_samples :][: features.samples_for(min(_CHUNK_FRAMES, frames - first))]
-            )
-            for first in range(0, frames, _CHUNK_FRAMES)
-        ]
-        return torch.cat(chunks)
+        samples, shift = features.samples_for(_CHUNK_FRAMES), _CHUNK_FRAMES * features.shift_samples
+        rest = torch.zeros(0)
+        for piece in [waveform.detach().cpu()] if isinstance(waveform, Tensor) else waveform:
+            rest = torch.cat([rest, piece]) if len(rest) else piece
+            while len(rest) >= samples + features.shift_samples:  # more than one chunk
+                yield features(rest[:samples])
+                rest = rest[shift:]
+        yield features(rest)
 
     def _layout(self, frames: int) -> Windows:
         beyond_first = max(0, frames - self.encoder.patch_size[0])
@@ -384,7 +405,7 @@ class AudioClassifier(AudioModel):
 
     @override
     @torch.inference_mode()
-    def probabilities(self, waveforms: Iterable[Tensor]) -> Iterator[Tensor]:
+    def probabilities(self, waveforms: Iterable[Waveform]) -> Iterator[Tensor]:
         as_probabilities = self.checkpoint.probabilities
 
         def function(source: Tensor, padding_mask: Tensor) -> dict[str, Tensor]:
@@ -393,7 +414,7 @@ class AudioClassifier(AudioModel):
             return {"probabilities": as_probabilities(logits)}
 
         for windows, outputs in self._outputs(waveforms, function):
-            yield windows.mean(outputs["probabilities"]).cpu()
+            yield windows.mean(torch.stack([values["probabilities"] for values in outputs])).cpu()
 
     def _run(self, source: Tensor, padding_mask: Tensor) -> tuple[None, dict[str, Tensor]]:
         return None, {"features": self.model(source, padding_mask=padding_mask)["features"]}
@@ -419,12 +440,12 @@ AUDIO_MODELS: dict[type[DownstreamModel], type[AudioModel]] = {Classifier: Audio
 """Audio models of the downstream models; :class:`AudioModel` is that of pretraining models."""
 
 
-def load_model(path: str | os.PathLike[str], device: str = "auto", batch_size: int = 16) -> AudioModel:
+def load_model(path: str | os.PathLike[str], device: str | torch.device = "auto", batch_size: int = 16) -> AudioModel:
     """Load a checkpoint of this plugin for use on audio.
 
     Args:
         path: checkpoint file of a pretraining model or a classifier.
-        device: device of the model: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``, which prefers a GPU.
+        device: device, or its name: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``, which prefers a GPU.
         batch_size: windows at a time.
 
     Returns:
@@ -435,4 +456,6 @@ def load_model(path: str | os.PathLike[str], device: str = "auto", batch_size: i
     """
     checkpoint = Checkpoint.read(path)
     kind = AudioModel if checkpoint.downstream is None else AUDIO_MODELS[checkpoint.downstream]
-    return kind(checkpoint, batch_size).to(choose_device(device))
+    model, device = kind(checkpoint, batch_size), choose_device(device)
+    with enough_memory(device, "the model: use another device"):
+        return model.to(device)

@@ -1,5 +1,6 @@
 """Reconstruction: a pretrained model fills in hidden parts of clips of any length."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +15,7 @@ from amae_plugin.inference.windows import Windows
 from amae_plugin.metrics.band_errors import BandErrors, join_visible
 from amae_plugin.models.base import PretrainingModel
 from amae_plugin.models.settings import PretrainingConfig
+from amae_plugin.modules.compute import enough_memory
 
 _LOUDEST = 0.9  # largest sample, full scale being 1
 
@@ -114,10 +116,15 @@ class Reconstructor:
         except ValueError as error:
             raise UserError(f"--strategy {config.masking}: {error}") from None
         self.masking = f"{config.masking}, {model.masking.hidden_share}"
-        self.model = model.to(self.device)
+        with enough_memory(self.device, "the model: use another device"):
+            self.model = model.to(self.device)
 
-    def __call__(self, waveform: Tensor) -> Reconstruction:
+    def __call__(self, waveform: Tensor, advance: Callable[[int], object] = int) -> Reconstruction:
         """Hide parts of a clip (samples,) at the front end's sample rate and fill them in.
+
+        Args:
+            waveform: the clip.
+            advance: called with the number of windows after each batch of them, to show progress.
 
         Raises:
             UserError: the model gives values that are not finite.
@@ -125,7 +132,11 @@ class Reconstructor:
         original = self.input.front_end(waveform)
         width = self.input.target_length
         windows = Windows.cover(len(original), width, hop=width)
-        parts = [self._fill_in(original, windows, at) for at in range(0, len(windows.starts), self.batch_size)]
+        parts = []
+        for at in range(0, len(windows.starts), self.batch_size):
+            with enough_memory(self.device, f"{self.batch_size} windows at a time: lower --batch-size"):
+                parts.append(self._fill_in(original, windows, at))
+            advance(len(parts[-1][0]))
         hidden, reconstructed = (windows.first(torch.cat(values)) for values in zip(*parts))
         self.checkpoint.require_finite(reconstructed[None])
         # Visible values stay as they were: normalising them and back would round them.
@@ -147,7 +158,9 @@ class Reconstructor:
         return hidden.cpu(), self.input.denormalize(drawn.float()).cpu()
 
 
-def make_audible(reconstruction: Reconstruction, features: FrontEnd, samples: int) -> list[Tensor]:
+def make_audible(
+    reconstruction: Reconstruction, features: FrontEnd, samples: int, advance: Callable[[int], object] = int
+) -> list[Tensor]:
     """Turn the original, the masked and the reconstructed clip into sounds (samples,) in [-1, 1] with one gain.
 
     Even the original is resynthesised from its log-mel values, so the sounds differ only where these differ.
@@ -156,9 +169,12 @@ def make_audible(reconstruction: Reconstruction, features: FrontEnd, samples: in
         reconstruction: reconstruction of the clip.
         features: front end.
         samples: length of the clip.
+        advance: called with 1 after each sound, to show progress.
     """
-    spectrograms = (reconstruction.original, reconstruction.masked, reconstruction.reconstructed)
-    sounds = [invert(log_mel, features, samples) for log_mel in spectrograms]
+    sounds = []
+    for log_mel in (reconstruction.original, reconstruction.masked, reconstruction.reconstructed):
+        sounds.append(invert(log_mel, features, samples))
+        advance(1)
     gain = _LOUDEST / max(float(sound.abs().max()) for sound in sounds)
     return [sound * gain for sound in sounds]
 

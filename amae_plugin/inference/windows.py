@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -54,12 +55,21 @@ class Windows:
         shares = 1 / (self.counts * self.steps)
         return torch.stack([shares[start : start + self.width].sum() for start in self.starts])
 
-    def merge(self, values: Tensor) -> Tensor:
-        """Average each step over the windows that contain it: (N, ..., W, D) to (..., T, D)."""
-        total = values.new_zeros(*values.shape[1:-2], self.steps, values.shape[-1])
-        for window, start in zip(values, self.starts, strict=True):
-            total[..., start : start + self.width, :] += window[..., : self.steps - start, :]
-        return total / self.counts.to(total.device)[:, None]
+    def merge(self, values: Iterable[Tensor]) -> Tensor:
+        """Average each step over the windows that contain it: N of (..., W, D) to (..., T, D)."""
+        return torch.cat(list(self.merge_in_pieces(values)), dim=-2)
+
+    def merge_in_pieces(self, values: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Give the steps of :meth:`merge` in pieces (..., t, D), each as soon as no later window contains it.
+
+        Windows are taken one at a time, so the memory does not depend on the length of the clip.
+        """
+        total: Tensor | float = 0.0
+        for window, start, end in zip(values, self.starts, (*self.starts[1:], self.steps), strict=True):
+            total = total + window
+            final, rest = total[..., : end - start, :], total[..., end - start :, :]
+            yield final / self.counts[start:end, None].to(final.device)
+            total = torch.nn.functional.pad(rest, (0, 0, 0, window.shape[-2] - rest.shape[-2]))
 
     def mean(self, values: Tensor) -> Tensor:
         """Average values of whole windows with :attr:`weights`: (N, K) to (K,)."""

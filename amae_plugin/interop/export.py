@@ -11,7 +11,7 @@ from tqdm import tqdm
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.labels import LABELS_NAME, write_names
 from amae_plugin.errors import UserError
-from amae_plugin.files import writing
+from amae_plugin.files import try_place, writing
 from amae_plugin.interop import model_card
 from amae_plugin.interop.formats import Format
 from amae_plugin.interop.onnx_file import Onnx
@@ -68,6 +68,8 @@ def export(checkpoint: Checkpoint, folder: Path, formats: Sequence[str]) -> Expo
         if folder.exists() and any(folder.iterdir()) and not (page.is_file() and model_card.is_own(page)):
             raise UserError(f"{folder}: holds files, and not those of an earlier export; choose a folder of its own")
         folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists():
+            try_place(page)
         # Files are written elsewhere first: a folder holds either a whole and checked export or what it held before.
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as path:
             partial = Path(path)
@@ -83,7 +85,8 @@ def export(checkpoint: Checkpoint, folder: Path, formats: Sequence[str]) -> Expo
             loading = {name: form.loading(folder.name) for name, form in forms.items()}
             model_card.write(checkpoint, model, partial, folder.name, loading)
             folder.mkdir(exist_ok=True)
-            for name in (LABELS_NAME, model_card.FILE, *(name for form in FORMATS.values() for name in form.files)):
-                (folder / name).unlink(missing_ok=True)  # of an earlier export
             files = [path.replace(folder / path.name) for path in sorted(partial.iterdir())]
+            for name in (LABELS_NAME, model_card.FILE, *(name for form in FORMATS.values() for name in form.files)):
+                if folder / name not in files:
+                    (folder / name).unlink(missing_ok=True)  # of an earlier export
     return Export(files, differences, refused)

@@ -3,10 +3,13 @@
 HEAR (Turian et al. 2022, neuralaudio.ai/hear) imports a module by name and calls the three functions below.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from amae_plugin.inference import model as inference
+from amae_plugin.inference.clips import to_waveform
 
 
 class HearModel(nn.Module):
@@ -39,27 +42,31 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     """Embed clips, see :meth:`~amae_plugin.inference.model.AudioModel.embed`.
 
     Args:
-        audio: (clips, samples) at the model's rate, on any device.
+        audio: (clips, samples) at the model's rate, on any device; see :func:`to_waveform` for its scale.
         model: result of :func:`load_model`.
 
     Returns:
         (clips, scene_embedding_size) float32 on the device of the audio.
     """
-    return torch.stack([embedding.clip for embedding in model.model.embeddings(audio)]).to(audio.device)
+    return torch.stack([embedding.clip for embedding in model.model.embeddings(_waveforms(audio))]).to(audio.device)
 
 
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
     """Embed the time steps of clips, see :meth:`~amae_plugin.inference.model.AudioModel.embed_timestamps`.
 
     Args:
-        audio: (clips, samples) at the model's rate, on any device.
+        audio: see :func:`get_scene_embeddings`.
         model: result of :func:`load_model`.
 
     Returns:
         Embeddings (clips, steps, timestamp_embedding_size), and timestamps (clips, steps), the centres of the steps in
         milliseconds; both float32 on the device of the audio.
     """
-    embeddings = list(model.model.embeddings(audio))
+    embeddings = list(model.model.embeddings(_waveforms(audio)))
     steps = torch.stack([embedding.steps for embedding in embeddings])
     timestamps = torch.stack([embedding.timestamps for embedding in embeddings]) * 1000
     return steps.to(audio.device), timestamps.to(audio.device, torch.float32)
+
+
+def _waveforms(audio: Tensor) -> Iterator[Tensor]:
+    return (to_waveform(clip, f"audio[{index}]") for index, clip in enumerate(audio))

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from amae_plugin.inference.clips import to_waveform
 from amae_plugin.inference.model import load_model
 
 
@@ -46,14 +47,18 @@ class UpstreamExpert(nn.Module):
         """Compute the hidden states of clips.
 
         Args:
-            wavs: (samples,) each, at 16 kHz.
+            wavs: (samples,) each, at 16 kHz, with a full scale of 1.
+
+        Raises:
+            UserError: a clip is empty, not finite, or of another full scale.
 
         Returns:
             ``hidden_states``: one tensor (clips, steps of the longest, D) for the input of each transformer block and
             one for the encoder's output; see :meth:`~amae_plugin.inference.model.AudioModel.extract_features`. After a
             clip's own steps they are 0.
         """
-        of_clips = [states.transpose(0, 1) for states in self.model.hidden_states(wavs)]
+        waveforms = (to_waveform(wav, f"wavs[{index}]") for index, wav in enumerate(wavs))
+        of_clips = [states.transpose(0, 1) for states in self.model.hidden_states(waveforms)]
         return {"hidden_states": list(pad_sequence(of_clips, batch_first=True).unbind(dim=2))}
 
 

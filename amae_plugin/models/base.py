@@ -207,6 +207,15 @@ class DownstreamModel(Model):
             ValueError: the settings make no model.
         """
 
+    @classmethod
+    @abstractmethod
+    def check_sizes(cls, settings: Settings, state: Mapping[str, Tensor]) -> None:
+        """Compare the sizes of what follows the encoder with weights, before a model of such sizes takes memory.
+
+        Raises:
+            ValueError: a setting is of a wrong type, or a size is not that of the weights.
+        """
+
 
 class PretrainingModel(Model):
     """Model that hides most tokens of a spectrogram and predicts them.

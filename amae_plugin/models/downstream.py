@@ -22,4 +22,4 @@ def build_model(settings: Settings) -> Model:
 
 def encoder_section(settings: Settings) -> Settings:
     """Return the section that describes the encoder: the model section itself or, for a downstream model, a part."""
-    return settings["encoder"] if settings.get("_name") in DOWNSTREAM else settings
+    return settings.get("encoder", {}) if settings.get("_name") in DOWNSTREAM else settings

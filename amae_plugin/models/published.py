@@ -16,10 +16,9 @@ from torch import Tensor
 from amae_plugin.errors import UserError
 from amae_plugin.models.settings import Settings
 from amae_plugin.modules.embedding import Size2d
-from amae_plugin.weight_files import read_weights
+from amae_plugin.weight_files import read_weights, unwrapped
 
 _STATE_KEYS = ("model", "state_dict")
-_DATA_PARALLEL = "module."
 _OWN = "amae_"  # prefix of the registered names of this plugin's models
 
 
@@ -43,7 +42,7 @@ class PublishedFile:
 
     Attributes:
         path: checkpoint file.
-        state: state dict, without the ``module.`` that DataParallel puts before every name.
+        state: state dict, without what wrappers put before its names, see :func:`unwrapped`.
         settings: settings of the run by section, if the file holds them: fairseq's ``cfg``, or the arguments of a
             script as section ``args``.
     """
@@ -68,13 +67,16 @@ class PublishedFile:
         content = read_weights(path, trust=trust)
         if not isinstance(content, Mapping):
             raise UserError(f"{path}: holds a {type(content).__name__}, not a state dict")
-        state = _find_state(path, content)
-        if all(name.startswith(_DATA_PARALLEL) for name in state):
-            state = {name.removeprefix(_DATA_PARALLEL): tensor for name, tensor in state.items()}
         settings = _find_settings(content)
         name = settings.get("model", {}).get("_name")
         if str(name).startswith(_OWN):
             raise UserError(f"{path}: is a checkpoint of this plugin already ({name})")
+        if (state := find_state(content)) is None:
+            found = ", ".join(str(key) for key in list(content)[:10]) or "nothing"
+            raise UserError(
+                f"{path}: no state dict, neither as the whole file nor as its entry {' or '.join(_STATE_KEYS)}; it "
+                f"holds: {found}"
+            )
         return cls(path, state, settings)
 
 
@@ -156,15 +158,14 @@ def classifier_section(encoder: str, sizes: Mapping[str, object], num_classes: i
     }
 
 
-def _find_state(path: Path, content: Settings) -> dict[str, Tensor]:
+def find_state(content: object) -> dict[str, Tensor] | None:
+    """Find the state dict in the content of a file, under the names of the model itself; None if there is none."""
+    if not isinstance(content, Mapping):
+        return None
     for candidate in (content, *(content.get(key) for key in _STATE_KEYS)):
         if isinstance(candidate, Mapping) and candidate and all(isinstance(v, Tensor) for v in candidate.values()):
-            return {str(name): tensor for name, tensor in candidate.items()}
-    found = ", ".join(str(key) for key in list(content)[:10]) or "nothing"
-    raise UserError(
-        f"{path}: no state dict, neither as the whole file nor as its entry {' or '.join(_STATE_KEYS)}; it holds: "
-        f"{found}"
-    )
+            return unwrapped({str(name): tensor for name, tensor in candidate.items()})
+    return None
 
 
 def _find_settings(content: Settings) -> dict[str, Settings]:

@@ -1,9 +1,10 @@
 """Settings that models share, and their reading from a recipe or a checkpoint."""
 
 # Annotations stay objects here, in the typing module's spelling: fairseq reads them when the fields become its options.
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Tuple, Type, TypeVar
+from typing import Any, Tuple, Type, TypeVar, Union, get_args, get_origin
 
 from amae_plugin.modules.masking import Masking, build_masking
 
@@ -33,9 +34,15 @@ class ModelConfig:
 
         Keys without a field, such as fairseq's ``_name``, are ignored. Fields without a key keep their defaults. YAML's
         lists become tuples.
+
+        Raises:
+            ValueError: a value is not of its field's type, or not finite.
         """
         chosen = {f.name: settings[f.name] for f in fields(cls) if f.name in settings}
         values: Settings = {name: tuple(value) if _is_list(value) else value for name, value in chosen.items()}
+        for each in fields(cls):
+            if each.name in values and not _fits(values[each.name], each.type):
+                raise ValueError(f"model.{each.name} is {chosen[each.name]!r}, must be {_in_words(each.type)}")
         return cls(**values)
 
 
@@ -79,3 +86,22 @@ class DownstreamConfig(ModelConfig):
 
 def _is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Tell whether a value is of a field's type; a whole number also fits a fraction, but no truth value does."""
+    if get_origin(kind) is Union:
+        return any(_fits(value, each) for each in get_args(kind))
+    if get_origin(kind) is tuple:
+        parts = get_args(kind)
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    return kind is Any or type(value) is kind
+
+
+def _in_words(kind: Any) -> str:
+    words = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a name", type(None): "null"}
+    if get_origin(kind) is Union:
+        return " or ".join(map(_in_words, get_args(kind)))
+    return words.get(kind, "a pair of whole numbers")

@@ -6,10 +6,16 @@ from typing import Any
 
 from torch import Tensor
 
+from amae_plugin.models.settings import PretrainingConfig
+from amae_plugin.modules.embedding import grid_size
+
 Sizes = dict[str, Any]
 """Fields of a config."""
 HEAD_WIDTH = 64
 """Width of an attention head in every published encoder; a state dict does not show it."""
+LARGEST = 100_000_000
+"""Bound of every size in a model's settings, far beyond those of any model."""
+_MOST_PREFIX_TOKENS = 8
 
 
 def count_blocks(state_dict: Mapping[str, Tensor], prefix: str) -> int:
@@ -66,3 +72,43 @@ def square_side(table: Tensor, prefix: int) -> int:
     if side == 0 or side**2 + prefix != table.shape[1]:
         raise ValueError(f"{table.shape[1]} positions are not those of a square image and {prefix} class tokens")
     return side
+
+
+def check_sizes(config: PretrainingConfig, state: Mapping[str, Tensor]) -> None:
+    """Compare the sizes in a system's settings with weights under this package's names, of any model with its encoder.
+
+    Raises:
+        ValueError: a size is not that of the weights, or the heads do not divide a width.
+    """
+    for key, value in vars(config).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, (int, float)) and number > LARGEST:
+                raise ValueError(f"model.{key} is {value}, more than {LARGEST:,}")
+    for part, prefix in (("encoder.", ""), ("decoder.", "decoder_")):
+        layer = state.get(f"{part}blocks.0.mlp.fc1.weight")
+        depth = count_blocks(state, f"{part}blocks.")
+        if layer is None or layer.dim() != 2:
+            if not prefix and config.depth:
+                raise ValueError(f"Missing weights: {part}blocks.0.mlp.fc1.weight")
+            continue
+        hidden, width = layer.shape
+        for key, found in ((f"{prefix}embed_dim", width), (f"{prefix}depth", depth)):
+            if (value := getattr(config, key, found)) != found:
+                raise ValueError(f"model.{key} is {value}, but the weights have {found}")
+        ratio = getattr(config, f"{prefix}mlp_ratio", config.mlp_ratio)
+        if int(width * ratio) != hidden:
+            raise ValueError(f"model.mlp_ratio is {ratio}, but the weights of the {part[:-1]} have {hidden / width:g}")
+        heads = getattr(config, f"{prefix}num_heads", 1)
+        if heads < 1 or width % heads:
+            raise ValueError(f"model.{prefix}num_heads is {heads}, which does not divide the width, {width}")
+    kernel, table = state.get("encoder.patch_embed.proj.weight"), state.get("encoder.positions.pos_embed")
+    patch, length = config.patch_size, getattr(config, "input_length", None)
+    if kernel is not None and kernel[:1].numel() != math.prod(patch):
+        raise ValueError(f"model.patch_size is {patch}, but the weights have patches of {kernel[:1].numel()} values")
+    if table is not None and table.dim() == 3 and length is not None:
+        patches = math.prod(grid_size(length, config.num_mel_bins, patch, getattr(config, "patch_stride", None)))
+        if not 0 <= table.shape[1] - patches <= _MOST_PREFIX_TOKENS:
+            raise ValueError(
+                f"model.input_length is {length} and model.num_mel_bins {config.num_mel_bins}, which makes {patches:,} "
+                f"patches, but the weights have {table.shape[1]:,} positions"
+            )

@@ -1,6 +1,8 @@
 """Devices and compilation."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch._functorch.config
@@ -8,8 +10,12 @@ from torch import nn
 
 from amae_plugin.errors import UserError
 
+_NO_MEMORY = re.compile(
+    r"DefaultCPUAllocator|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE
+)
 
-def choose_device(name: str) -> torch.device:
+
+def choose_device(name: str | torch.device) -> torch.device:
     """Find a device by name: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``, which prefers a GPU.
 
     Raises:
@@ -20,10 +26,31 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device {name}: must be auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {name}: PyTorch finds no such GPU; use cpu")
+        device = None
+    if device is None or str(device) not in ("cpu", "cuda", f"cuda:{device.index}"):
+        raise UserError(f"device {name}: must be auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise UserError(f"device {name}: PyTorch finds no such GPU, as it finds {count}; use another or cpu")
     return device
+
+
+@contextmanager
+def enough_memory(device: torch.device, what: str) -> Iterator[None]:
+    """Turn the errors of memory that does not suffice, on a CPU or a GPU, into messages.
+
+    Args:
+        device: device of the block's work.
+        what: the work, and advice, which end the message.
+
+    Raises:
+        UserError: the memory does not suffice.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY.search(str(error)):
+            raise UserError(f"the memory of {device} does not suffice for {what}") from None
+        raise
 
 
 def compile_modules(modules: Iterable[nn.Module]) -> None:

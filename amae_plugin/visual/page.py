@@ -6,7 +6,7 @@ import base64
 import io
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 
 from amae_plugin.data.log_mel import LOW_HZ, FrontEnd
-from amae_plugin.files import writing
+from amae_plugin.files import replacing, writing
 from amae_plugin.inference.reconstruction import Reconstruction, make_audible
 from amae_plugin.metrics.band_errors import BandErrors
 from amae_plugin.visual import spectrograms
@@ -41,10 +41,17 @@ class ClipView(NamedTuple):
     sounds: Sequence[bytes]
 
     @classmethod
-    def make(cls, name: str, reconstruction: Reconstruction, front_end: FrontEnd, samples: int) -> ClipView:
-        """Add the sounds to the reconstruction of a clip of this length in samples."""
+    def make(
+        cls,
+        name: str,
+        reconstruction: Reconstruction,
+        front_end: FrontEnd,
+        samples: int,
+        advance: Callable[[int], object] = int,
+    ) -> ClipView:
+        """Add the sounds to the reconstruction of a clip of this length in samples, see :func:`make_audible`."""
         sounds = []
-        for sound in make_audible(reconstruction, front_end, samples):
+        for sound in make_audible(reconstruction, front_end, samples, advance):
             file = io.BytesIO()
             soundfile.write(file, sound.numpy(), front_end.sample_rate, format="WAV", subtype="PCM_16")
             sounds.append(file.getvalue())
@@ -60,9 +67,11 @@ class ClipView(NamedTuple):
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             picture = spectrograms.plot_reconstructions([self.reconstruction], front_end, title=title)
-            picture.savefig(folder / "picture.png")
+            with replacing(folder / "picture.png") as partial:
+                picture.savefig(partial, format="png")
             for column, sound in zip(spectrograms.COLUMNS, self.sounds):
-                (folder / f"{column}.wav").write_bytes(sound)
+                with replacing(folder / f"{column}.wav") as partial:
+                    partial.write_bytes(sound)
 
 
 def render(clips: Sequence[ClipView], front_end: FrontEnd, facts: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from amae_plugin.cli.main import main
+from amae_plugin.inference.clips import Excerpt, load_excerpt, load_waveform
 
 CLIPS = [((), 0.4, 16_000), ((), 1.7, 44_100)]  # the model's input is 0.64 s
 
@@ -55,6 +56,25 @@ def test_masks_are_chosen_by_name_and_said_on_the_page(checkpoint: Path, clips: 
     assert pages[1] != pages[3].replace("seed 8", "seed 7")
 
 
+def test_a_piece_of_a_long_recording_is_shown_and_said(
+    checkpoint: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, options = tmp_path / "out", ("--start", "0.25", "--seconds", "1")
+    assert main(["reconstruct", str(checkpoint), str(clips), "--out", str(out), *options, "--workers", "0"]) == 0
+    frames = [soundfile.info(out / f"{index}.flac" / "original.wav").frames for index in (0, 1)]
+    assert frames == [round(0.15 * 16_000), 16_000]
+    errors = capsys.readouterr().err
+    assert f"{clips / '0.flac'}: shown from 0.25 to 0.4 of 0.4 s (--start, --seconds)\n" in errors
+    assert f"{clips / '1.flac'}: shown from 0.25 to 1.25 of 1.7 s (--start, --seconds)\n" in errors
+    assert "1.flac: " in errors and "5/5" in errors  # two windows and three sounds
+    # The piece is that of the file, and nothing else of the file is decoded.
+    excerpt, whole = load_excerpt(clips / "1.flac", Excerpt(0.25, 1)), load_waveform(clips / "1.flac")
+    assert excerpt.seconds == pytest.approx(1.7)
+    np.testing.assert_allclose(excerpt.waveform[20:-20], whole[4000:20_000][20:-20], atol=1e-5)
+    assert main(["reconstruct", str(checkpoint), str(clips), "--out", str(out), "--workers", "0"]) == 0
+    assert "shown from" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("normalized", [True, False])
 def test_the_page_says_where_the_level_comes_from(
     normalized: bool, write_checkpoint: Callable[..., Path], clips: Path, tmp_path: Path
@@ -89,6 +109,8 @@ def test_a_folder_with_a_bad_file(
         (["{checkpoint}", "{checkpoint}"], "model.pt: not a format"),
         (["{checkpoint}", "{clip}", "--mask-ratio", "1.5"], "--mask-ratio 1.5: the hidden share must be above 0"),
         (["{checkpoint}", "{clip}", "--strategy", "all"], "--strategy all: no masking strategy is called 'all'"),
+        (["{checkpoint}", "{clip}", "--seconds", "601"], "--seconds 601: a page holds at most 600 s of a recording"),
+        (["{checkpoint}", "{clip}", "--start", "1"], "lasts 0.4 s, so nothing of it comes after --start 1"),
         (["{checkpoint}", "{clip}", "--out", "{checkpoint}"], "model.pt: cannot write there (File exists)"),
         (["{checkpoint}", "{clip}", "--out", "{folder}"], "lies in --out"),
     ],

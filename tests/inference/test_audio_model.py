@@ -16,6 +16,7 @@ from amae_plugin import load_model
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.log_mel import LogMel, ModelInput, fit_length
 from amae_plugin.errors import UserError
+from amae_plugin.inference.clips import open_waveform
 
 HANNING = LogMel(num_mel_bins=64)
 POVEY = LogMel(num_mel_bins=64, window_type="povey")
@@ -246,6 +247,22 @@ def test_probabilities_of_several_labels_do_not_exclude_each_other(tmp_path, wri
         expected = network(source_of(clip, "audio_mae")[0])["logits"].sigmoid()[0]
     found = dict(load_model(path, device="cpu").predict(clip, 16_000))
     assert [found["a"], found["b"]] == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["audio_mae", "mae_ast_frames", "ast"])
+def test_a_file_in_pieces_gives_what_the_whole_file_gives(name, pretrained, classifiers, sound, tmp_path, monkeypatch):
+    model = load_model({**pretrained, "ast": classifiers["ast"]}[name], device="cpu", batch_size=3)
+    soundfile.write(tmp_path / "a.wav", sound(50_000), 16_000, subtype="FLOAT")
+    whole = model.embed_timestamps(tmp_path / "a.wav")
+    expected = model.embed(tmp_path / "a.wav"), *whole, model.extract_features(tmp_path / "a.wav")
+    monkeypatch.setattr("amae_plugin.inference.clips._LONG_SECONDS", 3)
+    monkeypatch.setattr("amae_plugin.inference.clips._PIECE_SECONDS", 0.7)
+    monkeypatch.setattr("amae_plugin.inference.model._CHUNK_FRAMES", 50)
+    monkeypatch.setattr("amae_plugin.inference.clips.load_waveform", None)
+    found = model.embed(tmp_path / "a.wav"), *model.embed_timestamps(tmp_path / "a.wav")
+    for one, other in zip((*found, model.extract_features(tmp_path / "a.wav")), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert next(model.embeddings([open_waveform(tmp_path / "a.wav")], timestamps=False)).steps.shape == (0, 32)
 
 
 # What cannot be done

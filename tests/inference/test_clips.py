@@ -12,7 +12,7 @@ from amae_plugin.data.audio import AudioError, load_clip
 from amae_plugin.data.log_mel import LogMel
 from amae_plugin.data.manifest import Clip
 from amae_plugin.errors import UserError
-from amae_plugin.inference.clips import ClipFiles, load_waveform
+from amae_plugin.inference.clips import ClipFiles, LongClip, load_waveform, open_waveform
 
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, 8000).astype(np.float32)
 
@@ -72,6 +72,46 @@ def test_integers_are_divided_by_their_full_scale(wav, dtype):
 def test_samples_that_cannot_be_used(samples, rate, reason):
     with pytest.raises(AudioError, match=f"^cannot use the third: {reason}"):
         load_waveform(samples, rate, name="the third")
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (
+            (NOISE * 32767).astype(np.int64),
+            "its samples are int64, whose full scale no audio has; divide them",
+        ),
+        (torch.from_numpy(NOISE * 32767).long(), "its samples are int64, whose full scale no audio has"),
+        (
+            NOISE * 32768,
+            r"its samples reach 163\d\d.\d, but their full scale must be 1; divide them",
+        ),
+        (NOISE.astype(np.float64) * 2**31, r"its samples reach 1.07\d+e\+09, but their full scale must be 1"),
+        (torch.from_numpy(NOISE * 127).to(torch.bfloat16), "its samples reach 63.5, but their full scale must be 1"),
+        (np.rint(NOISE * 20), "its samples reach 10, but their full scale must be 1"),  # no fractions
+        ((NOISE * 32767).astype(np.int32), r"its samples are int32 but reach only 16,\d\d\d, as those of 16 bits do"),
+        ([0.1, [0.2]], "no array of samples"),
+        (NOISE.astype(complex), "its samples are complex128, must be floating-point numbers or signed integers"),
+        ((NOISE * 255).astype(np.uint8), "its samples are uint8, must be"),
+    ],
+)
+def test_samples_of_another_scale_are_refused(samples, message):
+    with pytest.raises(UserError, match=f"^the third: {message}"):
+        load_waveform(samples, 16_000, name="the third")
+
+
+def test_samples_of_24_bits_in_32_are_pointed_out():
+    with pytest.warns(
+        UserWarning, match=r"the array: its samples are int32 but reach only 4,\d.* if they have 24 bits"
+    ):
+        load_waveform((NOISE * 2**23).astype(np.int32), 16_000)
+
+
+@pytest.mark.parametrize("samples", [NOISE * 4, NOISE.astype(np.float16), torch.from_numpy(NOISE).to(torch.bfloat16)])
+def test_samples_beyond_full_scale_and_of_other_precisions_are_taken(samples):
+    factor = float(np.abs(np.asarray(torch.as_tensor(samples).float())).max()) / np.abs(NOISE).max()
+    expected = torch.from_numpy(NOISE) * round(factor)
+    torch.testing.assert_close(load_waveform(samples, 16_000), expected, rtol=1e-2, atol=1e-3)
 
 
 def test_the_shortest_clip_gives_one_frame():
@@ -161,3 +201,32 @@ def test_files_none_of_which_can_be_used(tmp_path, wav):
 def test_a_folder_without_audio(tmp_path):
     with pytest.raises(UserError, match="no audio; looked for the extensions wav flac"):
         ClipFiles([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "pieces"),
+    [("a.wav", 16_000, 4), ("a.wav", 44_100, 4), ("a.flac", 48_000, 4), ("a.wav", 8_000, 4), ("a.ogg", 22_050, 4)],
+)
+def test_a_long_file_comes_in_pieces_that_are_those_of_the_whole(monkeypatch, wav, name, rate, pieces):
+    samples = np.random.default_rng(1).uniform(-0.5, 0.5, (int(7.3 * rate), 2))
+    whole = load_waveform(wav(samples, rate, name=name))
+    monkeypatch.setattr("amae_plugin.inference.clips._LONG_SECONDS", 7)
+    monkeypatch.setattr("amae_plugin.inference.clips._PIECE_SECONDS", 2)
+    clip = open_waveform(wav(samples, rate, name=name))
+    assert isinstance(clip, LongClip) and len(clip) == len(whole)
+    assert len(list(clip)) == pieces
+    torch.testing.assert_close(torch.cat(list(clip)), whole, rtol=0, atol=2e-6)
+
+
+def test_long_files_are_checked_and_others_come_whole(monkeypatch, wav):
+    monkeypatch.setattr("amae_plugin.inference.clips._LONG_SECONDS", 0.4)
+    monkeypatch.setattr("amae_plugin.inference.clips._PIECE_SECONDS", 0.2)
+    damaged = np.where(np.arange(8000) == 7000, np.nan, NOISE)
+    for samples, reason in ((np.zeros(16_000), "is silent: all its samples"), (damaged, "samples that are not finite")):
+        with pytest.raises(AudioError, match=reason):
+            open_waveform(wav(samples, subtype="FLOAT"))
+    assert isinstance(open_waveform(wav(NOISE)), LongClip)
+    assert isinstance(open_waveform(wav(NOISE[:6000])), torch.Tensor)  # short
+    assert isinstance(open_waveform(wav(NOISE, subtype="IMA_ADPCM")), torch.Tensor)  # cannot be sought
+    assert isinstance(open_waveform(wav(NOISE, 16_001)), torch.Tensor)  # has no period
+    assert isinstance(open_waveform(NOISE, 16_000), torch.Tensor)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from amae_plugin import load_model
+from amae_plugin.errors import UserError
 from amae_plugin.interop import hear
 
 
@@ -37,3 +38,14 @@ def test_embeddings(path):
 
 def test_silence_in_a_data_set_is_embedded(path):
     assert hear.get_scene_embeddings(torch.zeros(2, 16_000), hear.load_model(path)).isfinite().all()
+
+
+def test_integers_are_scaled_and_other_scales_refused(path):
+    model, audio = hear.load_model(path), torch.rand(2, 16_000, generator=torch.Generator().manual_seed(0)) - 0.5
+    integers = (audio * 32768).short()
+    expected = hear.get_scene_embeddings(integers / 32768, model)
+    torch.testing.assert_close(hear.get_scene_embeddings(integers, model), expected)
+    for samples in (integers.long(), integers.float()):
+        for function in (hear.get_scene_embeddings, hear.get_timestamp_embeddings):
+            with pytest.raises(UserError, match=r"audio\[0\]: its samples .* full scale"):
+                function(samples, model)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from amae_plugin import load_model
+from amae_plugin.errors import UserError
 from amae_plugin.interop.s3prl import amae_local
 
 
@@ -55,3 +56,9 @@ def test_a_weighted_sum_can_be_trained_on_them_and_so_can_the_encoder(path, wavs
     weights.grad = None
     (weights[:, None, None, None] * states).square().sum().backward()
     assert weights.grad.abs().min() > 0
+
+
+def test_samples_of_another_scale_are_refused(path, wavs):
+    for scaled in (wavs[1] * 32768, (wavs[1] * 32768).long()):
+        with pytest.raises(UserError, match=r"wavs\[1\]: its samples .* full scale"):
+            amae_local(path)([wavs[0], scaled])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from amae_plugin.errors import UserError
-from amae_plugin.weight_files import UnsafeFileError, read_weights
+from amae_plugin.weight_files import UnsafeFileError, read_weights, unwrapped
 
 STATE = {"a": torch.arange(3.0)}
 
@@ -52,7 +53,10 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_what_would_run_code_is_named_and_nothing_is_run(tmp_path: Path, legacy: bool) -> None:
+def test_what_would_run_code_is_named_and_nothing_is_run(
+    tmp_path: Path, legacy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # which changes PyTorch's default
     path = save(tmp_path / "x.pth", legacy=legacy, more=Trap(tmp_path / "made"))
     with pytest.raises(UnsafeFileError, match=r"x\.pth: holds more than tensors and plain values: \w+\.mkdir;"):
         read_weights(path)
@@ -109,6 +113,91 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     for name in ("none.pt", "."):
         with pytest.raises(UserError, match="cannot read the checkpoint"):
             read_weights(tmp_path / name)
+
+
+def flip(path: Path, value: bytes) -> None:
+    """Change one bit in the middle of a value that the file holds once."""
+    content = path.read_bytes()
+    assert content.count(value) == 1
+    place = content.index(value) + len(value) // 2
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (torch.arange(3.0, 9.0), "its tensor model.b"),
+        (torch.arange(10.0, 20.0), "its tensor more.inner.0"),
+        (torch.arange(20.0, 30.0), "its tensor args.weights"),
+        (b"eleven", "its member 'archive/data.pkl'"),
+    ],
+)
+@pytest.mark.parametrize("trust", [False, True])
+def test_changed_bits_are_found_by_the_checksums(tmp_path: Path, value: Any, what: str, trust: bool) -> None:
+    path = tmp_path / "x.pt"
+    content = {
+        "model": {**STATE, "b": torch.arange(3.0, 9.0)[2:].view(2, 2), "c": torch.zeros(0), "d": torch.arange(9) > 3},
+        "more": {"inner": [torch.arange(10.0, 20.0), "eleven"]},
+        "args": argparse.Namespace(weights=torch.arange(20.0, 30.0)),
+    }
+    content["model"]["e"] = content["model"]["d"][:2]  # shares memory
+    with path.open("wb") as file:
+        torch.save(content, file)
+    read_weights(path, trust=trust)
+    flip(path, value if isinstance(value, bytes) else value.numpy().tobytes())
+    with pytest.raises(UserError, match=rf"x\.pt: its content differs from its own checksums.*\({re.escape(what)}\)$"):
+        read_weights(path, trust=trust)
+
+
+def test_the_state_of_an_optimizer_is_neither_checked_nor_returned(tmp_path: Path) -> None:
+    for name in ("last_optimizer_state", "optimizer", "optimizer_states"):
+        path = save(tmp_path / "x.pt", **{name: {"exp_avg": torch.arange(30.0, 40.0)}})
+        flip(path, torch.arange(30.0, 40.0).numpy().tobytes())
+        assert set(read_weights(path)) == {"model"}
+
+
+def test_archives_without_checksums_are_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = save(tmp_path / "x.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(read_weights(path)["model"]["a"], STATE["a"])
+
+
+def test_a_repacked_archive_is_not_read_as_if_it_were_not_compressed(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.pt", b=torch.zeros(1000))
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "y.pt", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(UserError, match=r"y\.pt: "):
+        read_weights(tmp_path / "y.pt")
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"x\.pt: not a regular file"):
+        read_weights(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["module.a.b", "module.module.c"], ["a.b", "module.c"]),
+        (["_orig_mod.a", "blocks.0._orig_mod.b"], ["a", "blocks.0.b"]),
+        (["model.a", "model.model.b"], ["a", "model.b"]),
+        (["module._orig_mod.model.a", "module._orig_mod.model.b"], ["a", "b"]),
+        (["model._orig_mod.module.a"], ["a"]),
+        (["model.a", "b"], ["model.a", "b"]),
+        (["a", "_orig_mod.a"], ["a", "_orig_mod.a"]),
+        ([], []),
+    ],
+)
+def test_names_behind_those_of_wrappers(names: list[str], expected: list[str]) -> None:
+    state = {name: torch.tensor(number) for number, name in enumerate(names)}
+    found = unwrapped(state)
+    assert list(found) == expected
+    assert [int(value) for value in found.values()] == list(range(len(names)))
 
 
 @settings(max_examples=60)

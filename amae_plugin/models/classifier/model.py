@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -84,6 +85,14 @@ class Classifier(DownstreamModel):
     @override
     def from_settings(cls, settings: Settings) -> Classifier:
         return cls(ClassifierConfig.from_settings(settings))
+
+    @classmethod
+    @override
+    def check_sizes(cls, settings: Settings, state: Mapping[str, Tensor]) -> None:
+        classes, head = ClassifierConfig.from_settings(settings).num_classes, state.get("head.weight")
+        if head is None or len(head) != classes:
+            found = "no head (Missing head.weight)" if head is None else f"{len(head)}"
+            raise ValueError(f"model.num_classes is {classes}, but the weights have {found}")
 
     def forward(
         self, source: Tensor, mask: Tensor | None = None, seed: Tensor | None = None, padding_mask: Tensor | None = None
