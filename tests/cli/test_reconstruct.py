@@ -66,7 +66,7 @@ def test_a_piece_of_a_long_recording_is_shown_and_said(
     errors = capsys.readouterr().err
     assert f"{clips / '0.flac'}: shown from 0.25 to 0.4 of 0.4 s (--start, --seconds)\n" in errors
     assert f"{clips / '1.flac'}: shown from 0.25 to 1.25 of 1.7 s (--start, --seconds)\n" in errors
-    assert "1.flac: " in errors and "5/5" in errors  # two windows and three sounds
+    assert "1.flac: " in errors and "/5 [" in errors  # two windows and three sounds
     # The piece is that of the file, and nothing else of the file is decoded.
     excerpt, whole = load_excerpt(clips / "1.flac", Excerpt(0.25, 1)), load_waveform(clips / "1.flac")
     assert excerpt.seconds == pytest.approx(1.7)
