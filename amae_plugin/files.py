@@ -1,10 +1,13 @@
 """Files: errors that name the path and the reason, and writes that leave no torn file behind."""
 
+import errno
 import json
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 from amae_plugin.errors import UserError
@@ -88,3 +91,20 @@ def remove_partial_files(folder: str | os.PathLike[str], pattern: str) -> None:
 
 def _message(path: str | os.PathLike[str], problem: str, error: OSError, remedy: str) -> str:
     return f"{path}: {problem} ({error.strerror or error})" + (f"; {remedy}" if remedy else "")
+
+
+def open_regular(path: str | os.PathLike[str]) -> FileIO:
+    """Open a file for reading, unbuffered; a pipe, a device or a socket, which could block for ever, is refused.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    require_regular(path)
+    return Path(path).open("rb", buffering=0)
+
+
+def require_regular(path: str | os.PathLike[str]) -> None:
+    """Raise an OSError if there is no such file, or if it is a pipe, a device or a socket, which could block for ever."""
+    mode = Path(path).stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a folder is refused when it is opened
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
