@@ -23,9 +23,10 @@ def reading(path: str | os.PathLike[str], what: str = "the file", remedy: str = 
         remedy: advice that ends the message.
 
     Raises:
-        UserError: the system cannot read the file, or it is not text in UTF-8.
+        UserError: the file is not there, is a pipe, a device or a socket, cannot be read, or is not text in UTF-8.
     """
     try:
+        require_regular(path)
         yield
     except OSError as error:
         raise UserError(_message(path, f"cannot read {what}", error, remedy)) from None
@@ -104,7 +105,7 @@ def open_regular(path: str | os.PathLike[str]) -> FileIO:
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:
-    """Raise an OSError if there is no such file, or if it is a pipe, a device or a socket, which could block for ever."""
+    """Raise an OSError if there is no such file, or if it is a pipe, a device or a socket, which could block."""
     mode = Path(path).stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a folder is refused when it is opened
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))

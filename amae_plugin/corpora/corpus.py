@@ -19,7 +19,7 @@ from amae_plugin.files import writing
 
 REPORT_NAME = "unreadable.tsv"
 
-_SHOWN = 10  # classes named in a message
+_SHOWN = 10  # classes or files named in a message
 
 
 class LabelledClip(NamedTuple):
@@ -177,6 +177,7 @@ def write_corpus(
     if scan is None:
         clips = (clip for splits in runs.values() for part in splits.values() for clip in part)
         scan = read_headers(root, list(dict.fromkeys(clip.path for clip in clips)), workers)
+    warnings = [*warnings, *_damages(scan)]
     summaries = {}
     lacking: dict[str, list[str]] = {}
     for out, splits in runs.items():
@@ -229,6 +230,15 @@ def _classes_without_clips(splits: Splits, classes: Sequence[str]) -> str | None
     return f"train: no clip of {len(absent)} of the {len(classes)} classes: {shown}" if absent else None
 
 
+def _damages(scan: Scan) -> list[str]:
+    """Return a warning that counts the files that are used although a part of them is missing or damaged."""
+    damages = [f"{name} ({header.damage})" for name, header in scan.headers.items() if header.damage]
+    if not damages:
+        return []
+    shown = ", ".join(damages[:_SHOWN]) + (", ..." if len(damages) > _SHOWN else "")
+    return [f"incomplete or damaged files, used as far as they go: {len(damages):,}: {shown}"]
+
+
 def _header_or_reason(root: Path, name: str) -> AudioHeader | str:
     if not expressible(name):
         return "the name holds a tab or a line break, which a manifest cannot express"
@@ -236,7 +246,7 @@ def _header_or_reason(root: Path, name: str) -> AudioHeader | str:
         header = read_header(root / name)
     except AudioError as error:
         return error.reason or str(error)
-    return header if header.frames > 0 else "its header states no samples"
+    return header if header.frames > 0 else "holds no samples"
 
 
 def _one_line(text: str) -> str:

@@ -4,7 +4,7 @@ soundfile decodes wav, flac, ogg, mp3 and the other formats of libsndfile. PyAV,
 installs, decodes what libsndfile does not (mkv, mp4, webm, m4a...), or only in part (chained Ogg, FLAC from a pipe).
 
 The samples of a clip are those that decoding from its beginning gives. A header's length is used where something bears
-it out, and otherwise decoding tells; a seek is used where it is exact, and otherwise the clip is read from its beginning.
+it out, and otherwise decoding tells. A seek is used where it is exact, and otherwise all is decoded from the beginning.
 So a manifest lists what is decoded, and a crop equals the slice of the whole clip.
 """
 
@@ -16,7 +16,7 @@ import math
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
@@ -29,7 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from amae_plugin.data._torchaudio import torchaudio
-from amae_plugin.data.manifest import Clip
+from amae_plugin.data.manifest import Clip, Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.files import open_regular
 
@@ -40,6 +40,7 @@ LOWEST_RATE, HIGHEST_RATE = 100, 1_000_000
 """Sample rates in Hz beyond which a header is taken to be damaged."""
 
 _LOUDEST = 1e10  # full scale is 1; beyond this the power spectrum would overflow float32
+_SHARE = 4096  # clips whose rates are read at a time
 _BLOCK = 1 << 16  # frames decoded at a time where the number of frames is not known
 _UNRECOGNISED = 1  # libsndfile's error code for a file whose format it does not know
 _REASONS = {24: "its header states a sample rate of 0"}  # of libsndfile's errors that its own message does not explain
@@ -172,25 +173,35 @@ def read_header(path: str | os.PathLike[str]) -> AudioHeader:
         raise AudioError(name, error.strerror or str(error)) from None
 
 
-def read_rates(clips: Sequence[Clip], default: int) -> np.ndarray:
-    """Read the sample rates of clips' files in parallel, with a progress bar if it takes long.
+def read_rates(manifest: Manifest, default: int) -> np.ndarray:
+    """Read the sample rates of a manifest's files in parallel, with a progress bar if it takes long.
 
     Returns:
         (N,) int64, in Hz; *default* for a clip that cannot be read.
     """
 
-    def read(clip: Clip) -> int:
+    @functools.lru_cache(maxsize=_SHARE)  # the segments of a file follow each other
+    def rate(file: Clip) -> int:
         try:
-            with _bytes(clip) as file, _open(file, str(clip)) as source:
+            with _bytes(file) as opened, _open(opened, str(file)) as source:
                 return source.rate
         except (AudioError, OSError):
             return default  # decoding the clip will tell what is wrong
 
-    files = {clip if clip.kind == "zip" else Clip(clip.path): None for clip in clips}
-    with ThreadPoolExecutor() as pool:
-        found = tqdm(pool.map(read, files), total=len(files), desc="reading sample rates", unit="file", delay=5)
-        rates = dict(zip(files, found))
-    return np.array([rates[clip if clip.kind == "zip" else Clip(clip.path)] for clip in clips], np.int64)
+    def rate_of(index: int) -> int:
+        clip = manifest[index]
+        return rate(clip if clip.kind == "zip" else Clip(clip.path))
+
+    rates = np.empty(len(manifest), np.int64)
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=len(manifest), desc="reading sample rates", unit="clip", delay=5) as bar,
+    ):
+        for first in range(0, len(manifest), _SHARE):
+            share = range(first, min(first + _SHARE, len(manifest)))
+            rates[share.start : share.stop] = list(pool.map(rate_of, share))
+            bar.update(len(share))
+    return rates
 
 
 def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
@@ -240,12 +251,14 @@ class _Source(Protocol):
     Attributes:
         rate: sample rate in Hz.
         channels: number of channels.
-        total: frames that decoding gives; None if only decoding tells.
     """
 
     rate: int
     channels: int
-    total: int | None
+
+    @property
+    def total(self) -> int | None:
+        """Frames that decoding gives; None if only decoding tells."""
 
     def read(self, start: int, frames: int) -> np.ndarray:
         """Read (frames, channels) float32 from frame *start* on; fewer frames where that fails."""
@@ -274,9 +287,15 @@ def _decode(source: _Source, clip: Clip, sample_rate: int, crop: Crop | None) ->
         samples = source.read(start, frames)
         if len(samples) == frames:
             return samples
-    samples = np.concatenate([np.zeros((0, source.channels), np.float32), *source.blocks()])
-    start, frames = choose(len(samples))
-    return samples[start : start + frames]
+    first, end = (clip.start, clip.start + clip.length) if clip.kind == "segment" else (0, math.inf)
+    pieces, total = [np.zeros((0, source.channels), np.float32)], 0
+    for block in source.blocks():
+        pieces.append(block[max(0, first - total) :])
+        total += len(block)
+        if total >= end:
+            break
+    start, frames = choose(total)
+    return np.concatenate(pieces)[start - first :][:frames]
 
 
 @contextmanager
@@ -287,7 +306,7 @@ def _open(file: BinaryIO, name: str) -> Iterator[_Source]:
         AudioError: it is not audio, or states a sample rate that no recording has.
     """
     if not file.seek(0, os.SEEK_END):
-        raise AudioError(name, "is empty")
+        raise AudioError(name, "is empty, so not a format of audio")
     with ExitStack() as stack:
         source = _open_source(file, name, stack)
         if not LOWEST_RATE <= source.rate <= HIGHEST_RATE:
@@ -332,7 +351,7 @@ class _Sound:
         self.gives_all = True
         self._preroll, self._last_seek = 0, sound.frames
         if sound.format == "FLAC":
-            self.gives_all = self._has_end()
+            self.gives_all = self._has_end() and self._is_at_end()
         elif sound.format == "OGG":
             self.gives_all = _last_position(file, b"OggS\0\2") == 0  # no stream begins after the first or beside it
             self._preroll, self._last_seek = round(_OGG_PREROLL * self.rate), sound.frames - _OGG_PAGE
@@ -341,8 +360,7 @@ class _Sound:
             if not self._has_end():
                 self.total = None
             else:
-                read = file.tell()
-                self.gives_all = file.seek(0, os.SEEK_END) - read < _MP3_FRAME
+                self.gives_all = self._is_at_end()
             sound.close()
             self._sound = self._reopen()  # whose first samples are those of a decoder that did not seek
         elif sound.subtype not in _PLAIN:
@@ -391,9 +409,14 @@ class _Sound:
         """Tell whether the last sample that the header states can be read."""
         try:
             self._sound.seek(self._sound.frames - 1)
-            return len(self._sound.read(1)) == 1
+            return len(self._sound.buffer_read(1, "float32")) > 0
         except soundfile.LibsndfileError:
             return False
+
+    def _is_at_end(self) -> bool:
+        """Tell whether hardly anything but a tag follows in the file on what was read."""
+        position = self._file.tell()
+        return self._file.seek(0, os.SEEK_END) - position < _MP3_FRAME
 
 
 class _Container:
@@ -414,7 +437,6 @@ class _Container:
             if not stream.rate:  # of a file that FFmpeg takes for audio by its name or its first bytes only
                 raise AudioError(name, "has an audio stream without a sample rate, so it is damaged or not audio")
             self.rate, self.channels = stream.rate, stream.channels
-            self.total = self._end() if self._has_exact_times() else None
         except BaseException:
             self._container.close()
             raise
@@ -424,6 +446,16 @@ class _Container:
 
     def __exit__(self, *_: object) -> None:
         self._container.close()
+
+    @functools.cached_property
+    def total(self) -> int | None:
+        """Frames by the time stamp of the last packet, where time stamps are exact."""
+        if not self._has_exact_times():
+            return None
+        end = None
+        for position, samples in self._blocks(self._stream.duration - self.rate):
+            end = position + len(samples)
+        return end
 
     def read(self, start: int, frames: int) -> np.ndarray:
         pieces, there = [np.zeros((0, self.channels), np.float32)], 0
@@ -441,7 +473,7 @@ class _Container:
 
     def damage(self, frames: int) -> str:
         if self._refused:
-            return f"{self._refused} of its packets are damaged and left out"
+            return f"packets that cannot be decoded, left out: {self._refused:,}"
         if self._container.format.name not in _STATED or self._container.duration is None:
             return ""
         stated = round(Fraction(self._container.duration, 1_000_000) * self.rate)
@@ -465,13 +497,6 @@ class _Container:
         padding = stream.frames * packet - (stream.duration or 0)
         return (stream.duration or 0) >= _LONG * self.rate and 0 <= padding <= 4 * packet
 
-    def _end(self) -> int | None:
-        """Count the frames of a stream by the time stamp of its last packet."""
-        end = None
-        for position, samples in self._blocks(self._stream.duration - self.rate):
-            end = position + len(samples)
-        return end
-
     def _blocks(self, start: int) -> Iterator[tuple[int, np.ndarray]]:
         """Decode from the beginning, or from a packet before frame *start* on; yield positions and samples."""
         import av
@@ -479,7 +504,8 @@ class _Container:
         self._container.close()
         self._container = self._reopen()
         self._stream = stream = self._container.streams.audio[0]
-        self._refused, position = 0, 0
+        self._refused = 0
+        position: int | None = 0
         if start >= _LONG * self.rate:
             self._container.seek(start, stream=stream)
             position = None
@@ -514,6 +540,7 @@ class _Positions:
 
     def __init__(self, file: BinaryIO):
         self.read, self.tell, self._file = file.read, file.tell, file
+        self.name = str(getattr(file, "name", ""))  # formats without a mark of their own go by it
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         try:

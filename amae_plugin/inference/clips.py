@@ -3,7 +3,6 @@
 All commands read audio files through this module, so they refuse the same audio.
 """
 
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, find_audio
-from amae_plugin.data.audio import AudioError, load_clip, resample, to_mono
+from amae_plugin.data.audio import HIGHEST_RATE, LOWEST_RATE, AudioError, load_clip, resample, to_mono
 from amae_plugin.data.log_mel import FrontEnd, LogMel
 from amae_plugin.data.manifest import Clip
 from amae_plugin.errors import UserError
@@ -43,8 +42,8 @@ def load_waveform(
         (samples,) float32 on the CPU at the front end's rate, at least one analysis window long.
 
     Raises:
-        AudioError: the file is missing or not audio, the sample rate is below 1, the clip is empty, not finite, silent
-            (all samples are equal) or shorter than one analysis window.
+        AudioError: the file is missing or not audio, the sample rate is beyond reason, the clip is empty, not finite,
+            silent (all samples are equal) or shorter than one analysis window.
         UserError: an array comes without a sample rate or has another shape or type, or a file comes with a rate.
     """
     features = features or LogMel()
@@ -57,7 +56,7 @@ def load_waveform(
         samples = _as_frames(audio, name)
         if sample_rate is None:
             raise UserError(f"{name}: samples need their sample rate, such as sample_rate=16000")
-        if not (math.isfinite(sample_rate) and sample_rate >= 1):
+        if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
             raise AudioError(name, f"its sample rate is given as {sample_rate:g} Hz")
         waveform = resample(to_mono(samples, name), round(sample_rate), features.sample_rate)
     if len(waveform) < features.window_samples:
