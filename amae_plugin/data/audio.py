@@ -16,6 +16,7 @@ import math
 import mmap
 import os
 import re
+import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -394,6 +395,8 @@ class _Sound:
         if self._sound.format == "OGG":
             return "its last page is cut off" if "Junk after the last page" in log else ""
         stated = self._sound.frames
+        if self._preroll == _MP3_PREROLL and not self._has_length():
+            return ""
         for chunk, size, there in re.findall(r"(\S+) *: (\d+) \(should be (\d+)\)", log):
             if (chunk == "data" or self._sound.format not in ("WAV", "WAVEX")) and int(size) not in _PLACEHOLDERS:
                 stated = max(stated, round(frames * int(size) / max(1, int(there))))
@@ -409,9 +412,19 @@ class _Sound:
         """Tell whether the last sample that the header states can be read."""
         try:
             self._sound.seek(self._sound.frames - 1)
-            return len(self._sound.buffer_read(1, "float32")) > 0
+            return self._sound.buffer_read_into(bytearray(4 * self.channels), "float32") == 1
         except soundfile.LibsndfileError:
             return False
+
+    def _has_length(self) -> bool:
+        """Tell whether an MP3 file's first frame, after a tag, states a length; it is estimated otherwise."""
+        self._file.seek(0)
+        mark, _, *size = struct.unpack(">3s3s4B", self._file.read(10).ljust(10, b"\0"))
+        self._file.seek(
+            10 + sum(byte << 7 * place for place, byte in enumerate(reversed(size))) if mark == b"ID3" else 0
+        )
+        start = self._file.read(256)
+        return any(name in start for name in (b"Xing", b"Info", b"VBRI"))
 
     def _is_at_end(self) -> bool:
         """Tell whether hardly anything but a tag follows in the file on what was read."""
