@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from amae_plugin.errors import UserError
-from amae_plugin.files import reading, remove_partial_files, replacing, write_json, writing
+from amae_plugin.files import open_regular, reading, remove_partial_files, replacing, write_json, writing
 
 
 def test_a_replaced_file_is_what_it_was_or_the_whole_new_one(tmp_path: Path) -> None:
@@ -27,6 +29,25 @@ def test_a_replaced_file_is_what_it_was_or_the_whole_new_one(tmp_path: Path) -> 
             raise error
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_pipes_devices_and_sockets_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(str(tmp_path / "socket"))
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "socket", tmp_path / "link", Path("/dev/zero")):
+        with (
+            pytest.raises(UserError, match=f"^{path}: cannot read the labels .not a regular file.$"),
+            reading(path, "the labels"),
+        ):
+            path.read_text()
+        with pytest.raises(OSError, match="not a regular file"):
+            open_regular(path)
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "other").symlink_to(tmp_path / "file")
+    with open_regular(tmp_path / "other") as file:
+        assert file.read() == b"content"
 
 
 def test_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
