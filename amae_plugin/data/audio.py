@@ -43,16 +43,18 @@ LOWEST_RATE, HIGHEST_RATE = 100, 1_000_000
 _LOUDEST = 1e10  # full scale is 1; beyond this the power spectrum would overflow float32
 _SHARE = 4096  # clips whose rates are read at a time
 _BLOCK = 1 << 16  # frames decoded at a time where the number of frames is not known
+_UNKNOWN = "not a format that"
 _UNRECOGNISED = 1  # libsndfile's error code for a file whose format it does not know
 _REASONS = {24: "its header states a sample rate of 0"}  # of libsndfile's errors that its own message does not explain
 
 # Codecs whose samples libsndfile finds by their place in the file. It cannot seek in others, such as GSM and ADPCM.
 _PLAIN = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
-_MP3_PREROLL = 10 * 1152  # frames that a decoder needs to settle; libsndfile leaves this to its caller
+_MP3_FRAME_SAMPLES = 1152
+_MP3_PREROLL = 10 * _MP3_FRAME_SAMPLES  # that a decoder needs to settle; libsndfile leaves this to its caller
 _OGG_PREROLL = 0.5  # seconds, likewise
 # Frames of a page, which holds 255 packets at most: libsndfile misplaces what it seeks to in the last page.
 _OGG_PAGE = 255 * 5760
-_MP3_FRAME = 2881  # bytes, at most; also more than the samples of two frames
+_MP3_FRAME = 2881  # bytes, at most
 # Sizes that encoders write which do not know the length yet.
 _PLACEHOLDERS = {*range(2**31 - 2**13, 2**31 + 1), *range(2**32 - 2**13, 2**32 + 1)}
 
@@ -317,24 +319,26 @@ def _open(file: BinaryIO, name: str) -> Iterator[_Source]:
 
 
 def _open_source(file: BinaryIO, name: str, stack: ExitStack) -> _Source:
-    refusal = None
+    explained = ""
     try:
         sound = stack.enter_context(_Sound(file, name))
         if sound.gives_all:
             return sound
         reason = "its header does not tell where it ends"
     except soundfile.LibsndfileError as error:
-        reason = "not a format that soundfile knows"
+        reason = f"{_UNKNOWN} soundfile knows"
         if error.code != _UNRECOGNISED:
-            reason = _REASONS.get(error.code, error.error_string)
-            refusal = AudioError(name, reason)
+            explained = _REASONS.get(error.code, "")
+            reason = explained or error.error_string.rstrip(".")
     try:
         return stack.enter_context(_Container(file, name))
     except ImportError:
         remedy = "PyAV, which decodes mp4, mkv, m4a and many more, is not installed: pip install 'amae-plugin[video]'"
         raise AudioError(name, f"{reason}; {remedy}") from None
     except AudioError as error:
-        raise refusal or error from None
+        if reason.startswith(_UNKNOWN):
+            raise
+        raise AudioError(name, explained or f"{reason}; in PyAV: {error.reason}") from None
 
 
 class _Sound:
@@ -350,13 +354,14 @@ class _Sound:
         self.rate, self.channels = sound.samplerate, sound.channels
         self.total: int | None = sound.frames
         self.gives_all = True
+        self._is_mpeg = sound.subtype.startswith("MPEG_LAYER")
         self._preroll, self._last_seek = 0, sound.frames
         if sound.format == "FLAC":
             self.gives_all = self._has_end() and self._is_at_end()
         elif sound.format == "OGG":
             self.gives_all = _last_position(file, b"OggS\0\2") == 0  # no stream begins after the first or beside it
             self._preroll, self._last_seek = round(_OGG_PREROLL * self.rate), sound.frames - _OGG_PAGE
-        elif sound.subtype.startswith("MPEG_LAYER"):
+        elif self._is_mpeg:
             self._preroll = _MP3_PREROLL
             if not self._has_end():
                 self.total = None
@@ -395,12 +400,12 @@ class _Sound:
         if self._sound.format == "OGG":
             return "its last page is cut off" if "Junk after the last page" in log else ""
         stated = self._sound.frames
-        if self._preroll == _MP3_PREROLL and not self._has_length():
+        if self._is_mpeg and not self._has_length():
             return ""
         for chunk, size, there in re.findall(r"(\S+) *: (\d+) \(should be (\d+)\)", log):
             if (chunk == "data" or self._sound.format not in ("WAV", "WAVEX")) and int(size) not in _PLACEHOLDERS:
                 stated = max(stated, round(frames * int(size) / max(1, int(there))))
-        return _shortage(stated, frames, _MP3_FRAME if self._preroll == _MP3_PREROLL else 0)
+        return _shortage(stated, frames, 2 * _MP3_FRAME_SAMPLES if self._is_mpeg else 0)
 
     def _reopen(self) -> soundfile.SoundFile:
         self._file.seek(0)
@@ -447,9 +452,12 @@ class _Container:
             if not self._container.streams.audio:
                 raise AudioError(name, "has no audio stream")
             stream = self._stream = self._container.streams.audio[0]
+            if stream.codec_context is None:
+                raise AudioError(name, "has an audio stream in a codec that PyAV does not know, or is damaged")
             if not stream.rate:  # of a file that FFmpeg takes for audio by its name or its first bytes only
                 raise AudioError(name, "has an audio stream without a sample rate, so it is damaged or not audio")
-            self.rate, self.channels = stream.rate, stream.channels
+            self.rate, self._layout = stream.rate, stream.layout
+            self.channels = self._layout.nb_channels
         except BaseException:
             self._container.close()
             raise
@@ -498,9 +506,9 @@ class _Container:
         self._file.seek(0)
         try:
             # No other file or address is opened, whatever a playlist says.
-            return av.open(_Positions(self._file), options={"protocol_whitelist": ""})
+            return av.open(_Positions(self._file), options={"protocol_whitelist": ""}, metadata_errors="replace")
         except av.FFmpegError as error:
-            raise AudioError(self._name, f"not a format that soundfile or PyAV know ({error.strerror})") from None
+            raise AudioError(self._name, f"{_UNKNOWN} soundfile or PyAV know ({error.strerror})") from None
 
     def _has_exact_times(self) -> bool:
         stream = self._stream
@@ -528,7 +536,7 @@ class _Container:
                 position = packet_frame.pts or 0
             kind = (packet_frame.format.name, packet_frame.layout.name, packet_frame.sample_rate)
             if kind not in converters:
-                converters[kind] = av.AudioResampler("fltp", stream.layout, self.rate)
+                converters[kind] = av.AudioResampler("fltp", self._layout, self.rate)
             for frame in converters[kind].resample(packet_frame):
                 yield position, frame.to_ndarray().T
                 position += frame.samples

@@ -307,6 +307,14 @@ def test_pieces_of_long_mp4_files_are_sought(tmp_path: Path, monkeypatch: pytest
     assert_crops_are_slices(path, 30, 2e-3)  # AAC's noise is another after a seek
 
 
+def test_a_tag_that_is_not_utf_8_is_no_damage(tmp_path: Path) -> None:
+    path = write_container(tmp_path / "a.mkv", "flac", 16_000)
+    content = path.read_bytes()
+    assert b"Lavf" in content
+    path.write_bytes(content.replace(b"Lavf", b"\xe9\xff\xfe\xe9"))
+    assert read_header(path) == (9_600, 16_000, 1, "")
+
+
 def test_without_pyav_a_file_that_soundfile_gives_in_part_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
