@@ -6,10 +6,12 @@ import errno
 import json
 import os
 import re
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 from amae_plugin.errors import UserError, printable
@@ -31,9 +33,11 @@ def reading(path: str | os.PathLike[str], what: str = "the file", remedy: str = 
         remedy: advice that ends the message.
 
     Raises:
-        UserError: the system cannot read the file, or it is not text in UTF-8 or not the table that it should be.
+        UserError: the file is missing, is a pipe, a device or a socket, cannot be read, is not text in UTF-8, or not
+            the table that it should be.
     """
     try:
+        require_regular(path)
         yield
     except OSError as error:
         raise UserError(_message(path, f"cannot read {what}", error, remedy)) from None
@@ -169,3 +173,20 @@ def remove_partial_files(folder: str | os.PathLike[str], pattern: str) -> None:
 
 def _message(path: str | os.PathLike[str], problem: str, error: OSError, remedy: str) -> str:
     return f"{path}: {problem} ({error.strerror or error})" + (f"; {remedy}" if remedy else "")
+
+
+def open_regular(path: str | os.PathLike[str]) -> FileIO:
+    """Open a file for reading, unbuffered; a pipe, a device or a socket, which could block for ever, is refused.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    require_regular(path)
+    return Path(path).open("rb", buffering=0)
+
+
+def require_regular(path: str | os.PathLike[str]) -> None:
+    """Raise an OSError if there is no such file, or if it is a pipe, a device or a socket, which could block."""
+    mode = Path(path).stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a folder is refused when it is opened
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))

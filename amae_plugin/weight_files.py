@@ -57,8 +57,6 @@ def read_weights(path: str | os.PathLike[str], *, trust: bool = False, optimizer
     with harmless, warnings.catch_warnings(), reading(path, "the checkpoint"):
         warnings.simplefilter("ignore")  # about formats and protocols; the messages below say what matters
         try:
-            if path.exists() and not (path.is_file() or path.is_dir()):
-                raise UserError(f"{path}: not a regular file, so not a checkpoint")
             with path.open("rb") as file:
                 start = file.read(len(_ARCHIVE))
             is_archive = zipfile.is_zipfile(path)

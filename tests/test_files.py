@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 
 from amae_plugin.errors import UserError, printable
 from amae_plugin.files import (
+    open_regular,
     reading,
     remove_partial_files,
     replacing,
@@ -50,6 +53,25 @@ def test_a_place_is_tried_without_touching_what_is_there(tmp_path: Path) -> None
     for wrong in (path.parent, path / "y.txt", Path("/dev/null"), Path("/proc/x.txt")):
         with pytest.raises(OSError):
             try_place(wrong)
+
+
+def test_pipes_devices_and_sockets_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(str(tmp_path / "socket"))
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path / "socket", tmp_path / "link", Path("/dev/zero")):
+        with (
+            pytest.raises(UserError, match=f"^{path}: cannot read the labels .not a regular file.$"),
+            reading(path, "the labels"),
+        ):
+            path.read_text()
+        with pytest.raises(OSError, match="not a regular file"):
+            open_regular(path)
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "other").symlink_to(tmp_path / "file")
+    with open_regular(tmp_path / "other") as file:
+        assert file.read() == b"content"
 
 
 def test_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ REPORT_NAME = "unreadable.tsv"
 _SHOWN = 10  # classes named in a message
 _STAGED = ".manifests."  # how the folder of files begins that are not complete; hidden, as partial files are
 _USUAL_SPLITS = ("train", "valid", "test", "trials")
+_SHOWN = 10  # classes or files named in a message
 
 
 class LabelledClip(NamedTuple):
@@ -193,6 +194,7 @@ def write_corpus(
             with replacing(report) as partial:
                 _write_report(partial, scan)
         raise UserError(f"{root}: none of the {len(scan.unreadable)} audio files can be read; see {report}")
+    warnings = [*warnings, *_damages(scan)]
     summaries = {}
     found: dict[str, list[str]] = {}
     with ExitStack() as replaced:
@@ -290,6 +292,15 @@ def _left_over(out: Path, staged: Path, splits: Iterable[str]) -> Iterator[str]:
         yield f"{', '.join(left)}: left there from other manifests; delete what does not belong to these"
 
 
+def _damages(scan: Scan) -> list[str]:
+    """Return a warning that counts the files that are used although a part of them is missing or damaged."""
+    damages = [f"{name} ({header.damage})" for name, header in scan.headers.items() if header.damage]
+    if not damages:
+        return []
+    shown = ", ".join(damages[:_SHOWN]) + (", ..." if len(damages) > _SHOWN else "")
+    return [f"incomplete or damaged files, used as far as they go: {len(damages):,}: {shown}"]
+
+
 def _header_or_reason(root: Path, name: str) -> AudioHeader | str:
     if not expressible(name):
         return "the name holds a tab or a line break, which a manifest cannot express"
@@ -297,4 +308,4 @@ def _header_or_reason(root: Path, name: str) -> AudioHeader | str:
         header = read_header(root / name)
     except AudioError as error:
         return error.reason or str(error)
-    return header if header.frames > 0 else "its header states no samples"
+    return header if header.frames > 0 else "holds no samples"

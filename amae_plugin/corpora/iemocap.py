@@ -14,6 +14,7 @@ from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, fi
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, read_headers, write_corpus
 from amae_plugin.corpora.splits import FOLDS, Fold, add_fold, list_runs, split_names
 from amae_plugin.errors import UserError
+from amae_plugin.files import reading
 
 CLASSES = ("ang", "hap", "neu", "sad")
 _EMOTIONS = {"ang": "ang", "hap": "hap", "exc": "hap", "neu": "neu", "sad": "sad"}
@@ -62,7 +63,9 @@ def _read_session(root: Path, number: int) -> dict[str, str]:
     clips: dict[str, str] = {}
     # The archive has a hidden file next to each table, left there by the system that packed it.
     for table in sorted((root / folder / "dialog" / "EmoEvaluation").glob("[!.]*.txt")):
-        for line in table.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+        with reading(table, "the table"):
+            lines = table.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        for line in lines:
             match = _CLIP_LINE.match(line)
             if match and match[2] in _EMOTIONS:
                 dialog = match[1].rsplit("_", 1)[0]

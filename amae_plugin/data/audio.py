@@ -1,7 +1,11 @@
 """Decode a clip: from a file, a stored zip member or a segment of a long file to a mono waveform at one sample rate.
 
 soundfile decodes wav, flac, ogg, mp3 and the other formats of libsndfile. PyAV, which the extra ``amae-plugin[video]``
-installs, decodes the formats that libsndfile does not recognise (mkv, mp4, webm, m4a...).
+installs, decodes what libsndfile does not (mkv, mp4, webm, m4a...), or only in part (chained Ogg, FLAC from a pipe).
+
+The samples of a clip are those that decoding from its beginning gives. A header's length is used where something bears
+it out, and otherwise decoding tells. A seek is used where it is exact, and otherwise all is decoded from the beginning.
+So a manifest lists what is decoded, and a crop equals the slice of the whole clip.
 """
 
 from __future__ import annotations
@@ -9,31 +13,56 @@ from __future__ import annotations
 import functools
 import io
 import math
+import mmap
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
+import struct
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import soundfile
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from amae_plugin.data._torchaudio import torchaudio
-from amae_plugin.data.manifest import Clip
+from amae_plugin.data.manifest import Clip, Manifest
 from amae_plugin.errors import UserError
+from amae_plugin.files import open_regular
 
 if TYPE_CHECKING:
     import av
 
-# Lossy codecs need the samples before a seek point to settle.
-_PREROLL_SECONDS = 0.2
-_MP3_PREROLL_FRAMES = 10 * 1152  # libsndfile leaves this to its caller, for this format only
+LOWEST_RATE, HIGHEST_RATE = 100, 1_000_000
+"""Sample rates in Hz beyond which a header is taken to be damaged."""
+
 _LOUDEST = 1e10  # full scale is 1; beyond this the power spectrum would overflow float32
+_SHARE = 4096  # clips whose rates are read at a time
+_BLOCK = 1 << 16  # frames decoded at a time where the number of frames is not known
+_UNKNOWN = "not a format that"
 _UNRECOGNISED = 1  # libsndfile's error code for a file whose format it does not know
 _REASONS = {24: "its header states a sample rate of 0"}  # of libsndfile's errors that its own message does not explain
+
+# Codecs whose samples libsndfile finds by their place in the file. It cannot seek in others, such as GSM and ADPCM.
+_PLAIN = {"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"}
+_MP3_FRAME_SAMPLES = 1152
+_MP3_PREROLL = 10 * _MP3_FRAME_SAMPLES  # that a decoder needs to settle; libsndfile leaves this to its caller
+_OGG_PREROLL = 0.5  # seconds, likewise
+# Frames of a page, which holds 255 packets at most: libsndfile misplaces what it seeks to in the last page.
+_OGG_PAGE = 255 * 5760
+_MP3_FRAME = 2881  # bytes, at most
+# Sizes that encoders write which do not know the length yet.
+_PLACEHOLDERS = {*range(2**31 - 2**13, 2**31 + 1), *range(2**32 - 2**13, 2**32 + 1)}
+
+_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+_STATED = {_MP4, "matroska,webm", "flac", "asf", "caf", "wav"}  # FFmpeg's formats that state a length, not estimate it
+_STATED_SLACK = 0.5  # seconds by which that may exceed the audio: a video that is longer, a padding
+_MP4_PREROLL = 0.2  # seconds that a decoder needs to settle
+_LONG = 60  # seconds from which on a piece of an MP4 file is sought instead of decoding all before it
 
 
 class AudioError(UserError):
@@ -67,11 +96,19 @@ class Crop(NamedTuple):
 
 
 class AudioHeader(NamedTuple):
-    """Header of a file: frames (samples per channel), sample rate in Hz, channels."""
+    """What a file holds.
+
+    Attributes:
+        frames: samples per channel that decoding gives.
+        sample_rate: sample rate in Hz.
+        channels: number of channels.
+        damage: what is wrong with a file that can be decoded all the same, such as the half of a download; or empty.
+    """
 
     frames: int
     sample_rate: int
     channels: int
+    damage: str = ""
 
 
 def load_clip(clip: Clip, sample_rate: int = 16_000, crop: Crop | None = None) -> Tensor:
@@ -94,13 +131,13 @@ def load_clip(clip: Clip, sample_rate: int = 16_000, crop: Crop | None = None) -
     """
     name = str(clip)
     try:
-        with _member(clip) if clip.kind == "zip" else _raw(clip.path) as file:
-            samples, rate = _decode(file, clip, sample_rate, crop)
+        with _bytes(clip) as file, _open(file, name) as source:
+            samples = _decode(source, clip, sample_rate, crop)
     except OSError as error:
         raise AudioError(name, error.strerror or str(error)) from None
     except MemoryError:
         raise AudioError(name, "its header promises more samples than memory can hold") from None
-    waveform = resample(to_mono(samples, name), rate, sample_rate)
+    waveform = resample(to_mono(samples, name), source.rate, sample_rate)
     return waveform if crop is None else waveform[: crop.samples]
 
 
@@ -123,21 +160,51 @@ def to_mono(samples: np.ndarray, name: str) -> Tensor:
 
 
 def read_header(path: str | os.PathLike[str]) -> AudioHeader:
-    """Read a file's length, rate and channels without decoding it; a container's length is the one it declares.
+    """Read a file's length, rate and channels. It is decoded only where its header does not tell the length for sure.
 
     Raises:
         AudioError: the file is missing or is not audio.
     """
     name = os.fspath(path)
     try:
-        with _raw(path) as file:
-            if (sound := _open_sound(file, name)) is not None:
-                with sound:
-                    return AudioHeader(sound.frames, sound.samplerate, sound.channels)
-            with _open_container(file, name) as stream:
-                return AudioHeader(_declared_frames(stream) or 0, stream.rate, stream.channels)
+        with open_regular(path) as file, _open(file, name) as source:
+            frames = source.total
+            if frames is None:
+                frames = sum(map(len, source.blocks()))
+            return AudioHeader(frames, source.rate, source.channels, source.damage(frames))
     except OSError as error:
         raise AudioError(name, error.strerror or str(error)) from None
+
+
+def read_rates(manifest: Manifest, default: int) -> np.ndarray:
+    """Read the sample rates of a manifest's files in parallel, with a progress bar if it takes long.
+
+    Returns:
+        (N,) int64, in Hz; *default* for a clip that cannot be read.
+    """
+
+    @functools.lru_cache(maxsize=_SHARE)  # the segments of a file follow each other
+    def rate(file: Clip) -> int:
+        try:
+            with _bytes(file) as opened, _open(opened, str(file)) as source:
+                return source.rate
+        except (AudioError, OSError):
+            return default  # decoding the clip will tell what is wrong
+
+    def rate_of(index: int) -> int:
+        clip = manifest[index]
+        return rate(clip if clip.kind == "zip" else Clip(clip.path))
+
+    rates = np.empty(len(manifest), np.int64)
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=len(manifest), desc="reading sample rates", unit="clip", delay=5) as bar,
+    ):
+        for first in range(0, len(manifest), _SHARE):
+            share = range(first, min(first + _SHARE, len(manifest)))
+            rates[share.start : share.stop] = list(pool.map(rate_of, share))
+            bar.update(len(share))
+    return rates
 
 
 def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
@@ -149,8 +216,18 @@ def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
     """
     if source_rate == target_rate:
         return waveform
-    ratio = Fraction(source_rate, target_rate).limit_denominator(1000)
+    ratio = _ratio(source_rate, target_rate)
     return _resampler(ratio.numerator, ratio.denominator)(waveform)
+
+
+def resampled_length(samples: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
+    """Count the samples that :func:`resample` makes of waveforms with these numbers of samples."""
+    ratio = _ratio(source_rate, target_rate)
+    return -(-samples * ratio.denominator // ratio.numerator)
+
+
+def _ratio(source_rate: int, target_rate: int) -> Fraction:
+    return Fraction(source_rate, target_rate).limit_denominator(1000)
 
 
 @functools.lru_cache(maxsize=32)
@@ -158,12 +235,11 @@ def _resampler(source_rate: int, target_rate: int) -> torchaudio.transforms.Resa
     return torchaudio.transforms.Resample(source_rate, target_rate)
 
 
-def _raw(path: str | os.PathLike[str]) -> BinaryIO:
-    return Path(path).open("rb", buffering=0)
-
-
-def _member(clip: Clip) -> BinaryIO:
-    with _raw(clip.path) as archive:
+def _bytes(clip: Clip) -> BinaryIO:
+    """Open a clip's file; a zip member is read into memory."""
+    if clip.kind != "zip":
+        return open_regular(clip.path)
+    with open_regular(clip.path) as archive:
         # Checked first, since read() makes room for as many bytes as it is asked for.
         beyond = clip.start + clip.length - os.fstat(archive.fileno()).st_size
         if beyond > 0:
@@ -172,119 +248,337 @@ def _member(clip: Clip) -> BinaryIO:
         return io.BytesIO(archive.read(clip.length))
 
 
-_Choose = Callable[[int, int], "tuple[int, int]"]
-"""Function from the frames of a file and their rate to the first frame wanted and the number of frames wanted."""
+class _Source(Protocol):
+    """An opened file.
+
+    Attributes:
+        rate: sample rate in Hz.
+        channels: number of channels.
+    """
+
+    rate: int
+    channels: int
+
+    @property
+    def total(self) -> int | None:
+        """Frames that decoding gives; None if only decoding tells."""
+
+    def read(self, start: int, frames: int) -> np.ndarray:
+        """Read (frames, channels) float32 from frame *start* on; fewer frames where that fails."""
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Decode (frames, channels) float32 from the beginning to the end, a block at a time."""
+
+    def damage(self, frames: int) -> str:
+        """Tell what is wrong with a file of which *frames* can be decoded; empty if nothing is."""
 
 
-def _decode(file: BinaryIO, clip: Clip, sample_rate: int, crop: Crop | None) -> tuple[np.ndarray, int]:
-    """Decode the wanted piece: samples (frames, channels) float32 at the file's own rate, and that rate."""
-    name = str(clip)
+def _decode(source: _Source, clip: Clip, sample_rate: int, crop: Crop | None) -> np.ndarray:
+    """Decode the wanted piece: (frames, channels) float32 at the file's own rate."""
 
-    def choose(total: int, rate: int) -> tuple[int, int]:
+    def choose(total: int) -> tuple[int, int]:
         start, frames = (clip.start, clip.length) if clip.kind == "segment" else (0, total)
         if start + frames > total:
-            raise AudioError(name, f"the segment ends at frame {start + frames} but the file has {total} frames")
-        if crop is None or (wanted := math.ceil(crop.samples * rate / sample_rate)) >= frames:
+            reason = f"the segment ends at frame {start + frames} but the file has {total} frames"
+            raise AudioError(str(clip), reason)
+        if crop is None or (wanted := math.ceil(crop.samples * source.rate / sample_rate)) >= frames:
             return start, frames
         return start + crop.start(frames, wanted), wanted
 
-    if (sound := _open_sound(file, name)) is None:
-        return _decode_container(file, name, choose)
-    with sound:
-        start, frames = choose(sound.frames, sound.samplerate)
-        try:
-            preroll = min(start, _MP3_PREROLL_FRAMES) if sound.format == "MP3" else 0
-            if start:
-                sound.seek(start - preroll)
-            samples = sound.read(preroll + frames, dtype="float32", always_2d=True)
-            return samples[preroll:], sound.samplerate
-        except soundfile.LibsndfileError as error:
-            raise AudioError(name, error.error_string) from None
-
-
-def _open_sound(file: BinaryIO, name: str) -> soundfile.SoundFile | None:
-    """Open a file in soundfile; None if libsndfile does not know the format."""
-    try:
-        if isinstance(file, io.BytesIO):
-            return soundfile.SoundFile(file)
-        return soundfile.SoundFile(file.fileno(), closefd=False)  # faster than through Python's read()
-    except soundfile.LibsndfileError as error:
-        if error.code != _UNRECOGNISED:
-            raise AudioError(name, _REASONS.get(error.code, error.error_string)) from None
-    file.seek(0)
-    return None
+    if source.total is not None:
+        start, frames = choose(source.total)
+        samples = source.read(start, frames)
+        if len(samples) == frames:
+            return samples
+    first, end = (clip.start, clip.start + clip.length) if clip.kind == "segment" else (0, math.inf)
+    pieces, total = [np.zeros((0, source.channels), np.float32)], 0
+    for block in source.blocks():
+        pieces.append(block[max(0, first - total) :])
+        total += len(block)
+        if total >= end:
+            break
+    start, frames = choose(total)
+    return np.concatenate(pieces)[start - first :][:frames]
 
 
 @contextmanager
-def _open_container(file: BinaryIO, name: str) -> Iterator[av.AudioStream]:
-    """Open a file in PyAV, as its first audio stream; the block's errors name the clip."""
-    try:
-        import av
-    except ImportError:
-        remedy = "if it is a video or a container such as mp4, mkv or m4a: pip install 'amae-plugin[video]'"
-        raise AudioError(name, f"not a format that soundfile knows; {remedy}") from None
-    try:
-        container = av.open(file)
-    except av.FFmpegError as error:
-        raise AudioError(name, f"not a format that soundfile or PyAV know ({error.strerror})") from None
-    with container:
-        if not container.streams.audio:
-            raise AudioError(name, "has no audio stream")
-        stream = container.streams.audio[0]
-        if not stream.rate:  # of a file that FFmpeg takes for audio by its name or its first bytes only
-            raise AudioError(name, "has an audio stream without a sample rate, so it is damaged or not audio")
-        try:
-            yield stream
-        except av.FFmpegError as error:
-            raise AudioError(name, error.strerror) from None
+def _open(file: BinaryIO, name: str) -> Iterator[_Source]:
+    """Open a file in the decoder that gives all of it.
 
-
-def _declared_frames(stream: av.AudioStream) -> int | None:
-    """Return the length in frames that the stream, or else the container, declares; None if neither does."""
-    if stream.duration is not None:
-        return round(stream.duration * stream.time_base * stream.rate)
-    duration = stream.container.duration
-    return None if duration is None else round(Fraction(duration, 1_000_000) * stream.rate)
-
-
-def _decode_container(file: BinaryIO, name: str, choose: _Choose) -> tuple[np.ndarray, int]:
-    with _open_container(file, name) as stream:
-        rate, total = stream.rate, _declared_frames(stream)
-        if total is not None:
-            start, frames = choose(total, rate)
-            if start or frames < total:
-                samples = _frames_from(stream, start, frames)
-                if len(samples) == frames:
-                    return samples, rate
-                stream.container.seek(0)
-        # The whole clip is wanted, or the declared length is not that of the audio.
-        samples = _frames_from(stream, 0, None)
-        start, frames = choose(len(samples), rate)
-        return samples[start : start + frames], rate
-
-
-def _frames_from(stream: av.AudioStream, start: int, frames: int | None) -> np.ndarray:
-    """Decode (frames, channels) float32 from frame *start* on, placed by the container's time stamps.
-
-    Matroska's time stamps are whole milliseconds, so a piece of such a file is placed to a millisecond.
+    Raises:
+        AudioError: it is not audio, or states a sample rate that no recording has.
     """
-    import av
+    if not file.seek(0, os.SEEK_END):
+        raise AudioError(name, "is empty, so not a format of audio")
+    with ExitStack() as stack:
+        source = _open_source(file, name, stack)
+        if not LOWEST_RATE <= source.rate <= HIGHEST_RATE:
+            limits = f"it must be {LOWEST_RATE} to {HIGHEST_RATE:,} Hz"
+            raise AudioError(name, f"its header states a sample rate of {source.rate:,} Hz; {limits}")
+        yield source
 
-    # No seek to the beginning: a decoder that sought there would lack the packet before its first.
-    seconds = start / stream.rate - _PREROLL_SECONDS
-    if seconds > 0:
-        stream.container.seek(int(seconds / stream.time_base) + (stream.start_time or 0), stream=stream)
-    as_planar_float = av.AudioResampler(format="fltp")
-    pieces: list[np.ndarray] = []
-    position: int | None = None  # frame number of the next decoded sample
-    for packet_frame in stream.container.decode(stream):
-        if position is None:
-            elapsed = (packet_frame.pts or 0) - (stream.start_time or 0)
-            position = round(elapsed * stream.time_base * stream.rate) if seconds > 0 else 0
-        for frame in as_planar_float.resample(packet_frame):
-            samples = frame.to_ndarray().T
-            pieces.append(samples[max(0, start - position) :])
-            position += len(samples)
-        if frames is not None and position >= start + frames:
-            break
-    return np.concatenate(pieces or [np.zeros((0, 1), np.float32)])[:frames]
+
+def _open_source(file: BinaryIO, name: str, stack: ExitStack) -> _Source:
+    explained = ""
+    try:
+        sound = stack.enter_context(_Sound(file, name))
+        if sound.gives_all:
+            return sound
+        reason = "its header does not tell where it ends"
+    except soundfile.LibsndfileError as error:
+        reason = f"{_UNKNOWN} soundfile knows"
+        if error.code != _UNRECOGNISED:
+            explained = _REASONS.get(error.code, "")
+            reason = explained or error.error_string.rstrip(".")
+    try:
+        return stack.enter_context(_Container(file, name))
+    except ImportError:
+        remedy = "PyAV, which decodes mp4, mkv, m4a and many more, is not installed: pip install 'amae-plugin[video]'"
+        raise AudioError(name, f"{reason}; {remedy}") from None
+    except AudioError as error:
+        if reason.startswith(_UNKNOWN):
+            raise
+        raise AudioError(name, explained or f"{reason}; in PyAV: {error.reason}") from None
+
+
+class _Sound:
+    """A file in libsndfile.
+
+    Attributes:
+        gives_all: whether libsndfile decodes the whole of it.
+    """
+
+    def __init__(self, file: BinaryIO, name: str):
+        self._file, self._name = file, name
+        self._sound = sound = self._reopen()
+        self.rate, self.channels = sound.samplerate, sound.channels
+        self.total: int | None = sound.frames
+        self.gives_all = True
+        self._is_mpeg = sound.subtype.startswith("MPEG_LAYER")
+        self._preroll, self._last_seek = 0, sound.frames
+        if sound.format == "FLAC":
+            self.gives_all = self._has_end() and self._is_at_end()
+        elif sound.format == "OGG":
+            self.gives_all = _last_position(file, b"OggS\0\2") == 0  # no stream begins after the first or beside it
+            self._preroll, self._last_seek = round(_OGG_PREROLL * self.rate), sound.frames - _OGG_PAGE
+        elif self._is_mpeg:
+            self._preroll = _MP3_PREROLL
+            if not self._has_end():
+                self.total = None
+            else:
+                self.gives_all = self._is_at_end()
+            sound.close()
+            self._sound = self._reopen()  # whose first samples are those of a decoder that did not seek
+        elif sound.subtype not in _PLAIN:
+            self.total = None
+
+    def __enter__(self) -> _Sound:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sound.close()
+
+    def read(self, start: int, frames: int) -> np.ndarray:
+        first = max(0, min(start - self._preroll, self._last_seek))
+        try:
+            if first != self._sound.tell():
+                self._sound.seek(first)
+            return self._sound.read(start - first + frames, dtype="float32", always_2d=True)[start - first :]
+        except soundfile.LibsndfileError:
+            return np.zeros((0, self.channels), np.float32)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        with self._reopen() as sound:
+            try:
+                while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
+                    yield block
+            except soundfile.LibsndfileError as error:
+                raise AudioError(self._name, error.error_string) from None
+
+    def damage(self, frames: int) -> str:
+        log = self._sound.extra_info
+        if self._sound.format == "OGG":
+            return "its last page is cut off" if "Junk after the last page" in log else ""
+        stated = self._sound.frames
+        if self._is_mpeg and not self._has_length():
+            return ""
+        for chunk, size, there in re.findall(r"(\S+) *: (\d+) \(should be (\d+)\)", log):
+            if (chunk == "data" or self._sound.format not in ("WAV", "WAVEX")) and int(size) not in _PLACEHOLDERS:
+                stated = max(stated, round(frames * int(size) / max(1, int(there))))
+        return _shortage(stated, frames, 2 * _MP3_FRAME_SAMPLES if self._is_mpeg else 0)
+
+    def _reopen(self) -> soundfile.SoundFile:
+        self._file.seek(0)
+        if isinstance(self._file, io.BytesIO):
+            return soundfile.SoundFile(self._file)
+        return soundfile.SoundFile(self._file.fileno(), closefd=False)  # faster than through Python's read()
+
+    def _has_end(self) -> bool:
+        """Tell whether the last sample that the header states can be read."""
+        try:
+            self._sound.seek(self._sound.frames - 1)
+            return self._sound.buffer_read_into(bytearray(4 * self.channels), "float32") == 1
+        except soundfile.LibsndfileError:
+            return False
+
+    def _has_length(self) -> bool:
+        """Tell whether an MP3 file's first frame, after a tag, states a length; it is estimated otherwise."""
+        self._file.seek(0)
+        mark, _, *size = struct.unpack(">3s3s4B", self._file.read(10).ljust(10, b"\0"))
+        self._file.seek(
+            10 + sum(byte << 7 * place for place, byte in enumerate(reversed(size))) if mark == b"ID3" else 0
+        )
+        start = self._file.read(256)
+        return any(name in start for name in (b"Xing", b"Info", b"VBRI"))
+
+    def _is_at_end(self) -> bool:
+        """Tell whether hardly anything but a tag follows in the file on what was read."""
+        position = self._file.tell()
+        return self._file.seek(0, os.SEEK_END) - position < _MP3_FRAME
+
+
+class _Container:
+    """The first audio stream of a file in PyAV.
+
+    Time stamps place samples exactly in MP4 only, and only where no packets are missing; the other formats are decoded
+    from the beginning.
+    """
+
+    def __init__(self, file: BinaryIO, name: str):
+        self._file, self._name = file, name
+        self._refused = 0  # packets that the decoder refused
+        self._container = self._reopen()
+        try:
+            if not self._container.streams.audio:
+                raise AudioError(name, "has no audio stream")
+            stream = self._stream = self._container.streams.audio[0]
+            if stream.codec_context is None:
+                raise AudioError(name, "has an audio stream in a codec that PyAV does not know, or is damaged")
+            if not stream.rate:  # of a file that FFmpeg takes for audio by its name or its first bytes only
+                raise AudioError(name, "has an audio stream without a sample rate, so it is damaged or not audio")
+            self.rate, self._layout = stream.rate, stream.layout
+            self.channels = self._layout.nb_channels
+        except BaseException:
+            self._container.close()
+            raise
+
+    def __enter__(self) -> _Container:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._container.close()
+
+    @functools.cached_property
+    def total(self) -> int | None:
+        """Frames by the time stamp of the last packet, where time stamps are exact."""
+        if not self._has_exact_times():
+            return None
+        end = None
+        for position, samples in self._blocks(self._stream.duration - self.rate):
+            end = position + len(samples)
+        return end
+
+    def read(self, start: int, frames: int) -> np.ndarray:
+        pieces, there = [np.zeros((0, self.channels), np.float32)], 0
+        for position, samples in self._blocks(start - round(_MP4_PREROLL * self.rate)):
+            if position > start + there:
+                break
+            pieces.append(samples[max(0, start - position) :][: frames - there])
+            there += len(pieces[-1])
+            if there == frames:
+                break
+        return np.concatenate(pieces)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        return (samples for _, samples in self._blocks(0))
+
+    def damage(self, frames: int) -> str:
+        if self._refused:
+            return f"packets that cannot be decoded, left out: {self._refused:,}"
+        if self._container.format.name not in _STATED or self._container.duration is None:
+            return ""
+        stated = round(Fraction(self._container.duration, 1_000_000) * self.rate)
+        return _shortage(stated, frames, round(_STATED_SLACK * self.rate))
+
+    def _reopen(self) -> av.container.InputContainer:
+        import av
+
+        self._file.seek(0)
+        try:
+            # No other file or address is opened, whatever a playlist says.
+            return av.open(_Positions(self._file), options={"protocol_whitelist": ""}, metadata_errors="replace")
+        except av.FFmpegError as error:
+            raise AudioError(self._name, f"{_UNKNOWN} soundfile or PyAV know ({error.strerror})") from None
+
+    def _has_exact_times(self) -> bool:
+        stream = self._stream
+        if self._container.format.name != _MP4 or stream.time_base != Fraction(1, self.rate) or stream.start_time:
+            return False
+        packet = stream.codec_context.frame_size or 0
+        padding = stream.frames * packet - (stream.duration or 0)
+        return (stream.duration or 0) >= _LONG * self.rate and 0 <= padding <= 4 * packet
+
+    def _blocks(self, start: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Decode from the beginning, or from a packet before frame *start* on; yield positions and samples."""
+        import av
+
+        self._container.close()
+        self._container = self._reopen()
+        self._stream = stream = self._container.streams.audio[0]
+        self._refused = 0
+        position: int | None = 0
+        if start >= _LONG * self.rate:
+            self._container.seek(start, stream=stream)
+            position = None
+        converters: dict[tuple[str, str, int], av.AudioResampler] = {}  # the links of a chain may differ
+        for packet_frame in self._frames(stream):
+            if position is None:
+                position = packet_frame.pts or 0
+            kind = (packet_frame.format.name, packet_frame.layout.name, packet_frame.sample_rate)
+            if kind not in converters:
+                converters[kind] = av.AudioResampler("fltp", self._layout, self.rate)
+            for frame in converters[kind].resample(packet_frame):
+                yield position, frame.to_ndarray().T
+                position += frame.samples
+
+    def _frames(self, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
+        import av
+
+        packets = self._container.demux(stream)
+        while True:
+            try:
+                yield from next(packets).decode()
+            except StopIteration:
+                return
+            except av.InvalidDataError:
+                self._refused += 1
+            except av.FFmpegError as error:
+                raise AudioError(self._name, error.strerror) from None
+
+
+class _Positions:
+    """A file for PyAV, which prints a traceback of its own where a seek raises, as it does before the beginning."""
+
+    def __init__(self, file: BinaryIO):
+        self.read, self.tell, self._file = file.read, file.tell, file
+        self.name = str(getattr(file, "name", ""))  # formats without a mark of their own go by it
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError):
+            return -1
+
+
+def _shortage(stated: int, frames: int, slack: int) -> str:
+    if stated <= frames + slack:
+        return ""
+    return f"its header states {stated:,} samples, but only {frames:,} are there"
+
+
+def _last_position(file: BinaryIO, pattern: bytes) -> int:
+    """Find the last place of some bytes; -1 if they are nowhere."""
+    if isinstance(file, io.BytesIO):
+        return file.getvalue().rfind(pattern)
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.rfind(pattern)

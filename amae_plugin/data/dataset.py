@@ -1,5 +1,6 @@
 """The way of a clip from its manifest row to a batch of normalised log-mel spectrograms."""
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from amae_plugin.data.audio import AudioError, Crop, load_clip
+from amae_plugin.data.audio import AudioError, Crop, load_clip, read_rates, resampled_length
 from amae_plugin.data.augment import Augmentation
 from amae_plugin.data.labels import Labels
 from amae_plugin.data.log_mel import ModelInput, fit_length
@@ -105,7 +106,7 @@ class AudioDataset(torch.utils.data.Dataset):
             ``"longest"``: as many as its longest clip has, the others are padded; ``"shortest"``: as many as its
             shortest clip has, the others are cropped once more.
         length_multiple: divisor of the length of a batch, so that patches fit it.
-        manifest_rate: rate in Hz at which the manifest counts samples; it gives the length of clips not yet decoded.
+        manifest_rate: sample rate of all files in Hz, which saves reading it from each of them for :attr:`frames`.
         on_bad_audio: ``"raise"`` stops at a clip that cannot be decoded; ``"skip"`` logs it and leaves it out.
         max_bad_audio: number of clips that may be skipped, by all workers of this process and in all epochs together.
         epoch: current epoch.
@@ -124,7 +125,7 @@ class AudioDataset(torch.utils.data.Dataset):
     crop_position: float = 0.5
     batch_length: str = "fixed"
     length_multiple: int = 16
-    manifest_rate: int = 16_000
+    manifest_rate: int | None = None
     on_bad_audio: str = "raise"
     max_bad_audio: int = 100
     epoch: int = field(default=0, init=False)
@@ -155,12 +156,20 @@ class AudioDataset(torch.utils.data.Dataset):
     @property
     def frames(self) -> np.ndarray:
         """Frames that the items of this epoch take up in a batch, (N,) int64, by the samples in the manifest."""
-        longest = self.input.target_length
         if self.batch_length == "fixed":
-            return np.full(len(self), longest, dtype=np.int64)
-        sizes = self.manifest.sizes if self._clips is None else self.manifest.sizes[self._clips]
-        frames = self.input.front_end.frames_in(sizes * (self.input.sample_rate / self.manifest_rate))
-        return frames.clip(max=longest).astype(np.int64)
+            return np.full(len(self), self.input.target_length, dtype=np.int64)
+        return self._frames if self._clips is None else self._frames[self._clips]
+
+    @functools.cached_property
+    def _frames(self) -> np.ndarray:
+        """Frames of each clip of the manifest."""
+        rate = self.input.sample_rate
+        # The manifest counts samples at the rate of each file.
+        rates = np.broadcast_to(self.manifest_rate or read_rates(self.manifest, rate), len(self.manifest))
+        samples = self.manifest.sizes.copy()
+        for source in np.unique(rates):
+            samples[rates == source] = resampled_length(samples[rates == source], int(source), rate)
+        return self.input.front_end.frames_in(samples).clip(max=self.input.target_length)
 
     def __getitem__(self, index: int) -> Item | None:
         """Load one item; None if its clip was skipped.

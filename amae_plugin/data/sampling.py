@@ -8,6 +8,7 @@ import numpy as np
 from amae_plugin.data.dataset import clip_seed
 from amae_plugin.data.labels import Labels
 from amae_plugin.errors import UserError
+from amae_plugin.files import open_regular
 
 # AST's and Audio-MAE's; only ratios of weights matter, and a class without clips needs none.
 _SCALE = 1000.0
@@ -32,7 +33,7 @@ def read_weights(path: str | os.PathLike[str], length: int) -> np.ndarray:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             weights = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot read the weights ({error}); `amae weights` writes them") from None

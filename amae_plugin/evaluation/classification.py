@@ -14,6 +14,7 @@ from amae_plugin.data.labels import LABELS_NAME, Labels, read_names
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.scoring import Options, score_clips
+from amae_plugin.files import reading
 from amae_plugin.metrics.classification import MultiLabelMetrics, SingleLabelMetrics, multi_label, single_label
 from amae_plugin.models.base import Model
 
@@ -153,6 +154,6 @@ def _display_names(data: Path, classes: Sequence[str]) -> tuple[str, ...]:
     path = data / DISPLAY_NAMES
     if not path.exists():
         return tuple(classes)
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with reading(path, "the table"), path.open(encoding="utf-8-sig", newline="") as file:
         names = {row.get("mid"): row.get("display_name") for row in csv.DictReader(file)}
     return tuple(names.get(name) or name for name in classes)

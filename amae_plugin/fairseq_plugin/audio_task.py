@@ -48,7 +48,9 @@ class AudioTaskConfig(FairseqDataclass):
         "fixed", "clips of a batch: fixed (padded to target_length), longest (padded to it) or shortest (cropped to it)"
     )
     length_multiple: int = setting(16, "longest, shortest: the length of a batch is a multiple of this, as patches ask")
-    sample_rate: int = setting(16_000, "longest, shortest: rate in Hz at which the manifest counts samples")
+    sample_rate: Optional[int] = setting(
+        None, "longest, shortest: sample rate of all files in Hz, which saves reading it from each; null: read it"
+    )
     augmentations: Any = setting(
         "roll,magnitude", "names (roll, magnitude, mixup, spec_augment, noise) or {name: parameters}, in order; or null"
     )

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, find_audio
-from amae_plugin.data.audio import AudioError, load_clip, read_header, resample, to_mono
+from amae_plugin.data.audio import HIGHEST_RATE, LOWEST_RATE, AudioError, load_clip, read_header, resample, to_mono
 from amae_plugin.data.log_mel import FrontEnd, LogMel
 from amae_plugin.data.manifest import Clip
 from amae_plugin.errors import UserError
@@ -154,8 +154,8 @@ def load_waveform(
         (samples,) float32 on the CPU at the front end's rate, at least one analysis window long.
 
     Raises:
-        AudioError: the file is missing or not audio, the sample rate is below 1, the clip is empty, not finite, silent
-            (all samples are equal) or shorter than one analysis window.
+        AudioError: the file is missing or not audio, the sample rate is beyond reason, the clip is empty, not finite,
+            silent (all samples are equal) or shorter than one analysis window.
         UserError: an array comes without a sample rate or has another shape, type or scale, or a file comes with a
             rate.
     """
@@ -169,7 +169,7 @@ def load_waveform(
         waveform = to_waveform(audio, name)
         if sample_rate is None:
             raise UserError(f"{name}: samples need their sample rate, such as sample_rate=16000")
-        if not (math.isfinite(sample_rate) and sample_rate >= 1):
+        if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
             raise AudioError(name, f"its sample rate is given as {sample_rate:g} Hz")
         waveform = resample(waveform, round(sample_rate), features.sample_rate)
     _require_sound(waveform, features, name)

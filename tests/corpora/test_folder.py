@@ -8,6 +8,7 @@ import soundfile
 from amae_plugin.corpora.audio_files import find_audio
 from amae_plugin.corpora.folder import build
 from amae_plugin.corpora.splits import split_names
+from amae_plugin.data.audio import load_clip
 from amae_plugin.data.labels import read_names
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError, printable
@@ -93,6 +94,34 @@ def test_unreadable_files_are_reported_and_left_out(tree, tmp_path):
     summary = build(tree, tmp_path / "out", valid_fraction=0.2).summary
     assert summary.report is None
     assert not (tmp_path / "out" / "unreadable.tsv").exists()
+
+
+def test_what_is_not_a_regular_file_is_reported_and_not_opened(tree, tmp_path):
+    os.mkfifo(tree / "pipe.wav")
+    (tree / "device.wav").symlink_to("/dev/zero")
+    summary = build(tree, tmp_path / "out", valid_fraction=0.2).summary
+    assert summary.report.read_text() == "device.wav\tnot a regular file\npipe.wav\tnot a regular file\n"
+
+
+def test_incomplete_files_are_counted_and_listed_as_long_as_they_are(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a.wav", "b.mp3", "whole.wav", "whole.mp3"):
+        (tmp_path / "tree").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / "tree" / name, rng.normal(0, 0.1, 32_000), 16_000)
+        if "whole" not in name:
+            content = (tmp_path / "tree" / name).read_bytes()
+            (tmp_path / "tree" / name).write_bytes(content[: len(content) // 2])
+    (warning,) = build(tmp_path / "tree", tmp_path / "out", valid_fraction=0).warnings
+    assert warning.startswith(
+        "incomplete or damaged files, used as far as they go: 2: a.wav (its header states 32,000 samples, but only 15,9"
+    )
+    assert "b.mp3 (its header states 32,000 samples, but only 1" in warning
+    manifest = Manifest.read(tmp_path / "out" / "train.tsv")
+    assert {manifest.name(i): int(manifest.sizes[i]) for i in range(4) if "whole" in manifest.name(i)} == {
+        "whole.wav": 32_000,
+        "whole.mp3": 32_000,
+    }
+    assert [len(load_clip(clip)) for clip in manifest] == manifest.sizes.tolist()
 
 
 def test_links_are_followed_and_nothing_is_listed_twice(tmp_path):

@@ -7,6 +7,7 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
+import amae_plugin.data.dataset as dataset_module
 from amae_plugin.data.audio import AudioError, load_clip
 from amae_plugin.data.augment import Augmentation, Magnitude, Mixup, Noise, Roll, SpecAugment
 from amae_plugin.data.dataset import AudioDataset, Sampling, clip_seed
@@ -509,16 +510,39 @@ def test_a_batch_is_at_least_one_patch_long(short):
     assert batch["lengths"].tolist() == [8, 16]
 
 
-def test_frames_are_told_from_the_manifest(good, short):
+def test_frames_are_told_from_the_manifest(good, short, monkeypatch):
     assert by_length(short, "longest").frames.tolist() == LENGTHS
     assert by_length(short, "fixed").frames.tolist() == [64] * 6
     assert by_length(good, "longest").frames.tolist() == [64, 28, 64, 64, 1, 64]
-    twice = by_length(short, "longest", manifest_rate=32_000)
-    assert twice.frames.tolist() == [28, 8, 23, 13, 18, 3]
+    with monkeypatch.context() as patch:  # headers are not read where all files have one rate
+        patch.setattr(dataset_module, "read_rates", None)
+        twice = by_length(short, "longest", manifest_rate=32_000)
+        assert twice.frames.tolist() == [28, 8, 23, 13, 18, 3]
     drawn = training(short, batch_length="longest", sampling=Sampling(np.array([1, 4]), np.ones(2), 5, 1))
     for epoch in (1, 2):
         drawn.set_epoch(epoch)
         assert drawn.frames.tolist() == [len(drawn[index]["source"]) for index in range(5)]
+
+
+@pytest.mark.parametrize("multiple", [1, 16])
+def test_the_frames_told_are_those_of_the_items_at_any_sample_rate(tmp_path, multiple):
+    rng = np.random.default_rng(0)
+    rows = []
+    for index, rate in enumerate([8_000, 11_025, 16_000, 22_050, 22_051, 44_100, 48_000, 96_000, 384_000]):
+        for seconds in (0.2, 0.3137, 1.0):
+            name = f"{index}-{seconds}.wav"
+            soundfile.write(tmp_path / name, rng.normal(0, 0.1, int(rate * seconds)), rate)
+            rows += [(name, int(rate * seconds)), (f"{name}:{rate // 10}:{rate // 15}", rate // 15)]
+    content = (tmp_path / "6-0.2.wav").read_bytes()
+    (tmp_path / "all.zip").write_bytes(b"head" + content)
+    rows += [(f"all.zip:4:{len(content)}", 9_600), ("missing.wav", 8_000)]
+    write_manifest(tmp_path / "train.tsv", tmp_path, rows)
+    for batch_length in ("longest", "shortest"):
+        manifest = Manifest.read(tmp_path / "train.tsv")
+        dataset = by_length(manifest, batch_length, train=True, length_multiple=multiple, on_bad_audio="skip")
+        items = [dataset[index] for index in range(len(dataset))]
+        assert items[-1] is None and dataset.frames[-1] == 48  # the rate of a file that is not there is the model's
+        assert dataset.frames[:-1].tolist() == [item["length"] for item in items[:-1]]
 
 
 @pytest.mark.parametrize(
