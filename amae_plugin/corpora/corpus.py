@@ -23,7 +23,6 @@ from amae_plugin.files import replacing, writing
 
 REPORT_NAME = "unreadable.tsv"
 
-_SHOWN = 10  # classes named in a message
 _STAGED = ".manifests."  # how the folder of files begins that are not complete; hidden, as partial files are
 _USUAL_SPLITS = ("train", "valid", "test", "trials")
 _SHOWN = 10  # classes or files named in a message
