@@ -4,6 +4,8 @@ Importing this module defines those values, each under the name of its function.
 """
 
 import math
+import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,25 @@ from omegaconf.errors import ConfigValueError, OmegaConfBaseException
 
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
+
+_PLAIN = re.compile(r"(?!(?:null|true|false|inf|nan)$)[a-z_][\w-]*|[\w.-]*/[\w./-]*", re.ASCII | re.IGNORECASE)
+"""Text that Hydra takes for itself without quotes: a word, or a path of plain characters."""
+
+
+def override(key: str, text: str | os.PathLike[str]) -> str:
+    """Write the Hydra override that gives a setting exactly this text, such as a path, whatever characters it has.
+
+    This is an argument of a command. To print a command for a shell, join its arguments with :func:`shlex.join`.
+
+    Raises:
+        UserError: the text holds "${", which fairseq takes for a reference when it reads its settings a second time.
+    """
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    text = os.fspath(text)
+    if "${" in text:
+        raise UserError(f"{key}={text}: fairseq takes ${{ for a reference to a setting; choose a name without it")
+    return f"{key}={text if _PLAIN.fullmatch(text) else QuotedString(text, Quote.single).with_quotes()}"
 
 
 @contextmanager

@@ -4,11 +4,12 @@ import asyncio
 import json
 import os
 import re
-import subprocess
+import shlex
 import sys
+from asyncio.subprocess import PIPE, STDOUT, Process
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,10 +18,15 @@ from tqdm import tqdm
 
 from amae_plugin.errors import UserError
 from amae_plugin.files import write_json
+from amae_plugin.processes import terminated_with_parent
+from amae_plugin.recipes import override
 
 COMMAND = "fairseq-hydra-train"
 _LOG_LINE = re.compile(r"\[(train_inner|valid)\]\[INFO\] - (\{.*\})$")
 _LINES_ON_FAILURE = 30
+_LONGEST_LINE = 2**24
+_GRACE_S = 30.0
+"""Seconds for a training that is terminated to finish its update and to write a checkpoint."""
 _SETTINGS = "settings.json"
 _UNITS = {"update": ("num_updates", None), "s": ("wall", "{l_bar}{bar}| {n_fmt}/{total_fmt} s{postfix}")}
 """By unit: name under which fairseq logs a run's progress, and format of the bar; a bar of seconds shows no rate."""
@@ -59,15 +65,16 @@ class Training:
 
 def recipe_arguments(recipe: str, config_dir: Path, folder: Path, data: Path) -> list[str]:
     """Return the arguments of a training by a recipe, on the clips of *data* and on one device, as its batch is."""
-    arguments = ["--config-dir", str(config_dir), "--config-name", recipe, f"hydra.run.dir={folder}"]
-    return [*arguments, f"task.data={data}", "distributed_training.distributed_world_size=1"]
+    arguments = ["--config-dir", str(config_dir), "--config-name", recipe, override("hydra.run.dir", folder)]
+    return [*arguments, override("task.data", data), "distributed_training.distributed_world_size=1"]
 
 
 def complete(trainings: Sequence[Training]) -> None:
     """Run those trainings that are not done, as many at a time as there are processors.
 
-    An interrupted training continues from its last checkpoint. If one fails or this process is interrupted, the others
-    are terminated and those that wait do not start.
+    An interrupted training continues from its last checkpoint. If one fails or this process is interrupted or
+    terminated, the others are terminated, killed if that takes them too long, and those that wait do not start. If this
+    process is killed, the kernel terminates them.
 
     Raises:
         UserError: a command failed, or a folder holds a training with other settings.
@@ -79,7 +86,6 @@ async def _complete(trainings: Sequence[Training]) -> None:
     cpus = available_cpus()
     # Threads of trainings that run at the same time would wait for each other, several times as long as they work.
     threads = max(1, cpus // max(1, len(trainings)))
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(cpus))  # one reads each training's output
     waiting = iter(enumerate(trainings))
 
     async def work() -> None:
@@ -105,7 +111,7 @@ async def _train(training: Training, threads: int, row: int) -> None:
     settings = {"done": False, "arguments": list(training.arguments)}
     training.folder.mkdir(parents=True, exist_ok=True)
     write_json(training.folder / _SETTINGS, settings)
-    tqdm.write(f"{COMMAND} {' '.join(training.arguments)}")
+    tqdm.write(shlex.join([COMMAND, *training.arguments]))
     bar = {"unit": training.unit, "bar_format": _UNITS[training.unit][1], "position": row}
     with tqdm(total=training.end, desc=training.description, **bar) as progress:
         await _run(training, threads, progress)
@@ -116,15 +122,16 @@ async def _run(training: Training, threads: int, progress: tqdm) -> None:
     command = [str(Path(sys.executable).with_name(COMMAND)), *training.arguments]
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     last_lines: deque[str] = deque(maxlen=_LINES_ON_FAILURE)
-    with (
-        training.log.open("a", encoding="utf-8", buffering=1) as log,  # by line: the log is whole, whatever ends this
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
-        ) as process,
-    ):
-        assert process.stdout is not None
-        try:
-            while line := await asyncio.to_thread(process.stdout.readline):
+    pipes = {"stdout": PIPE, "stderr": STDOUT, "limit": _LONGEST_LINE}
+    process = await asyncio.create_subprocess_exec(
+        *command, **pipes, env=environment, preexec_fn=terminated_with_parent()
+    )
+    assert process.stdout is not None
+    try:
+        # By line: the log is whole, whatever ends this.
+        with training.log.open("a", encoding="utf-8", buffering=1) as log:
+            async for data in process.stdout:
+                line = data.decode(errors="replace")
                 log.write(line)
                 last_lines.append(line)
                 for kind, values in _logged([line]):
@@ -134,14 +141,28 @@ async def _run(training: Training, threads: int, progress: tqdm) -> None:
                             progress.initial = progress.n = done  # a resumed run did these before
                         progress.update(done - progress.n)
                         progress.set_postfix_str(f"loss {float(values['loss']):.3f}")
-        except BaseException:
-            process.terminate()  # leaving the block waits for it
-            raise
-    if process.returncode != 0:
+        code = await process.wait()
+    finally:
+        await _end(process)
+    if code != 0:
         sys.stderr.writelines(last_lines)
-        code = process.returncode
         raise UserError(f"{COMMAND} failed (exit code {code}); everything it printed is in {training.log}")
     progress.update(training.end - progress.n)  # the last updates may be fewer than are logged at a time
+
+
+async def _end(process: Process) -> None:
+    """Terminate a process that has not ended, wait for its end, and kill it if that takes too long."""
+    if process.returncode is not None:
+        return
+    with suppress(ProcessLookupError):
+        process.terminate()
+    end = asyncio.create_task(process.wait())
+    try:
+        await asyncio.wait([end], timeout=_GRACE_S)
+    finally:  # also when interrupted a second time
+        if process.returncode is None:
+            process.kill()
+            await end
 
 
 def read_losses(log: Path) -> dict[str, list[tuple[float, float]]]:
