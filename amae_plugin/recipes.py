@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigValueError, OmegaConfBaseException
 
+from amae_plugin.cluster.lock import is_in_use
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 
@@ -108,6 +109,14 @@ def plugin_dir() -> str:
     return str(Path(__file__).parent)
 
 
+def unless_in_use(name: str, folder: str) -> str | None:
+    """``${amae.unless_in_use:NAME,FOLDER}``: NAME, or null while a run holds the folder of checkpoints.
+
+    Hydra writes the settings of a run before the run can be refused; without a name for them, it writes none.
+    """
+    return None if is_in_use(user_path(folder)) else name
+
+
 def clips(folder: str, subset: str) -> int:
     """``${amae.clips:FOLDER,SUBSET}``: clips of the manifest ``FOLDER/SUBSET.tsv``."""
     return len(Manifest.read(user_path(folder) / f"{subset}.tsv"))
@@ -166,5 +175,7 @@ def positive(number: float) -> bool:
     return float(number) > 0
 
 
-for _value in plugin_dir, clips, updates, updates_of, update_freq, update_freq_of_frames, scaled_lr, devices, positive:
+_OF_RUNS = (plugin_dir, unless_in_use, devices, positive)
+_OF_CLIPS = (clips, updates, updates_of, update_freq, update_freq_of_frames, scaled_lr)
+for _value in (*_OF_RUNS, *_OF_CLIPS):
     OmegaConf.register_new_resolver(f"amae.{_value.__name__}", _value, replace=True)

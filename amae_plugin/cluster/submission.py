@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 import submitit
 from tqdm import tqdm
 
-from amae_plugin.cluster.commands import job_states
+from amae_plugin.cluster.commands import cancel, job_states
 from amae_plugin.errors import UserError
 from amae_plugin.files import write_json
 
@@ -62,8 +63,14 @@ def submit(
         parameters: other settings, which submitit knows by the same names.
 
     Raises:
-        UserError: a setting is wrong, or SLURM refuses.
+        UserError: a setting is wrong, SLURM refuses or could never start a job of this size, or the folder's name holds
+            what SLURM or Python take for something else.
     """
+    if found := re.search(r"[%:\\\n]", str(folder)):
+        reason = "replace '%' and '\\' in the names of logs, and Python divides its path at ':'"
+        raise UserError(
+            f"{folder}: holds {found[0]!r}, but SLURM would {reason}; choose another folder (hydra.run.dir=...)"
+        )
     if tasks_per_node not in (1, devices_per_node):
         allowed = f"1 (a task a node) or hydra.launcher.devices_per_node={devices_per_node} (a task a process)"
         raise UserError(f"hydra.launcher.tasks_per_node={tasks_per_node}: must be {allowed}")
@@ -84,7 +91,24 @@ def submit(
             submitted = [executor.submit(run_task, job) for job in jobs]
     except (NameError, RuntimeError) as error:  # a setting that submitit does not know; no srun, or sbatch's refusal
         raise UserError(f"SLURM does not take the job: {error}") from error
+    _refuse_impossible(submitted)
     return [SubmittedJob(job.job_id, folder) for job in submitted]
+
+
+def _refuse_impossible(jobs: Sequence[submitit.Job]) -> None:
+    """Cancel jobs that ask for more than their partition has: SLURM takes them, for it may grow, and lets them wait."""
+    states = job_states([job.job_id for job in jobs])
+    reasons = {state.reason for state in states.values() if state.impossible}
+    if not reasons:
+        return
+    for number in {job.split("_")[0] for job in states}:
+        cancel(number)
+    for job in jobs:
+        shutil.rmtree(job.paths.folder)
+    remedy = "compare run_config, hydra.launcher.nodes, cpus_per_device and timeout_min with `scontrol show partition`"
+    raise UserError(
+        f"the partition could never start this job ({', '.join(sorted(reasons))}), so it is cancelled; {remedy}"
+    )
 
 
 def run_task(job: Callable[[], float | None]) -> None:
