@@ -20,7 +20,7 @@ _NAME = ".lock"
 
 
 def is_in_use(folder: Path) -> bool:
-    """Whether a run of another process holds the lock of a folder; the process that holds it would lose it by asking."""
+    """Whether a run of another process holds the lock of a folder; a process that holds it loses it by asking."""
     try:
         with (folder / _NAME).open("rb") as file:
             # A look, where an attempt to take the lock could keep it from the run that is about to.
