@@ -6,7 +6,8 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 from typing import TextIO
@@ -58,6 +59,27 @@ def run_program(name: str, work: Callable[[], int | None], remedy: str = "") -> 
         return 128 + signal.SIGPIPE
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def signals_held_back() -> Iterator[list[int]]:
+    """Hold back SIGINT and SIGTERM until the block ends, so that they interrupt nothing in its midst.
+
+    Yields:
+        The signals that have come. The first of them then does what it would have done.
+    """
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in heard:
+        signal.signal(number, lambda number, frame: received.append(number))
+    try:
+        yield received
+    finally:
+        for number, handler in heard.items():
+            signal.signal(number, handler)
+        if received:
+            signal.raise_signal(received[0])
 
 
 def end_with_parent() -> None:

@@ -4,7 +4,6 @@ Importing this module defines those values, each under the name of its function.
 """
 
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,20 +21,24 @@ _PLAIN = re.compile(r"(?!(?:null|true|false|inf|nan)$)[a-z_][\w-]*|[\w.-]*/[\w./
 """Text that Hydra takes for itself without quotes: a word, or a path of plain characters."""
 
 
-def override(key: str, text: str | os.PathLike[str]) -> str:
+def override(key: str, *texts: str | Path) -> str:
     """Write the Hydra override that gives a setting exactly this text, such as a path, whatever characters it has.
 
-    This is an argument of a command. To print a command for a shell, join its arguments with :func:`shlex.join`.
+    With several texts it is a sweep over them. This is an argument of a command; to print a command for a shell, join
+    its arguments with :func:`shlex.join`.
 
     Raises:
-        UserError: the text holds "${", which fairseq takes for a reference when it reads its settings a second time.
+        UserError: a text holds "${", which fairseq takes for a reference when it reads its settings a second time.
     """
     from hydra.core.override_parser.types import Quote, QuotedString
 
-    text = os.fspath(text)
-    if "${" in text:
-        raise UserError(f"{key}={text}: fairseq takes ${{ for a reference to a setting; choose a name without it")
-    return f"{key}={text if _PLAIN.fullmatch(text) else QuotedString(text, Quote.single).with_quotes()}"
+    values = []
+    for path in texts:
+        text = str(path)
+        if "${" in text:
+            raise UserError(f"{key}={text}: fairseq takes ${{ for a reference to a setting; choose a name without it")
+        values.append(text if _PLAIN.fullmatch(text) else QuotedString(text, Quote.single).with_quotes())
+    return f"{key}={','.join(values)}"
 
 
 @contextmanager

@@ -55,9 +55,8 @@ def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> 
     assert done.returncode == 0, done.stdout + done.stderr
     # Each training's command is printed, to be typed.
     typed = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("fairseq-hydra-train")]
-    assert [json.loads(path.read_text())["arguments"] for path in sorted(root.rglob("settings.json"))] == sorted(
-        shlex.split(line)[1:] for line in typed
-    )
+    run = [json.loads(path.read_text())["arguments"] for path in root.rglob("settings.json")]
+    assert sorted(run) == sorted(shlex.split(line)[1:] for line in typed)
     pretrained, scratch = json.loads((root / "comparison.json").read_text())["systems"]
     assert (pretrained["system"], scratch["system"]) == ("MAE-AST", "AST")
     # As many updates as fit the time, and the learning rate came to its end with it.

@@ -84,7 +84,7 @@ def test_a_signal_ends_what_runs_and_starts_nothing_else(
     (os.killpg if group else os.kill)(process.pid, number)
     _, error = process.communicate(timeout=60)
     assert process.returncode == code, error
-    assert error.splitlines()[-1] == f"name: {word}; continue"
+    assert error.splitlines()[-1] == f"name: {word}; continue", repr(error)
     assert "Traceback" not in error
     assert len(pids(tmp_path)) == 2
     assert not any(map(is_running, pids(tmp_path)))
