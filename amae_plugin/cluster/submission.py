@@ -68,9 +68,8 @@ def submit(
     """
     if found := re.search(r"[%:\\\n]", str(folder)):
         reason = "replace '%' and '\\' in the names of logs, and Python divides its path at ':'"
-        raise UserError(
-            f"{folder}: holds {found[0]!r}, but SLURM would {reason}; choose another folder (hydra.run.dir=...)"
-        )
+        remedy = "choose another folder (hydra.run.dir=...)"
+        raise UserError(f"{folder}: holds {found[0]!r}, but SLURM would {reason}; {remedy}")
     if tasks_per_node not in (1, devices_per_node):
         allowed = f"1 (a task a node) or hydra.launcher.devices_per_node={devices_per_node} (a task a process)"
         raise UserError(f"hydra.launcher.tasks_per_node={tasks_per_node}: must be {allowed}")
@@ -91,11 +90,11 @@ def submit(
             submitted = [executor.submit(run_task, job) for job in jobs]
     except (NameError, RuntimeError) as error:  # a setting that submitit does not know; no srun, or sbatch's refusal
         raise UserError(f"SLURM does not take the job: {error}") from error
-    _refuse_impossible(submitted)
+    _refuse_impossible(submitted, f"{parameters.get('nodes', 1)} nodes of {tasks_per_node * cpus_per_task} CPUs")
     return [SubmittedJob(job.job_id, folder) for job in submitted]
 
 
-def _refuse_impossible(jobs: Sequence[submitit.Job]) -> None:
+def _refuse_impossible(jobs: Sequence[submitit.Job], size: str) -> None:
     """Cancel jobs that ask for more than their partition has: SLURM takes them, for it may grow, and lets them wait."""
     states = job_states([job.job_id for job in jobs])
     reasons = {state.reason for state in states.values() if state.impossible}
@@ -105,10 +104,8 @@ def _refuse_impossible(jobs: Sequence[submitit.Job]) -> None:
         cancel(number)
     for job in jobs:
         shutil.rmtree(job.paths.folder)
-    remedy = "compare run_config, hydra.launcher.nodes, cpus_per_device and timeout_min with `scontrol show partition`"
-    raise UserError(
-        f"the partition could never start this job ({', '.join(sorted(reasons))}), so it is cancelled; {remedy}"
-    )
+    told = f"the partition could never start a job of {size} (SLURM's {', '.join(sorted(reasons))}); it was cancelled"
+    raise UserError(f"{told}; compare the settings of hydra.launcher with `scontrol show partition` and `sinfo`")
 
 
 def run_task(job: Callable[[], float | None]) -> None:
