@@ -136,8 +136,11 @@ def test_job_that_is_not_what_the_recipe_needs_ends_before_training(slurm: Slurm
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (on_cpus(3, 1), "never start a job of 3 nodes of 1 CPUs (SLURM's Partition"),
-        ([*on_cpus(1, 3), "hydra.launcher.cpus_per_device=3"], "never start a job of 1 nodes of 9 CPUs"),
+        ([*on_cpus(3, 1), "dataset.batch_size=3"], "never start a job of 3 nodes of 1 CPUs (SLURM's Partition"),
+        (
+            [*on_cpus(1, 3), "dataset.batch_size=3", "hydra.launcher.cpus_per_device=3"],
+            "never start a job of 1 nodes of 9 CPUs",
+        ),
         ([*on_cpus(1, 3), "dataset.batch_size=4"], "is not a multiple of dataset.batch_size=4 times 3 devices"),
         (
             [*on_cpus(1, 1), "distributed_training.distributed_world_size=2"],
@@ -148,9 +151,17 @@ def test_job_that_is_not_what_the_recipe_needs_ends_before_training(slurm: Slurm
 def test_size_that_can_never_run_is_refused_at_submission(
     slurm: Slurm, labelled: Path, settings: list[str], message: str
 ) -> None:
-    nine = ["task.clips_per_update=9", "dataset.batch_size=3"]
     done = slurm.command(
-        *("amae", "slurm", "submit", *RECIPE, *PRETRAINING, *nine, *settings, f"task.data={labelled}"),
+        *(
+            "amae",
+            "slurm",
+            "submit",
+            *RECIPE,
+            *PRETRAINING,
+            "task.clips_per_update=9",
+            *settings,
+            f"task.data={labelled}",
+        ),
         "hydra.run.dir=run",
     )
     assert done.returncode == 2 and message in done.stdout, done.stdout
