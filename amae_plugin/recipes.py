@@ -4,6 +4,7 @@ Importing this module defines those values, each under the name of its function.
 """
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,32 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigValueError, OmegaConfBaseException
 
+from amae_plugin.cluster.lock import is_in_use
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
+
+_PLAIN = re.compile(r"(?!(?:null|true|false|inf|nan)$)[a-z_][\w-]*|[\w.-]*/[\w./-]*", re.ASCII | re.IGNORECASE)
+"""Text that Hydra takes for itself without quotes: a word, or a path of plain characters."""
+
+
+def override(key: str, *texts: str | Path) -> str:
+    """Write the Hydra override that gives a setting exactly this text, such as a path, whatever characters it has.
+
+    With several texts it is a sweep over them. This is an argument of a command; to print a command for a shell, join
+    its arguments with :func:`shlex.join`.
+
+    Raises:
+        UserError: a text holds "${", which fairseq takes for a reference when it reads its settings a second time.
+    """
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    values = []
+    for path in texts:
+        text = str(path)
+        if "${" in text:
+            raise UserError(f"{key}={text}: fairseq takes ${{ for a reference to a setting; choose a name without it")
+        values.append(text if _PLAIN.fullmatch(text) else QuotedString(text, Quote.single).with_quotes())
+    return f"{key}={','.join(values)}"
 
 
 @contextmanager
@@ -87,6 +112,14 @@ def plugin_dir() -> str:
     return str(Path(__file__).parent)
 
 
+def unless_in_use(name: str, folder: str) -> str | None:
+    """``${amae.unless_in_use:NAME,FOLDER}``: NAME, or null while a run holds the folder of checkpoints.
+
+    Hydra writes the settings of a run before the run can be refused; without a name for them, it writes none.
+    """
+    return None if is_in_use(user_path(folder)) else name
+
+
 def clips(folder: str, subset: str) -> int:
     """``${amae.clips:FOLDER,SUBSET}``: clips of the manifest ``FOLDER/SUBSET.tsv``.
 
@@ -149,5 +182,7 @@ def positive(number: float) -> bool:
     return float(number) > 0
 
 
-for _value in plugin_dir, clips, updates, updates_of, update_freq, update_freq_of_frames, scaled_lr, devices, positive:
+_OF_RUNS = (plugin_dir, unless_in_use, devices, positive)
+_OF_CLIPS = (clips, updates, updates_of, update_freq, update_freq_of_frames, scaled_lr)
+for _value in (*_OF_RUNS, *_OF_CLIPS):
     OmegaConf.register_new_resolver(f"amae.{_value.__name__}", _value, replace=True)

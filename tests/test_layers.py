@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "amae_plugin"
 ROOMS = (
     "errors",
     "files",
+    "processes",
     "weight_files",
     "data",
     "corpora",

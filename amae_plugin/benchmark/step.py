@@ -4,6 +4,7 @@ import multiprocessing
 import resource
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from amae_plugin.benchmark.candidates import find_candidate
 from amae_plugin.errors import UserError
+from amae_plugin.processes import end_with_parent
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -56,12 +58,22 @@ def measure_in_new_process(spec: StepSpec) -> dict[str, float | int | None]:
     Raises:
         UserError: the system ended the process, most likely for want of memory.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_prepare_worker) as pool:
         try:
             return pool.submit(measure_step, spec).result()
         except BrokenProcessPool:
             reason = f"the system ended the measurement in {spec.precision}, most likely for want of memory"
             raise UserError(f"{reason}; try a --batch below {spec.batch}") from None
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.kill()  # leaving the block waits for it
+            raise
+
+
+def _prepare_worker() -> None:
+    end_with_parent()
+    tqdm.set_lock(threading.RLock())  # its own is one between processes, which stays behind when this one is killed
 
 
 def measure_step(spec: StepSpec) -> dict[str, float | int | None]:

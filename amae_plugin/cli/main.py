@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from amae_plugin.cli.terminal import shown
-from amae_plugin.errors import UserError
+from amae_plugin.processes import run_program
 
 COMMANDS = {
     "benchmark": "speed of training or of the data path",
@@ -32,24 +32,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0 done, 1 some inputs failed, 2 the input cannot be used.
+        The exit code: 0 done, 1 some inputs failed, 2 the input cannot be used; see also :func:`run_program`.
     """
-    given = sys.argv[1:] if argv is None else list(argv)
+    return run_program("amae", lambda: _run(sys.argv[1:] if argv is None else list(argv)))
+
+
+def _run(given: Sequence[str]) -> int | None:
     parser = argparse.ArgumentParser(prog="amae", description="Tools around the amae_plugin fairseq plugin.")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    try:
-        for name, text in COMMANDS.items():
-            command = subparsers.add_parser(name, help=text)
-            if name in given:  # importing the modules of all commands takes seconds
-                module = importlib.import_module(f"amae_plugin.cli.{name}")
-                command.description = module.__doc__
-                module.add_arguments(command)
-                command.set_defaults(run=module.run)
-        args = parser.parse_args(given)
-        return args.run(args) or 0
-    except UserError as error:
-        print(f"amae: {error}", file=sys.stderr)
-        return 2
+    for name, text in COMMANDS.items():
+        command = subparsers.add_parser(name, help=text)
+        if name in given:  # importing the modules of all commands takes seconds
+            module = importlib.import_module(f"amae_plugin.cli.{name}")
+            command.description = module.__doc__
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    args = parser.parse_args(given)
+    return args.run(args)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Write the manifests of a corpus."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from amae_plugin.cli.arguments import natural
 from amae_plugin.corpora.corpus import Corpus, Layout
 from amae_plugin.corpora.layouts import LAYOUTS
 from amae_plugin.files import try_folder
+from amae_plugin.recipes import override
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +38,9 @@ def _report(out: Path, corpus: Corpus, layout: Layout) -> None:
         print(f"classes: {corpus.classes:,}, listed in {out / 'labels.txt'}")
     print(f"manifests: {', '.join(str(out / f'{split}.tsv') for split in corpus.summary.clips)}")
     print("next, the mean and standard deviation that the training needs, then the training itself:")
-    settings = f"task.data={out} task.mean=... task.std=..."
-    print(f"  amae stats {out}\n  fairseq-hydra-train --config-dir config --config-name <recipe> {settings}")
+    settings = shlex.join([override("task.data", out), "task.mean=...", "task.std=..."])
+    print(f"  {shlex.join(['amae', 'stats', str(out)])}")
+    print(f"  fairseq-hydra-train --config-dir config --config-name <recipe> {settings}")
 
 
 def _report_runs(out: Path, corpus: Corpus, layout: Layout) -> None:
@@ -50,6 +53,7 @@ def _report_runs(out: Path, corpus: Corpus, layout: Layout) -> None:
     print(f"manifests: {', '.join(f'{split}.tsv' for split in corpus.summary.clips)} in each of")
     print(*(f"  {folder}" for folder in folders), sep="\n")
     print("next, the mean and standard deviation (those of one fold do for all), then a training run a fold:")
-    recipe, data = (layout.sweep, out) if layout.sweep else ("<recipe>", ",".join(map(str, folders)))
-    training = f"--config-name {recipe} task.data={data} task.mean=... task.std=..."
-    print(f"  amae stats {folders[0]}\n  fairseq-hydra-train -m --config-dir config {training}")
+    recipe, data = (layout.sweep, [out]) if layout.sweep else ("<recipe>", folders)
+    settings = shlex.join([override("task.data", *data), "task.mean=...", "task.std=..."])
+    print(f"  {shlex.join(['amae', 'stats', str(folders[0])])}")
+    print(f"  fairseq-hydra-train -m --config-dir config --config-name {recipe} {settings}")

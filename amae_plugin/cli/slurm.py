@@ -10,6 +10,7 @@ from pathlib import Path
 from amae_plugin.cluster.commands import cancel, job_states
 from amae_plugin.cluster.submission import find_jobs
 from amae_plugin.errors import UserError
+from amae_plugin.processes import terminated_with_parent
 
 _RUN_CONFIG = "run_config=slurm_1x8 or another of config/run_config/slurm*"
 _FOLLOW_S = 2.0
@@ -52,7 +53,7 @@ def _submit(args: argparse.Namespace) -> int:
         *("hydra.sweeper.params=null", "hydra.sweep.dir=${hydra.run.dir}", "hydra.sweep.subdir=."),
         "hydra.launcher.wait=false",
     ]
-    return subprocess.run(command, check=False).returncode
+    return subprocess.run(command, preexec_fn=terminated_with_parent(), check=False).returncode
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -89,7 +90,13 @@ def _logs(args: argparse.Namespace) -> None:
 
 
 def _cancel(args: argparse.Namespace) -> None:
-    for job, state in job_states([job.id for job in find_jobs(args.folder)]).items():
+    states = job_states([job.id for job in find_jobs(args.folder)])
+    for job, state in states.items():
+        if state.name == "UNREACHABLE":
+            remedy = "try again when `scontrol ping` shows its controller UP"
+            raise UserError(f"SLURM does not answer, so job {job} is not cancelled ({state.reason}); {remedy}")
         if not state.ended:
             cancel(job)
             print(f"cancelled {job}")
+    if all(state.ended for state in states.values()):
+        print(f"nothing to cancel: {', '.join(f'{job} {state.name}' for job, state in states.items())}")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from amae_plugin.errors import UserError
 
 _UNFINISHED = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED", "STAGE_OUT"}
+_IMPOSSIBLE = re.compile(r"Partition(Config|NodeLimit|TimeLimit)\b|BadConstraints\b|\w+PerJob(Limit)?\b")
+"""Reasons that no waiting mends; a node or a partition that is down or drained has others."""
 
 
 class CommandFailed(UserError):  # noqa: N818
@@ -30,6 +32,11 @@ class JobState:
     nodes: str = ""
     reason: str = ""
     restarts: str = "0"
+
+    @property
+    def impossible(self) -> bool:
+        """Whether the job waits for what its partition does not have or does not allow."""
+        return self.name == "PENDING" and bool(_IMPOSSIBLE.match(self.reason))
 
     @property
     def ended(self) -> bool:

@@ -5,6 +5,7 @@ import fcntl
 import logging
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,20 @@ from typing import TextIO
 from amae_plugin.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_NAME = ".lock"
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether a run of another process holds the lock of a folder; a process that holds it loses it by asking."""
+    try:
+        with (folder / _NAME).open("rb") as file:
+            # A look, where an attempt to take the lock could keep it from the run that is about to.
+            lock = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            (kind,) = struct.unpack_from("h", fcntl.fcntl(file, fcntl.F_GETLK, lock))
+            return kind != fcntl.F_UNLCK
+    except OSError:  # no run was ever here, or the file system has no locks
+        return False
 
 
 class RunLock:
@@ -28,10 +43,10 @@ class RunLock:
     """
 
     def __init__(self, folder: Path, job: str | None, restart: int):
-        self._path = folder / ".lock"
+        self._path = folder / _NAME
         self._job = job
         self._holder = f"job {job}, start {restart}" if job else "a run outside SLURM"
-        self._claim, self._next_claim = (folder / f".lock.{job}.{start}" for start in (restart, restart + 1))
+        self._claim, self._next_claim = (folder / f"{_NAME}.{job}.{start}" for start in (restart, restart + 1))
 
     @contextmanager
     def held(self, patience_s: float = 120.0) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 import submitit
 from tqdm import tqdm
 
-from amae_plugin.cluster.commands import job_states
+from amae_plugin.cluster.commands import cancel, job_states
 from amae_plugin.errors import UserError
 from amae_plugin.files import write_json
 
@@ -62,8 +63,13 @@ def submit(
         parameters: other settings, which submitit knows by the same names.
 
     Raises:
-        UserError: a setting is wrong, or SLURM refuses.
+        UserError: a setting is wrong, SLURM refuses or could never start a job of this size, or the folder's name holds
+            what SLURM or Python take for something else.
     """
+    if found := re.search(r"[%:\\\n]", str(folder)):
+        reason = "replace '%' and '\\' in the names of logs, and Python divides its path at ':'"
+        remedy = "choose another folder (hydra.run.dir=...)"
+        raise UserError(f"{folder}: holds {found[0]!r}, but SLURM would {reason}; {remedy}")
     if tasks_per_node not in (1, devices_per_node):
         allowed = f"1 (a task a node) or hydra.launcher.devices_per_node={devices_per_node} (a task a process)"
         raise UserError(f"hydra.launcher.tasks_per_node={tasks_per_node}: must be {allowed}")
@@ -84,7 +90,22 @@ def submit(
             submitted = [executor.submit(run_task, job) for job in jobs]
     except (NameError, RuntimeError) as error:  # a setting that submitit does not know; no srun, or sbatch's refusal
         raise UserError(f"SLURM does not take the job: {error}") from error
+    _refuse_impossible(submitted, f"{parameters.get('nodes', 1)} nodes of {tasks_per_node * cpus_per_task} CPUs")
     return [SubmittedJob(job.job_id, folder) for job in submitted]
+
+
+def _refuse_impossible(jobs: Sequence[submitit.Job], size: str) -> None:
+    """Cancel jobs that ask for more than their partition has: SLURM takes them, for it may grow, and lets them wait."""
+    states = job_states([job.job_id for job in jobs])
+    reasons = {state.reason for state in states.values() if state.impossible}
+    if not reasons:
+        return
+    for number in {job.split("_")[0] for job in states}:
+        cancel(number)
+    for job in jobs:
+        shutil.rmtree(job.paths.folder)
+    told = f"the partition could never start a job of {size} (SLURM's {', '.join(sorted(reasons))}); it was cancelled"
+    raise UserError(f"{told}; compare the settings of hydra.launcher with `scontrol show partition` and `sinfo`")
 
 
 def run_task(job: Callable[[], float | None]) -> None:

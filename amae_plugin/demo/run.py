@@ -5,6 +5,7 @@ A demo that runs again in the same folder repeats no step that is done.
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,8 @@ from amae_plugin.evaluation.report import write
 from amae_plugin.evaluation.scoring import Options, validation_dataset
 from amae_plugin.files import replacing, write_json
 from amae_plugin.models.base import PretrainingModel
-from amae_plugin.recipes import open_recipe
+from amae_plugin.processes import run_program
+from amae_plugin.recipes import open_recipe, override
 from amae_plugin.runs.statistics import read_or_measure
 from amae_plugin.runs.training import COMMAND, Training, complete, read_losses, recipe_arguments
 from amae_plugin.visual import draw_clips, plot_comparison, plot_loss
@@ -86,7 +88,7 @@ class Demo:
         """
         sizes = [f"model.encoder.{o.removeprefix('model.')}" for o in self.overrides if o.startswith("model.")]
         starts = {
-            _PRETRAINED: [f"model.pretrained={pretrained}"],
+            _PRETRAINED: [override("model.pretrained", pretrained)],
             _FROM_SCRATCH: ["model.pretrained=null", f"+model@model.encoder={MODEL}", *sizes],
         }
         trainings = {}
@@ -113,7 +115,8 @@ def run(demo: Demo) -> None:
         written = [demo.manifests / f"{split}.tsv" for split in ("train", "valid", "test")]
         if not _is_newer(written, demo.corpus) or Path(Manifest.read(written[0]).root) != demo.corpus.absolute():
             print(speech_commands.build(demo.corpus, demo.manifests, "v2-35").summary)
-        with open_recipe(PRETRAINING, demo.config_dir, [f"task.data={demo.manifests}", *demo.overrides]) as recipe:
+        settings = [override("task.data", demo.manifests), *demo.overrides]
+        with open_recipe(PRETRAINING, demo.config_dir, settings) as recipe:
             updates, frames = recipe.optimization.max_update, recipe.task.target_length
         mean, std = read_or_measure(written[0], frames, demo.manifests / "stats.json")
         print(f"log-mel values: mean {mean:.3f}, standard deviation {std:.3f}")
@@ -145,14 +148,14 @@ Done in {time.monotonic() - start:,.0f} seconds.
   {best.folder / "evaluation"}  which words were mistaken for which
   {pretraining.checkpoint}  the pretrained model
   {best.checkpoint}  the classifier
-  tensorboard --logdir {demo.root}  the same and more, if TensorBoard is installed
+  {shlex.join(["tensorboard", "--logdir", str(demo.root)])}  the same and more, if TensorBoard is installed
 
 Next, the same on a folder of your own recordings, of any length and format:
-  source {Path(sys.prefix) / "bin" / "activate"}
+  {shlex.join(["source", str(Path(sys.prefix) / "bin" / "activate")])}
   amae manifest folder /your/recordings --out manifests/mine
   amae stats manifests/mine
-  {COMMAND} --config-dir {demo.config_dir} --config-name pretrain_audio_mae_small task.data=manifests/mine \\
-    task.mean=... task.std=...   (as amae stats printed them)""")
+  {shlex.join([COMMAND, "--config-dir", str(demo.config_dir)])} --config-name pretrain_audio_mae_small \\
+    task.data=manifests/mine task.mean=... task.std=...   (as amae stats printed them)""")
 
 
 def _draw(demo: Demo, pretraining: Training) -> None:
@@ -210,14 +213,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything (%(default)s)")
     parser.add_argument("--config-dir", type=Path, default=Path("config"), help="folder of the recipes (%(default)s)")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         if not (args.config_dir / f"{PRETRAINING}.yaml").is_file():
             raise UserError(f"{args.config_dir} holds no {PRETRAINING}.yaml: run this from the root of the repository")
         run(Demo(args.out, args.config_dir))
-    except UserError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ndemo: interrupted; the same command continues from here", file=sys.stderr)
-        return 130
-    return 0
+
+    return run_program("demo", work, "the same command continues from here")

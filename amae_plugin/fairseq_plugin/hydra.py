@@ -5,14 +5,34 @@ run starts on, so no ``common.user_dir`` has to be typed; :mod:`amae_plugin.reci
 """
 
 import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from amae_plugin.errors import UserError
+from amae_plugin.files import writing
 from amae_plugin.recipes import user_path
+
+
+@contextlib.contextmanager
+def ending_in_words() -> Iterator[None]:
+    """End this process by a sentence and the exit code 2, where Hydra would print a traceback.
+
+    Raises:
+        SystemExit: instead of a ``UserError``.
+    """
+    try:
+        yield
+    except UserError as error:
+        print(f"fairseq-hydra-train: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 class RegisterPlugin(Callback):
@@ -23,6 +43,23 @@ class RegisterPlugin(Callback):
     """
 
     result: float | None = None
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Make the run's folder.
+
+        Raises:
+            SystemExit: it cannot be written.
+        """
+        HydraConfig.instance().set_config(config)  # the folder's name may refer to it
+        _make_writable_folder(config.hydra.run.dir)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Make the sweep's folder.
+
+        Raises:
+            SystemExit: it cannot be written.
+        """
+        _make_writable_folder(config.hydra.sweep.dir)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Make the plugin's changes to fairseq, if they fit it.
@@ -63,3 +100,11 @@ class RegisterPlugin(Callback):
         except UserError as error:
             # Of a sweep that failed, the error that made it fail is the one to read.
             print(f"no summary of the sweep: {error}")
+
+
+def _make_writable_folder(path: str) -> None:
+    folder = Path(path)
+    remedy = "make it writable, or choose another (hydra.run.dir=..., of a sweep hydra.sweep.dir=...)"
+    with ending_in_words(), writing(folder, "in this folder, which is to be the run's", remedy):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()

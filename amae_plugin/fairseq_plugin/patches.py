@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from amae_plugin.cluster.layout import in_job
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin import launch, resuming
 from amae_plugin.fairseq_plugin.checks import check_settings
+from amae_plugin.fairseq_plugin.hydra import ending_in_words
 from amae_plugin.recipes import user_path
 
 logger = logging.getLogger(__name__)
@@ -79,14 +80,10 @@ def _train(cfg: DictConfig, main: launch.Main, requeues: int) -> None:
 
 @contextmanager
 def _ending_in_words() -> Iterator[None]:
-    """End a process outside SLURM by a sentence, where Hydra would print a traceback; a job's log keeps both."""
+    """End a process by a sentence; in a SLURM job errors go on, to the job's log and to its outcome."""
     try:
-        yield
-    except UserError as error:
-        if in_job(os.environ):
-            raise
-        print(f"fairseq-hydra-train: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        with nullcontext() if in_job(os.environ) else ending_in_words():
+            yield
     except KeyboardInterrupt:
         print("fairseq-hydra-train: interrupted", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None

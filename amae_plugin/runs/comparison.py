@@ -13,7 +13,7 @@ from amae_plugin.evaluation.report import write
 from amae_plugin.evaluation.scoring import Options
 from amae_plugin.files import write_json
 from amae_plugin.models.registry import SYSTEMS
-from amae_plugin.recipes import recipe_number
+from amae_plugin.recipes import override, recipe_number
 from amae_plugin.runs.statistics import read_or_measure
 from amae_plugin.runs.training import Training, complete, read_losses, recipe_arguments
 from amae_plugin.visual import plot_comparison
@@ -148,7 +148,7 @@ def _run(comparison: Comparison, name: str) -> Result:
     if recipe := CONTESTANTS[name]:
         pretraining = _pretraining(comparison, name, recipe, folder / "pretraining")
         complete([pretraining])
-        encoder = [f"model.pretrained={pretraining.checkpoint}"]
+        encoder = [override("model.pretrained", pretraining.checkpoint)]
         updates, result.pretraining_loss = read_losses(pretraining.log)["validation"][-1]
         result.pretraining_updates = int(updates)
         batch = recipe_number(recipe, comparison.config_dir, "task.clips_per_update", comparison.overrides)

@@ -1,14 +1,14 @@
 """``fairseq-hydra-train`` in processes of its own: progress bars while they run, and the losses that they logged."""
 
-import asyncio
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,10 +17,15 @@ from tqdm import tqdm
 
 from amae_plugin.errors import UserError
 from amae_plugin.files import write_json
+from amae_plugin.processes import signals_held_back, terminated_with_parent
+from amae_plugin.recipes import override
 
 COMMAND = "fairseq-hydra-train"
 _LOG_LINE = re.compile(r"\[(train_inner|valid)\]\[INFO\] - (\{.*\})$")
 _LINES_ON_FAILURE = 30
+_POLL_S = 0.2
+_GRACE_S = 30.0
+"""Seconds for a training that is terminated to finish its update and to write a checkpoint."""
 _SETTINGS = "settings.json"
 _UNITS = {"update": ("num_updates", None), "s": ("wall", "{l_bar}{bar}| {n_fmt}/{total_fmt} s{postfix}")}
 """By unit: name under which fairseq logs a run's progress, and format of the bar; a bar of seconds shows no rate."""
@@ -59,35 +64,38 @@ class Training:
 
 def recipe_arguments(recipe: str, config_dir: Path, folder: Path, data: Path) -> list[str]:
     """Return the arguments of a training by a recipe, on the clips of *data* and on one device, as its batch is."""
-    arguments = ["--config-dir", str(config_dir), "--config-name", recipe, f"hydra.run.dir={folder}"]
-    return [*arguments, f"task.data={data}", "distributed_training.distributed_world_size=1"]
+    arguments = ["--config-dir", str(config_dir), "--config-name", recipe, override("hydra.run.dir", folder)]
+    return [*arguments, override("task.data", data), "distributed_training.distributed_world_size=1"]
 
 
 def complete(trainings: Sequence[Training]) -> None:
     """Run those trainings that are not done, as many at a time as there are processors.
 
-    An interrupted training continues from its last checkpoint. If one fails or this process is interrupted, the others
-    are terminated and those that wait do not start.
+    An interrupted training continues from its last checkpoint. If one fails or this process is interrupted or
+    terminated, the others are terminated, killed if that takes them too long, and those that wait do not start. If this
+    process is killed, the kernel terminates them.
 
     Raises:
         UserError: a command failed, or a folder holds a training with other settings.
     """
-    asyncio.run(_complete([training for training in trainings if not _is_done(training)]))
-
-
-async def _complete(trainings: Sequence[Training]) -> None:
-    cpus = available_cpus()
+    cpus, unfinished = available_cpus(), [training for training in trainings if not _is_done(training)]
     # Threads of trainings that run at the same time would wait for each other, several times as long as they work.
-    threads = max(1, cpus // max(1, len(trainings)))
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(cpus))  # one reads each training's output
-    waiting = iter(enumerate(trainings))
-
-    async def work() -> None:
-        for row, training in waiting:
-            await _train(training, threads, row)
-
-    # asyncio.run cancels the workers that are left when one of them raises an error, and waits for them.
-    await asyncio.gather(*(work() for _ in range(cpus)))
+    threads = max(1, cpus // max(1, len(unfinished)))
+    waiting, running = deque(enumerate(unfinished)), list[_Running]()
+    with signals_held_back() as received:
+        try:
+            while waiting or running:
+                while waiting and len(running) < cpus:
+                    row, training = waiting.popleft()
+                    running.append(_Running(training, threads, row))
+                time.sleep(_POLL_S)
+                if received:  # whatever ends at this moment is not done
+                    break
+                running = [one for one in running if not one.has_ended()]
+        finally:
+            _end([one.process for one in running], received)
+            for one in running:
+                one.progress.close()
 
 
 def _is_done(training: Training) -> bool:
@@ -100,48 +108,69 @@ def _is_done(training: Training) -> bool:
     return bool(found["done"])
 
 
-async def _train(training: Training, threads: int, row: int) -> None:
-    """Train, with a progress bar *row* lines below the cursor."""
-    settings = {"done": False, "arguments": list(training.arguments)}
-    training.folder.mkdir(parents=True, exist_ok=True)
-    write_json(training.folder / _SETTINGS, settings)
-    tqdm.write(f"{COMMAND} {' '.join(training.arguments)}")
-    bar = {"unit": training.unit, "bar_format": _UNITS[training.unit][1], "position": row}
-    with tqdm(total=training.end, desc=training.description, **bar) as progress:
-        await _run(training, threads, progress)
-    write_json(training.folder / _SETTINGS, {**settings, "done": True})
+class _Running:
+    """A training that runs, with a progress bar *row* lines below the cursor."""
+
+    def __init__(self, training: Training, threads: int, row: int):
+        self.training = training
+        training.folder.mkdir(parents=True, exist_ok=True)
+        self._note(done=False)
+        tqdm.write(shlex.join([COMMAND, *training.arguments]))
+        command = [str(Path(sys.executable).with_name(COMMAND)), *training.arguments]
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+        # Not through a pipe: a training whose starter was killed could not write on, and so not save its state.
+        with training.log.open("ab") as log:
+            self._read = self._begin = log.tell()
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=terminated_with_parent()
+            )
+        bar = {"unit": training.unit, "bar_format": _UNITS[training.unit][1], "position": row}
+        self.progress = tqdm(total=training.end, desc=training.description, **bar)
+
+    def has_ended(self) -> bool:
+        """Show the progress, and tell whether the training is done.
+
+        Raises:
+            UserError: it failed.
+        """
+        code = self.process.poll()  # before reading: after the end, what can be read is all
+        with self.training.log.open("rb") as log:
+            log.seek(self._read)
+            lines = log.read().rpartition(b"\n")[0]
+        self._read += len(lines)
+        for kind, values in _logged(lines.decode(errors="replace").splitlines()):
+            if kind == "train_inner":
+                done = int(values[_UNITS[self.training.unit][0]])
+                if not self.progress.n:
+                    self.progress.initial = self.progress.n = done  # a resumed run did these before
+                self.progress.update(done - self.progress.n)
+                self.progress.set_postfix_str(f"loss {float(values['loss']):.3f}")
+        if code is None:
+            return False
+        if code != 0:
+            printed = self.training.log.read_bytes()[self._begin :].decode(errors="replace").splitlines()
+            print(*printed[-_LINES_ON_FAILURE:], sep="\n", file=sys.stderr)
+            raise UserError(f"{COMMAND} failed (exit code {code}); everything it printed is in {self.training.log}")
+        self.progress.update(self.training.end - self.progress.n)  # the last may be fewer than are logged at a time
+        self.progress.close()
+        self._note(done=True)
+        return True
+
+    def _note(self, done: bool) -> None:
+        settings = {"done": done, "arguments": list(self.training.arguments)}
+        write_json(self.training.folder / _SETTINGS, settings)
 
 
-async def _run(training: Training, threads: int, progress: tqdm) -> None:
-    command = [str(Path(sys.executable).with_name(COMMAND)), *training.arguments]
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    last_lines: deque[str] = deque(maxlen=_LINES_ON_FAILURE)
-    with (
-        training.log.open("a", encoding="utf-8", buffering=1) as log,  # by line: the log is whole, whatever ends this
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
-        ) as process,
-    ):
-        assert process.stdout is not None
-        try:
-            while line := await asyncio.to_thread(process.stdout.readline):
-                log.write(line)
-                last_lines.append(line)
-                for kind, values in _logged([line]):
-                    if kind == "train_inner":
-                        done = int(values[_UNITS[training.unit][0]])
-                        if not progress.n:
-                            progress.initial = progress.n = done  # a resumed run did these before
-                        progress.update(done - progress.n)
-                        progress.set_postfix_str(f"loss {float(values['loss']):.3f}")
-        except BaseException:
-            process.terminate()  # leaving the block waits for it
-            raise
-    if process.returncode != 0:
-        sys.stderr.writelines(last_lines)
-        code = process.returncode
-        raise UserError(f"{COMMAND} failed (exit code {code}); everything it printed is in {training.log}")
-    progress.update(training.end - progress.n)  # the last updates may be fewer than are logged at a time
+def _end(processes: Sequence[subprocess.Popen[bytes]], received: Sequence[int]) -> None:
+    """Terminate processes, and kill those that take too long to end, or longer than until a second signal."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + _GRACE_S
+    while any(process.poll() is None for process in processes):
+        if time.monotonic() > deadline or len(received) > 1:
+            for process in processes:
+                process.kill()
+        time.sleep(_POLL_S / 10)
 
 
 def read_losses(log: Path) -> dict[str, list[tuple[float, float]]]:
@@ -152,7 +181,7 @@ def read_losses(log: Path) -> dict[str, list[tuple[float, float]]]:
         the run was resumed from before it, the later loss counts.
     """
     losses: dict[str, dict[float, float]] = {name: {} for name, _ in _SERIES.values()}
-    with log.open(encoding="utf-8") as lines:
+    with log.open(encoding="utf-8", errors="replace") as lines:
         for kind, values in _logged(lines):
             name, prefix = _SERIES[kind]
             losses[name][float(values[f"{prefix}num_updates"])] = float(values[f"{prefix}loss"])

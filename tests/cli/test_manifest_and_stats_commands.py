@@ -1,4 +1,5 @@
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from amae_plugin.cli.main import main
 from amae_plugin.data.audio import load_clip
 from amae_plugin.data.log_mel import LogMel
 from amae_plugin.data.manifest import Manifest
+from amae_plugin.recipes import override
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,14 @@ def test_manifest_folder_says_what_it_did_and_what_comes_next(tree, tmp_path, ca
     assert f"task.data={out}" in output
     assert "21/21" in bar
     assert Manifest.read(out / "train.tsv").root == str(tree)
+
+
+def test_what_comes_next_can_be_typed_whatever_the_folder_is_called(tree, tmp_path, capsys):
+    out = tmp_path / "a=b, (c) Übung's"
+    assert main(["manifest", "folder", str(tree), "--out", str(out)]) == 0
+    stats, training = capsys.readouterr().out.splitlines()[-2:]
+    assert shlex.split(stats) == ["amae", "stats", str(out)]
+    assert override("task.data", out) in shlex.split(training)
 
 
 def test_a_folder_without_audio_is_a_message_not_a_traceback(tmp_path, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from amae_plugin.cluster.lock import RunLock
+from amae_plugin.cluster.lock import RunLock, is_in_use
 from amae_plugin.errors import UserError
 
 HOLD = """
@@ -39,11 +39,14 @@ def hold(folder: Path, job: str, restart: int) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize(("job", "holder"), [("7", "job 7, start 0, process "), ("", "a run outside SLURM, process ")])
 def test_second_run_is_refused_until_the_first_is_gone_however(tmp_path: Path, job: str, holder: str) -> None:
+    assert not is_in_use(tmp_path)
     first = hold(tmp_path, job, 0)
+    assert is_in_use(tmp_path)
     with pytest.raises(UserError, match=f"is in use by {holder}{first.pid} on "), RunLock(tmp_path, "8", 0).held():
         pass
     first.send_signal(signal.SIGKILL)
     first.wait()
+    assert not is_in_use(tmp_path)
     with RunLock(tmp_path, "8", 0).held():
         pass
 

@@ -67,6 +67,49 @@ def test_refusal_of_slurm_is_passed_on(tmp_path: Path, command: Callable[[str, s
         submit_one(tmp_path, partition="gpus")
 
 
+@pytest.mark.parametrize("reason", ["PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "QOSMaxNodePerJob"])
+def test_size_that_the_partition_never_has_is_refused(
+    tmp_path: Path, command: Callable[[str, str], None], reason: str
+) -> None:
+    command("srun", "")
+    command("sbatch", "echo 'Submitted batch job 12'")
+    command("squeue", f"echo '12|PENDING||{reason}|0'")
+    command("scancel", f"echo $* >> '{tmp_path}/cancelled'")
+    with pytest.raises(UserError, match=rf"never start a job of 3 nodes of 8 CPUs \(SLURM's {reason}\)"):
+        submit_one(tmp_path, nodes=3)
+    assert (tmp_path / "cancelled").read_text() == "12\n"
+    assert not (tmp_path / "12").exists()
+
+
+@pytest.mark.parametrize("reason", ["Resources", "ReqNodeNotAvail, UnavailableNodes:n2", "PartitionDown", "BeginTime"])
+def test_job_that_has_to_wait_waits(tmp_path: Path, command: Callable[[str, str], None], reason: str) -> None:
+    command("srun", "")
+    command("sbatch", "echo 'Submitted batch job 12'")
+    command("squeue", f"echo '12|PENDING||{reason}|0'")
+    submit_one(tmp_path)
+    assert [job.name for job in tmp_path.glob("12")] == ["12"]
+
+
+@pytest.mark.parametrize("name", ["50%", "a:b", "a\\b"])
+def test_folder_whose_name_slurm_would_change_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="choose another folder"):
+        submit_one(tmp_path / name)
+
+
+def test_job_is_not_taken_for_cancelled_while_slurm_does_not_answer(
+    tmp_path: Path, command: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "slurm" / "12").mkdir(parents=True)
+    (tmp_path / "slurm" / "12" / "12_submitted.pkl").touch()
+    command("squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
+    command("sacct", "exit 1")
+    assert main(["slurm", "cancel", str(tmp_path)]) == 2
+    assert "SLURM does not answer, so job 12 is not cancelled" in capsys.readouterr().err
+    command("squeue", "echo '12|COMPLETED|n1||0'")
+    assert main(["slurm", "cancel", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "nothing to cancel: 12 COMPLETED\n"
+
+
 class Tasks:
     """A submitted job of a run in a folder, whose tasks this process plays."""
 

@@ -79,7 +79,7 @@ def contents(root: Path) -> dict[str, tuple[int, bytes]]:
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished demo's folder, and what it printed."""
-    root = tmp_path_factory.mktemp("demo") / "demo"
+    root = tmp_path_factory.mktemp("demo") / "Démo, a=b (1)"
     with redirect_stdout(io.StringIO()) as printed:
         run(demo(root))
     return root, printed.getvalue()

@@ -4,13 +4,15 @@ import math
 from pathlib import Path
 
 import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from amae_plugin.data.manifest import write_manifest
 from amae_plugin.errors import UserError
-from amae_plugin.recipes import plugin_dir, scaled_lr, update_freq, updates, updates_of
+from amae_plugin.recipes import override, plugin_dir, scaled_lr, update_freq, updates, updates_of
 
 
 @pytest.mark.parametrize(("clips", "epochs", "expected"), [(1, 1, 1), (8, 1, 1), (9, 1, 2), (100, 32, 13 * 32)])
@@ -51,3 +53,43 @@ def test_values_are_computed_when_a_recipe_is_read() -> None:
     recipe = OmegaConf.create({"clips": 512, "lr": ["${amae.scaled_lr:1e-3,${clips}}"], "dir": "${amae.plugin_dir:}"})
     assert recipe.lr[0] == 2e-3
     assert recipe.dir == plugin_dir()
+
+
+TEXTS = [
+    "a=b",
+    "a,b",
+    "x(1)",
+    'it\'s "q"',
+    "é Ü",
+    "a\\",
+    "a\\'b",
+    "$x",
+    "{a}",
+    "[a]",
+    " a ",
+    "",
+    "null",
+    "True",
+    "nan",
+    "1e5",
+]
+TEXTS += ["1_000", "007", "a:b", "~x", "#x", "a%b", "/plain/path-1.2_3", "word", "glob(*)", "a\nb"]
+
+
+@given(st.one_of(st.sampled_from(TEXTS), st.text(st.characters(exclude_categories=["Cs"]))))
+def test_override_gives_a_setting_exactly_this_text(text: str) -> None:
+    if "${" in text:
+        with pytest.raises(UserError, match="choose a name without it"):
+            override("task.data", text)
+        return
+    parser = OverridesParser.create()
+    written = parser.parse_override(override("task.data", text))
+    assert OmegaConf.create({"data": written.value()}).data == text
+    # Of a sweep, it is one value, and the launcher's jobs get the same.
+    assert not written.is_sweep_override()
+    (((again,),),) = BasicSweeper.split_arguments([written], None)
+    assert parser.parse_override(again).value() == text
+
+
+def test_override_of_plain_text_is_easy_to_read() -> None:
+    assert override("task.data", Path("/data/speech-1.0/clips_2")) == "task.data=/data/speech-1.0/clips_2"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +16,15 @@ import soundfile
 from amae_plugin.cli.main import main
 
 CONFIG_DIR = Path(__file__).parents[2] / "config"
+ODD = 'a=b, (c) Übung\'s "q" [d] {e} $f %g #h'
+"""Name of a folder with what Hydra's grammar and shells take for something else."""
 SMALLER = ["dataset.batch_size=4", "task.clips_per_update=4", "model.embed_dim=24", "model.depth=1"]
 
 
 @pytest.fixture(scope="module")
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Manifests of two classes of 12 clips: noise, and a tone."""
-    root, out = tmp_path_factory.mktemp("clips"), tmp_path_factory.mktemp("manifests")
+    root, out = tmp_path_factory.mktemp("clips"), tmp_path_factory.mktemp("manifests") / ODD
     rng = np.random.default_rng(0)
     for name, level in (("noise", 0.0), ("tone", 0.3)):
         (root / name).mkdir()
@@ -34,6 +37,7 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> None:
+    root = tmp_path / ODD
     command = [str(Path(sys.executable).parent / "amae"), "compare", "--config-dir", str(CONFIG_DIR)]
     command += [
         "--pretrain",
@@ -41,7 +45,7 @@ def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> 
         "--fine-tune",
         str(manifests),
         "--out",
-        str(tmp_path),
+        str(root),
         "--minutes",
         "0.2",
     ]
@@ -49,10 +53,14 @@ def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> 
     command += ["--set-fine-tuning", "dataset.batch_size=4", "task.clips_per_update=4"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    pretrained, scratch = json.loads((tmp_path / "comparison.json").read_text())["systems"]
+    # Each training's command is printed, to be typed.
+    typed = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("fairseq-hydra-train")]
+    run = [json.loads(path.read_text())["arguments"] for path in root.rglob("settings.json")]
+    assert sorted(run) == sorted(shlex.split(line)[1:] for line in typed)
+    pretrained, scratch = json.loads((root / "comparison.json").read_text())["systems"]
     assert (pretrained["system"], scratch["system"]) == ("MAE-AST", "AST")
     # As many updates as fit the time, and the learning rate came to its end with it.
-    log = (tmp_path / "mae-ast" / "pretraining" / "output.log").read_text()
+    log = (root / "mae-ast" / "pretraining" / "output.log").read_text()
     at_the_end = {name: float(value) for name, value in re.findall(r'"train_(lr|wall|num_updates)": "([^"]+)"', log)}
     assert at_the_end["num_updates"] == pretrained["pretraining_updates"] > 1
     assert 12 <= at_the_end["wall"] < 40
@@ -63,17 +71,17 @@ def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> 
     assert pretrained["pretraining_loss"] > 0
     assert scratch["pretraining_updates"] == scratch["pretraining_seconds"] == 0
     assert all(0 <= result["accuracy"]["100%"] <= 1 for result in (pretrained, scratch))
-    table = (tmp_path / "comparison.md").read_text()
+    table = (root / "comparison.md").read_text()
     assert table in done.stdout
     assert f"| MAE-AST | {pretrained['pretraining_seconds']:,.0f} s | {pretrained['pretraining_updates']:,} |" in table
     assert f"| AST | none |  |  |  | {scratch['accuracy']['100%']:.1%} |" in table
     assert "By chance: 50.0%" in table
-    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    assert (root / "comparison.png").stat().st_size > 10_000
     # Run again, nothing is trained again.
-    before = {path: path.stat().st_mtime for path in tmp_path.rglob("checkpoint_last.pt")}
+    before = {path: path.stat().st_mtime for path in root.rglob("checkpoint_last.pt")}
     assert len(before) == 3
     assert main(command[1:]) == 0
-    assert {path: path.stat().st_mtime for path in tmp_path.rglob("checkpoint_last.pt")} == before
+    assert {path: path.stat().st_mtime for path in root.rglob("checkpoint_last.pt")} == before
 
 
 @pytest.mark.parametrize(

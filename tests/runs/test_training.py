@@ -1,4 +1,4 @@
-"""Trainings side by side: how a failure and an interrupt end them."""
+"""Trainings side by side: how a failure, and the end of the process that started them, end them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 COMMAND = """#!/bin/sh
-echo $$ > "$1.pid"
+echo $$ > "$1.pid.new" && mv "$1.pid.new" "$1.pid"
 echo "[train_inner][INFO] - {\\"num_updates\\": \\"1\\", \\"loss\\": \\"0.5\\"}"
 [ "$2" = fails ] && sleep 0.5 && exit 3
+[ "$2" = stubborn ] && trap "" TERM INT
+[ "$2" = finishes ] && trap "exit 0" INT TERM && while :; do sleep 0.05; done
 exec sleep 600
 """
 
@@ -31,52 +34,76 @@ def start(tmp_path: Path):
 import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background ignores it
-from amae_plugin.errors import UserError
+from amae_plugin.processes import run_program
 from amae_plugin.runs import training
 root = Path({str(tmp_path)!r})
 sys.executable = str(root / "python")
 training.available_cpus = lambda: 2
+training._GRACE_S = 1.0
 arguments = [[str(root / str(index)), end] for index, end in enumerate({ends})]
 trainings = [training.Training(each[0], each, 2, root / f"run{{index}}") for index, each in enumerate(arguments)]
-try:
-    training.complete(trainings)
-except (UserError, KeyboardInterrupt) as error:
-    print(type(error).__name__, error)
+sys.exit(run_program("name", lambda: training.complete(trainings), "continue"))
 """
-        return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, start_new_session=True)
 
     return start
 
 
 def pids(folder: Path) -> list[int]:
-    return [int(path.read_text() or 0) for path in sorted(folder.glob("*.pid"))]
+    return [int(path.read_text()) for path in sorted(folder.glob("*.pid"))]
 
 
 def is_running(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
         return False
-    return True
 
 
-def test_an_interrupt_ends_what_runs_and_starts_nothing_else(tmp_path: Path, start) -> None:
-    process = start("sleeps", "sleeps", "sleeps", "sleeps")
-    while len(pids(tmp_path)) < 2 or not all(pids(tmp_path)):
-        time.sleep(0.05)
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)  # to this process alone: the trainings learn of it from nobody else
-    output, _ = process.communicate(timeout=60)
-    assert output.splitlines()[-1].startswith("KeyboardInterrupt")
+def wait_until(true: Callable[[], bool]) -> None:
+    while not true():
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("ends", ["sleeps", "stubborn", "finishes"])
+@pytest.mark.parametrize(
+    ("number", "group", "code", "word"),
+    [
+        (signal.SIGINT, False, 130, "interrupted"),
+        (signal.SIGINT, True, 130, "interrupted"),  # Ctrl-C: the trainings get it as well
+        (signal.SIGTERM, False, 143, "terminated"),
+        (signal.SIGTERM, True, 143, "terminated"),
+    ],
+)
+def test_a_signal_ends_what_runs_and_starts_nothing_else(
+    tmp_path: Path, start, ends: str, number: signal.Signals, group: bool, code: int, word: str
+) -> None:
+    process = start(ends, ends, ends, ends)
+    wait_until(lambda: len(pids(tmp_path)) == 2 or process.poll() is not None)
+    (os.killpg if group else os.kill)(process.pid, number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error
+    assert error.splitlines()[-1] == f"name: {word}; continue", repr(error)
+    assert "Traceback" not in error
     assert len(pids(tmp_path)) == 2
     assert not any(map(is_running, pids(tmp_path)))
+    assert not any('"done": true' in path.read_text() for path in tmp_path.glob("run*/settings.json"))
+
+
+def test_the_kernel_ends_what_a_killed_process_leaves(tmp_path: Path, start) -> None:
+    process = start("sleeps", "finishes")
+    wait_until(lambda: len(pids(tmp_path)) == 2 or process.poll() is not None)
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not any(map(is_running, pids(tmp_path))))
 
 
 def test_a_failure_ends_the_others_and_shows_what_was_printed(tmp_path: Path, start) -> None:
-    output, error = start("sleeps", "fails", "sleeps").communicate(timeout=60)
+    _, error = start("sleeps", "fails", "sleeps").communicate(timeout=60)
     log = tmp_path / "run1" / "output.log"
     message = f"fairseq-hydra-train failed (exit code 3); everything it printed is in {log}"
-    assert output.splitlines()[-1] == f"UserError {message}"
+    assert error.splitlines()[-1] == f"name: {message}"
     assert '"loss": "0.5"' in error and "loss 0.500" in error
     assert '"loss": "0.5"' in log.read_text()
     assert len(pids(tmp_path)) == 2, "the third one started"

@@ -6,7 +6,7 @@ import importlib.util
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +14,15 @@ import pytest
 from local_cluster import Cluster, cluster
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = 120
+"""Starts of a training after which a command or a job hangs."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Take away the limit of the other tests, which does not know how fast the machine is."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(0))
 
 
 def _load(name: str, path: Path) -> ModuleType:
@@ -48,11 +57,19 @@ FINE_TUNING = [
 
 
 class Slurm:
-    """The cluster as a user sees it: commands, and what they print."""
+    """The cluster as a user sees it: commands, and what they print.
 
-    def __init__(self, cluster: Cluster, folder: Path):
+    Waiting ends when the awaited happens, or when the job ends without it. Limits are only for what hangs.
+
+    Attributes:
+        folder: working directory of the commands.
+        start_s: seconds that the start of a training takes on this machine; the unit of all limits.
+    """
+
+    def __init__(self, cluster: Cluster, folder: Path, start_s: float):
         self.cluster = cluster
         self.folder = folder
+        self.start_s = start_s
         self.environment = {
             **cluster.environment,
             "OMP_NUM_THREADS": "1",
@@ -60,7 +77,7 @@ class Slurm:
             "PYTHONPATH": f"{ROOT}:{ROOT / 'slurm'}",
         }
 
-    def command(self, *command: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    def command(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command; standard output and error are in ``stdout``."""
         return subprocess.run(
             command,
@@ -69,7 +86,7 @@ class Slurm:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout,
+            timeout=PATIENCE * self.start_s,
             check=False,
         )
 
@@ -89,15 +106,29 @@ class Slurm:
         shown = self.command("scontrol", "--oneliner", "show", "job", job).stdout
         return dict(part.split("=", 1) for part in shown.split() if "=" in part)
 
-    def wait_for_end(self, job: str, log: Path, seconds: float = 600) -> dict[str, str]:
+    def wait_for(self, words: str, job: str, log: Path) -> None:
+        """Wait until a job's log holds some words; fail if the job ends, or hangs, without them."""
+        deadline = time.monotonic() + PATIENCE * self.start_s
+        while words not in read(log):
+            ended = self.has_ended(job)  # before the log is read for the last time
+            assert words in read(log) or not (ended or time.monotonic() > deadline), f"{self.job(job)}\n{read(log)}"
+            time.sleep(0.1)
+
+    def wait_for_update(self, update: int, job: str, log: Path) -> None:
+        """Wait until a job's log has the training loss of an update."""
+        self.wait_for(f'"num_updates": "{update}"', job, log)
+
+    def wait_for_end(self, job: str, log: Path, patience: float = PATIENCE) -> dict[str, str]:
         """Wait until a job has ended for good, and return what :meth:`job` does."""
-        wait_for(
-            lambda: self.job(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"),
-            lambda: f"{self.job(job)}\n{read(log)}",
-            seconds,
-            poll_s=0.5,
-        )
+        deadline = time.monotonic() + patience * self.start_s
+        while not self.has_ended(job):
+            assert time.monotonic() < deadline, f"{self.job(job)}\n{read(log)}"
+            time.sleep(0.5)
         return self.job(job)
+
+    def has_ended(self, job: str) -> bool:
+        """Whether a job neither waits nor runs."""
+        return self.job(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING")
 
     def trainers(self, job: str) -> list[int]:
         """Return the processes that train, without their data loaders' workers, in the order of their start."""
@@ -136,19 +167,6 @@ def read(path: Path) -> str:
     return path.read_text(errors="replace") if path.exists() else ""
 
 
-def wait_for(ready: Callable[[], bool], explain: Callable[[], str], seconds: float = 600, poll_s: float = 0.1) -> None:
-    """Wait for something to happen; fail with an explanation if it does not."""
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline, explain()
-        time.sleep(poll_s)
-
-
-def wait_for_update(update: int, log: Path) -> None:
-    """Wait until a log has the training loss of an update."""
-    wait_for(lambda: f'"num_updates": "{update}"' in read(log), lambda: read(log))
-
-
 def losses(log: str) -> dict[int, list[float]]:
     """Return the training losses of each update: several if it was made again."""
     found: dict[int, list[float]] = {}
@@ -163,9 +181,19 @@ def running_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluste
         yield running
 
 
+@pytest.fixture(scope="session")
+def start_s() -> float:
+    """Seconds that this machine, as busy as it is, takes to import what a training imports."""
+    begin = time.monotonic()
+    subprocess.run([BIN / "python", "-c", "import fairseq_cli.hydra_train, amae_plugin.fairseq_plugin"], check=True)
+    return max(1.0, time.monotonic() - begin)
+
+
 @pytest.fixture
-def slurm(running_cluster: Cluster, tmp_path: Path) -> Slurm:
-    return Slurm(running_cluster, tmp_path)
+def slurm(running_cluster: Cluster, tmp_path: Path, start_s: float) -> Slurm:
+    folder = tmp_path / 'a=b, (c) Übung\'s "q"'  # what Hydra's grammar, sbatch and shells take for something else
+    folder.mkdir()
+    return Slurm(running_cluster, folder, start_s)
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,7 @@ class Cluster:
         """Start all daemons and wait until the nodes are idle.
 
         Raises:
-            RuntimeError: they are not idle within a minute; with the ends of the logs.
+            RuntimeError: a daemon ended, or the nodes are not idle within ten minutes; with the ends of the logs.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self.folder / "state").mkdir()
@@ -173,7 +173,7 @@ class Cluster:
                 start_new_session=True,  # Ctrl-C is for whoever started the cluster, who then stops it
             )
 
-    def _wait_for(self, ready: object, seconds: float = 60) -> None:
+    def _wait_for(self, ready: object, seconds: float = 600) -> None:
         assert callable(ready)
         deadline = time.monotonic() + seconds
         while not ready():

@@ -10,6 +10,7 @@ import pytest
 from conftest import PRETRAINING, ROOT, Slurm, on_cpus
 
 from amae_plugin.evaluation.sweep import read_results
+from amae_plugin.recipes import override
 
 RECIPES = ["--config-dir", str(ROOT / "config"), "--config-name"]
 
@@ -23,7 +24,7 @@ def test_run_of_a_sweep_that_fails_reaches_the_user(slurm: Slurm, labelled: Path
     shutil.copy(labelled / "valid.tsv", slurm.folder)
     done = slurm.command(
         *("fairseq-hydra-train", "-m", *RECIPES, "pretrain_audio_mae_tiny", *PRETRAINING, *on_cpus(2, 1)),
-        *(f"task.data={labelled},{slurm.folder}", "hydra.sweep.dir=sweep"),
+        *(override("task.data", labelled, slurm.folder), "hydra.sweep.dir=sweep"),
     )
     assert done.returncode != 0
     assert "Traceback (most recent call last)" in done.stdout

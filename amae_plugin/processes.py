@@ -1,0 +1,119 @@
+"""How programs end, and with them the processes that they start."""
+
+import ctypes
+import multiprocessing
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
+from typing import TextIO
+
+from amae_plugin.errors import UserError
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised as Python raises SIGINT: what cleans up after the one does so after the other."""
+
+
+def run_program(name: str, work: Callable[[], int | None], remedy: str = "") -> int:
+    """Run a program, and turn whatever ends it early into an exit code and at most one line on standard error.
+
+    Args:
+        name: name of the program, which begins the line.
+        work: the program; None means 0.
+        remedy: advice that ends the line of a program that was interrupted or terminated.
+
+    Returns:
+        What *work* returns, or: 2 after a ``UserError``, 130 after SIGINT, 143 after SIGTERM, and 141, without a word,
+        when nobody reads the output any further.
+    """
+    before = signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        try:
+            code = work() or 0
+        except SystemExit:  # argparse has printed its help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        terminated = isinstance(error, Terminated)
+        what = f"{name}: {'terminated' if terminated else 'interrupted'}"
+        print(f"\n{what}; {remedy}" if remedy else f"\n{what}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
+    except BrokenPipeError:
+        unread = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
+        if not unread:
+            raise
+        for stream in unread:  # what is left of the output goes nowhere, for the interpreter writes it at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 128 + signal.SIGPIPE
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def signals_held_back() -> Iterator[list[int]]:
+    """Hold back SIGINT and SIGTERM until the block ends, so that they interrupt nothing in its midst.
+
+    Yields:
+        The signals that have come. The first of them then does what it would have done.
+    """
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in heard:
+        signal.signal(number, lambda number, frame: received.append(number))
+    try:
+        yield received
+    finally:
+        for number, handler in heard.items():
+            signal.signal(number, handler)
+        if received:
+            signal.raise_signal(received[0])
+
+
+def end_with_parent() -> None:
+    """Prepare a worker of ``multiprocessing``: it is killed when its parent ends, and leaves Ctrl-C to its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _signal_at_end_of_parent(signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(1)
+
+
+def terminated_with_parent() -> Callable[[], None]:
+    """Return a ``preexec_fn`` for :mod:`subprocess`: the command gets SIGTERM when the thread that starts it ends."""
+    return partial(_terminate_with, os.getpid())
+
+
+def _terminate_with(parent: int) -> None:
+    _signal_at_end_of_parent(signal.SIGTERM)
+    if os.getppid() != parent:  # it ended just before
+        os._exit(1)
+
+
+def _signal_at_end_of_parent(number: int) -> None:
+    """Have the kernel send this process a signal when its parent ends, ``kill -9`` included; only Linux can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+
+
+def _raise_terminated(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether a stream is a pipe that nobody reads."""
+    poll = select.poll()
+    poll.register(stream, 0)  # asks for nothing but errors
+    return bool(poll.poll(0))

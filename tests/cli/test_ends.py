@@ -1,0 +1,113 @@
+"""How commands end that are interrupted, terminated, killed, or whose output nobody reads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from amae_plugin.processes import run_program
+
+BIN = Path(sys.executable).parent
+PRETRAINING = """
+task: {_name: amae_pretraining, data: "???", target_length: 64, num_mel_bins: 32}
+model: {_name: amae_audio_mae, patch_size: [8, 8], embed_dim: 24, depth: 1, num_heads: 3, decoder: global}
+"""
+
+
+def commands(folder: Path) -> dict[str, list[str]]:
+    """Commands that take minutes in processes of their own, by name; they find what they need in a folder."""
+    (folder / "recipe.yaml").write_text(PRETRAINING)
+    recipe = ["--config-dir", str(folder), "--recipe", "recipe", "--precision", "fp32"]
+    return {
+        "benchmark": [str(BIN / "amae"), "benchmark", *recipe, "--steps", "100000"],
+        "demo": [str(BIN / "python"), "-m", "amae_plugin.demo", "--out", str(folder / "demo")],
+    }
+
+
+def descendants(pid: int) -> set[int]:
+    """Processes that a process started, and those that these started, other than Python's helpers."""
+    children: dict[int, set[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if state != "Z":
+            children.setdefault(int(parent), set()).add(int(path.parent.name))
+    found, new = set(), {pid}
+    while new := set().union(*(children.get(one, set()) for one in new)):
+        found |= new
+    return found
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    while not true():
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("benchmark", signal.SIGINT),
+        ("demo", signal.SIGTERM),
+        ("demo", signal.SIGKILL),
+    ],
+)
+def test_whatever_ends_a_command_ends_its_processes(tmp_path: Path, name: str, number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        commands(tmp_path)[name],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    printed = b""
+    # The progress of the work in the other processes.
+    while b"1/" not in printed and b"8/" not in printed:
+        printed += os.read(process.stderr.fileno(), 10_000)
+        assert process.poll() is None, printed
+    started = descendants(process.pid)
+    assert started
+    process.send_signal(number)
+    _, rest = process.communicate(timeout=60)
+    if number != signal.SIGKILL:
+        assert process.returncode == 128 + number
+        assert ("interrupted" if number == signal.SIGINT else "terminated") in rest.decode().splitlines()[-1]
+        assert b"Traceback" not in rest
+    wait_until(lambda: not any(map(is_running, started)))
+
+
+@pytest.mark.parametrize("buffer", [{}, {"PYTHONUNBUFFERED": "1"}])
+def test_output_that_nobody_reads_is_no_error(
+    tmp_path: Path, write_checkpoint: Callable[..., Path], buffer: dict[str, str]
+) -> None:
+    command = [BIN / "amae", "inspect", write_checkpoint(tmp_path / "checkpoint.pt", None)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | buffer
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_other_pipes_that_break_are_errors() -> None:
+    def work() -> None:
+        raise BrokenPipeError("of something else")
+
+    with pytest.raises(BrokenPipeError, match="of something else"):
+        run_program("name", work)
