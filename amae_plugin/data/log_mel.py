@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 _EPSILON = torch.finfo(torch.float32).eps  # Kaldi's floor under the logarithm
+_PIECE_FRAMES = 4096  # computed at a time
 PREEMPHASIS = 0.97
 """Share of the previous sample that is subtracted from each sample (Kaldi's default)."""
 
@@ -46,9 +48,10 @@ class FrontEnd(ABC):
 
     Attributes:
         name: name in :data:`FRONT_ENDS`.
+        windows: analysis windows by name, functions of their length in samples.
         sample_rate: sample rate of the waveform, in Hz.
         num_mel_bins: number of mel bands.
-        window_type: analysis window, one of :data:`WINDOWS`.
+        window_type: analysis window, one of ``windows``.
         window_ms: length of the analysis window.
         shift_ms: time from one frame to the next.
 
@@ -57,6 +60,7 @@ class FrontEnd(ABC):
     """
 
     name: ClassVar[str]
+    windows: ClassVar[Mapping[str, Callable[[int], Tensor]]] = WINDOWS
     sample_rate: int = 16_000
     num_mel_bins: int = 128
     window_type: str = "hanning"
@@ -64,8 +68,8 @@ class FrontEnd(ABC):
     shift_ms: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.window_type not in WINDOWS:
-            raise ValueError(f"window_type is '{self.window_type}', must be one of {', '.join(sorted(WINDOWS))}")
+        if self.window_type not in self.windows:
+            raise ValueError(f"window_type is '{self.window_type}', must be one of {', '.join(sorted(self.windows))}")
 
     @abstractmethod
     def __call__(self, waveform: Tensor) -> Tensor:
@@ -84,7 +88,7 @@ class FrontEnd(ABC):
     @functools.cached_property
     def window(self) -> Tensor:
         """Analysis window: (window_samples,)."""
-        return WINDOWS[self.window_type](self.window_samples)
+        return self.windows[self.window_type](self.window_samples)
 
     def samples_for(self, frames: int) -> int:
         """Count the samples of the shortest waveform that gives this many frames."""
@@ -93,6 +97,18 @@ class FrontEnd(ABC):
     def frames_in(self, samples: np.ndarray) -> np.ndarray:
         """Count the frames of waveforms with these numbers of samples."""
         return (1 + (samples - self.window_samples) // self.shift_samples).clip(min=1)
+
+    def _in_pieces(self, waveform: Tensor, log_mel: Callable[[Tensor], Tensor]) -> Tensor:
+        """Map a waveform of at least one window to its frames, piece by piece, which bounds the memory.
+
+        Args:
+            waveform: samples, of which windows start at multiples of the shift.
+            log_mel: function from samples to the frames whose windows they hold.
+        """
+        frames = 1 + (len(waveform) - self.window_samples) // self.shift_samples
+        starts = range(0, frames * self.shift_samples, _PIECE_FRAMES * self.shift_samples)
+        samples = self.window_samples + (_PIECE_FRAMES - 1) * self.shift_samples
+        return torch.cat([log_mel(waveform[start : start + samples]) for start in starts])
 
 
 @dataclass(frozen=True)
@@ -129,10 +145,10 @@ class LogMel(FrontEnd):
         waveform shorter than one window is continued with zeros to one window and gives one frame. Every frame loses
         its own mean, so a constant added to the waveform changes nothing.
         """
-        size = self.window_samples
-        if len(waveform) < size:
-            waveform = torch.nn.functional.pad(waveform, (0, size - len(waveform)))
-        frames = waveform.unfold(0, size, self.shift_samples)
+        return self._in_pieces(_fill(waveform, self.window_samples), self._log_mel)
+
+    def _log_mel(self, waveform: Tensor) -> Tensor:
+        frames = waveform.unfold(0, self.window_samples, self.shift_samples)
         frames = frames - frames.mean(dim=1, keepdim=True)
         emphasised = frames.clone()
         emphasised[:, 1:].sub_(frames[:, :-1], alpha=PREEMPHASIS)
@@ -146,7 +162,57 @@ class LogMel(FrontEnd):
         return mel[: len(power)].clamp_(min=_EPSILON).log_()
 
 
-FRONT_ENDS: dict[str, type[FrontEnd]] = {LogMel.name: LogMel}
+@dataclass(frozen=True)
+class SlaneyLogMel(FrontEnd):
+    """M2D's log-mel filter bank, torchaudio's ``MelSpectrogram`` (Niizumi et al. 2023, section IV.A).
+
+    80 mel bands from 50 Hz to half the sample rate, on Slaney's scale and each divided by its width; Hann windows of
+    25 ms, centred on their frames. The waveform is mirrored at its ends and keeps its mean.
+    """
+
+    name = "slaney"
+    windows: ClassVar[Mapping[str, Callable[[int], Tensor]]] = {"hann": torch.hann_window}
+    num_mel_bins: int = 80
+    window_type: str = "hann"
+
+    def __call__(self, waveform: Tensor) -> Tensor:
+        """Map (samples,) float32 on the CPU to (frames, num_mel_bins), natural logarithms of the power.
+
+        There are ``1 + samples // shift_samples`` frames. A waveform shorter than one window is continued with zeros to
+        one window.
+        """
+        half = self.window_samples // 2
+        filled = _fill(waveform, self.window_samples)
+        mirrored = torch.nn.functional.pad(filled[None], (half, half), mode="reflect")[0]
+        return self._in_pieces(mirrored, lambda samples: (self._mel(samples).T + _EPSILON).log_())
+
+    @functools.cached_property
+    def _mel(self) -> Callable[[Tensor], Tensor]:
+        """Function from samples to the power in the bands: (num_mel_bins, frames)."""
+        from amae_plugin.data._torchaudio import torchaudio
+
+        return torchaudio.transforms.MelSpectrogram(
+            self.sample_rate,
+            n_fft=self.window_samples,
+            hop_length=self.shift_samples,
+            f_min=50.0,
+            n_mels=self.num_mel_bins,
+            window_fn=lambda size: self.window,
+            center=False,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+
+    @override
+    def samples_for(self, frames: int) -> int:
+        return (frames - 1) * self.shift_samples
+
+    @override
+    def frames_in(self, samples: np.ndarray) -> np.ndarray:
+        return 1 + samples.clip(min=self.window_samples) // self.shift_samples
+
+
+FRONT_ENDS: dict[str, type[FrontEnd]] = {LogMel.name: LogMel, SlaneyLogMel.name: SlaneyLogMel}
 """Front ends by name."""
 
 
@@ -246,6 +312,11 @@ class ModelInput:
     def spectrogram(self, waveform: Tensor) -> Tensor:
         """Map (samples,) float32 on the CPU to (target_length, F): the centre of a longer clip, or a padded one."""
         return self.normalize(fit_length(self.front_end(waveform), self.target_length))
+
+
+def _fill(waveform: Tensor, samples: int) -> Tensor:
+    """Continue a waveform that is shorter than this with zeros."""
+    return torch.nn.functional.pad(waveform, (0, max(0, samples - len(waveform))))
 
 
 def fit_length(spectrogram: Tensor, target_length: int, position: float = 0.5, padding: float = 0.0) -> Tensor:

@@ -4,19 +4,22 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Tuple, cast
+from typing import List, Optional, Tuple, cast
 
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.distributed import utils as distributed_utils
+from fairseq.logging import metrics
 from fairseq.models import register_model
 from fairseq.optim import FairseqOptimizer
+from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, DictConfig
 from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 
+from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.audio_task import AudioTask, AudioTaskConfig
 from amae_plugin.fairseq_plugin.bases import SummedCriterion, TrainedModel, Values
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
@@ -28,6 +31,10 @@ from amae_plugin.models.ssast import SSAST, SSASTConfig
 
 logger = logging.getLogger(__name__)
 
+MIN_TARGET_VARIANCE = 1e-3
+"""Variance of a teacher's features over tokens below which training has collapsed."""
+_VARIANCE = "target_variance"
+
 
 @dataclass
 class AmaePretrainingConfig(AudioTaskConfig):
@@ -36,6 +43,7 @@ class AmaePretrainingConfig(AudioTaskConfig):
     score_padding: bool = setting(True, "hidden patches beyond a clip's end count in the loss (as published)")
     picture_interval: int = setting(0, "updates between TensorBoard pictures, 0: none")
     pictures: int = setting(4, "validation clips on a picture")
+    max_update: int = II("oc.select:optimization.max_update,0")
     valid_subset: str = II("dataset.valid_subset")
     tensorboard_logdir: Optional[str] = II("common.tensorboard_logdir")
 
@@ -59,9 +67,12 @@ class AmaePretraining(AudioTask):
         self.make_dataset(self.read_manifest(split), split)
 
     def optimizer_step(self, optimizer: FairseqOptimizer, model: nn.Module, update_num: int) -> None:
-        """Step, and draw a picture when it is time."""
+        """Step, let the model do what follows a step, and draw a picture when it is time."""
+        scale = _loss_scale(optimizer)
         super().optimizer_step(optimizer, model, update_num)
         interval, plain = self.cfg.picture_interval, plain_module(model)
+        if _loss_scale(optimizer) >= scale:
+            plain.after_update(update_num + 1, self.cfg.max_update)
         due = interval and (update_num + 1) % interval == 0 and self.cfg.tensorboard_logdir
         if due and plain.draws and distributed_utils.get_global_rank() == 0:
             try:
@@ -99,7 +110,8 @@ class AmaeMaskedPredictionConfig(FairseqDataclass):
 class AmaeMaskedPrediction(SummedCriterion):
     """The objectives of a pretraining model, summed over hidden tokens and weighted as the model says.
 
-    Each objective is logged without its weight as well: ``loss_reconstruction``, ``loss_info_nce``.
+    Each objective is logged without its weight as well: ``loss_reconstruction``, ``loss_info_nce``. A model that learns
+    from its own features also logs ``target_variance``; training stops when they are the same everywhere.
     """
 
     def __init__(self, task: FairseqTask, score_padding: bool):
@@ -112,11 +124,34 @@ class AmaeMaskedPrediction(SummedCriterion):
         plain = plain_module(model)
         scored = output["mask"]
         if not self.score_padding:
-            scored = scored & ~plain.encoder.patch_padding(sample["net_input"]["padding_mask"])
+            padding = plain.encoder.patch_padding(sample["net_input"]["padding_mask"])
+            scored = scored & ~padding.repeat_interleave(len(scored) // len(padding), dim=0)  # clones, clip by clip
         sums = summed_losses(plain, output, scored)
         losses = {"loss": sums.pop("loss"), **{f"loss_{name}": value for name, value in sums.items()}}
         sample_size = scored.sum()
-        return losses["loss"], sample_size, self.log(losses, sample_size, sample)
+        log = self.log(losses, sample_size, sample)
+        if _VARIANCE in output:
+            log[_VARIANCE] = output[_VARIANCE] * sample_size
+        return losses["loss"], sample_size, log
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: List[Values]) -> None:
+        """Log the means over all summands of all devices.
+
+        Raises:
+            UserError: the targets of a model that learns from its own features have become the same everywhere.
+        """
+        super().reduce_metrics(logging_outputs)
+        summands = sum(log["sample_size"] for log in logging_outputs)
+        if summands and any(_VARIANCE in log for log in logging_outputs):
+            variance = float(sum(log.get(_VARIANCE, 0.0) for log in logging_outputs) / summands)
+            metrics.log_scalar(_VARIANCE, variance, summands, round=4)
+            if variance < MIN_TARGET_VARIANCE:
+                raise UserError(
+                    f"the model has collapsed: its teacher gives every token the same features (their variance is "
+                    f"{variance:.1e}, below {MIN_TARGET_VARIANCE:g}); start again with a lower learning rate, a longer "
+                    "warm-up or a slower teacher"
+                )
 
 
 @register_criterion("amae_reconstruction", dataclass=AmaeMaskedPredictionConfig)
@@ -132,6 +167,11 @@ class AmaeReconstruction(AmaeMaskedPrediction):
 
 # fairseq resumes a run only with a criterion of the class name that the checkpoint holds: one name for both.
 AmaeMaskedPrediction.__name__ = AmaeReconstruction.__name__
+
+
+def _loss_scale(optimizer: FairseqOptimizer) -> float:
+    """Return the loss scale of fairseq's AMP, which sinks whenever it skips a step whose gradients are not finite."""
+    return optimizer.scaler.get_scale() if isinstance(optimizer, AMPOptimizer) else 1.0
 
 
 def plain_module(model: nn.Module) -> PretrainingModel:

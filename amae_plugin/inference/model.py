@@ -29,8 +29,6 @@ from amae_plugin.modules.masking import gather_ids
 Batch = Sequence[Audio]
 """Several clips, all as paths or all as samples at one rate."""
 
-_CHUNK_FRAMES = 4096  # log-mel frames computed at a time, which bounds the memory for a long clip
-
 
 class Embedding(NamedTuple):
     """Embeddings of a clip.
@@ -278,7 +276,7 @@ class AudioModel(nn.Module):
         The layout of each clip is appended to ``layouts`` before its first window is yielded.
         """
         for waveform in waveforms:
-            log_mel = self._log_mel(waveform.detach().cpu())
+            log_mel = self.input.front_end(waveform.detach().cpu())
             layouts.append(self._layout(len(log_mel)))
             for start in layouts[-1].starts:
                 window = log_mel[start * self.encoder.patch_stride[0] :][: self.input.target_length]
@@ -296,18 +294,6 @@ class AudioModel(nn.Module):
                 self.checkpoint.require_finite(values)
             for index in range(len(batch)):
                 yield {name: values[index] for name, values in outputs.items()}
-
-    def _log_mel(self, waveform: Tensor) -> Tensor:
-        """Compute the log-mel spectrogram (frames, bands) in chunks, which are independent of each other."""
-        features = self.input.front_end
-        frames = max(1, 1 + (len(waveform) - features.window_samples) // features.shift_samples)
-        chunks = [
-            features(
-                waveform[first * features.shift_samples :][: features.samples_for(min(_CHUNK_FRAMES, frames - first))]
-            )
-            for first in range(0, frames, _CHUNK_FRAMES)
-        ]
-        return torch.cat(chunks)
 
     def _layout(self, frames: int) -> Windows:
         beyond_first = max(0, frames - self.encoder.patch_size[0])

@@ -17,6 +17,7 @@ from amae_plugin.models.settings import DownstreamConfig, ModelConfig, Pretraini
 from amae_plugin.modules.compute import compile_modules
 from amae_plugin.modules.embedding import Positions, Size2d, grid_size, patchify, unpatchify
 from amae_plugin.modules.masking import Masking, attention_padding
+from amae_plugin.modules.moving_average import MovingAverage
 
 
 class Encoder(nn.Module, ABC):
@@ -216,12 +217,14 @@ class PretrainingModel(Model):
             means over hidden tokens.
         masking: sampler of the masks.
         normalizes_targets: whether the targets lack each patch's mean and variance, which :meth:`reconstruct` guesses.
+        teacher: moving average of parts of the encoder, which computes the targets; None if they need no encoder.
     """
 
     config: PretrainingConfig
     loss_weights: Mapping[str, float]
     masking: Masking
     normalizes_targets = False
+    teacher: MovingAverage | None = None
     output_name = "features"
 
     @abstractmethod
@@ -238,7 +241,10 @@ class PretrainingModel(Model):
 
         Returns:
             At least ``target`` (B, L, P), float32, and ``mask`` (B, L); with a generative objective ``prediction``
-            (B, L, P), with a discriminative one ``classification`` (B, L, P), both float32.
+            (B, L, P), with a discriminative one ``classification`` (B, L, P), both float32. Targets and predictions of
+            features are (B, L, D), and with them comes ``target_variance``, a scalar: the variance over tokens of the
+            teacher's features, near 0 once these are the same everywhere. A model that encodes n clones of a clip has
+            n B masks and predictions, clip by clip.
 
         Raises:
             ValueError: the patch does not divide the spectrogram, or the mask does not fit it.
@@ -246,7 +252,23 @@ class PretrainingModel(Model):
 
     @abstractmethod
     def token_losses(self, output: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the losses (B, L) of an output of :meth:`forward` by objective, unweighted, 0 at visible tokens."""
+        """Return the losses (B, L) of an output of :meth:`forward` by objective, unweighted, 0 at visible tokens.
+
+        An objective of whole clips has losses (B,).
+        """
+
+    def after_update(self, num_updates: int, max_update: int) -> None:
+        """Do what follows each optimizer step, on every rank: the teacher moves.
+
+        Args:
+            num_updates: number of updates so far, this one included.
+            max_update: updates of the run, 0 if unknown.
+
+        Raises:
+            UserError: the teacher's decay changes over the run, whose length is unknown.
+        """
+        if self.teacher is not None:
+            self.teacher.follow(self.encoder, num_updates, max_update)
 
     def reconstruct(
         self, source: Tensor, prediction: Tensor, mask: Tensor, padding_mask: Tensor | None = None
@@ -302,11 +324,15 @@ class PretrainingModel(Model):
 def summed_losses(model: PretrainingModel, output: Mapping[str, Tensor], scored: Tensor) -> dict[str, Tensor]:
     """Sum the objectives over scored tokens; returns scalars by name, and ``loss``, their weighted sum.
 
+    An objective of whole clips counts at each scored token of its clip. Divided by the number of scored tokens, every
+    sum therefore is a mean over its own summands, however a global batch is cut.
+
     Args:
         model: pretraining model.
         output: result of its ``forward``.
         scored: (B, L) bool, True = the token counts.
     """
-    sums = {name: (losses * scored).sum() for name, losses in model.token_losses(output).items()}
+    losses = {name: values.view(len(scored), -1) for name, values in model.token_losses(output).items()}
+    sums = {name: (values * scored).sum() for name, values in losses.items()}
     total = torch.stack([model.loss_weights[name] * value for name, value in sums.items()]).sum()
     return {"loss": total, **sums}

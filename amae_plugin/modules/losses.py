@@ -34,3 +34,11 @@ def info_nce(classification: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     # Not minus infinity, so that a clip without masked tokens has gradient 0 and not NaN.
     among_masked = scores.masked_fill(~mask[:, None, :], torch.finfo(scores.dtype).min)
     return (among_masked.logsumexp(dim=-1) - scores.diagonal(dim1=1, dim2=2)) * mask
+
+
+def feature_variance(features: Tensor) -> Tensor:
+    """Return the variance of features (..., D) over all but their last dimension, averaged over D: a scalar.
+
+    Models that learn from their own features may collapse: all tokens then get the same features, and this is 0.
+    """
+    return features.detach().flatten(0, -2).var(dim=0, correction=0).mean()
