@@ -24,6 +24,7 @@ from amae_plugin.fairseq_plugin.audio_task import AudioTask, AudioTaskConfig
 from amae_plugin.fairseq_plugin.bases import SummedCriterion, TrainedModel, Values
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
 from amae_plugin.models.base import PretrainingModel, summed_losses
+from amae_plugin.models.m2d import M2D, M2DConfig
 from amae_plugin.models.mae_ast import MAEAST, MAEASTConfig
 from amae_plugin.models.registry import find_system
 from amae_plugin.models.settings import setting
@@ -223,3 +224,18 @@ class AmaeSSAST(SSAST, TrainedModel):
     """SSAST as fairseq trains it."""
 
     plain_config = SSASTConfig
+
+
+@dataclass
+class AmaeM2DConfig(M2DConfig, FairseqDataclass):
+    """Settings of :class:`AmaeM2D`."""
+
+    input_length: int = II("task.target_length")
+    num_mel_bins: int = II("task.num_mel_bins")
+
+
+@register_model("amae_m2d", dataclass=AmaeM2DConfig)
+class AmaeM2D(M2D, TrainedModel):
+    """M2D as fairseq trains it."""
+
+    plain_config = M2DConfig

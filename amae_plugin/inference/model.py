@@ -66,8 +66,8 @@ class AudioModel(nn.Module):
     training, see :class:`AudioClassifier`.)
 
     **Embeddings.** The embedding of a time step is the mean of the tokens of its frequency bands after the encoder's
-    final norm, without class tokens. The embedding of a clip is the mean of its time steps, so every second counts
-    alike.
+    final norm, without class tokens; M2D's has these tokens side by side. The embedding of a clip is the mean of its
+    time steps, so every second counts alike.
 
     The model is always in evaluation mode, even after ``train()``, and nothing about it is random.
     Letters in shapes: N clips, T time steps of a clip, D width.
@@ -98,7 +98,7 @@ class AudioModel(nn.Module):
         self.input = checkpoint.input
         self.model = checkpoint.model()
         self.sample_rate = self.input.sample_rate
-        self.embed_dim = self.encoder.embed_dim
+        self.embed_dim = self.encoder.step_dim(self._joins_bands)
         self.num_layers = len(self.encoder.blocks) + 1
         self.step_samples = self.encoder.patch_stride[0] * self.input.front_end.shift_samples
         self._grid: Size2d = self.encoder.grid(self.input.target_length, self.encoder.num_mel_bins)
@@ -332,16 +332,20 @@ class AudioModel(nn.Module):
         return visible, {}
 
     def _by_step(self, tokens: Tensor, visible: Tensor | None) -> Tensor:
-        """Average tokens over the frequency bands of each time step: (B, W, D), 0 for steps without tokens."""
+        """Join or average the tokens of each time step: (B, W, D), 0 for steps without tokens."""
         tokens = tokens[:, self.encoder.num_prefix_tokens :].float()
         if visible is not None:
             on_grid = tokens.new_zeros(len(tokens), self._grid[0] * self._grid[1], tokens.shape[2])
             tokens = on_grid.scatter(1, visible[..., None].expand_as(tokens), tokens)
-        return tokens.unflatten(1, self._grid).mean(dim=2)
+        return self.encoder.time_steps(tokens, self._joins_bands)
 
     def _final_norm(self, steps: Tensor) -> Tensor:
         """Apply the norm that follows the mean over tokens; a pretraining model has none there."""
         return steps
+
+    @property
+    def _joins_bands(self) -> bool:
+        return self.encoder.joins_bands
 
     @property
     def encoder(self) -> Encoder:
@@ -383,6 +387,10 @@ class AudioClassifier(AudioModel):
 
     def _run(self, source: Tensor, padding_mask: Tensor) -> tuple[None, dict[str, Tensor]]:
         return None, {"features": self.model(source, padding_mask=padding_mask)["features"]}
+
+    @property
+    def _joins_bands(self) -> bool:
+        return self.model.joins_bands
 
     def _final_norm(self, steps: Tensor) -> Tensor:
         return self.model.fc_norm(steps) if self.model.config.pooling == "mean" else steps

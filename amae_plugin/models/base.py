@@ -31,6 +31,7 @@ class Encoder(nn.Module, ABC):
         num_prefix_tokens: number of class tokens in front of the patch tokens, 0 or more.
         masks_padding: whether the encoder never attends to tokens beyond a clip's end; for other encoders padding is
             part of the clip.
+        joins_bands: whether the features of a time step are the tokens of its bands side by side, not their mean.
         embed_dim: D.
         num_heads: number of attention heads.
         num_mel_bins: F.
@@ -43,6 +44,7 @@ class Encoder(nn.Module, ABC):
 
     num_prefix_tokens: int
     masks_padding: bool
+    joins_bands = False
     positions: Positions
     blocks: nn.ModuleList
     norm: nn.Module
@@ -108,9 +110,29 @@ class Encoder(nn.Module, ABC):
             return None
         return torch.cat([padding_mask.new_zeros(len(padding_mask), self.num_prefix_tokens), padding_mask], dim=1)
 
-    def mean_of_patches(self, tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """Average the patch tokens among (B, prefix + K, D) to (B, D), leaving out those of a mask (B, K)."""
+    @property
+    def num_bands(self) -> int:
+        """Number of patches in frequency."""
+        return self.grid(self.patch_size[0], self.num_mel_bins)[1]
+
+    def step_dim(self, joined: bool) -> int:
+        """Return the number of features of a time step, whose bands are *joined* or averaged."""
+        return self.embed_dim * (self.num_bands if joined else 1)
+
+    def time_steps(self, patches: Tensor, joined: bool) -> Tensor:
+        """Turn all patch tokens (B, L, D) into time steps (B, T, step_dim): bands side by side, or their mean."""
+        steps = patches.unflatten(1, (-1, self.num_bands))
+        return steps.flatten(2) if joined else steps.mean(dim=2)
+
+    def mean_of_patches(self, tokens: Tensor, padding_mask: Tensor | None, joined: bool = False) -> Tensor:
+        """Average the patch tokens among (B, prefix + K, D) to (B, D), leaving out those of a mask (B, K).
+
+        With *joined*, average the time steps of all patches, whose bands stay side by side, to (B, step_dim).
+        """
         patches = tokens[:, self.num_prefix_tokens :]
+        if joined:
+            patches = self.time_steps(patches, joined)
+            padding_mask = None if padding_mask is None else padding_mask[:, :: self.num_bands]
         if padding_mask is None:
             return patches.mean(dim=1)
         used = ~padding_mask[..., None]
@@ -165,7 +187,7 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def features(self, source: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Return features (B, D) of whole clips.
+        """Return features of whole clips: (B, D), or (B, bands D) if the bands of a time step stay side by side.
 
         Args:
             source: (B, T, F) log-mel values as the system expects them.
@@ -223,9 +245,14 @@ class PretrainingModel(Model):
     config: PretrainingConfig
     loss_weights: Mapping[str, float]
     masking: Masking
+    teacher: MovingAverage | None
     normalizes_targets = False
-    teacher: MovingAverage | None = None
     output_name = "features"
+
+    def __init__(self, config: PretrainingConfig):
+        super().__init__()
+        self.config = config
+        self.register_module("teacher", None)
 
     @abstractmethod
     def forward(
@@ -318,7 +345,7 @@ class PretrainingModel(Model):
         padding_mask = self.encoder.relevant_padding(padding_mask)
         tokens, _ = self.extract_features(source, padding_mask)
         padding = None if padding_mask is None else self.encoder.patch_padding(padding_mask)
-        return self.encoder.mean_of_patches(tokens, padding)
+        return self.encoder.mean_of_patches(tokens, padding, self.encoder.joins_bands)
 
 
 def summed_losses(model: PretrainingModel, output: Mapping[str, Tensor], scored: Tensor) -> dict[str, Tensor]:

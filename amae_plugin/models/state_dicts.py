@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Sizes = dict[str, Any]
@@ -66,3 +67,9 @@ def square_side(table: Tensor, prefix: int) -> int:
     if side == 0 or side**2 + prefix != table.shape[1]:
         raise ValueError(f"{table.shape[1]} positions are not those of a square image and {prefix} class tokens")
     return side
+
+
+def turn_positions(table: Tensor, prefix: int, bands: int) -> Tensor:
+    """Turn a table (1, prefix + bands x time, D) of positions that run band by band to time-major order."""
+    first, tokens = table.tensor_split([prefix], dim=1)
+    return torch.cat([first, tokens.unflatten(1, (bands, -1)).transpose(1, 2).flatten(1, 2)], dim=1)

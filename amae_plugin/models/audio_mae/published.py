@@ -28,6 +28,7 @@ _RENAMES = (
     (r"^(cls_token|patch_embed|blocks|norm)\b", r"encoder.\1"),
 )
 _DECODER = ("decoder_", "mask_token")  # published names
+_OF_OTHERS = {"dist_token", "norm_stats", "target_norm.weight"}  # names that DeiT and M2D add
 _DECODER_WIDTH, _DECODER_HEADS = 512, 16  # width and attention heads in every published model
 
 
@@ -41,7 +42,7 @@ class AudioMAEPretrained(PublishedFormat):
 
     @override
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
-        return kernel_channels(state) == 1 and "dist_token" not in state and "head.weight" not in state
+        return kernel_channels(state) == 1 and _OF_OTHERS.isdisjoint(state) and "head.weight" not in state
 
     @override
     def read(self, file: PublishedFile, options: ConversionOptions) -> ConvertedWeights:
@@ -73,7 +74,7 @@ class AudioMAEFineTuned(PublishedFormat):
 
     @override
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
-        return kernel_channels(state) == 1 and "dist_token" not in state and "head.weight" in state
+        return kernel_channels(state) == 1 and _OF_OTHERS.isdisjoint(state) and "head.weight" in state
 
     @override
     def read(self, file: PublishedFile, options: ConversionOptions) -> ConvertedWeights:
