@@ -141,7 +141,7 @@ class Checkpoint:
             UserError: the task section lacks a setting that describes the input.
         """
         try:
-            return ModelInput.from_settings(self.config.get("task") or {}, self.system.default_input)
+            return ModelInput.from_settings(self.config.get("task") or {}, self.system.input(self.encoder_settings))
         except (UserError, ValueError) as error:
             raise UserError(f"{self.path}: {error}") from None
 

@@ -247,13 +247,14 @@ class ModelInput:
 
         Args:
             task: settings; of the keys of :meth:`settings`, those that are missing or null are taken from *default*.
-            default: input of the model's system.
+            default: input of the model's system, with the model's number of bands.
 
         Raises:
             ValueError: a setting that no system decides is missing, or one cannot be used.
         """
         given = {key: task[key] for key in default.settings() if task.get(key) is not None}
-        needed = ["target_length", "num_mel_bins"]
+        given.setdefault("num_mel_bins", default.num_mel_bins)  # the model's, with another front end as well
+        needed = ["target_length"]
         if NORMALIZATIONS.get(given.get("normalization", default.normalization)) is not None:
             needed += ["mean", "std"]
         missing = [f"task.{key}" for key in needed if key not in given]

@@ -57,7 +57,7 @@ class AmaePretraining(AudioTask):
 
     def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> nn.Module:
         """Build the model, and note what input its system expects."""
-        self.default_input = find_system(cfg).default_input
+        self.default_input = find_system(cfg).input(cfg)
         model = super().build_model(cfg, from_checkpoint)
         if self.cfg.picture_interval and not model.draws and not from_checkpoint:
             logger.info("task.picture_interval: no pictures, since the model's objectives predict no spectrogram")
@@ -187,7 +187,7 @@ class AmaeAudioMAEConfig(AudioMAEConfig, FairseqDataclass):
     """Settings of :class:`AmaeAudioMAE`."""
 
     input_length: int = II("task.target_length")
-    num_mel_bins: int = II("task.num_mel_bins")
+    num_mel_bins: Optional[int] = II("task.num_mel_bins")  # type: ignore[assignment]
 
 
 @register_model("amae_audio_mae", dataclass=AmaeAudioMAEConfig)
@@ -201,7 +201,7 @@ class AmaeAudioMAE(AudioMAE, TrainedModel):
 class AmaeMAEASTConfig(MAEASTConfig, FairseqDataclass):
     """Settings of :class:`AmaeMAEAST`."""
 
-    num_mel_bins: int = II("task.num_mel_bins")
+    num_mel_bins: Optional[int] = II("task.num_mel_bins")  # type: ignore[assignment]
 
 
 @register_model("amae_mae_ast", dataclass=AmaeMAEASTConfig)
@@ -216,7 +216,7 @@ class AmaeSSASTConfig(SSASTConfig, FairseqDataclass):
     """Settings of :class:`AmaeSSAST`."""
 
     input_length: int = II("task.target_length")
-    num_mel_bins: int = II("task.num_mel_bins")
+    num_mel_bins: Optional[int] = II("task.num_mel_bins")  # type: ignore[assignment]
 
 
 @register_model("amae_ssast", dataclass=AmaeSSASTConfig)
@@ -231,7 +231,7 @@ class AmaeM2DConfig(M2DConfig, FairseqDataclass):
     """Settings of :class:`AmaeM2D`."""
 
     input_length: int = II("task.target_length")
-    num_mel_bins: int = II("task.num_mel_bins")
+    num_mel_bins: Optional[int] = II("task.num_mel_bins")  # type: ignore[assignment]
 
 
 @register_model("amae_m2d", dataclass=AmaeM2DConfig)
