@@ -20,7 +20,7 @@ from amae_plugin.data.log_mel import fit_length
 from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import Audio, load_waveform
 from amae_plugin.inference.windows import Windows
-from amae_plugin.models.base import DownstreamModel, Encoder
+from amae_plugin.models.base import DownstreamModel, Encoder, PretrainingModel
 from amae_plugin.models.classifier import Classifier
 from amae_plugin.modules.compute import choose_device
 from amae_plugin.modules.embedding import Size2d
@@ -413,20 +413,33 @@ AUDIO_MODELS: dict[type[DownstreamModel], type[AudioModel]] = {Classifier: Audio
 """Audio models of the downstream models; :class:`AudioModel` is that of pretraining models."""
 
 
-def load_model(path: str | os.PathLike[str], device: str = "auto", batch_size: int = 16) -> AudioModel:
+def load_model(
+    path: str | os.PathLike[str], device: str = "auto", batch_size: int = 16, *, teacher: bool = False
+) -> AudioModel:
     """Load a checkpoint of this plugin for use on audio.
 
     Args:
         path: checkpoint file of a pretraining model or a classifier.
         device: device of the model: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``, which prefers a GPU.
         batch_size: windows at a time.
+        teacher: whether the teacher that followed the encoder in pretraining takes its place.
 
     Returns:
         An :class:`AudioClassifier` for the checkpoint of a classifier.
 
     Raises:
-        UserError: the file is not a checkpoint of this plugin, or the device does not exist.
+        UserError: the file is not a checkpoint of this plugin, it has no teacher, or the device does not exist.
     """
     checkpoint = Checkpoint.read(path)
     kind = AudioModel if checkpoint.downstream is None else AUDIO_MODELS[checkpoint.downstream]
-    return kind(checkpoint, batch_size).to(choose_device(device))
+    model = kind(checkpoint, batch_size)
+    if teacher:
+        network = model.model
+        if not isinstance(network, PretrainingModel) or network.teacher is None:
+            raise UserError(
+                f"{path}: has no teacher; only pretraining checkpoints of some systems, such as M2D, have one"
+            )
+        if any(name.startswith("teacher.") for name in checkpoint.untrained):
+            raise UserError(f"{path}: the published file lacks the teacher, which is untrained here")
+        network.teacher.copy_to(network.encoder)
+    return model.to(choose_device(device))

@@ -73,12 +73,17 @@ class MovingAverage(nn.Module):
         module: module that is followed, in its initial state.
         parts: names of its submodules and parameters to copy; dots lead into submodules.
         decay: schedule of the decay.
+
+    Attributes:
+        parts: names of the copied parts.
+        decay: schedule of the decay.
     """
 
     def __init__(self, module: nn.Module, parts: Iterable[str], decay: LinearDecay):
         super().__init__()
         self.decay = decay
-        for part in parts:
+        self.parts = tuple(parts)
+        for part in self.parts:
             own = copy.deepcopy(operator.attrgetter(part)(module))
             setattr(self, part, nn.Parameter(own.detach().float()) if isinstance(own, Tensor) else own.float())
         self.requires_grad_(False)
