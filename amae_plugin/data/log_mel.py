@@ -167,7 +167,7 @@ class SlaneyLogMel(FrontEnd):
     """M2D's log-mel filter bank, torchaudio's ``MelSpectrogram`` (Niizumi et al. 2023, section IV.A).
 
     80 mel bands from 50 Hz to half the sample rate, on Slaney's scale and each divided by its width; Hann windows of
-    25 ms, centred on their frames. The waveform is mirrored at its ends and keeps its mean.
+    25 ms, centred on their frames. The waveform is mirrored at its ends, also where a clip was cut, and keeps its mean.
     """
 
     name = "slaney"
