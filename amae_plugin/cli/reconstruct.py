@@ -12,6 +12,7 @@ from pathlib import Path
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.clips import add_clips, conclude
+from amae_plugin.data.log_mel import LogMel
 from amae_plugin.errors import UserError
 from amae_plugin.files import writing
 from amae_plugin.inference.clips import ClipFiles
@@ -38,6 +39,11 @@ def run(args: argparse.Namespace) -> int:
     options = {name: vars(args)[name] for name in ("strategy", "mask_ratio", "seed", "batch_size")}
     reconstructor = Reconstructor(Checkpoint.read(args.checkpoint), device=choose_device(args.device), **options)
     front_end = reconstructor.input.front_end
+    if not isinstance(front_end, LogMel):
+        raise UserError(
+            f"{args.checkpoint}: its front end '{front_end.name}' has no inverse here, so there would be no sounds; "
+            f"that of '{LogMel.name}' has one"
+        )
     clips = ClipFiles(args.paths, front_end, args.workers, "reconstructing")
     names = _make_room(args.out, clips)
     window = reconstructor.input.target_length * front_end.shift_samples / front_end.sample_rate

@@ -15,6 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 _EPSILON = torch.finfo(torch.float32).eps  # Kaldi's floor under the logarithm
+_SLANEY = math.log(6.4)  # in 27 mels of Slaney's scale
 _PIECE_FRAMES = 4096  # computed at a time
 PREEMPHASIS = 0.97
 """Share of the previous sample that is subtracted from each sample (Kaldi's default)."""
@@ -49,6 +50,7 @@ class FrontEnd(ABC):
     Attributes:
         name: name in :data:`FRONT_ENDS`.
         windows: analysis windows by name, functions of their length in samples.
+        low_hz: lower end of the lowest mel band; the highest one ends at half the sample rate.
         sample_rate: sample rate of the waveform, in Hz.
         num_mel_bins: number of mel bands.
         window_type: analysis window, one of ``windows``.
@@ -61,6 +63,7 @@ class FrontEnd(ABC):
 
     name: ClassVar[str]
     windows: ClassVar[Mapping[str, Callable[[int], Tensor]]] = WINDOWS
+    low_hz: ClassVar[float] = LOW_HZ
     sample_rate: int = 16_000
     num_mel_bins: int = 128
     window_type: str = "hanning"
@@ -97,6 +100,20 @@ class FrontEnd(ABC):
     def frames_in(self, samples: np.ndarray) -> np.ndarray:
         """Count the frames of waveforms with these numbers of samples."""
         return (1 + (samples - self.window_samples) // self.shift_samples).clip(min=1)
+
+    @property
+    def band_edges(self) -> np.ndarray:
+        """The F + 1 frequencies in Hz between neighbouring mel bands, the outer ends included."""
+        low, high = self._mel_of_hz(np.array([self.low_hz, self.sample_rate / 2]))
+        # The bands' centres are F points at equal distances between the two ends; the edges lie half way between them.
+        return self._hz_of_mel(np.linspace(low, high, 2 * self.num_mel_bins + 3)[1::2])
+
+    def _mel_of_hz(self, hz: np.ndarray) -> np.ndarray:
+        """Map frequencies to the mel scale, which is Kaldi's unless a front end has another."""
+        return 1127 * np.log1p(hz / 700)
+
+    def _hz_of_mel(self, mel: np.ndarray) -> np.ndarray:
+        return 700 * np.expm1(mel / 1127)
 
     def _in_pieces(self, waveform: Tensor, log_mel: Callable[[Tensor], Tensor]) -> Tensor:
         """Map a waveform of at least one window to its frames, piece by piece, which bounds the memory.
@@ -172,6 +189,7 @@ class SlaneyLogMel(FrontEnd):
 
     name = "slaney"
     windows: ClassVar[Mapping[str, Callable[[int], Tensor]]] = {"hann": torch.hann_window}
+    low_hz: ClassVar[float] = 50.0
     num_mel_bins: int = 80
     window_type: str = "hann"
 
@@ -195,7 +213,7 @@ class SlaneyLogMel(FrontEnd):
             self.sample_rate,
             n_fft=self.window_samples,
             hop_length=self.shift_samples,
-            f_min=50.0,
+            f_min=self.low_hz,
             n_mels=self.num_mel_bins,
             window_fn=lambda size: self.window,
             center=False,
@@ -210,6 +228,15 @@ class SlaneyLogMel(FrontEnd):
     @override
     def frames_in(self, samples: np.ndarray) -> np.ndarray:
         return 1 + samples.clip(min=self.window_samples) // self.shift_samples
+
+    @override
+    def _mel_of_hz(self, hz: np.ndarray) -> np.ndarray:
+        # Linear up to 1000 Hz, and from there 27 mels for each factor of 6.4.
+        return np.where(hz < 1000, hz * 3 / 200, 15 + 27 / _SLANEY * np.log(np.maximum(hz, 1000) / 1000))
+
+    @override
+    def _hz_of_mel(self, mel: np.ndarray) -> np.ndarray:
+        return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp(_SLANEY / 27 * np.maximum(mel - 15, 0)))
 
 
 FRONT_ENDS: dict[str, type[FrontEnd]] = {LogMel.name: LogMel, SlaneyLogMel.name: SlaneyLogMel}

@@ -119,6 +119,15 @@ def test_a_front_end_has_its_own_windows():
 
 
 @pytest.mark.parametrize("features", [LogMel(), SlaneyLogMel()])
+def test_a_tone_is_loudest_in_the_band_between_whose_edges_it_lies(features):
+    for hz in (700.0, 1900.0, 5000.0):
+        tone = torch.sin(2 * torch.pi * hz * torch.arange(16_000) / 16_000)
+        band = int(features(tone)[50].argmax())
+        assert features.band_edges[band] - 30 < hz < features.band_edges[band + 1] + 30
+    assert len(features.band_edges) == features.num_mel_bins + 1
+
+
+@pytest.mark.parametrize("features", [LogMel(), SlaneyLogMel()])
 def test_a_long_waveform_is_computed_in_pieces_with_the_same_result(features, speech, monkeypatch):
     expected = features(speech)
     monkeypatch.setattr("amae_plugin.data.log_mel._PIECE_FRAMES", 7)
