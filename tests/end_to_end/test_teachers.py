@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -57,3 +58,30 @@ def test_one_process_accumulation_two_ranks_and_a_stop_give_the_same_teacher(cor
     assert "moving average of the encoder's blocks and norm, decay 0.7 to 0.9 over 6 updates" in shown
     refused = amae("reconstruct", path, str(corpus), "--out", str(tmp_path / "page"))
     assert refused.returncode == 2 and "(its objectives: cosine)" in refused.stderr
+
+
+def test_fine_tuning_takes_the_encoder_with_its_front_end_and_bands(labelled: Path, tmp_path: Path) -> None:
+    pretrained = train(tmp_path / "m2d", f"task.data={labelled}", "optimization.max_update=3", recipe=RECIPE)
+    assert pretrained.returncode == 0, pretrained.output
+    run = train(
+        tmp_path / "classifier",
+        f"task.data={labelled}",
+        f"model.pretrained={tmp_path / 'm2d' / 'checkpoints' / 'checkpoint_last.pt'}",
+        "task.clips_per_epoch=32",
+        "task.epochs=4",
+        "task.clips_per_update=8",
+        "task.target_length=64",
+        *("dataset.batch_size=8", "dataset.num_workers=1", "model.compile=false", "optimization.lr=[0.01]"),
+        recipe="finetune_m2d_spc2",
+        smaller=[],
+    )
+    assert run.returncode == 0, run.output
+    path = tmp_path / "classifier" / "checkpoints" / "checkpoint_last.pt"
+    checkpoint = Checkpoint.read(path)
+    assert (checkpoint.input.front_end.name, checkpoint.input.num_mel_bins) == ("slaney", 80)
+    assert (checkpoint.input.mean, checkpoint.input.std, checkpoint.input.normalization) == (-7.1, 4.2, "one_std")
+    assert not any("teacher" in name for name in checkpoint.state)
+    done = amae("evaluate", str(path), "--data", str(labelled), "--split", "valid")
+    assert done.returncode == 0, done.stderr
+    (valid, *_) = reversed(run.logged("valid"))
+    assert re.search(rf"^accuracy +{float(valid['valid_accuracy']):.4f}$", done.stdout, re.M)

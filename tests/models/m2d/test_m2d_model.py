@@ -86,6 +86,21 @@ def test_the_bands_of_a_time_step_stay_side_by_side(checkpoint: Path) -> None:
     assert_same(model.extract_features(samples, 16_000, layer=-1), expected)
 
 
+def test_windows_and_padding_keep_the_bands_apart(checkpoint: Path) -> None:
+    samples = 0.1 * np.random.default_rng(0).standard_normal(20_000).astype(np.float32)
+    model = load_model(checkpoint, device="cpu")
+    clips = [samples, samples[:4000], samples[: 63 * 160]]  # longer than the input, shorter, and as long
+    together = model.embed(clips, 16_000)
+    assert together.shape == (3, 96)
+    for clip, embedding in zip(clips, together):
+        assert_same(model.embed(clip, 16_000), embedding)
+    steps, _ = model.embed_timestamps(clips[1], 16_000)
+    padded = model.input.spectrogram(torch.from_numpy(clips[1]))[None]
+    frames = (torch.arange(64) >= 26)[None]
+    tokens, _ = model.model.extract_features(padded, frames)
+    assert_same(steps, tokens[0, 1:].detach().unflatten(0, (4, 4)).flatten(1)[:2])
+
+
 def test_the_teacher_embeds_if_asked(checkpoint: Path, write_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(8000), 16_000)
     embedded = {}
