@@ -437,7 +437,7 @@ def load_model(
         network = model.model
         if not isinstance(network, PretrainingModel) or network.teacher is None:
             raise UserError(
-                f"{path}: has no teacher; only pretraining checkpoints of some systems, such as M2D, have one"
+                f"{path}: has no teacher; only pretraining checkpoints of models that learn from features do"
             )
         if any(name.startswith("teacher.") for name in checkpoint.untrained):
             raise UserError(f"{path}: the published file lacks the teacher, which is untrained here")
