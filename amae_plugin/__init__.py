@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load_model(path: str | os.PathLike[str], device: str = "auto", batch_size: int = 16) -> AudioModel:
+def load_model(
+    path: str | os.PathLike[str], device: str = "auto", batch_size: int = 16, *, teacher: bool = False
+) -> AudioModel:
     """Load a checkpoint for use on audio; see :func:`amae_plugin.inference.model.load_model`."""
     from amae_plugin.inference.model import load_model
 
-    return load_model(path, device, batch_size)
+    return load_model(path, device, batch_size, teacher=teacher)
 
 
 @wrapt.when_imported("fairseq")

@@ -211,7 +211,7 @@ class Checkpoint:
             ):
                 if not fits:
                     raise ValueError(f"its setting task.{key} is {value}, must be {words}")
-            found = ModelInput.from_settings(self.config.get("task") or {}, self.system.default_input)
+            found = ModelInput.from_settings(self.config.get("task") or {}, self.system.input(self.encoder_settings))
             stride = getattr(encoder, "patch_stride", None)
             grid_size(found.target_length, found.num_mel_bins, encoder.patch_size, stride)
         except (UserError, ValueError) as error:

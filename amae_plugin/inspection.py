@@ -8,7 +8,7 @@ from typing import Any
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.errors import UserError
-from amae_plugin.models.base import PretrainingModel
+from amae_plugin.models.base import Model, PretrainingModel
 
 Facts = dict[str, Any]
 """Facts in JSON's types, by name."""
@@ -62,6 +62,7 @@ def describe(checkpoint: Checkpoint) -> Facts:
         "patch_stride": encoder.patch_stride,
         "grid": encoder.grid(model_input.target_length, model_input.num_mel_bins),
         "draws": isinstance(model, PretrainingModel) and model.draws,
+        "teacher": _teacher(model, checkpoint),
         "input": {
             "frames": model_input.target_length,
             "seconds": model_input.samples / model_input.sample_rate,
@@ -98,6 +99,7 @@ def summary(facts: Facts) -> str:
         + (f" every {stride[0]} frames and {stride[1]} bands" if stride != size else "")
         + f", {_grid(facts['grid'])}",
         "positions": _join([positions["kind"], positions["grid"] and f"table for {_grid(positions['grid'])}"]),
+        "teacher": facts["teacher"] and _describe_teacher(**facts["teacher"]),
         "parameters": _join(f"{part} {count:,}" for part, count in facts["parameters"].items()),
         "input": f"{taken['frames']} frames ({taken['seconds']:.4g} s), {taken['num_mel_bins']} mel bands, "
         f"{taken['window_type']} windows of {taken['window_ms']:g} ms every {taken['shift_ms']:g} ms at "
@@ -117,6 +119,23 @@ def summary(facts: Facts) -> str:
 
 def _join(parts: Iterable[str | None]) -> str:
     return ", ".join(part for part in parts if part is not None)
+
+
+def _teacher(model: Model, checkpoint: Checkpoint) -> Facts | None:
+    """Describe the teacher of a pretraining model; ``decay`` is that of the last update."""
+    if not isinstance(model, PretrainingModel) or model.teacher is None:
+        return None
+    schedule, updates = model.teacher.decay, checkpoint.updates
+    planned = (checkpoint.config.get("optimization") or {}).get("max_update") or 0
+    decay = schedule.at(updates, planned) if updates and (schedule.updates or planned) else None
+    return {"parts": list(model.teacher.parts), "schedule": str(schedule), "decay": decay}
+
+
+def _describe_teacher(parts: Sequence[str], schedule: str, decay: float | None) -> str:
+    *others, last = parts
+    named = f"{', '.join(others)} and {last}" if others else last
+    reached = None if decay is None else f"at last {decay:.7g}"
+    return _join([f"moving average of the encoder's {named}, decay {schedule}", reached])
 
 
 def _grid(grid: Sequence[int]) -> str:

@@ -16,6 +16,7 @@ from omegaconf.errors import ConfigValueError, OmegaConfBaseException
 from amae_plugin.cluster.lock import is_in_use
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
+from amae_plugin.models.registry import SYSTEMS
 
 _PLAIN = re.compile(r"(?!(?:null|true|false|inf|nan)$)[a-z_][\w-]*|[\w.-]*/[\w./-]*", re.ASCII | re.IGNORECASE)
 """Text that Hydra takes for itself without quotes: a word, or a path of plain characters."""
@@ -97,7 +98,10 @@ def model_settings(recipe: str, config_dir: Path, overrides: Sequence[str] = ())
 def model_section(config: DictConfig) -> dict[str, Any]:
     """Resolve the model section of an open recipe, and add the size of the input, which the task section holds."""
     sizes = {"input_length": config.task.target_length, "num_mel_bins": config.task.num_mel_bins}
-    return {**sizes, **OmegaConf.to_container(config.model, resolve=True)}
+    model = {**sizes, **OmegaConf.to_container(config.model, resolve=True)}
+    if model["num_mel_bins"] is None and model.get("_name") in SYSTEMS:
+        model["num_mel_bins"] = SYSTEMS[model["_name"]].default_input.num_mel_bins
+    return model
 
 
 def user_path(path: str) -> Path:

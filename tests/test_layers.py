@@ -131,6 +131,7 @@ print(new)
         [
             "arch:amae_audio_mae",
             "arch:amae_classifier",
+            "arch:amae_m2d",
             "arch:amae_mae_ast",
             "arch:amae_ssast",
             "criterion:amae_classification",
@@ -139,9 +140,11 @@ print(new)
             "lr_scheduler:amae_cosine_by_time",
             "model:amae_audio_mae",
             "model:amae_classifier",
+            "model:amae_m2d",
             "model:amae_mae_ast",
             "model:amae_ssast",
             "optimizer:amae_adamw",
+            "optimizer:amae_sgd",
             "task:amae_classification",
             "task:amae_pretraining",
         ]

@@ -25,11 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "one file for all clips, or a folder of files"
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.npz|DIR", help=text)
     parser.add_argument("--timestamps", action="store_true", help="embed the time steps as well")
+    parser.add_argument(
+        "--teacher", action="store_true", help="by the teacher that followed the encoder in pretraining"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the embeddings and list the files that cannot be used."""
-    model = load_model(args.checkpoint, args.device, args.batch_size)
+    model = load_model(args.checkpoint, args.device, args.batch_size, teacher=args.teacher)
     clips = ClipFiles(args.paths, model.input.front_end, args.workers, "embedding")
     in_one_file = args.out.suffix == ".npz"
     files = {} if in_one_file else _files(args.out, clips.names)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.arguments import above_zero, from_zero
 from amae_plugin.cli.clips import add_clips, conclude
+from amae_plugin.data.log_mel import LogMel
 from amae_plugin.errors import UserError, printable
 from amae_plugin.files import replacing, try_place, writing
 from amae_plugin.inference.clips import ClipFiles, Excerpt
@@ -51,6 +52,11 @@ def run(args: argparse.Namespace) -> int:
     options = {name: vars(args)[name] for name in ("strategy", "mask_ratio", "seed", "batch_size", "device")}
     reconstructor = Reconstructor(Checkpoint.read(args.checkpoint), **options)
     front_end, length = reconstructor.input.front_end, reconstructor.input.target_length
+    if not isinstance(front_end, LogMel):
+        raise UserError(
+            f"{args.checkpoint}: its front end '{front_end.name}' has no inverse here, so there would be no sounds; "
+            f"that of '{LogMel.name}' has one"
+        )
     excerpt = Excerpt(args.start, args.seconds)
     clips = ClipFiles(args.paths, front_end, args.workers, "reconstructing", excerpt)
     names, index = _make_room(args.out, clips), args.out / _PAGE

@@ -12,8 +12,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 _EPSILON = torch.finfo(torch.float32).eps  # Kaldi's floor under the logarithm
+_SLANEY = math.log(6.4)  # in 27 mels of Slaney's scale
+_PIECE_FRAMES = 4096  # computed at a time
 PREEMPHASIS = 0.97
 """Share of the previous sample that is subtracted from each sample (Kaldi's default)."""
 
@@ -46,9 +49,13 @@ class FrontEnd(ABC):
 
     Attributes:
         name: name in :data:`FRONT_ENDS`.
+        windows: analysis windows by name, functions of their length in samples.
+        low_hz: lower end of the lowest mel band; the highest one ends at half the sample rate.
+        streams: whether a frame depends on its window alone, so that pieces of a waveform that overlap by
+            a window less a shift give the frames of the whole.
         sample_rate: sample rate of the waveform, in Hz.
         num_mel_bins: number of mel bands.
-        window_type: analysis window, one of :data:`WINDOWS`.
+        window_type: analysis window, one of ``windows``.
         window_ms: length of the analysis window.
         shift_ms: time from one frame to the next.
 
@@ -57,6 +64,9 @@ class FrontEnd(ABC):
     """
 
     name: ClassVar[str]
+    windows: ClassVar[Mapping[str, Callable[[int], Tensor]]] = WINDOWS
+    low_hz: ClassVar[float] = LOW_HZ
+    streams: ClassVar[bool] = True
     sample_rate: int = 16_000
     num_mel_bins: int = 128
     window_type: str = "hanning"
@@ -64,8 +74,8 @@ class FrontEnd(ABC):
     shift_ms: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.window_type not in WINDOWS:
-            raise ValueError(f"window_type is '{self.window_type}', must be one of {', '.join(sorted(WINDOWS))}")
+        if self.window_type not in self.windows:
+            raise ValueError(f"window_type is '{self.window_type}', must be one of {', '.join(sorted(self.windows))}")
 
     @abstractmethod
     def __call__(self, waveform: Tensor) -> Tensor:
@@ -84,7 +94,7 @@ class FrontEnd(ABC):
     @functools.cached_property
     def window(self) -> Tensor:
         """Analysis window: (window_samples,)."""
-        return WINDOWS[self.window_type](self.window_samples)
+        return self.windows[self.window_type](self.window_samples)
 
     def samples_for(self, frames: int) -> int:
         """Count the samples of the shortest waveform that gives this many frames."""
@@ -93,6 +103,32 @@ class FrontEnd(ABC):
     def frames_in(self, samples: np.ndarray) -> np.ndarray:
         """Count the frames of waveforms with these numbers of samples."""
         return (1 + (samples - self.window_samples) // self.shift_samples).clip(min=1)
+
+    @property
+    def band_edges(self) -> np.ndarray:
+        """The F + 1 frequencies in Hz between neighbouring mel bands, the outer ends included."""
+        low, high = self._mel_of_hz(np.array([self.low_hz, self.sample_rate / 2]))
+        # The bands' centres are F points at equal distances between the two ends; the edges lie half way between them.
+        return self._hz_of_mel(np.linspace(low, high, 2 * self.num_mel_bins + 3)[1::2])
+
+    def _mel_of_hz(self, hz: np.ndarray) -> np.ndarray:
+        """Map frequencies to the mel scale, which is Kaldi's unless a front end has another."""
+        return 1127 * np.log1p(hz / 700)
+
+    def _hz_of_mel(self, mel: np.ndarray) -> np.ndarray:
+        return 700 * np.expm1(mel / 1127)
+
+    def _in_pieces(self, waveform: Tensor, log_mel: Callable[[Tensor], Tensor]) -> Tensor:
+        """Map a waveform of at least one window to its frames, piece by piece, which bounds the memory.
+
+        Args:
+            waveform: samples, of which windows start at multiples of the shift.
+            log_mel: function from samples to the frames whose windows they hold.
+        """
+        frames = 1 + (len(waveform) - self.window_samples) // self.shift_samples
+        starts = range(0, frames * self.shift_samples, _PIECE_FRAMES * self.shift_samples)
+        samples = self.window_samples + (_PIECE_FRAMES - 1) * self.shift_samples
+        return torch.cat([log_mel(waveform[start : start + samples]) for start in starts])
 
 
 @dataclass(frozen=True)
@@ -129,10 +165,10 @@ class LogMel(FrontEnd):
         waveform shorter than one window is continued with zeros to one window and gives one frame. Every frame loses
         its own mean, so a constant added to the waveform changes nothing.
         """
-        size = self.window_samples
-        if len(waveform) < size:
-            waveform = torch.nn.functional.pad(waveform, (0, size - len(waveform)))
-        frames = waveform.unfold(0, size, self.shift_samples)
+        return self._in_pieces(_fill(waveform, self.window_samples), self._log_mel)
+
+    def _log_mel(self, waveform: Tensor) -> Tensor:
+        frames = waveform.unfold(0, self.window_samples, self.shift_samples)
         frames = frames - frames.mean(dim=1, keepdim=True)
         emphasised = frames.clone()
         emphasised[:, 1:].sub_(frames[:, :-1], alpha=PREEMPHASIS)
@@ -146,7 +182,68 @@ class LogMel(FrontEnd):
         return mel[: len(power)].clamp_(min=_EPSILON).log_()
 
 
-FRONT_ENDS: dict[str, type[FrontEnd]] = {LogMel.name: LogMel}
+@dataclass(frozen=True)
+class SlaneyLogMel(FrontEnd):
+    """M2D's log-mel filter bank, torchaudio's ``MelSpectrogram`` (Niizumi et al. 2023, section IV.A).
+
+    80 mel bands from 50 Hz to half the sample rate, on Slaney's scale and each divided by its width; Hann windows of
+    25 ms, centred on their frames. The waveform is mirrored at its ends, also where a clip was cut, and keeps its mean.
+    """
+
+    name = "slaney"
+    windows: ClassVar[Mapping[str, Callable[[int], Tensor]]] = {"hann": torch.hann_window}
+    low_hz: ClassVar[float] = 50.0
+    streams: ClassVar[bool] = False
+    num_mel_bins: int = 80
+    window_type: str = "hann"
+
+    def __call__(self, waveform: Tensor) -> Tensor:
+        """Map (samples,) float32 on the CPU to (frames, num_mel_bins), natural logarithms of the power.
+
+        There are ``1 + samples // shift_samples`` frames. A waveform shorter than one window is continued with zeros to
+        one window.
+        """
+        half = self.window_samples // 2
+        filled = _fill(waveform, self.window_samples)
+        mirrored = torch.nn.functional.pad(filled[None], (half, half), mode="reflect")[0]
+        return self._in_pieces(mirrored, lambda samples: (self._mel(samples).T + _EPSILON).log_())
+
+    @functools.cached_property
+    def _mel(self) -> Callable[[Tensor], Tensor]:
+        """Function from samples to the power in the bands: (num_mel_bins, frames)."""
+        from amae_plugin.data._torchaudio import torchaudio
+
+        return torchaudio.transforms.MelSpectrogram(
+            self.sample_rate,
+            n_fft=self.window_samples,
+            hop_length=self.shift_samples,
+            f_min=self.low_hz,
+            n_mels=self.num_mel_bins,
+            window_fn=lambda size: self.window,
+            center=False,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+
+    @override
+    def samples_for(self, frames: int) -> int:
+        return (frames - 1) * self.shift_samples
+
+    @override
+    def frames_in(self, samples: np.ndarray) -> np.ndarray:
+        return 1 + samples.clip(min=self.window_samples) // self.shift_samples
+
+    @override
+    def _mel_of_hz(self, hz: np.ndarray) -> np.ndarray:
+        # Linear up to 1000 Hz, and from there 27 mels for each factor of 6.4.
+        return np.where(hz < 1000, hz * 3 / 200, 15 + 27 / _SLANEY * np.log(np.maximum(hz, 1000) / 1000))
+
+    @override
+    def _hz_of_mel(self, mel: np.ndarray) -> np.ndarray:
+        return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp(_SLANEY / 27 * np.maximum(mel - 15, 0)))
+
+
+FRONT_ENDS: dict[str, type[FrontEnd]] = {LogMel.name: LogMel, SlaneyLogMel.name: SlaneyLogMel}
 """Front ends by name."""
 
 
@@ -181,13 +278,14 @@ class ModelInput:
 
         Args:
             task: settings; of the keys of :meth:`settings`, those that are missing or null are taken from *default*.
-            default: input of the model's system.
+            default: input of the model's system, with the model's number of bands.
 
         Raises:
             ValueError: a setting that no system decides is missing, or one cannot be used.
         """
         given = {key: task[key] for key in default.settings() if task.get(key) is not None}
-        needed = ["target_length", "num_mel_bins"]
+        given.setdefault("num_mel_bins", default.num_mel_bins)  # the model's, with another front end as well
+        needed = ["target_length"]
         if NORMALIZATIONS.get(given.get("normalization", default.normalization)) is not None:
             needed += ["mean", "std"]
         missing = [f"task.{key}" for key in needed if key not in given]
@@ -246,6 +344,11 @@ class ModelInput:
     def spectrogram(self, waveform: Tensor) -> Tensor:
         """Map (samples,) float32 on the CPU to (target_length, F): the centre of a longer clip, or a padded one."""
         return self.normalize(fit_length(self.front_end(waveform), self.target_length))
+
+
+def _fill(waveform: Tensor, samples: int) -> Tensor:
+    """Continue a waveform that is shorter than this with zeros."""
+    return torch.nn.functional.pad(waveform, (0, max(0, samples - len(waveform))))
 
 
 def fit_length(spectrogram: Tensor, target_length: int, position: float = 0.5, padding: float = 0.0) -> Tensor:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from amae_plugin.data.dataset import AudioDataset, Item
-from amae_plugin.data.log_mel import ModelInput
+from amae_plugin.data.log_mel import FrontEnd, LogMel, ModelInput
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 
@@ -18,12 +18,19 @@ _CLIPS_PER_STEP = 8
 
 
 def measure(
-    manifest: Manifest, *, target_length: int = 1024, clips: int = 2000, seed: int = 1, workers: int = 0
+    manifest: Manifest,
+    *,
+    front_end: FrontEnd | None = None,
+    target_length: int = 1024,
+    clips: int = 2000,
+    seed: int = 1,
+    workers: int = 0,
 ) -> dict[str, float | int]:
     """Measure the log-mel values of a manifest: mean and standard deviation over all bands of all real frames.
 
     Args:
         manifest: clips of the corpus; those that cannot be decoded are left out.
+        front_end: log-mel front end; Audio-MAE's if None.
         target_length: frames taken of longer clips, at random.
         clips: clips drawn at random; 0 means all.
         seed: seed of the draws.
@@ -36,7 +43,7 @@ def measure(
         UserError: the manifest holds no clips, or none of them can be decoded.
     """
     manifest.require_clips()
-    log_mel = ModelInput(target_length=target_length, normalization="model")  # values as they are
+    log_mel = ModelInput(front_end or LogMel(), target_length, normalization="model")  # values as they are
     dataset = AudioDataset(manifest, log_mel, train=True, seed=seed, on_bad_audio="skip", max_bad_audio=len(manifest))
     chosen = np.arange(len(manifest))
     if 0 < clips < len(manifest):

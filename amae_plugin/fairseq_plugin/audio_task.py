@@ -36,11 +36,13 @@ class AudioTaskConfig(FairseqDataclass):
     data: str = setting(MISSING, "folder of manifests: train.tsv, valid.tsv, ...")
     recipe: Optional[str] = setting(None, "name of the recipe, which checkpoints keep")
     target_length: int = setting(1024, "frames of a spectrogram at most (10 ms each)")
-    num_mel_bins: int = setting(128, "mel bands")
+    num_mel_bins: Optional[int] = setting(None, "mel bands; null: the system's (128, M2D's: 80)")
     mean: float = setting(ModelInput.mean, "mean of the corpus's log-mel values (amae stats); MAE-AST finds its own")
     std: float = setting(ModelInput.std, "their standard deviation")
-    front_end: Optional[str] = setting(None, "log-mel front end: kaldi; null: the system's")
-    window_type: Optional[str] = setting(None, "analysis window: hanning, povey; null: the system's (MAE-AST's: povey)")
+    front_end: Optional[str] = setting(None, "log-mel front end: kaldi, slaney; null: the system's (M2D's: slaney)")
+    window_type: Optional[str] = setting(
+        None, "analysis window: hanning, povey, with slaney hann; null: the system's (MAE-AST's: povey)"
+    )
     normalization: Optional[str] = setting(
         None, "two_std: (x - mean) / (2 std); one_std; model: by the model itself; null: the system's"
     )

@@ -149,7 +149,7 @@ class AmaeClassificationTask(AudioTask):
             if not from_checkpoint:
                 pretrained = self._read_pretrained(cfg.pretrained) if cfg.get("pretrained") else None
                 cfg.encoder = self._encoder_settings(cfg, pretrained)
-        self.default_input = find_system(cfg.encoder).default_input
+        self.default_input = find_system(cfg.encoder).input(cfg.encoder)
         model = super().build_model(cfg, from_checkpoint)
         if pretrained is not None:
             pretrained.load_encoder(model)
@@ -170,7 +170,9 @@ class AmaeClassificationTask(AudioTask):
             raise UserError(f"model.imagenet={cfg.imagenet}: no ViT/DeiT of model.encoder's sizes: {error}") from None
 
     def _encoder_settings(self, cfg: DictConfig, pretrained: Optional[Checkpoint]) -> DictConfig:
-        input_sizes = {"input_length": self.cfg.target_length, "num_mel_bins": self.cfg.num_mel_bins}
+        input_sizes = {"input_length": self.cfg.target_length}
+        if self.cfg.num_mel_bins is not None:
+            input_sizes["num_mel_bins"] = self.cfg.num_mel_bins
         if pretrained is not None:
             if cfg.get("imagenet"):
                 raise UserError("model.pretrained and model.imagenet exclude each other: set one of them to null")

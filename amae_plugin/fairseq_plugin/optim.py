@@ -1,10 +1,10 @@
-"""AdamW with a learning rate and a weight decay by parameter."""
+"""AdamW and SGD with a learning rate and a weight decay by parameter."""
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import torch
 from fairseq.dataclass import FairseqDataclass
@@ -13,6 +13,46 @@ from omegaconf import II
 from torch import nn
 
 from amae_plugin.models.settings import setting
+
+
+class _GroupedOptimizer(FairseqOptimizer):
+    """Base of PyTorch's optimizers with fairseq's overrides for single parameters.
+
+    A parameter's ``optim_overrides`` (fairseq's name for it) may hold ``{"optimizer": {"lr_scale": ...,
+    "weight_decay_scale": ...}}``, both 1 otherwise. fairseq's composite optimizer would need an optimizer and a
+    schedule for each kind of parameter.
+    """
+
+    def start(
+        self, optimizer: Callable[..., torch.optim.Optimizer], params: Iterable[nn.Parameter], **settings: Any
+    ) -> None:
+        """Make the optimizer of these parameters.
+
+        Args:
+            optimizer: class of the optimizer.
+            params: parameters.
+            settings: arguments of the optimizer but its learning rate and weight decay.
+        """
+        groups: Dict[Tuple[float, float], List[nn.Parameter]] = defaultdict(list)
+        for parameter in params:
+            overrides = getattr(parameter, "optim_overrides", {}).get("optimizer", {})
+            groups[overrides.get("lr_scale", 1.0), overrides.get("weight_decay_scale", 1.0)].append(parameter)
+        scaled = [
+            {"params": group, "lr_scale": lr_scale, "weight_decay": self.cfg.weight_decay * weight_decay_scale}
+            for (lr_scale, weight_decay_scale), group in groups.items()
+        ]
+        self._optimizer = optimizer(scaled, lr=self.cfg.lr[0], fused=True, **settings)
+        self.set_lr(self.cfg.lr[0])
+
+    def get_lr(self) -> float:
+        """The learning rate of parameters without an override."""
+        return self._lr
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate that the overrides scale."""
+        self._lr = float(lr)
+        for group in self.param_groups:
+            group["lr"] = self._lr * group["lr_scale"]
 
 
 @dataclass
@@ -26,37 +66,30 @@ class AmaeAdamWConfig(FairseqDataclass):
 
 
 @register_optimizer("amae_adamw", dataclass=AmaeAdamWConfig)
-class AmaeAdamW(FairseqOptimizer):
-    """PyTorch's AdamW in its fused form, on CPU and GPU, with fairseq's overrides for single parameters.
-
-    A parameter's ``optim_overrides`` (fairseq's name for it) may hold ``{"optimizer": {"lr_scale": ...,
-    "weight_decay_scale": ...}}``, both 1 otherwise. fairseq's own ``adam`` is fused on a GPU only, and there with Apex,
-    and its composite optimizer would need an optimizer and a schedule for each kind of parameter.
-    """
+class AmaeAdamW(_GroupedOptimizer):
+    """PyTorch's AdamW in its fused form, on CPU and GPU; fairseq's own ``adam`` is fused on a GPU only, with Apex."""
 
     def __init__(self, cfg: AmaeAdamWConfig, params: Iterable[nn.Parameter]):
         super().__init__(cfg)
-        groups: Dict[Tuple[float, float], List[nn.Parameter]] = defaultdict(list)
-        for parameter in params:
-            overrides = getattr(parameter, "optim_overrides", {}).get("optimizer", {})
-            groups[overrides.get("lr_scale", 1.0), overrides.get("weight_decay_scale", 1.0)].append(parameter)
-        scaled = [
-            {"params": group, "lr_scale": lr_scale, "weight_decay": cfg.weight_decay * weight_decay_scale}
-            for (lr_scale, weight_decay_scale), group in groups.items()
-        ]
-        betas = (cfg.betas[0], cfg.betas[1])
-        self._optimizer = torch.optim.AdamW(scaled, lr=cfg.lr[0], betas=betas, eps=cfg.eps, fused=True)
-        self.set_lr(cfg.lr[0])
+        self.start(torch.optim.AdamW, params, betas=(cfg.betas[0], cfg.betas[1]), eps=cfg.eps)
 
-    def get_lr(self) -> float:
-        """The learning rate of parameters without an override."""
-        return self._lr
 
-    def set_lr(self, lr: float) -> None:
-        """Set the learning rate that the overrides scale."""
-        self._lr = float(lr)
-        for group in self.param_groups:
-            group["lr"] = self._lr * group["lr_scale"]
+@dataclass
+class AmaeSGDConfig(FairseqDataclass):
+    """Hyperparameters of :class:`AmaeSGD`."""
+
+    momentum: float = setting(0.9, "momentum")
+    weight_decay: float = setting(0.0, "weight decay")
+    lr: List[float] = II("optimization.lr")
+
+
+@register_optimizer("amae_sgd", dataclass=AmaeSGDConfig)
+class AmaeSGD(_GroupedOptimizer):
+    """PyTorch's SGD with momentum; fairseq's own ``sgd`` knows no overrides."""
+
+    def __init__(self, cfg: AmaeSGDConfig, params: Iterable[nn.Parameter]):
+        super().__init__(cfg)
+        self.start(torch.optim.SGD, params, momentum=cfg.momentum)
 
 
 def set_overrides(model: nn.Module, lr_scale: Callable[[str], float] = lambda name: 1.0) -> None:

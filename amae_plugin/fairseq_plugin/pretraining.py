@@ -4,29 +4,37 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Tuple, cast
+from typing import List, Optional, Tuple, cast
 
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.distributed import utils as distributed_utils
+from fairseq.logging import metrics
 from fairseq.models import register_model
 from fairseq.optim import FairseqOptimizer
+from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, DictConfig
 from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 
+from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.audio_task import AudioTask, AudioTaskConfig
 from amae_plugin.fairseq_plugin.bases import SummedCriterion, TrainedModel, Values
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
 from amae_plugin.models.base import PretrainingModel, summed_losses
+from amae_plugin.models.m2d import M2D, M2DConfig
 from amae_plugin.models.mae_ast import MAEAST, MAEASTConfig
 from amae_plugin.models.registry import find_system
 from amae_plugin.models.settings import setting
 from amae_plugin.models.ssast import SSAST, SSASTConfig
 
 logger = logging.getLogger(__name__)
+
+MIN_TARGET_VARIANCE = 1e-3
+"""Variance of a teacher's features over tokens below which training has collapsed."""
+_VARIANCE = "target_variance"
 
 
 @dataclass
@@ -36,6 +44,7 @@ class AmaePretrainingConfig(AudioTaskConfig):
     score_padding: bool = setting(True, "hidden patches beyond a clip's end count in the loss (as published)")
     picture_interval: int = setting(0, "updates between TensorBoard pictures, 0: none")
     pictures: int = setting(4, "validation clips on a picture")
+    max_update: int = II("oc.select:optimization.max_update,0")
     valid_subset: str = II("dataset.valid_subset")
     tensorboard_logdir: Optional[str] = II("common.tensorboard_logdir")
 
@@ -49,7 +58,7 @@ class AmaePretraining(AudioTask):
 
     def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> nn.Module:
         """Build the model, and note what input its system expects."""
-        self.default_input = find_system(cfg).default_input
+        self.default_input = find_system(cfg).input(cfg)
         model = super().build_model(cfg, from_checkpoint)
         if not from_checkpoint:
             names = [f"loss_{name}" for name in model.loss_weights]
@@ -67,12 +76,16 @@ class AmaePretraining(AudioTask):
             self.load_dataset(shown)
 
     def optimizer_step(self, optimizer: FairseqOptimizer, model: nn.Module, update_num: int) -> None:
-        """Step, and draw a picture when it is time."""
+        """Step, let the model do what follows a step, and draw a picture when it is time."""
+        scale = _loss_scale(optimizer)
         super().optimizer_step(optimizer, model, update_num)
+        plain = plain_module(model)
+        if _loss_scale(optimizer) >= scale:
+            plain.after_update(update_num + 1, self.cfg.max_update)
         due = self._draws and (update_num + 1) % self.cfg.picture_interval == 0 and self.cfg.tensorboard_logdir
         if due and distributed_utils.get_global_rank() == 0:
             try:
-                self.draw_pictures(plain_module(model), update_num + 1)
+                self.draw_pictures(plain, update_num + 1)
             except Exception:  # whatever it is, it must not cost the run
                 logger.exception(f"no picture after update {update_num + 1}; training goes on")
 
@@ -103,7 +116,8 @@ class AmaeMaskedPredictionConfig(FairseqDataclass):
 class AmaeMaskedPrediction(SummedCriterion):
     """The objectives of a pretraining model, summed over hidden tokens and weighted as the model says.
 
-    Each objective is logged without its weight as well: ``loss_reconstruction``, ``loss_info_nce``.
+    Each objective is logged without its weight as well: ``loss_reconstruction``, ``loss_info_nce``. A model that learns
+    from its own features also logs ``target_variance``; training stops when they are the same everywhere.
     """
 
     def __init__(self, task: FairseqTask, score_padding: bool):
@@ -116,11 +130,34 @@ class AmaeMaskedPrediction(SummedCriterion):
         plain = plain_module(model)
         scored = output["mask"]
         if not self.score_padding:
-            scored = scored & ~plain.encoder.patch_padding(sample["net_input"]["padding_mask"])
+            padding = plain.encoder.patch_padding(sample["net_input"]["padding_mask"])
+            scored = scored & ~padding.repeat_interleave(len(scored) // len(padding), dim=0)  # clones, clip by clip
         sums = summed_losses(plain, output, scored)
         losses = {"loss": sums.pop("loss"), **{f"loss_{name}": value for name, value in sums.items()}}
         sample_size = scored.sum()
-        return losses["loss"], sample_size, self.log(losses, sample_size, sample)
+        log = self.log(losses, sample_size, sample)
+        if _VARIANCE in output:
+            log[_VARIANCE] = output[_VARIANCE] * sample_size
+        return losses["loss"], sample_size, log
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: List[Values]) -> None:
+        """Log the means over all summands of all devices.
+
+        Raises:
+            UserError: the targets of a model that learns from its own features have become the same everywhere.
+        """
+        super().reduce_metrics(logging_outputs)
+        summands = sum(log["sample_size"] for log in logging_outputs)
+        if summands and any(_VARIANCE in log for log in logging_outputs):
+            variance = float(sum(log.get(_VARIANCE, 0.0) for log in logging_outputs) / summands)
+            metrics.log_scalar(_VARIANCE, variance, summands, round=4)
+            if variance < MIN_TARGET_VARIANCE:
+                raise UserError(
+                    f"the model has collapsed: its teacher gives every token the same features (their variance is "
+                    f"{variance:.1e}, below {MIN_TARGET_VARIANCE:g}); start again with a lower learning rate, a longer "
+                    "warm-up or a slower teacher"
+                )
 
 
 @register_criterion("amae_reconstruction", dataclass=AmaeMaskedPredictionConfig)
@@ -138,6 +175,11 @@ class AmaeReconstruction(AmaeMaskedPrediction):
 AmaeMaskedPrediction.__name__ = AmaeReconstruction.__name__
 
 
+def _loss_scale(optimizer: FairseqOptimizer) -> float:
+    """Return the loss scale of fairseq's AMP, which sinks whenever it skips a step whose gradients are not finite."""
+    return optimizer.scaler.get_scale() if isinstance(optimizer, AMPOptimizer) else 1.0
+
+
 def plain_module(model: nn.Module) -> PretrainingModel:
     """Return the pretraining model inside fairseq's wrappers for distributed training."""
     while not isinstance(model, PretrainingModel):
@@ -150,7 +192,7 @@ class AmaeAudioMAEConfig(AudioMAEConfig, FairseqDataclass):
     """Settings of :class:`AmaeAudioMAE`."""
 
     input_length: int = II("task.target_length")
-    num_mel_bins: int = II("task.num_mel_bins")
+    num_mel_bins: Optional[int] = II("task.num_mel_bins")  # type: ignore[assignment]
 
 
 @register_model("amae_audio_mae", dataclass=AmaeAudioMAEConfig)
@@ -164,7 +206,7 @@ class AmaeAudioMAE(AudioMAE, TrainedModel):
 class AmaeMAEASTConfig(MAEASTConfig, FairseqDataclass):
     """Settings of :class:`AmaeMAEAST`."""
 
-    num_mel_bins: int = II("task.num_mel_bins")
+    num_mel_bins: Optional[int] = II("task.num_mel_bins")  # type: ignore[assignment]
 
 
 @register_model("amae_mae_ast", dataclass=AmaeMAEASTConfig)
@@ -179,7 +221,7 @@ class AmaeSSASTConfig(SSASTConfig, FairseqDataclass):
     """Settings of :class:`AmaeSSAST`."""
 
     input_length: int = II("task.target_length")
-    num_mel_bins: int = II("task.num_mel_bins")
+    num_mel_bins: Optional[int] = II("task.num_mel_bins")  # type: ignore[assignment]
 
 
 @register_model("amae_ssast", dataclass=AmaeSSASTConfig)
@@ -187,3 +229,18 @@ class AmaeSSAST(SSAST, TrainedModel):
     """SSAST as fairseq trains it."""
 
     plain_config = SSASTConfig
+
+
+@dataclass
+class AmaeM2DConfig(M2DConfig, FairseqDataclass):
+    """Settings of :class:`AmaeM2D`."""
+
+    input_length: int = II("task.target_length")
+    num_mel_bins: Optional[int] = II("task.num_mel_bins")  # type: ignore[assignment]
+
+
+@register_model("amae_m2d", dataclass=AmaeM2DConfig)
+class AmaeM2D(M2D, TrainedModel):
+    """M2D as fairseq trains it."""
+
+    plain_config = M2DConfig

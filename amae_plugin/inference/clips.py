@@ -27,6 +27,7 @@ from amae_plugin.data.audio import HIGHEST_RATE, LOWEST_RATE, AudioError, load_c
 from amae_plugin.data.log_mel import FrontEnd, LogMel
 from amae_plugin.data.manifest import Clip
 from amae_plugin.errors import UserError
+from amae_plugin.files import open_regular
 
 Audio = str | os.PathLike | np.ndarray | Tensor
 """Clip: the path of a file, or an array (samples,) or (channels, samples)."""
@@ -82,10 +83,11 @@ class LongClip:
             AudioError: its header cannot be read.
         """
         try:
-            found = soundfile.info(path) if Path(path).is_file() else None
-        except soundfile.LibsndfileError:
+            with open_regular(path) as file:
+                found = soundfile.info(file)
+        except (OSError, soundfile.LibsndfileError):  # what is wrong, the decoder says
             return None
-        if found is None or not (found.format in _SEEKABLE or found.subtype.startswith(_PLAIN)):
+        if not (found.format in _SEEKABLE or found.subtype.startswith(_PLAIN)):
             return None
         if found.frames < _LONG_SECONDS * found.samplerate:
             return None
@@ -129,7 +131,7 @@ def open_waveform(
         UserError: see :func:`load_waveform`.
     """
     features = features or LogMel()
-    if isinstance(audio, (str, os.PathLike)) and sample_rate is None:
+    if isinstance(audio, (str, os.PathLike)) and sample_rate is None and features.streams:
         clip = LongClip.find(os.fspath(audio), features.sample_rate)
         if clip is not None:
             extremes = [piece.aminmax() for piece in replace(clip, sample_rate=clip.source_rate)]

@@ -20,7 +20,7 @@ from amae_plugin.data.log_mel import fit_length
 from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import Audio, Waveform, open_waveform
 from amae_plugin.inference.windows import Windows
-from amae_plugin.models.base import DownstreamModel, Encoder
+from amae_plugin.models.base import DownstreamModel, Encoder, PretrainingModel
 from amae_plugin.models.classifier import Classifier
 from amae_plugin.modules.compute import choose_device, enough_memory
 from amae_plugin.modules.embedding import Size2d
@@ -28,8 +28,6 @@ from amae_plugin.modules.masking import gather_ids
 
 Batch = Sequence[Audio]
 """Several clips, all as paths or all as samples at one rate."""
-
-_CHUNK_FRAMES = 4096  # log-mel frames computed at a time, which bounds the memory for a long clip
 
 
 class Embedding(NamedTuple):
@@ -68,8 +66,8 @@ class AudioModel(nn.Module):
     training, see :class:`AudioClassifier`.)
 
     **Embeddings.** The embedding of a time step is the mean of the tokens of its frequency bands after the encoder's
-    final norm, without class tokens. The embedding of a clip is the mean of its time steps, so every second counts
-    alike.
+    final norm, without class tokens; M2D's has these tokens side by side. The embedding of a clip is the mean of its
+    time steps, so every second counts alike.
 
     The model is always in evaluation mode, even after ``train()``, and nothing about it is random.
     Letters in shapes: N clips, T time steps of a clip, D width.
@@ -100,7 +98,7 @@ class AudioModel(nn.Module):
         self.input = checkpoint.input
         self.model = checkpoint.model()
         self.sample_rate = self.input.sample_rate
-        self.embed_dim = self.encoder.embed_dim
+        self.embed_dim = self.encoder.step_dim(self._joins_bands)
         self.num_layers = len(self.encoder.blocks) + 1
         self.step_samples = self.encoder.patch_stride[0] * self.input.front_end.shift_samples
         self._grid: Size2d = self.encoder.grid(self.input.target_length, self.encoder.num_mel_bins)
@@ -319,15 +317,18 @@ class AudioModel(nn.Module):
                 yield {name: values[index] for name, values in outputs.items()}
 
     def _log_mel(self, waveform: Waveform) -> Iterator[Tensor]:
-        """Yield the log-mel spectrogram in chunks (frames, bands), which are independent of each other."""
+        """Yield the log-mel spectrogram (frames, bands) of a waveform, or of a long clip in pieces."""
         features = self.input.front_end
-        samples, shift = features.samples_for(_CHUNK_FRAMES), _CHUNK_FRAMES * features.shift_samples
+        if isinstance(waveform, Tensor):
+            yield features(waveform.detach().cpu())
+            return
         rest = torch.zeros(0)
-        for piece in [waveform.detach().cpu()] if isinstance(waveform, Tensor) else waveform:
-            rest = torch.cat([rest, piece]) if len(rest) else piece
-            while len(rest) >= samples + features.shift_samples:  # more than one chunk
-                yield features(rest[:samples])
-                rest = rest[shift:]
+        for piece in waveform:
+            rest = torch.cat([rest, piece])
+            frames = int(features.frames_in(np.array(len(rest)))) - 1  # the last one goes with the rest
+            if frames > 0:
+                yield features(rest[: features.samples_for(frames)])
+                rest = rest[frames * features.shift_samples :]
         yield features(rest)
 
     def _layout(self, frames: int) -> Windows:
@@ -367,16 +368,20 @@ class AudioModel(nn.Module):
         return visible, {}
 
     def _by_step(self, tokens: Tensor, visible: Tensor | None) -> Tensor:
-        """Average tokens over the frequency bands of each time step: (B, W, D), 0 for steps without tokens."""
+        """Join or average the tokens of each time step: (B, W, D), 0 for steps without tokens."""
         tokens = tokens[:, self.encoder.num_prefix_tokens :].float()
         if visible is not None:
             on_grid = tokens.new_zeros(len(tokens), self._grid[0] * self._grid[1], tokens.shape[2])
             tokens = on_grid.scatter(1, visible[..., None].expand_as(tokens), tokens)
-        return tokens.unflatten(1, self._grid).mean(dim=2)
+        return self.encoder.time_steps(tokens, self._joins_bands)
 
     def _final_norm(self, steps: Tensor) -> Tensor:
         """Apply the norm that follows the mean over tokens; a pretraining model has none there."""
         return steps
+
+    @property
+    def _joins_bands(self) -> bool:
+        return self.encoder.joins_bands
 
     @property
     def encoder(self) -> Encoder:
@@ -419,6 +424,10 @@ class AudioClassifier(AudioModel):
     def _run(self, source: Tensor, padding_mask: Tensor) -> tuple[None, dict[str, Tensor]]:
         return None, {"features": self.model(source, padding_mask=padding_mask)["features"]}
 
+    @property
+    def _joins_bands(self) -> bool:
+        return self.model.joins_bands
+
     def _final_norm(self, steps: Tensor) -> Tensor:
         return self.model.fc_norm(steps) if self.model.config.pooling == "mean" else steps
 
@@ -440,22 +449,38 @@ AUDIO_MODELS: dict[type[DownstreamModel], type[AudioModel]] = {Classifier: Audio
 """Audio models of the downstream models; :class:`AudioModel` is that of pretraining models."""
 
 
-def load_model(path: str | os.PathLike[str], device: str | torch.device = "auto", batch_size: int = 16) -> AudioModel:
+def load_model(
+    path: str | os.PathLike[str],
+    device: str | torch.device = "auto",
+    batch_size: int = 16,
+    *,
+    teacher: bool = False,
+) -> AudioModel:
     """Load a checkpoint of this plugin for use on audio.
 
     Args:
         path: checkpoint file of a pretraining model or a classifier.
         device: device, or its name: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``, which prefers a GPU.
         batch_size: windows at a time.
+        teacher: whether the teacher that followed the encoder in pretraining takes its place.
 
     Returns:
         An :class:`AudioClassifier` for the checkpoint of a classifier.
 
     Raises:
-        UserError: the file is not a checkpoint of this plugin, or the device does not exist.
+        UserError: the file is not a checkpoint of this plugin, it has no teacher, or the device does not exist.
     """
     checkpoint = Checkpoint.read(path)
     kind = AudioModel if checkpoint.downstream is None else AUDIO_MODELS[checkpoint.downstream]
     model, device = kind(checkpoint, batch_size), choose_device(device)
+    if teacher:
+        network = model.model
+        if not isinstance(network, PretrainingModel) or network.teacher is None:
+            raise UserError(
+                f"{path}: has no teacher; only pretraining checkpoints of models that learn from features do"
+            )
+        if any(name.startswith("teacher.") for name in checkpoint.untrained):
+            raise UserError(f"{path}: the published file lacks the teacher, which is untrained here")
+        network.teacher.copy_to(network.encoder)
     with enough_memory(device, "the model: use another device"):
         return model.to(device)

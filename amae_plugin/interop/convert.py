@@ -180,7 +180,8 @@ def _sections(
     encoder = encoder_section(settings)
     default = find_system(encoder).default_input.settings()
     sizes = {"target_length": reading.target_length, "num_mel_bins": encoder["num_mel_bins"]}
-    task = {"_name": "amae_pretraining", "data": "", **default, **sizes, **front_end}
+    statistics = dict(zip(("mean", "std"), reading.statistics or ()))
+    task = {"_name": "amae_pretraining", "data": "", **default, **sizes, **statistics, **front_end}
     sections: dict[str, Settings] = {
         # fairseq's tasks read these from other sections.
         "common": {"seed": 1, "tensorboard_logdir": None},

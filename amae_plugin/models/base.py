@@ -17,6 +17,7 @@ from amae_plugin.models.settings import DownstreamConfig, ModelConfig, Pretraini
 from amae_plugin.modules.compute import compile_modules
 from amae_plugin.modules.embedding import Positions, Size2d, grid_size, patchify, unpatchify
 from amae_plugin.modules.masking import Masking, attention_padding
+from amae_plugin.modules.moving_average import MovingAverage
 
 
 class Encoder(nn.Module, ABC):
@@ -30,6 +31,7 @@ class Encoder(nn.Module, ABC):
         num_prefix_tokens: number of class tokens in front of the patch tokens, 0 or more.
         masks_padding: whether the encoder never attends to tokens beyond a clip's end; for other encoders padding is
             part of the clip.
+        joins_bands: whether the features of a time step are the tokens of its bands side by side, not their mean.
         embed_dim: D.
         num_heads: number of attention heads.
         num_mel_bins: F.
@@ -42,6 +44,7 @@ class Encoder(nn.Module, ABC):
 
     num_prefix_tokens: int
     masks_padding: bool
+    joins_bands = False
     positions: Positions
     blocks: nn.ModuleList
     norm: nn.Module
@@ -107,9 +110,29 @@ class Encoder(nn.Module, ABC):
             return None
         return torch.cat([padding_mask.new_zeros(len(padding_mask), self.num_prefix_tokens), padding_mask], dim=1)
 
-    def mean_of_patches(self, tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """Average the patch tokens among (B, prefix + K, D) to (B, D), leaving out those of a mask (B, K)."""
+    @property
+    def num_bands(self) -> int:
+        """Number of patches in frequency."""
+        return self.grid(self.patch_size[0], self.num_mel_bins)[1]
+
+    def step_dim(self, joined: bool) -> int:
+        """Return the number of features of a time step, whose bands are *joined* or averaged."""
+        return self.embed_dim * (self.num_bands if joined else 1)
+
+    def time_steps(self, patches: Tensor, joined: bool) -> Tensor:
+        """Turn all patch tokens (B, L, D) into time steps (B, T, step_dim): bands side by side, or their mean."""
+        steps = patches.unflatten(1, (-1, self.num_bands))
+        return steps.flatten(2) if joined else steps.mean(dim=2)
+
+    def mean_of_patches(self, tokens: Tensor, padding_mask: Tensor | None, joined: bool = False) -> Tensor:
+        """Average the patch tokens among (B, prefix + K, D) to (B, D), leaving out those of a mask (B, K).
+
+        With *joined*, average the time steps of all patches, whose bands stay side by side, to (B, step_dim).
+        """
         patches = tokens[:, self.num_prefix_tokens :]
+        if joined:
+            patches = self.time_steps(patches, joined)
+            padding_mask = None if padding_mask is None else padding_mask[:, :: self.num_bands]
         if padding_mask is None:
             return patches.mean(dim=1)
         used = ~padding_mask[..., None]
@@ -164,7 +187,7 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def features(self, source: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Return features (B, D) of whole clips.
+        """Return features of whole clips: (B, D), or (B, bands D) if the bands of a time step stay side by side.
 
         Args:
             source: (B, T, F) log-mel values as the system expects them.
@@ -225,13 +248,20 @@ class PretrainingModel(Model):
             means over hidden tokens.
         masking: sampler of the masks.
         normalizes_targets: whether the targets lack each patch's mean and variance, which :meth:`reconstruct` guesses.
+        teacher: moving average of parts of the encoder, which computes the targets; None if they need no encoder.
     """
 
     config: PretrainingConfig
     loss_weights: Mapping[str, float]
     masking: Masking
+    teacher: MovingAverage | None
     normalizes_targets = False
     output_name = "features"
+
+    def __init__(self, config: PretrainingConfig):
+        super().__init__()
+        self.config = config
+        self.register_module("teacher", None)
 
     @abstractmethod
     def forward(
@@ -247,7 +277,10 @@ class PretrainingModel(Model):
 
         Returns:
             At least ``target`` (B, L, P), float32, and ``mask`` (B, L); with a generative objective ``prediction``
-            (B, L, P), with a discriminative one ``classification`` (B, L, P), both float32.
+            (B, L, P), with a discriminative one ``classification`` (B, L, P), both float32. Targets and predictions of
+            features are (B, L, D), and with them comes ``target_variance``, a scalar: the variance over tokens of the
+            teacher's features, near 0 once these are the same everywhere. A model that encodes n clones of a clip has
+            n B masks and predictions, clip by clip.
 
         Raises:
             ValueError: the patch does not divide the spectrogram, or the mask does not fit it.
@@ -255,7 +288,23 @@ class PretrainingModel(Model):
 
     @abstractmethod
     def token_losses(self, output: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the losses (B, L) of an output of :meth:`forward` by objective, unweighted, 0 at visible tokens."""
+        """Return the losses (B, L) of an output of :meth:`forward` by objective, unweighted, 0 at visible tokens.
+
+        An objective of whole clips has losses (B,).
+        """
+
+    def after_update(self, num_updates: int, max_update: int) -> None:
+        """Do what follows each optimizer step, on every rank: the teacher moves.
+
+        Args:
+            num_updates: number of updates so far, this one included.
+            max_update: updates of the run, 0 if unknown.
+
+        Raises:
+            UserError: the teacher's decay changes over the run, whose length is unknown.
+        """
+        if self.teacher is not None:
+            self.teacher.follow(self.encoder, num_updates, max_update)
 
     def reconstruct(
         self, source: Tensor, prediction: Tensor, mask: Tensor, padding_mask: Tensor | None = None
@@ -305,17 +354,21 @@ class PretrainingModel(Model):
         padding_mask = self.encoder.relevant_padding(padding_mask)
         tokens, _ = self.extract_features(source, padding_mask)
         padding = None if padding_mask is None else self.encoder.patch_padding(padding_mask)
-        return self.encoder.mean_of_patches(tokens, padding)
+        return self.encoder.mean_of_patches(tokens, padding, self.encoder.joins_bands)
 
 
 def summed_losses(model: PretrainingModel, output: Mapping[str, Tensor], scored: Tensor) -> dict[str, Tensor]:
     """Sum the objectives over scored tokens; returns scalars by name, and ``loss``, their weighted sum.
+
+    An objective of whole clips counts at each scored token of its clip. Divided by the number of scored tokens, every
+    sum therefore is a mean over its own summands, however a global batch is cut.
 
     Args:
         model: pretraining model.
         output: result of its ``forward``.
         scored: (B, L) bool, True = the token counts.
     """
-    sums = {name: (losses * scored).sum() for name, losses in model.token_losses(output).items()}
+    losses = {name: values.view(len(scored), -1) for name, values in model.token_losses(output).items()}
+    sums = {name: (values * scored).sum() for name, values in losses.items()}
     total = torch.stack([model.loss_weights[name] * value for name, value in sums.items()]).sum()
     return {"loss": total, **sums}

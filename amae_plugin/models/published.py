@@ -91,6 +91,7 @@ class ConvertedWeights:
         without_effect: published names of tensors that no output depends on, and the reasons.
         initialised: prefixes of this package's parameters that no file of this format holds.
         notes: assumptions that the user should know.
+        statistics: mean and standard deviation of the input, if the file holds them; else the system's.
     """
 
     model: Settings
@@ -99,6 +100,7 @@ class ConvertedWeights:
     without_effect: Mapping[str, str] = field(default_factory=dict)
     initialised: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    statistics: tuple[float, float] | None = None
 
 
 class PublishedFormat(ABC):

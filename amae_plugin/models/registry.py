@@ -1,7 +1,7 @@
 """Registry of the systems, by the registered name of their pretraining model."""
 
 from amae_plugin.errors import UserError
-from amae_plugin.models import audio_mae, mae_ast, ssast
+from amae_plugin.models import audio_mae, m2d, mae_ast, ssast
 from amae_plugin.models.settings import Settings
 from amae_plugin.models.system import System
 
@@ -9,6 +9,7 @@ SYSTEMS: dict[str, System] = {
     "amae_audio_mae": audio_mae.SYSTEM,
     "amae_mae_ast": mae_ast.SYSTEM,
     "amae_ssast": ssast.SYSTEM,
+    "amae_m2d": m2d.SYSTEM,
 }
 
 

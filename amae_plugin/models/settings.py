@@ -32,13 +32,13 @@ class ModelConfig:
     def from_settings(cls: Type[Config], settings: Settings) -> Config:
         """Read the config from a model section.
 
-        Keys without a field, such as fairseq's ``_name``, are ignored. Fields without a key keep their defaults. YAML's
-        lists become tuples.
+        Keys without a field, such as fairseq's ``_name``, are ignored. Fields without a key, or with a null, keep their
+        defaults. YAML's lists become tuples.
 
         Raises:
             ValueError: a value is not of its field's type, or not finite.
         """
-        chosen = {f.name: settings[f.name] for f in fields(cls) if f.name in settings}
+        chosen = {f.name: settings[f.name] for f in fields(cls) if settings.get(f.name) is not None}
         values: Settings = {name: tuple(value) if _is_list(value) else value for name, value in chosen.items()}
         for each in fields(cls):
             if each.name in values and not _fits(values[each.name], each.type):

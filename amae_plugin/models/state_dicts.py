@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from amae_plugin.models.settings import PretrainingConfig
@@ -112,3 +113,9 @@ def check_sizes(config: PretrainingConfig, state: Mapping[str, Tensor]) -> None:
                 f"model.input_length is {length} and model.num_mel_bins {config.num_mel_bins}, which makes {patches:,} "
                 f"patches, but the weights have {table.shape[1]:,} positions"
             )
+
+
+def turn_positions(table: Tensor, prefix: int, bands: int) -> Tensor:
+    """Turn a table (1, prefix + bands x time, D) of positions that run band by band to time-major order."""
+    first, tokens = table.tensor_split([prefix], dim=1)
+    return torch.cat([first, tokens.unflatten(1, (bands, -1)).transpose(1, 2).flatten(1, 2)], dim=1)

@@ -1,7 +1,7 @@
 """A system: the classes of a pretraining method, its input and its published files."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from torch import Tensor
@@ -46,6 +46,12 @@ class System(Generic[E]):
     published: tuple[type[PublishedFormat], ...] = ()
     load_image_weights: Callable[[E, Mapping[str, Tensor]], None] | None = None
     as_timm: Callable[[E, Size2d, str | None], TimmVit] | None = None
+
+    def input(self, settings: Settings) -> ModelInput:
+        """Return the default input of an encoder's section, which may have another number of mel bands."""
+        bands = settings.get("num_mel_bins") or self.default_input.num_mel_bins
+        front_end = replace(self.default_input.front_end, num_mel_bins=bands)
+        return replace(self.default_input, front_end=front_end)
 
     def model(self, settings: Settings) -> PretrainingModel:
         """Build the pretraining model of a model section."""

@@ -95,16 +95,18 @@ def sincos_1d(positions: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def sincos_2d(grid: Size2d, dim: int) -> Tensor:
+def sincos_2d(grid: Size2d, dim: int, time_first: bool = False) -> Tensor:
     """Return the sine-cosine table (L, dim) of a time-major grid (rows in time, columns in frequency).
 
-    The first half of the width encodes the column, the second the row, as in MAE (He et al. 2022).
+    The first half of the width encodes the column, the second the row, as in MAE (He et al. 2022). With *time_first* it
+    is the other way around.
     """
     if dim % 4:
         raise ValueError(f"2-D sine-cosine positions need a width that is a multiple of 4, not {dim}")
     rows = torch.arange(grid[0]).repeat_interleave(grid[1])
     columns = torch.arange(grid[1]).repeat(grid[0])
-    return torch.cat([sincos_1d(columns, dim // 2), sincos_1d(rows, dim // 2)], dim=1).float()
+    first, second = (rows, columns) if time_first else (columns, rows)
+    return torch.cat([sincos_1d(first, dim // 2), sincos_1d(second, dim // 2)], dim=1).float()
 
 
 class Positions(nn.Module):
@@ -184,16 +186,22 @@ class GridPositions(Positions):
     The table (1, 1 + L, D), zero for CLS, is stored as ``pos_embed``, so a published checkpoint brings its own. For
     another grid, a sine-cosine table is recomputed and any other table is interpolated. The published table of
     Audio-MAE, which is laid out for a transposed grid, counts as another table.
+
+    Args:
+        grid: number of patches in time and frequency.
+        dim: D.
+        time_first: whether the first half of the sine-cosine table's width encodes time, see :func:`sincos_2d`.
     """
 
     grid: Size2d
     pos_embed: Tensor
 
-    def __init__(self, grid: Size2d, dim: int):
+    def __init__(self, grid: Size2d, dim: int, time_first: bool = False):
         super().__init__()
         self.grid = grid
         self.dim = dim
-        self.register_buffer("pos_embed", _with_cls(sincos_2d(grid, dim)))
+        self.time_first = time_first
+        self.register_buffer("pos_embed", self._sincos(grid))
         self._other_grids: dict[tuple[Size2d, torch.device], Tensor] = {}
 
     def forward(self, grid: Size2d) -> Tensor:
@@ -214,12 +222,15 @@ class GridPositions(Positions):
     @property
     def is_sincos(self) -> bool:
         """Whether the table is the sine-cosine one, to the precision of checkpoints stored in half precision."""
-        own = _with_cls(sincos_2d(self.grid, self.dim)).to(self.pos_embed)
-        return torch.allclose(self.pos_embed, own, atol=5e-3)
+        return torch.allclose(self.pos_embed, self._sincos(self.grid).to(self.pos_embed), atol=5e-3)
+
+    def _sincos(self, grid: Size2d) -> Tensor:
+        table = sincos_2d(grid, self.dim, self.time_first)
+        return torch.cat([table.new_zeros(1, self.dim), table])[None]
 
     def _table(self, grid: Size2d) -> Tensor:
         if self.is_sincos:
-            return _with_cls(sincos_2d(grid, self.dim)).to(self.pos_embed)
+            return self._sincos(grid).to(self.pos_embed)
         table = self.pos_embed[0, 1:].T.reshape(1, self.dim, *self.grid)
         resized = F.interpolate(table, size=grid, mode="bicubic", align_corners=False)
         return torch.cat([self.pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
@@ -254,7 +265,3 @@ class SequencePositions(Positions):
                 table = torch.stack([sines, cosines], dim=2).flatten(1).float()[None].to(device)
             self._tables[device] = table
         return table[:, :length]
-
-
-def _with_cls(table: Tensor) -> Tensor:
-    return torch.cat([table.new_zeros(1, table.shape[1]), table])[None]

@@ -5,6 +5,7 @@ for every other token. The mean over any set of clips is ``loss.sum() / mask.sum
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -34,3 +35,25 @@ def info_nce(classification: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     # Not minus infinity, so that a clip without masked tokens has gradient 0 and not NaN.
     among_masked = scores.masked_fill(~mask[:, None, :], torch.finfo(scores.dtype).min)
     return (among_masked.logsumexp(dim=-1) - scores.diagonal(dim1=1, dim2=2)) * mask
+
+
+def cosine(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Return 2 - 2 cos of every masked token (B, L), of its prediction and its standardised target (M2D).
+
+    Args:
+        prediction: (B, L, D).
+        target: (B, L, D); each token is standardised by its own mean and unbiased variance.
+        mask: (B, L), True = masked.
+    """
+    var, mean = torch.var_mean(target, dim=-1, keepdim=True)
+    standardised = (target - mean) * (var + 1e-6).rsqrt()
+    cosines = (F.normalize(prediction, dim=-1) * F.normalize(standardised, dim=-1)).sum(dim=-1)
+    return (2 - 2 * cosines) * mask
+
+
+def feature_variance(features: Tensor) -> Tensor:
+    """Return the variance of features (..., D) over all but their last dimension, averaged over D: a scalar.
+
+    Models that learn from their own features may collapse: all tokens then get the same features, and this is 0.
+    """
+    return features.detach().flatten(0, -2).var(dim=0, correction=0).mean()

@@ -16,7 +16,7 @@ import soundfile
 from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 
-from amae_plugin.data.log_mel import LOW_HZ, FrontEnd
+from amae_plugin.data.log_mel import FrontEnd
 from amae_plugin.files import replacing, writing
 from amae_plugin.inference.reconstruction import Reconstruction, make_audible
 from amae_plugin.metrics.band_errors import BandErrors
@@ -93,7 +93,7 @@ def render(clips: Sequence[ClipView], front_end: FrontEnd, facts: Mapping[str, s
         errors=_errors(front_end, *map(BandErrors.pool, zip(*errors))),
         ticks={f"{hz:,}": place / bands for hz, place in spectrograms.frequency_ticks(front_end).items()},
         bands=bands,
-        hz=(LOW_HZ, front_end.sample_rate / 2),
+        hz=(front_end.low_hz, front_end.sample_rate / 2),
     )
 
 
@@ -126,7 +126,7 @@ def _errors(front_end: FrontEnd, error: BandErrors, reference: BandErrors) -> di
     lines = {"reference": reference.rms().numpy(), "model": error.rms().numpy()}
     ticks = _round_ticks(np.nanmax(np.concatenate([[1.0], *lines.values()])))
     ranges = itertools.pairwise(np.linspace(0, front_end.num_mel_bins, _RANGES + 1).round().astype(int))
-    hz = spectrograms.band_edges(front_end)
+    hz = front_end.band_edges
     return {
         "model": error.total_rms,
         "reference": reference.total_rms,

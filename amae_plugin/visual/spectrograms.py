@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.data.log_mel import DB_PER_NEPER, LOW_HZ, FrontEnd
+from amae_plugin.data.log_mel import DB_PER_NEPER, FrontEnd
 from amae_plugin.inference.reconstruction import Reconstruction
 from amae_plugin.models.base import PretrainingModel
 from amae_plugin.visual.style import ROUND_STEPS, new_figure, wrap
@@ -152,13 +152,6 @@ def colour_span(*originals: np.ndarray) -> float:
 
 def frequency_ticks(front_end: FrontEnd) -> dict[int, float]:
     """Return places by frequency in Hz, an octave apart, on an axis whose band i covers i to i + 1."""
-    edges = band_edges(front_end)
+    edges = front_end.band_edges
     places = {hz: float(np.interp(hz, edges, np.arange(len(edges)))) for hz in _TICKS_HZ}
     return {hz: place for hz, place in places.items() if 0.5 < place < front_end.num_mel_bins - 0.5}
-
-
-def band_edges(front_end: FrontEnd) -> np.ndarray:
-    """Return the F + 1 frequencies in Hz between neighbouring mel bands, the outer ends included (Kaldi's scale)."""
-    low, high = 1127 * np.log1p(np.array([LOW_HZ, front_end.sample_rate / 2]) / 700)
-    # The bands' centres are F points at equal distances between the two ends; the edges lie half way between them.
-    return 700 * np.expm1(np.linspace(low, high, 2 * front_end.num_mel_bins + 3)[1::2] / 1127)

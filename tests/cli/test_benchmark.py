@@ -8,6 +8,7 @@ import torch
 from amae_plugin.benchmark.candidates import CANDIDATES, TEXTBOOK, TWO_PASS_SSAST
 from amae_plugin.benchmark.step import StepSpec, count_flops
 from amae_plugin.cli.main import main
+from amae_plugin.models.registry import SYSTEMS
 from amae_plugin.recipes import model_settings
 
 TASK = """
@@ -205,13 +206,14 @@ def test_all_systems_are_compared(config_dir, tmp_path, capsys):
         "amae_audio_mae": MODEL,
         "amae_mae_ast": MODEL.replace("decoder: global\n", "") + "masking: random\n",
         "amae_ssast": "_name: amae_ssast\npatch_size: [8, 8]\nembed_dim: 24\ndepth: 1\nnum_heads: 3\nmasking: random\n",
+        "amae_m2d": MODEL.replace("decoder: global\n", ""),
     }.items():
         (config_dir / "model" / f"{name}.yaml").write_text(extra.replace("_name: amae_audio_mae", f"_name: {name}"))
     path = tmp_path / "figures.json"
     recipe = ["--recipe", "tiny_recipe", "--config-dir", str(config_dir), "--precision", "fp32"]
     assert main(["benchmark", "--compare", *recipe, "--batch", "2", "--steps", "1", "--json", str(path)]) == 0
     figures = json.loads(path.read_text())
-    assert list(figures["systems"]) == ["amae_audio_mae", "amae_mae_ast", "amae_ssast", TWO_PASS_SSAST]
+    assert list(figures["systems"]) == [*SYSTEMS, TWO_PASS_SSAST]
     seconds = {name: system["fp32"]["seconds"] for name, system in figures["systems"].items()}
     for name in ("amae_ssast", TWO_PASS_SSAST):
         ratio = figures["mae_ast_against"]["fp32"][name]

@@ -8,7 +8,7 @@ import torch
 
 from amae_plugin.cli.main import main
 from amae_plugin.data.audio import load_clip
-from amae_plugin.data.log_mel import LogMel
+from amae_plugin.data.log_mel import LogMel, SlaneyLogMel
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.recipes import override
 
@@ -62,12 +62,16 @@ def test_a_folder_without_audio_is_a_message_not_a_traceback(tmp_path, capsys):
     assert "no audio" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_stats_are_those_of_all_real_frames(manifests, tmp_path, capsys, workers):
+@pytest.mark.parametrize(
+    ("workers", "front_end", "options"),
+    [("0", LogMel(), []), ("2", LogMel(), []), ("0", SlaneyLogMel(), ["--front-end", "slaney"])],
+)
+def test_stats_are_those_of_all_real_frames(manifests, tmp_path, capsys, workers, front_end, options):
     figures_path = tmp_path / "figures.json"
-    assert main(["stats", str(manifests), "--clips", "0", "--workers", workers, "--json", str(figures_path)]) == 0
+    options = [*options, "--clips", "0", "--workers", workers, "--json", str(figures_path)]
+    assert main(["stats", str(manifests), *options]) == 0
     manifest = Manifest.read(manifests / "train.tsv")
-    values = torch.cat([LogMel()(load_clip(manifest[i])) for i in range(len(manifest))]).double()
+    values = torch.cat([front_end(load_clip(manifest[i])) for i in range(len(manifest))]).double()
     figures = json.loads(figures_path.read_text())
     assert figures["mean"] == pytest.approx(values.mean().item(), abs=1e-5)
     assert figures["std"] == pytest.approx(values.std(unbiased=False).item(), abs=1e-5)

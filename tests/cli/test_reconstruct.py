@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from amae_plugin.cli.main import main
 from amae_plugin.inference.clips import Excerpt, load_excerpt, load_waveform
@@ -104,6 +105,8 @@ def test_a_folder_with_a_bad_file(
     ("arguments", "message"),
     [
         (["{classifier}", "{clip}"], "a classifier, so it has no decoder to reconstruct with"),
+        (["{m2d}", "{clip}"], "trained without reconstruction (its objectives: cosine)"),
+        (["{slaney}", "{clip}"], "its front end 'slaney' has no inverse here"),
         (["{clip}", "{clip}"], "not a checkpoint"),
         (["{checkpoint}", "nowhere.wav"], "cannot use nowhere.wav: No such file"),
         (["{checkpoint}", "{checkpoint}"], "model.pt: not a format"),
@@ -126,6 +129,13 @@ def test_what_cannot_be_done(
 ) -> None:
     names = {"checkpoint": checkpoint, "clip": clips / "0.flac", "folder": clips}
     names["classifier"] = write_checkpoint(tmp_path / "classifier.pt", ["a", "b"])
+    sizes = {"input_length": 64, "num_mel_bins": 64, "embed_dim": 32, "depth": 1, "decoder_depth": 1}
+    heads = {"num_heads": 2, "decoder_embed_dim": 16, "decoder_num_heads": 2}
+    names["m2d"] = write_checkpoint(tmp_path / "m2d.pt", None, encoder={"_name": "amae_m2d", **sizes, **heads})
+    content = torch.load(checkpoint)
+    content["cfg"]["task"]["front_end"] = "slaney"
+    torch.save(content, tmp_path / "slaney.pt")
+    names["slaney"] = tmp_path / "slaney.pt"
     arguments = [argument.format(**names) for argument in arguments]
     if "--out" not in arguments:
         arguments += ["--out", str(tmp_path / "out")]

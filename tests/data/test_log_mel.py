@@ -8,7 +8,7 @@ import torchaudio
 
 from amae_plugin.data.audio import resample
 from amae_plugin.data.inversion import invert
-from amae_plugin.data.log_mel import FRONT_ENDS, FrontEnd, LogMel, ModelInput, fit_length
+from amae_plugin.data.log_mel import FRONT_ENDS, FrontEnd, LogMel, ModelInput, SlaneyLogMel, fit_length
 
 MAE_AST = LogMel(window_type="povey")
 
@@ -98,12 +98,40 @@ def test_samples_for_is_the_shortest_waveform_with_that_many_frames(frames):
     assert features.frames_in(samples + np.array([0, 159, 160])).tolist() == [frames, frames, frames + 1]
 
 
-@pytest.mark.parametrize("features", [LogMel(), LogMel(sample_rate=44_100)])
+@pytest.mark.parametrize("features", [LogMel(), LogMel(sample_rate=44_100), SlaneyLogMel()])
 def test_frames_in_a_waveform_are_those_that_it_gives(features):
     lengths = np.array([1, features.window_samples - 1, features.window_samples, 5_000, 30_001])
     frames = [len(features(torch.zeros(length))) for length in lengths]
     assert features.frames_in(lengths).tolist() == frames
     assert [features.frames_in(length) for length in lengths] == frames
+
+
+def test_a_centred_front_end_counts_frames_by_their_centres():
+    features = SlaneyLogMel()
+    samples = features.samples_for(608)
+    assert len(features(torch.zeros(samples))) == 608 and len(features(torch.zeros(samples - 1))) == 607
+    assert features.frames_in(samples + np.array([0, 159, 160])).tolist() == [608, 608, 609]
+
+
+def test_a_front_end_has_its_own_windows():
+    with pytest.raises(ValueError, match="'hanning', must be one of hann"):
+        SlaneyLogMel(window_type="hanning")
+
+
+@pytest.mark.parametrize("features", [LogMel(), SlaneyLogMel()])
+def test_a_tone_is_loudest_in_the_band_between_whose_edges_it_lies(features):
+    for hz in (700.0, 1900.0, 5000.0):
+        tone = torch.sin(2 * torch.pi * hz * torch.arange(16_000) / 16_000)
+        band = int(features(tone)[50].argmax())
+        assert features.band_edges[band] - 30 < hz < features.band_edges[band + 1] + 30
+    assert len(features.band_edges) == features.num_mel_bins + 1
+
+
+@pytest.mark.parametrize("features", [LogMel(), SlaneyLogMel()])
+def test_a_long_waveform_is_computed_in_pieces_with_the_same_result(features, speech, monkeypatch):
+    expected = features(speech)
+    monkeypatch.setattr("amae_plugin.data.log_mel._PIECE_FRAMES", 7)
+    assert_same(features(speech), expected)
 
 
 def test_fit_length_crops_at_the_position_and_pads_with_zeros_behind():
@@ -130,6 +158,8 @@ def test_settings_that_are_null_or_missing_are_the_systems():
     assert ModelInput.from_settings(TASK, SYSTEM) == ModelInput(front_end, 100, -6.0, 3.0)
     left_open = {"window_type": None, "normalization": None, "front_end": None, "remove_mean": False}
     assert ModelInput.from_settings({**TASK, **left_open}, SYSTEM) == ModelInput(front_end, 100, -6.0, 3.0)
+    of_slaney = ModelInput.from_settings({**TASK, "num_mel_bins": None, "front_end": "slaney"}, SYSTEM)
+    assert of_slaney.front_end == SlaneyLogMel(num_mel_bins=128)  # the model's bands
     chosen = {"window_type": "hanning", "normalization": "one_std", "front_end": "kaldi"}
     expected = ModelInput(LogMel(num_mel_bins=64), 100, -6.0, 3.0, "one_std")
     assert ModelInput.from_settings({**TASK, **chosen}, SYSTEM) == expected
@@ -142,7 +172,7 @@ def test_settings_describe_the_input_as_plain_values():
     assert ModelInput.from_settings(settings, ModelInput()) == model_input
 
 
-@pytest.mark.parametrize("key", TASK)
+@pytest.mark.parametrize("key", ["target_length", "mean", "std"])
 def test_missing_settings_are_named(key):
     with pytest.raises(ValueError, match=rf"lack task\.{key}$"):
         ModelInput.from_settings({**TASK, key: None}, SYSTEM)

@@ -32,6 +32,7 @@ MICRO = {
     "pretrain_audio_mae_tiny": [*SMALLER, *SMALLER_DECODER],
     "pretrain_mae_ast_tiny": [*SMALLER, *SMALLER_DECODER],
     "pretrain_ssast_tiny": SMALLER,
+    "pretrain_m2d_tiny": [*SMALLER, *SMALLER_DECODER],
     "finetune_audio_mae_tiny": SHORT,
 }
 # For training from scratch.

@@ -35,6 +35,7 @@ def test_pretraining_learns_draws_and_logs_both_objectives(recipe: str, corpus: 
     [
         ("pretrain_audio_mae_tiny", "amae_ssast_mini", "amae_ssast"),
         ("pretrain_mae_ast_tiny", "amae_audio_mae_tiny", "amae_audio_mae"),
+        ("pretrain_ssast_tiny", "amae_m2d_tiny", "amae_m2d"),
     ],
 )
 def test_another_system_is_a_change_of_one_word(

@@ -9,7 +9,7 @@ from torch import nn
 
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.classification import AmaeClassifier
-from amae_plugin.fairseq_plugin.optim import AmaeAdamW, set_overrides
+from amae_plugin.fairseq_plugin.optim import AmaeAdamW, AmaeSGD, set_overrides
 
 
 def build(model: nn.Module) -> AmaeAdamW:
@@ -17,7 +17,7 @@ def build(model: nn.Module) -> AmaeAdamW:
     return AmaeAdamW(cfg, list(model.parameters()))
 
 
-def train(model: nn.Module, optimizer: AmaeAdamW, steps: int) -> None:
+def train(model: nn.Module, optimizer: AmaeAdamW | AmaeSGD | torch.optim.Optimizer, steps: int) -> None:
     torch.manual_seed(0)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -48,6 +48,17 @@ def test_equals_adamw_of_pytorch() -> None:
         theirs(torch.randn(4, 3)).square().sum().backward()
         adamw.step()
     torch.testing.assert_close(ours.weight, theirs.weight)
+
+
+def test_equals_sgd_of_pytorch() -> None:
+    ours, theirs = nn.Linear(3, 3), nn.Linear(3, 3)
+    theirs.load_state_dict(ours.state_dict())
+    set_overrides(ours)
+    cfg = OmegaConf.create({"momentum": 0.9, "weight_decay": 0.1, "lr": [0.01]})
+    train(ours, AmaeSGD(cfg, list(ours.parameters())), 5)
+    groups = [{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias]}]
+    train(theirs, torch.optim.SGD(groups, lr=0.01, momentum=0.9), 5)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
 
 
 def test_learning_rate_of_a_parameter_can_be_scaled() -> None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from fairseq.criterions import build_criterion
 from fairseq.logging import metrics
+from fairseq.optim.amp_optimizer import AMPOptimizer
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -146,3 +147,34 @@ def test_the_first_name_of_the_criterion_still_works(
     # A run resumes only if its criterion has the class name that the checkpoint holds; checkpoints hold this one.
     assert type(old).__name__ == type(new).__name__ == "AmaeReconstruction"
     assert caplog.text.count("amae_masked_prediction") == 1
+
+
+class Scaler:
+    """The loss scaler of fairseq's AMP, which skips the steps of these numbers and halves the scale each time."""
+
+    def __init__(self, skipped: set[int]):
+        self.skipped, self.steps, self.scale = skipped, 0, 8.0
+
+    def step(self, optimizer: object) -> None:
+        self.scale *= 0.5 if self.steps in self.skipped else 1.0
+        self.steps += 1
+
+    def update(self) -> None:
+        pass
+
+    def get_scale(self) -> float:
+        return self.scale
+
+
+def test_what_follows_an_update_follows_each_step_that_was_made(folder: Path, tmp_path: Path) -> None:
+    made = task(folder, tmp_path, picture_interval=0, max_update=7)
+    trained, followed = model(made), []
+    trained.after_update = lambda *numbers: followed.append(numbers)
+    optimizer = AMPOptimizer.__new__(AMPOptimizer)
+    optimizer.fp32_optimizer, optimizer._grad_scaler = None, Scaler(skipped={1})
+    metrics.reset()
+    for update in (0, 1, 1, 2):  # fairseq repeats an update whose gradients were not finite
+        made.optimizer_step(optimizer, trained, update)
+    assert followed == [(1, 7), (2, 7), (3, 7)]
+    train(made, trained, 1)
+    assert followed[3:] == [(1, 7)]

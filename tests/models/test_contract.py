@@ -57,6 +57,11 @@ def mean_loss(model: PretrainingModel, output: dict[str, Tensor]) -> Tensor:
     return summed_losses(model, output, output["mask"])["loss"] / output["mask"].sum()
 
 
+def width(model: PretrainingModel) -> int:
+    """The values of a patch, or of a teacher's features."""
+    return 64 if model.teacher is None else 24
+
+
 def predictions(model: PretrainingModel, output: dict[str, Tensor]) -> list[Tensor]:
     return [output[name] for name in ("prediction", "classification") if name in output]
 
@@ -69,9 +74,11 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 def test_outputs_have_shapes_and_types(variant: Variant, bf16: bool) -> None:
     model = build(variant, bf16=bf16, masking="random")
     output = model(noise(5, 64, 32))
-    assert ("prediction" in output) == ("reconstruction" in model.loss_weights) == model.draws
+    assert ("reconstruction" in model.loss_weights) == model.draws
+    assert predictions(model, output)
     for values in (output["target"], *predictions(model, output)):
-        assert (values.shape, values.dtype) == ((5, 32, 64), torch.float32)
+        assert (values.shape, values.dtype) == ((5, 32, width(model)), torch.float32)
+    assert ("target_variance" in output) == (model.teacher is not None)
     assert output["mask"].shape == (5, 32) and output["mask"].dtype == torch.bool
     assert ((~output["mask"]).sum(1) == 8).all()
     assert model.token_losses(output).keys() == model.loss_weights.keys()
@@ -123,7 +130,7 @@ def test_without_seeds_masks_come_from_pytorchs_generator(variant: Variant) -> N
 def test_any_multiple_of_the_patch_is_a_valid_length(variant: Variant, frames: int) -> None:
     model = build(variant)
     output = model(noise(2, frames, 32), seed=torch.tensor([1, 2]))
-    assert output["prediction"].shape == (2, frames // 2, 64)
+    assert output["prediction"].shape == (2, frames // 2, width(model))
     mean_loss(model, output).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
@@ -139,7 +146,10 @@ def test_features_are_the_encoder_with_nothing_hidden(variant: Variant) -> None:
     order = torch.randperm(32).expand(2, -1)  # visible patches in any order
     shuffled = model.encoder(patches, grid, order)
     assert_close(shuffled[:, prefix:], features[:, prefix:].gather(1, order[..., None].expand(-1, -1, 24)))
-    assert_close(model.features(source), features[:, prefix:].mean(1))
+    steps = model.encoder.time_steps(features[:, prefix:], model.encoder.joins_bands)
+    assert steps.shape == (2, 8, 96 if model.encoder.joins_bands else 24)
+    assert_close(model.features(source), steps.mean(1))
+    assert_close(model.encoder.mean_of_patches(features, None), features[:, prefix:].mean(1))
     assert torch.equal(model.outputs(source), features) and model.output_name == "features"
 
 
@@ -167,6 +177,8 @@ def test_a_clip_that_is_all_padding_gives_finite_features(variant: Variant) -> N
 
 def test_a_reconstruction_keeps_what_is_visible_and_uses_nothing_of_what_is_hidden(variant: Variant) -> None:
     model, source = build(variant).eval(), noise(2, 64, 32)
+    if not model.draws:
+        return
     output = model(source, seed=torch.tensor([1, 2]))
     mask = output["mask"]
     drawn = model.reconstruct(source, output["prediction"], mask)
@@ -227,7 +239,22 @@ def test_a_model_first_used_in_inference_mode_can_be_trained(variant: Variant, f
 def test_every_parameter_is_trained(variant: Variant) -> None:
     model = build(variant, masking="random")
     mean_loss(model, model(noise(2, 64, 32))).backward()
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    of_teacher = {f"teacher.{name}" for name, _ in model.teacher.named_parameters()} if model.teacher else set()
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is None} == of_teacher
+
+
+def test_a_teacher_follows_the_encoder_after_an_update_and_any_other_model_stays_as_it_is(variant: Variant) -> None:
+    model = build(variant)
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.add_(1.0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.after_update(1, 10)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if name.startswith("teacher.")}
+    for name in changed:
+        old, online = before[name], before[name.replace("teacher.", "encoder.", 1)]
+        assert_close(model.state_dict()[name], old + (1 - model.teacher.decay.at(1, 10)) * (online - old))
 
 
 def test_a_batch_is_learned_in_every_objective(variant: Variant) -> None:

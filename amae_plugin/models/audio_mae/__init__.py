@@ -5,6 +5,7 @@ from amae_plugin.models.audio_mae.config import AudioMAEConfig
 from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
 from amae_plugin.models.audio_mae.model import AudioMAE
 from amae_plugin.models.system import System
+from amae_plugin.models.vit import as_timm
 
 __all__ = ["AudioMAE", "AudioMAEConfig"]
 
@@ -14,5 +15,5 @@ SYSTEM = System(
     AudioMAE,
     AudioMAEEncoder,
     published=(published.AudioMAEPretrained, published.AudioMAEFineTuned, published.ImageMAE),
-    as_timm=published.as_timm,
+    as_timm=as_timm,
 )

@@ -5,14 +5,16 @@ import functools
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
-from amae_plugin.modules.blocks import Block, init_linear
+from amae_plugin.modules.blocks import Block
+from amae_plugin.modules.decoder import MaskedDecoder
 from amae_plugin.modules.embedding import GridPositions, Size2d, grid_size
 from amae_plugin.modules.local_attention import WindowBlock, WindowPlan, padded_grid, permute_tokens, plan_windows
 
 
-class AudioMAEDecoder(nn.Module):
+class AudioMAEDecoder(MaskedDecoder):
     """Transformer over all patches: local blocks, then global ones (Huang et al. 2022, section 3).
 
     A local block attends inside windows, which are shifted in every second block. A global block attends to all tokens
@@ -25,7 +27,6 @@ class AudioMAEDecoder(nn.Module):
     """
 
     def __init__(self, config: AudioMAEConfig):
-        super().__init__()
         dim, depth = config.decoder_embed_dim, config.decoder_depth
         num_global = {"shifted": 0, "hybrid": config.decoder_global_blocks, "global": depth}
         if config.decoder not in num_global:
@@ -35,48 +36,27 @@ class AudioMAEDecoder(nn.Module):
                 f"a hybrid decoder of {depth} blocks needs 1 to {depth - 1} global ones, not "
                 f"model.decoder_global_blocks={config.decoder_global_blocks}"
             )
+        if min(config.decoder_window) < 1:
+            raise ValueError(f"a window is at least 1 x 1 patches, not model.decoder_window={config.decoder_window}")
+        patch_size: Size2d = tuple(config.patch_size)  # type: ignore[assignment]
+        num_local = depth - num_global[config.decoder]
+        kinds: list[type[nn.Module]] = [WindowBlock] * num_local + [Block] * num_global[config.decoder]
+        super().__init__(
+            config.embed_dim,
+            patch_size[0] * patch_size[1],
+            GridPositions(grid_size(config.input_length, config.num_mel_bins, patch_size), dim),
+            (kind(dim, config.decoder_num_heads, config.mlp_ratio) for kind in kinds),
+        )
+        self.num_local = num_local
         self.window: Size2d = tuple(config.decoder_window)  # type: ignore[assignment]
         self.shift: Size2d = tuple(config.decoder_shift)  # type: ignore[assignment]
-        if min(self.window) < 1:
-            raise ValueError(f"a window is at least 1 x 1 patches, not model.decoder_window={self.window}")
-        patch_size: Size2d = tuple(config.patch_size)  # type: ignore[assignment]
-        self.embed = nn.Linear(config.embed_dim, dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.positions = GridPositions(grid_size(config.input_length, config.num_mel_bins, patch_size), dim)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.pred = nn.Linear(dim, patch_size[0] * patch_size[1])
-        self.num_local = depth - num_global[config.decoder]
-        kinds: list[type[nn.Module]] = [WindowBlock] * self.num_local + [Block] * num_global[config.decoder]
-        self.blocks = nn.ModuleList(kind(dim, config.decoder_num_heads, config.mlp_ratio) for kind in kinds)
-        self.reset_parameters()
 
+    @override
     def forward(self, latent: Tensor, visible: Tensor, grid: Size2d) -> Tensor:
-        """Predict all patches.
-
-        Args:
-            latent: (B, 1 + K, D), output of the encoder, CLS first.
-            visible: (B, K) positions of the latent tokens.
-            grid: number of patches in time and frequency, L in total.
-
-        Returns:
-            (B, L, P).
-        """
-        x = self.embed(latent)
-        batch, _, dim = x.shape
-        positions = self.positions(grid)
-        tokens = self.mask_token.to(x.dtype).expand(batch, grid[0] * grid[1], -1)
-        tokens = tokens.scatter(1, visible[..., None].expand(-1, -1, dim), x[:, 1:]) + positions[:, 1:]
+        cls, tokens = self.place(latent, visible, grid)
         if self.num_local:
             tokens = self._run_local(tokens, grid)
-        x = torch.cat([x[:, :1] + positions[:, :1], tokens], dim=1)
-        for block in self.blocks[self.num_local :]:
-            x = block(x)
-        return self.pred(self.norm(x[:, 1:]))
-
-    def reset_parameters(self) -> None:
-        """Initialise as the published code does: Xavier-uniform matrices, a mask token from N(0, 0.02)."""
-        init_linear(self, nn.init.xavier_uniform_)
-        nn.init.normal_(self.mask_token, std=0.02)
+        return self.predict(cls, tokens, self.blocks[self.num_local :])
 
     def _run_local(self, tokens: Tensor, grid: Size2d) -> Tensor:
         """Run the local blocks over the tokens (B, L, D) of a grid; plain and shifted windows alternate."""

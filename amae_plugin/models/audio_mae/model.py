@@ -27,8 +27,7 @@ class AudioMAE(PretrainingModel):
     encoder: AudioMAEEncoder
 
     def __init__(self, config: AudioMAEConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.loss_weights = {"reconstruction": 1.0}
         self.normalizes_targets = config.norm_pix_loss
         self.encoder = AudioMAEEncoder(config)

@@ -1,11 +1,11 @@
-"""Published weights of Audio-MAE (Huang et al. 2022) and of image MAEs, and the encoder in timm's form."""
+"""Published weights of Audio-MAE (Huang et al. 2022) and of image MAEs."""
 
 from collections.abc import Mapping
 
 from torch import Tensor
 from typing_extensions import override
 
-from amae_plugin.models import state_dicts, timm_vit
+from amae_plugin.models import state_dicts
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
 from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
 from amae_plugin.models.published import (
@@ -16,7 +16,7 @@ from amae_plugin.models.published import (
     classifier_section,
     kernel_channels,
 )
-from amae_plugin.modules.embedding import GridPositions, Size2d
+from amae_plugin.modules.embedding import GridPositions
 
 NAME = "amae_audio_mae"
 # Pattern of a published name -> name here; the first pattern that matches counts.
@@ -28,6 +28,7 @@ _RENAMES = (
     (r"^(cls_token|patch_embed|blocks|norm)\b", r"encoder.\1"),
 )
 _DECODER = ("decoder_", "mask_token")  # published names
+_OF_OTHERS = {"dist_token", "norm_stats", "target_norm.weight"}  # names that DeiT and M2D add
 _DECODER_WIDTH, _DECODER_HEADS = 512, 16  # width and attention heads in every published model
 
 
@@ -41,7 +42,7 @@ class AudioMAEPretrained(PublishedFormat):
 
     @override
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
-        return kernel_channels(state) == 1 and "dist_token" not in state and "head.weight" not in state
+        return kernel_channels(state) == 1 and _OF_OTHERS.isdisjoint(state) and "head.weight" not in state
 
     @override
     def read(self, file: PublishedFile, options: ConversionOptions) -> ConvertedWeights:
@@ -73,7 +74,7 @@ class AudioMAEFineTuned(PublishedFormat):
 
     @override
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
-        return kernel_channels(state) == 1 and "dist_token" not in state and "head.weight" in state
+        return kernel_channels(state) == 1 and _OF_OTHERS.isdisjoint(state) and "head.weight" in state
 
     @override
     def read(self, file: PublishedFile, options: ConversionOptions) -> ConvertedWeights:
@@ -126,13 +127,6 @@ class ImageMAE(PublishedFormat):
             initialised=("decoder.",),
             notes=("the colours of the patch kernel were summed and its positions fitted to the spectrogram's grid",),
         )
-
-
-def as_timm(encoder: AudioMAEEncoder, input_size: Size2d, pooling: str | None) -> timm_vit.TimmVit:
-    """Return the encoder as timm's ViT; see :attr:`System.as_timm` for the arguments."""
-    state = timm_vit.encoder_weights(encoder)
-    state["pos_embed"] = encoder.positions(encoder.grid(*input_size))
-    return timm_vit.TimmVit(timm_vit.VIT, timm_vit.vit_arguments(encoder, input_size, pooling), state)
 
 
 def _encoder_sizes(state: Mapping[str, Tensor], options: ConversionOptions) -> state_dicts.Sizes:

@@ -13,8 +13,9 @@ class ClassifierConfig(DownstreamConfig):
     num_classes: int = setting(0, "number of classes; the task reads it from labels.txt")
     pooling: str = setting(
         "mean",
-        "mean (of the patch tokens, then a norm), cls (the class token), or AST's avgtok (mean of the "
-        "normalised patch tokens, then a second norm) or avgcls (the same of the class tokens)",
+        "mean (of the patch tokens, then a norm), cls (the class token), AST's avgtok (mean of the normalised patch "
+        "tokens, then a second norm) or avgcls (the same of the class tokens), or M2D's token_mean (mean of the "
+        "normalised patch tokens) or time_concat (mean of the time steps, bands side by side)",
     )
     frozen: bool = setting(False, "linear probe: train only what follows the encoder")
     batch_norm: bool = setting(False, "batch norm without weights before the head")

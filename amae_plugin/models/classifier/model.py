@@ -25,7 +25,7 @@ from amae_plugin.modules.masking import (
     visible_ids,
 )
 
-POOLINGS = ("mean", "cls", "avgtok", "avgcls")
+POOLINGS = ("mean", "cls", "avgtok", "avgcls", "token_mean", "time_concat")
 _HEAD_STD = 2e-5  # as published: predictions start out equal
 
 
@@ -35,13 +35,14 @@ class Classifier(DownstreamModel):
     ``pooling="mean"`` averages the patch tokens of the last block, then normalises (``fc_norm``), and leaves out the
     encoder's final norm. ``"cls"`` takes the class token after the encoder's norm. AST's poolings keep the encoder's
     norm and add one before the head (SSAST, Gong et al. 2022): ``"avgtok"`` averages the patch tokens, ``"avgcls"`` the
-    class tokens, of which SSAST has two.
+    class tokens, of which SSAST has two. M2D's keep it too and add none: ``"token_mean"`` averages the patch tokens,
+    ``"time_concat"`` the time steps, in each of which the tokens of the bands stay side by side.
     Letters in shapes: B clips, T frames, F mel bands, L patches, D width, C classes.
 
     Raises:
         UserError: ``config.encoder`` names no system.
-        ValueError: ``config.pooling`` is unknown or needs a class token that the encoder lacks, the number of classes
-            is 0, or a ratio is outside [0, 1).
+        ValueError: ``config.pooling`` is unknown, needs a class token that the encoder lacks or tokens that training
+            hides, the number of classes is 0, or a ratio is outside [0, 1).
     """
 
     config: ClassifierConfig
@@ -64,15 +65,22 @@ class Classifier(DownstreamModel):
             raise ValueError(
                 f"model.pooling is {config.pooling}, but this encoder has no class token: choose mean or avgtok"
             )
-        width = self.encoder.embed_dim
+        self.joins_bands = config.pooling == "time_concat"
+        if self.joins_bands and (config.mask_ratio_time or config.mask_ratio_frequency):
+            raise ValueError(
+                "model.pooling is time_concat, which needs all tokens: set model.mask_ratio_time and "
+                "model.mask_ratio_frequency to 0, or choose token_mean"
+            )
+        width = self.encoder.step_dim(self.joins_bands)
         self.fc_norm: nn.Module = nn.Identity()
         if config.pooling == "mean":
             self.encoder.norm = nn.Identity()
             self.fc_norm = nn.LayerNorm(width, eps=1e-6)
-        elif config.pooling != "cls":
+        elif config.pooling in ("avgtok", "avgcls"):
             self.fc_norm = nn.LayerNorm(width, eps=1e-5)
+        eps = 1e-5 if config.pooling in ("token_mean", "time_concat") else 1e-6  # M2D's, and that of MAE's linear probe
         self.batch_norm: nn.Module = (
-            nn.BatchNorm1d(width, eps=1e-6, affine=False) if config.batch_norm else nn.Identity()
+            nn.BatchNorm1d(width, eps=eps, affine=False) if config.batch_norm else nn.Identity()
         )
         self.head = nn.Linear(width, config.num_classes)
         nn.init.trunc_normal_(self.head.weight, std=_HEAD_STD)
@@ -106,17 +114,18 @@ class Classifier(DownstreamModel):
             source: (B, T, F) normalised log-mel of any length that the encoder's patches fit; without overlap, T and F
                 are multiples of the patch.
             mask: (B, L) bool, True = hidden, the same number for every clip; if None, sampled in training and empty in
-                evaluation.
+                evaluation. The pooling ``time_concat`` takes none.
             seed: (B,) seeds of everything random, one for each clip; PyTorch's generator if None.
             padding_mask: (B, T) bool, True = beyond the clip's end. An encoder that ``masks_padding`` neither attends
                 to tokens wholly there nor pools them; for other encoders padding is part of the clip.
 
         Returns:
-            ``logits`` (B, C) and ``features`` (B, D), the head's input; both float32.
+            ``logits`` (B, C) and the head's input ``features``, (B, D) or with ``time_concat`` (B, bands D); both
+            float32.
 
         Raises:
-            ValueError: the patch does not divide the spectrogram, the mask has another shape, or the clips have
-                different numbers of visible patches.
+            ValueError: the patch does not divide the spectrogram, the mask has another shape, the clips have different
+                numbers of visible patches, or the pooling takes no mask.
         """
         padding_mask = self.encoder.relevant_padding(padding_mask)
         patches, grid = self.encoder.patches(source, padding_mask)
@@ -150,7 +159,7 @@ class Classifier(DownstreamModel):
             return tokens[:, 0]
         if self.config.pooling == "avgcls":
             return tokens[:, : self.encoder.num_prefix_tokens].mean(1)
-        return self.encoder.mean_of_patches(tokens, unused)
+        return self.encoder.mean_of_patches(tokens, unused, self.joins_bands)
 
     def _visible(
         self, patches: Tensor, grid: Size2d, mask: Tensor | None, noise: Noise, padding_mask: Tensor | None
@@ -158,6 +167,8 @@ class Classifier(DownstreamModel):
         """Return the positions (B, K) of the tokens to encode, all if None, and the unused places, True in (B, K)."""
         padding = None if padding_mask is None else self.encoder.patch_padding(padding_mask)
         if mask is not None:
+            if self.joins_bands:
+                raise ValueError("the pooling time_concat needs all tokens, so it takes no mask")
             check_mask(mask, patches)
             return (visible_ids(mask), None) if padding is None else gather_ids(mask & ~padding, padding)
         if not self.encoder.training or not (self.config.mask_ratio_time or self.config.mask_ratio_frequency):

@@ -26,7 +26,7 @@ class MAEAST(PretrainingModel):
     encoder: MAEASTEncoder
 
     def __init__(self, config: MAEASTConfig):
-        super().__init__()
+        super().__init__(config)
         weights = {"reconstruction": config.reconstruction_weight, "info_nce": config.info_nce_weight}
         self.loss_weights = {name: weight for name, weight in weights.items() if weight}
         if not self.loss_weights or min(weights.values()) < 0:
@@ -34,7 +34,6 @@ class MAEAST(PretrainingModel):
                 "model.reconstruction_weight and model.info_nce_weight must be at least 0 and not both 0, but are "
                 f"{config.reconstruction_weight} and {config.info_nce_weight}"
             )
-        self.config = config
         self.encoder = MAEASTEncoder(config)
         self.decoder = MAEASTDecoder(config)
         values = self.encoder.patch_size[0] * self.encoder.patch_size[1]

@@ -8,9 +8,9 @@ package hold it, and reading a published file adds it. The functions here turn a
 
 from collections.abc import MutableMapping
 
-import torch
 from torch import Tensor
 
+from amae_plugin.models.state_dicts import turn_positions
 from amae_plugin.modules.embedding import Size2d
 
 State = MutableMapping[str, Tensor]
@@ -33,9 +33,7 @@ def turn_encoder(state: State, prefix: str, num_prefix_tokens: int) -> None:
         return
     table, kernel = f"{prefix}positions.pos_embed", f"{prefix}patch_embed.proj.weight"
     if table in state and state[table].shape[1] == num_prefix_tokens + mark.prod():
-        first, tokens = state[table].tensor_split([num_prefix_tokens], dim=1)
-        tokens = tokens.unflatten(1, mark.tolist()).transpose(1, 2).flatten(1, 2)
-        state[table] = torch.cat([first, tokens], dim=1)
+        state[table] = turn_positions(state[table], num_prefix_tokens, int(mark[0]))
         state[f"{prefix}positions.table_grid"] = mark.flip(0)
     if kernel in state:
         state[kernel] = state[kernel].transpose(2, 3).contiguous()

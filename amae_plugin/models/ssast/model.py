@@ -31,8 +31,7 @@ class SSAST(PretrainingModel):
     encoder: SSASTEncoder
 
     def __init__(self, config: SSASTConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.loss_weights = {"reconstruction": 10.0, "info_nce": 1.0}  # of the paper
         self.encoder = SSASTEncoder(config)
         if self.encoder.patch_stride != self.encoder.patch_size:
