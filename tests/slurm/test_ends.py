@@ -167,7 +167,7 @@ def test_size_that_can_never_run_is_refused_at_submission(
     assert done.returncode == 2 and message in done.stdout, done.stdout
     assert "Traceback" not in done.stdout
     assert slurm.command("squeue", "--noheader").stdout == ""
-    assert not list((slurm.folder / "run" / "slurm").glob("[0-9]*"))
+    assert not [path for path in (slurm.folder / "run" / "slurm").iterdir() if path.is_dir()]
 
 
 def test_full_disk_says_so_and_leaves_the_checkpoint_before(slurm: Slurm, labelled: Path) -> None:
