@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import submitit
 from tqdm import tqdm
 
 from amae_plugin.cluster.commands import cancel, job_states
 from amae_plugin.errors import UserError
-from amae_plugin.files import write_json
+from amae_plugin.files import reading, write_json
 
 FOLDER = "slurm"
 """Subfolder of a run's or a sweep's folder; holds the snapshots, and a folder of submitit's files and logs a job."""
@@ -144,10 +145,13 @@ class SubmittedJob:
 
         Args:
             state: name of the state in which the job ended.
+
+        Raises:
+            UserError: a file of an outcome is not one.
         """
         log = self.log(0)
         paths = sorted(log.parent.glob(f"{self.id}_*_result.json"), key=lambda path: path.stat().st_mtime)
-        outcomes = [json.loads(path.read_text()) for path in paths]
+        outcomes = [_read_outcome(path) for path in paths]
         results = [outcome["result"] for outcome in outcomes if outcome["task"] == 0 and "result" in outcome]
         if results and state in ("COMPLETED", "UNKNOWN"):
             return results[0], ""
@@ -159,13 +163,30 @@ class SubmittedJob:
         return None, f"job {self.id} ended ({state}) without a result. The end of {log}:\n{end}"
 
 
+def _read_outcome(path: Path) -> dict[str, Any]:
+    """Read what :func:`run_task` wrote, or what somebody else put there."""
+    with reading(path, "the outcome of a task"):
+        text = path.read_text(encoding="utf-8")
+    try:
+        outcome = json.loads(text)
+        known = isinstance(outcome["task"], int)
+        known &= isinstance(outcome.get("error", ""), str)
+        known &= isinstance(outcome.get("result"), int | float | None)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        known = False
+    if not known:
+        raise UserError(f"{path}: not the outcome of a task; remove it, and look at the log beside it")
+    return outcome
+
+
 def find_jobs(folder: Path) -> list[SubmittedJob]:
     """Return the jobs that were submitted for the folder of a run or a sweep, ordered by number.
 
     Raises:
         UserError: there are none.
     """
-    ids = [path.name.removesuffix("_submitted.pkl") for path in (folder / FOLDER).glob("*/*_submitted.pkl")]
+    names = (re.fullmatch(r"(\d+(?:_\d+)?)_submitted\.pkl", path.name) for path in (folder / FOLDER).glob("*/*.pkl"))
+    ids = [name[1] for name in names if name]
     if not ids:
         raise UserError(f"{folder}: no job was submitted for this folder; it holds no {FOLDER}/<job>")
     ids.sort(key=lambda id: [int(number) for number in id.split("_")])

@@ -202,6 +202,23 @@ def test_status_and_logs_open_no_pickle(
     assert trace.exists()
 
 
+@pytest.mark.parametrize(
+    "content", ["", "[]", "7", '{"task": "x"}', '{"task": 0, "error": 1}', '{"task": 0, "result": "x"}']
+)
+def test_outcome_that_is_none_is_a_message(
+    tmp_path: Path,
+    command: Callable[[str, str], None],
+    tasks: Tasks,
+    content: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command("squeue", "echo '12|COMPLETED|n1|None|0'")
+    (tasks.folder / "--all_submitted.pkl").touch()  # not the number of a job, and an option of scancel
+    (tasks.folder / "12_0_result.json").write_text(content)
+    assert main(["slurm", "status", str(tmp_path)]) == 2
+    assert "12_0_result.json: not the outcome of a task" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("action", ["status", "logs", "cancel"])
 def test_folder_without_jobs(tmp_path: Path, action: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["slurm", action, str(tmp_path)]) == 2

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from amae_plugin.recipes import override
+
 CONFIG_DIR = Path(__file__).parents[2] / "config"
 BIN = Path(sys.executable).parent
 SHORT = [
@@ -65,7 +67,7 @@ def command(recipe: str, folder: Path, overrides: Sequence[str], smaller: Sequen
         str(CONFIG_DIR),
         "--config-name",
         recipe,
-        f"hydra.run.dir={folder}",
+        override("hydra.run.dir", folder),
         *(MICRO[recipe] if smaller is None else smaller),
         *overrides,
     ]
