@@ -157,7 +157,6 @@ del_ = object()
         ("cfg.model.encoder.embed_dim", True, "model.embed_dim is True, must be a whole number"),
         ("cfg.model.encoder.depth", 999_999, r"model\.depth is 999999, but the weights have 1"),
         ("cfg.model.encoder.depth", -1, r"model\.depth is -1, but the weights have 1"),
-        ("cfg.model.encoder.depth", None, r"model\.depth is None, must be a whole number"),
         ("cfg.model.encoder.num_heads", 3, "model.num_heads is 3, which does not divide the width, 32"),
         ("cfg.model.encoder.num_heads", 0, "model.num_heads is 0, which does not divide the width, 32"),
         ("cfg.model.encoder.mlp_ratio", 1e6, "model.mlp_ratio is 1000000.0, but the weights of the encoder have 4"),
