@@ -130,6 +130,8 @@ print(new)
         [
             "arch:amae_audio_mae",
             "arch:amae_classifier",
+            "arch:amae_eat",
+            "arch:amae_m2d",
             "arch:amae_mae_ast",
             "arch:amae_ssast",
             "criterion:amae_classification",
@@ -138,6 +140,8 @@ print(new)
             "lr_scheduler:amae_cosine_by_time",
             "model:amae_audio_mae",
             "model:amae_classifier",
+            "model:amae_eat",
+            "model:amae_m2d",
             "model:amae_mae_ast",
             "model:amae_ssast",
             "optimizer:amae_adamw",

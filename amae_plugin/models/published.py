@@ -19,6 +19,7 @@ from amae_plugin.modules.embedding import Size2d
 from amae_plugin.weight_files import read_weights
 
 _STATE_KEYS = ("model", "state_dict")
+_NESTED = "_ema"  # entry of a state dict that is a state dict itself, the teacher's (data2vec 2.0)
 _DATA_PARALLEL = "module."
 _OWN = "amae_"  # prefix of the registered names of this plugin's models
 
@@ -43,7 +44,8 @@ class PublishedFile:
 
     Attributes:
         path: checkpoint file.
-        state: state dict, without the ``module.`` that DataParallel puts before every name.
+        state: state dict, without the ``module.`` that DataParallel puts before every name; the names of a state dict
+            inside it begin with its own name, as ``_ema.``.
         settings: settings of the run by section, if the file holds them: fairseq's ``cfg``, or the arguments of a
             script as section ``args``.
     """
@@ -160,8 +162,13 @@ def classifier_section(encoder: str, sizes: Mapping[str, object], num_classes: i
 
 def _find_state(path: Path, content: Settings) -> dict[str, Tensor]:
     for candidate in (content, *(content.get(key) for key in _STATE_KEYS)):
-        if isinstance(candidate, Mapping) and candidate and all(isinstance(v, Tensor) for v in candidate.values()):
-            return {str(name): tensor for name, tensor in candidate.items()}
+        if isinstance(candidate, Mapping) and candidate:
+            state = {str(name): value for name, value in candidate.items()}
+            if isinstance(inner := state.get(_NESTED), Mapping):
+                del state[_NESTED]
+                state.update({f"{_NESTED}.{name}": value for name, value in inner.items()})
+            if all(isinstance(value, Tensor) for value in state.values()):
+                return state
     found = ", ".join(str(key) for key in list(content)[:10]) or "nothing"
     raise UserError(
         f"{path}: no state dict, neither as the whole file nor as its entry {' or '.join(_STATE_KEYS)}; it holds: "

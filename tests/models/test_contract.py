@@ -30,11 +30,13 @@ SIZES = {
     "attention_dropout": 0.0,
     "dropout_input": 0.0,
     "layerdrop": 0.0,
+    "clones": 3,
 }
 VARIANTS = {
     **{name: (name, {}) for name in SYSTEMS},
     "amae_audio_mae hybrid": ("amae_audio_mae", {"decoder": "hybrid"}),
     "amae_audio_mae global": ("amae_audio_mae", {"decoder": "global"}),
+    "amae_audio_mae multi_window": ("amae_audio_mae", {"decoder": "multi_window", "decoder_num_heads": 4}),
 }
 Variant = tuple[str, dict[str, object]]
 
@@ -53,6 +55,16 @@ def noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
+def clones(model: PretrainingModel) -> int:
+    """Masks of a clip."""
+    return getattr(model.config, "clones", 1)
+
+
+def target_width(model: PretrainingModel) -> int:
+    """Values of a patch, or features of a token."""
+    return 64 if model.teacher is None else 24
+
+
 def mean_loss(model: PretrainingModel, output: dict[str, Tensor]) -> Tensor:
     return summed_losses(model, output, output["mask"])["loss"] / output["mask"].sum()
 
@@ -69,20 +81,26 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 def test_outputs_have_shapes_and_types(variant: Variant, bf16: bool) -> None:
     model = build(variant, bf16=bf16, masking="random")
     output = model(noise(5, 64, 32))
-    assert ("prediction" in output) == ("reconstruction" in model.loss_weights) == model.draws
-    for values in (output["target"], *predictions(model, output)):
-        assert (values.shape, values.dtype) == ((5, 32, 64), torch.float32)
-    assert output["mask"].shape == (5, 32) and output["mask"].dtype == torch.bool
+    masks = 5 * clones(model)
+    assert model.draws == ("reconstruction" in model.loss_weights)
+    assert ("prediction" in output) == (model.draws or model.teacher is not None)
+    assert ("target_variance" in output) == (model.teacher is not None)
+    assert (output["target"].shape, output["target"].dtype) == ((5, 32, target_width(model)), torch.float32)
+    for values in predictions(model, output):
+        assert (values.shape, values.dtype) == ((masks, 32, target_width(model)), torch.float32)
+    assert output["mask"].shape == (masks, 32) and output["mask"].dtype == torch.bool
     assert ((~output["mask"]).sum(1) == 8).all()
-    assert model.token_losses(output).keys() == model.loss_weights.keys()
-    assert all(not losses[~output["mask"]].any() for losses in model.token_losses(output).values())
+    losses = model.token_losses(output)
+    assert losses.keys() == model.loss_weights.keys()
+    assert all(values.shape in ((masks, 32), (masks,)) for values in losses.values())
+    assert all(not values[~output["mask"]].any() for values in losses.values() if values.dim() == 2)
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
 def test_every_masking_strategy_trains(variant: Variant, masking: str) -> None:
     model = build(variant, masking=masking, mask_ratio=0.5, mask_ratio_time=0.25, mask_ratio_frequency=0.5)
     output = model(noise(2, 64, 32), seed=torch.tensor([3, 4]))
-    assert (~output["mask"]).sum(1).tolist() == [model.masking.num_visible((8, 4))] * 2
+    assert (~output["mask"]).sum(1).tolist() == [model.masking.num_visible((8, 4))] * 2 * clones(model)
     assert mean_loss(model, output).isfinite()
 
 
@@ -105,9 +123,10 @@ def test_a_seed_gives_a_clip_the_same_mask_in_any_batch(variant: Variant, maskin
     model = build(variant, masking=masking).eval()
     source, seed = noise(4, 64, 32), torch.tensor([5, 6, 7, 8])
     together, alone = model(source, seed=seed), model(source[2:3], seed=seed[2:3])
-    assert torch.equal(alone["mask"], together["mask"][2:3])
-    assert_close(alone["prediction"], together["prediction"][2:3])
-    assert not torch.equal(together["mask"][0], together["mask"][1])
+    of_clip = slice(2 * clones(model), 3 * clones(model))
+    assert torch.equal(alone["mask"], together["mask"][of_clip])
+    assert_close(alone["prediction"], together["prediction"][of_clip])
+    assert len(together["mask"].unique(dim=0)) == len(together["mask"])  # no two clips, no two clones alike
 
 
 def test_without_seeds_masks_come_from_pytorchs_generator(variant: Variant) -> None:
@@ -123,7 +142,7 @@ def test_without_seeds_masks_come_from_pytorchs_generator(variant: Variant) -> N
 def test_any_multiple_of_the_patch_is_a_valid_length(variant: Variant, frames: int) -> None:
     model = build(variant)
     output = model(noise(2, frames, 32), seed=torch.tensor([1, 2]))
-    assert output["prediction"].shape == (2, frames // 2, 64)
+    assert output["prediction"].shape == (2 * clones(model), frames // 2, target_width(model))
     mean_loss(model, output).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
@@ -167,6 +186,8 @@ def test_a_clip_that_is_all_padding_gives_finite_features(variant: Variant) -> N
 
 def test_a_reconstruction_keeps_what_is_visible_and_uses_nothing_of_what_is_hidden(variant: Variant) -> None:
     model, source = build(variant).eval(), noise(2, 64, 32)
+    if not model.draws:
+        pytest.skip("predicts features")
     output = model(source, seed=torch.tensor([1, 2]))
     mask = output["mask"]
     drawn = model.reconstruct(source, output["prediction"], mask)
@@ -227,7 +248,25 @@ def test_a_model_first_used_in_inference_mode_can_be_trained(variant: Variant, f
 def test_every_parameter_is_trained(variant: Variant) -> None:
     model = build(variant, masking="random")
     mean_loss(model, model(noise(2, 64, 32))).backward()
-    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    untrained = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert untrained == [name for name in untrained if name.startswith("teacher.")]
+    assert bool(untrained) == (model.teacher is not None)
+
+
+def test_a_teacher_follows_the_encoder_after_each_update_and_else_stays_the_same(variant: Variant) -> None:
+    model = build(variant, masking="random")
+    if model.teacher is None:
+        pytest.skip("learns from the clip itself")
+    before = {name: value.clone() for name, value in model.teacher.state_dict().items()}
+    assert all(torch.equal(value, model.encoder.state_dict()[name]) for name, value in before.items())
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter += 1.0
+    model.train()(noise(2, 64, 32))
+    assert all(torch.equal(value, before[name]) for name, value in model.teacher.state_dict().items())
+    model.after_update(1, 1000)
+    for name, value in model.teacher.state_dict().items():
+        torch.testing.assert_close(value, before[name] + 1 - model.teacher.decay.at(1, 1000), rtol=0, atol=1e-6)
 
 
 def test_a_batch_is_learned_in_every_objective(variant: Variant) -> None:

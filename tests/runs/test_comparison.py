@@ -79,7 +79,7 @@ def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--systems", "Eat"], "--systems: no EAT; there are AUDIO-MAE, MAE-AST, SSAST, AST"),
+        (["--systems", "Beats"], "--systems: no BEATS; there are AUDIO-MAE, MAE-AST, SSAST, "),
         (["--minutes", "0"], "--minutes must be above 0"),
         (["--fractions", "1.5"], "--fractions must be above 0 and at most 1"),
         (["--pretrain", "nowhere"], "nowhere: has no train.tsv, valid.tsv"),
