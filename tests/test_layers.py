@@ -131,6 +131,7 @@ print(new)
         [
             "arch:amae_audio_mae",
             "arch:amae_classifier",
+            "arch:amae_eat",
             "arch:amae_m2d",
             "arch:amae_mae_ast",
             "arch:amae_ssast",
@@ -140,6 +141,7 @@ print(new)
             "lr_scheduler:amae_cosine_by_time",
             "model:amae_audio_mae",
             "model:amae_classifier",
+            "model:amae_eat",
             "model:amae_m2d",
             "model:amae_mae_ast",
             "model:amae_ssast",

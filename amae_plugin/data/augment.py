@@ -1,5 +1,6 @@
 """Augmentations of training clips: classes by name, whose fields are the parameters that a recipe may set."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Union
@@ -92,24 +93,36 @@ class Mixup(Augmentation):
 class SpecAugment(Augmentation):
     """One band of frequencies and one stretch of time set to 0 (Park et al. 2019; AST and Audio-MAE fine-tuning).
 
-    Acts before normalisation, as the published code does: there 0 is loud, about one standard deviation above
-    AudioSet's mean. The widths are uniform in 0 to *frequency* - 1 bins and 0 to *time* - 1 frames, the places uniform
-    over those where they fit.
+    The widths are uniform in 0 to *frequency* - 1 bins and 0 to *time* - 1 frames, the places uniform over those where
+    they fit.
 
     Attributes:
-        frequency: bins (Audio-MAE: 48; 24 for ESC-50).
-        time: frames (Audio-MAE: 192; 96 for ESC-50, 48 for Speech Commands).
+        frequency: bins (Audio-MAE: 48; 24 for ESC-50), or, below 1, a share of all bins (EAT: 0.2).
+        time: frames (Audio-MAE: 192; 96 for ESC-50, 48 for Speech Commands), or a share of all frames.
+        after_normalization: act after normalisation, where 0 is the corpus's mean (EAT). Before it, 0 is loud, about
+            one standard deviation above AudioSet's mean (AST, Audio-MAE).
     """
 
-    frequency: int = 48
-    time: int = 192
+    frequency: float = 48
+    time: float = 192
+    after_normalization: bool = False
 
     def __post_init__(self) -> None:
-        for name, width in vars(self).items():
+        for name in ("frequency", "time"):
+            width = getattr(self, name)
+            whole = width >= 1 and float(width).is_integer()
             _require(width >= 0, f"{name}={width} must be 0 or more")
+            _require(whole or width < 1, f"{name}={width} must be a whole number, or a share below 1")
 
     def log_mel(self, spectrogram: Tensor, rng: np.random.Generator) -> Tensor:
-        """Mask (frames, bins)."""
+        """Mask (frames, bins) before normalisation."""
+        return spectrogram if self.after_normalization else self._mask(spectrogram, rng)
+
+    def normalized(self, spectrogram: Tensor, rng: np.random.Generator) -> Tensor:
+        """Mask (frames, bins) after normalisation."""
+        return self._mask(spectrogram, rng) if self.after_normalization else spectrogram
+
+    def _mask(self, spectrogram: Tensor, rng: np.random.Generator) -> Tensor:
         masked = spectrogram.clone()
         masked[:, _stretch(masked.shape[1], self.frequency, rng)] = 0.0
         masked[_stretch(len(masked), self.time, rng)] = 0.0
@@ -193,7 +206,8 @@ def _centre(waveform: Tensor) -> Tensor:
     return waveform - float(waveform.numpy().mean())
 
 
-def _stretch(size: int, widest: int, rng: np.random.Generator) -> slice:
-    width = int(rng.integers(min(widest, size))) if widest else 0
+def _stretch(size: int, widest: float, rng: np.random.Generator) -> slice:
+    limit = math.ceil(widest * size) if widest < 1 else min(int(widest), size)
+    width = int(rng.integers(limit)) if limit else 0
     start = int(rng.integers(size - width, endpoint=True))
     return slice(start, start + width)

@@ -24,6 +24,7 @@ from amae_plugin.fairseq_plugin.audio_task import AudioTask, AudioTaskConfig
 from amae_plugin.fairseq_plugin.bases import SummedCriterion, TrainedModel, Values
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
 from amae_plugin.models.base import PretrainingModel, summed_losses
+from amae_plugin.models.eat import EAT, EATConfig
 from amae_plugin.models.m2d import M2D, M2DConfig
 from amae_plugin.models.mae_ast import MAEAST, MAEASTConfig
 from amae_plugin.models.registry import find_system
@@ -244,3 +245,18 @@ class AmaeM2D(M2D, TrainedModel):
     """M2D as fairseq trains it."""
 
     plain_config = M2DConfig
+
+
+@dataclass
+class AmaeEATConfig(EATConfig, FairseqDataclass):
+    """Settings of :class:`AmaeEAT`."""
+
+    input_length: int = II("task.target_length")
+    num_mel_bins: int = II("task.num_mel_bins")
+
+
+@register_model("amae_eat", dataclass=AmaeEATConfig)
+class AmaeEAT(EAT, TrainedModel):
+    """EAT as fairseq trains it."""
+
+    plain_config = EATConfig

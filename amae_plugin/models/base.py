@@ -29,6 +29,7 @@ class Encoder(nn.Module, ABC):
 
     Attributes:
         num_prefix_tokens: number of class tokens in front of the patch tokens, 0 or more.
+        decays_embedding: whether a layer-wise decay of the learning rate includes what precedes the blocks.
         masks_padding: whether the encoder never attends to tokens beyond a clip's end; for other encoders padding is
             part of the clip.
         joins_bands: whether the features of a time step are the tokens of its bands side by side, not their mean.
@@ -38,12 +39,13 @@ class Encoder(nn.Module, ABC):
         patch_size: frames and bands of a patch.
         patch_stride: frames and bands from one patch to the next; equal to the patch unless patches overlap.
         positions: position table.
-        blocks: transformer blocks; parameters before them get the smallest learning rate of a layer-wise decay.
+        blocks: transformer blocks.
         norm: norm after the last block; the identity if the last block ends with a norm.
     """
 
     num_prefix_tokens: int
     masks_padding: bool
+    decays_embedding = True
     joins_bands = False
     positions: Positions
     blocks: nn.ModuleList

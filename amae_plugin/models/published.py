@@ -19,6 +19,7 @@ from amae_plugin.modules.embedding import Size2d
 from amae_plugin.weight_files import read_weights, unwrapped
 
 _STATE_KEYS = ("model", "state_dict")
+_NESTED = "_ema"  # entry of a state dict that is a state dict itself, the teacher's (data2vec 2.0)
 _OWN = "amae_"  # prefix of the registered names of this plugin's models
 
 
@@ -42,7 +43,8 @@ class PublishedFile:
 
     Attributes:
         path: checkpoint file.
-        state: state dict, without what wrappers put before its names, see :func:`unwrapped`.
+        state: state dict, without what wrappers put before its names, see :func:`unwrapped`; the names of a state dict
+            inside it begin with its own name, as ``_ema.``.
         settings: settings of the run by section, if the file holds them: fairseq's ``cfg``, or the arguments of a
             script as section ``args``.
     """
@@ -165,8 +167,13 @@ def find_state(content: object) -> dict[str, Tensor] | None:
     if not isinstance(content, Mapping):
         return None
     for candidate in (content, *(content.get(key) for key in _STATE_KEYS)):
-        if isinstance(candidate, Mapping) and candidate and all(isinstance(v, Tensor) for v in candidate.values()):
-            return unwrapped({str(name): tensor for name, tensor in candidate.items()})
+        if isinstance(candidate, Mapping) and candidate:
+            state = {str(name): value for name, value in candidate.items()}
+            if isinstance(inner := state.get(_NESTED), Mapping):
+                del state[_NESTED]
+                state.update({f"{_NESTED}.{name}": value for name, value in inner.items()})
+            if all(isinstance(value, Tensor) for value in state.values()):
+                return unwrapped(state)
     return None
 
 

@@ -1,7 +1,7 @@
 """Registry of the systems, by the registered name of their pretraining model."""
 
 from amae_plugin.errors import UserError
-from amae_plugin.models import audio_mae, m2d, mae_ast, ssast
+from amae_plugin.models import audio_mae, eat, m2d, mae_ast, ssast
 from amae_plugin.models.settings import Settings
 from amae_plugin.models.system import System
 
@@ -10,6 +10,7 @@ SYSTEMS: dict[str, System] = {
     "amae_mae_ast": mae_ast.SYSTEM,
     "amae_ssast": ssast.SYSTEM,
     "amae_m2d": m2d.SYSTEM,
+    "amae_eat": eat.SYSTEM,
 }
 
 

@@ -60,7 +60,8 @@ class PretrainingConfig(ModelConfig):
     num_heads: int = setting(12, "attention heads of the encoder")
     mlp_ratio: float = setting(4.0, "hidden width of a block's MLP over its width")
     masking: str = setting(
-        "random", "random, random_batched, chunk (or cluster), span, time, frequency or time_frequency"
+        "random",
+        "random, random_batched, chunk (or cluster), inverse_block, span, time, frequency or time_frequency",
     )
     mask_ratio: float = setting(0.75, "hidden share (all masks but time_frequency)")
     mask_ratio_time: float = setting(0.6, "hidden share of the time steps (time_frequency)")

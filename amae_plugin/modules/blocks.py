@@ -177,21 +177,32 @@ class PostNormBlock(nn.Module):
     """Original post-norm transformer block (Vaswani et al. 2017) with dropout, in wav2vec 2.0's form."""
 
     def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: float = 4.0, dropout: float = 0.0, attention_dropout: float = 0.0
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        eps: float = 1e-5,
     ):
         super().__init__()
         self.attn = Attention(dim, num_heads, attention_dropout)
         self.drop_path1 = DropPath()
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path2 = DropPath()
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """(B, L, D) to (B, L, D); tokens where ``padding_mask`` (B, L) is True are not attended to."""
+        return self.with_mlp(x, padding_mask)[0]
+
+    def with_mlp(self, x: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the result of :meth:`forward` and the MLP's output (B, L, D), before the sum and the second norm."""
         x = self.norm1(x + self.drop_path1(self.dropout(self.attn(x, padding_mask))))
-        return self.norm2(x + self.drop_path2(self.dropout(self.mlp(x))))
+        branch = self.mlp(x)
+        return self.norm2(x + self.drop_path2(self.dropout(branch))), branch
 
 
 @contextmanager

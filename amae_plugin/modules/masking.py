@@ -9,6 +9,7 @@ noise is drawn in the order of time, so the padding that follows a clip does not
 ``time_frequency``, which draws for the bands after all time steps.
 """
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -24,6 +25,7 @@ Noise = Callable[[int], Tensor]
 """Function that draws n uniform numbers in [0, 1) for every clip of a batch, (B, n), new ones at each call."""
 
 _GOLDEN_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
+_QUANTILE_BITS = 16
 
 
 class ClipNoise:
@@ -42,10 +44,13 @@ class ClipNoise:
 
     def __call__(self, count: int) -> Tensor:
         """Draw the next ``count`` numbers of every clip: (B, count), float32 in [0, 1)."""
+        return _shift_right(self.bits(count), 40).float() * 2**-24
+
+    def bits(self, count: int) -> Tensor:
+        """Draw the next ``count`` numbers of every clip as 64 random bits each: (B, count), int64."""
         counter = torch.arange(self.drawn + 1, self.drawn + count + 1, device=self.state.device)
         self.drawn += count
-        bits = _mix(self.state + counter * _GOLDEN_GAMMA)
-        return _shift_right(bits, 40).float() * 2**-24
+        return _mix(self.state + counter * _GOLDEN_GAMMA)
 
 
 def seeded_noise(source: Tensor, seed: Tensor | None) -> Noise:
@@ -53,6 +58,26 @@ def seeded_noise(source: Tensor, seed: Tensor | None) -> Noise:
     if seed is not None:
         return ClipNoise(seed)
     return lambda count: torch.rand(len(source), count, device=source.device)
+
+
+def cloned_noise(noise: Noise, clones: int) -> Noise:
+    """Return noise for several masks of each clip, (B x clones, count), clip by clip."""
+    return lambda count: noise(clones * count).view(-1, count)
+
+
+def seeded_normal(source: Tensor, seed: Tensor | None, count: int) -> Tensor:
+    """Draw ``count`` numbers from N(0, 1) for every clip of a batch (B, ...): (B, count), float32.
+
+    They come from the clips' seeds (B,), independently of :func:`seeded_noise`, or else from PyTorch's generator.
+    Seeded ones are the 2^16 quantiles of the distribution, four from each number of the generator, whose cost is that
+    of a few passes over the result.
+    """
+    if seed is None:
+        return torch.randn(len(source), count, device=source.device)
+    noise = ClipNoise(~seed)
+    bits = noise.bits(-(-count * _QUANTILE_BITS // 64)).view(torch.int16)[:, :count]
+    quantiles = _normal_quantiles(source.device)
+    return quantiles[bits.int() + len(quantiles) // 2]
 
 
 def check_mask(mask: Tensor, patches: Tensor) -> None:
@@ -209,6 +234,45 @@ class SpanMasking(RankedMasking):
 
 
 @dataclass(frozen=True)
+class InverseBlockMasking(RankedMasking):
+    """Square blocks of tokens stay visible, and exactly the ratio is hidden (EAT, Chen et al. 2024; data2vec 2.0).
+
+    The centres of the blocks are uniform over the tokens. Blocks may overlap, and the edges of the spectrogram cut
+    them. Single tokens, drawn at random, are then hidden or shown until the number is right.
+
+    Attributes:
+        side: length of a block's side in tokens.
+        surplus: share of the tokens that blocks would cover beyond the visible share if they never overlapped; at least
+            one block is drawn.
+    """
+
+    side: int = 5
+    surplus: float = 0.07
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.side < 1:
+            raise ValueError(f"the side of a visible block is 1 token or more, not {self.side}")
+        if not self.surplus >= 0:
+            raise ValueError(f"the surplus of visible blocks must be at least 0, not {self.surplus}")
+
+    @override
+    def ranks(self, noise: Noise, grid: Size2d, padding_mask: Tensor | None) -> Tensor:
+        length = grid[0] * grid[1]
+        # Each token brings two numbers, its own rank and a place for a block, so that noise follows the order of time.
+        ranks, places = noise(2 * length).unflatten(1, (length, 2)).unbind(2)
+        valid = _num_valid(ranks, padding_mask)
+        blocks = (valid.double() * ((1 - self.mask_ratio + self.surplus) / self.side**2)).long().clamp(min=1)
+        drawn = torch.arange(length, device=ranks.device) < blocks
+        centres = torch.zeros_like(ranks).scatter_add_(1, (places * valid).long(), drawn.to(ranks.dtype))
+        after = self.side // 2
+        before = self.side - 1 - after
+        padded = F.pad(centres.unflatten(1, grid), (before, after, before, after))
+        covered = F.max_pool2d(padded, self.side, stride=1).flatten(1) > 0
+        return ranks + ~covered
+
+
+@dataclass(frozen=True)
 class TimeMasking(RatioMasking):
     """Whole time steps are hidden, in all bands (Audio-MAE, section 3.1)."""
 
@@ -272,6 +336,7 @@ MASKINGS: dict[str, type[Masking]] = {
     "chunk": ChunkMasking,
     "span": SpanMasking,
     "cluster": ChunkMasking,  # SSAST's name for it
+    "inverse_block": InverseBlockMasking,
 }
 """Strategies by name."""
 
@@ -386,6 +451,14 @@ def _window_min_2d(values: Tensor, side: int, margin: int) -> Tensor:
     """
     skipped = margin + 1 - side
     return -F.max_pool2d(-values[:, skipped:, skipped:], side, stride=1).flatten(1)
+
+
+@functools.cache
+def _normal_quantiles(device: torch.device) -> Tensor:
+    """Return the middles of 2^16 equally probable parts of N(0, 1), in order, float32."""
+    with torch.inference_mode(False):  # training must be able to use a table made during inference
+        probabilities = (torch.arange(2**_QUANTILE_BITS, dtype=torch.float64) + 0.5) / 2**_QUANTILE_BITS
+        return torch.special.ndtri(probabilities).float().to(device)
 
 
 def _mix(value: Tensor) -> Tensor:

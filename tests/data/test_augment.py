@@ -78,6 +78,21 @@ def test_spec_augment_places_are_uniform_and_masks_wider_than_the_clip_are_cut()
     SpecAugment(frequency=48, time=192).log_mel(torch.ones(20, 4), rng)
 
 
+def test_limits_below_1_are_shares_of_the_clip():
+    augment, rng = SpecAugment(frequency=0.2, time=0.4), np.random.default_rng(0)
+    masked = torch.stack([augment.log_mel(torch.ones(50, 128), rng) == 0 for _ in range(500)])
+    bands, frames = masked.all(1).sum(1), masked.all(2).sum(1)
+    assert (bands.max(), frames.max()) == (25, 19)  # below 25.6 and 20
+    assert bands.min() == frames.min() == 0
+
+
+def test_spec_augment_acts_before_or_after_normalisation():
+    for after in (False, True):
+        augment, rng = SpecAugment(8, 8, after_normalization=after), np.random.default_rng(1)
+        changed = [bool((stage(torch.ones(40, 16), rng) == 0).any()) for stage in (augment.log_mel, augment.normalized)]
+        assert changed == [not after, after]
+
+
 def test_noise_is_small_positive_and_rolls_by_a_few_frames():
     rng = np.random.default_rng(0)
     ramp = torch.arange(100.0)[:, None].repeat(1, 4)
@@ -207,6 +222,7 @@ def test_ways_to_name_augmentations(choice, expected):
         ({"mixup": {"share": float("nan")}}, "mixup: share=nan must be a share"),
         ({"mixup": {"alpha": 0}}, "mixup: alpha=0 must be above 0"),
         ({"spec_augment": {"time": -1}}, "spec_augment: time=-1 must be 0 or more"),
+        ({"spec_augment": {"frequency": 2.5}}, "frequency=2.5 must be a whole number, or a share below 1"),
         ({"noise": {"amplitude": -0.1}}, "noise: amplitude=-0.1 must be 0 or more"),
         ({"noise": {"frames": "many"}}, "noise: .*'str'"),
     ],

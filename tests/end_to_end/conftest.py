@@ -35,6 +35,7 @@ MICRO = {
     "pretrain_mae_ast_tiny": [*SMALLER, *SMALLER_DECODER],
     "pretrain_ssast_tiny": SMALLER,
     "pretrain_m2d_tiny": [*SMALLER, *SMALLER_DECODER],
+    "pretrain_eat_tiny": SMALLER,
     "finetune_audio_mae_tiny": SHORT,
 }
 # For training from scratch.

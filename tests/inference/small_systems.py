@@ -12,6 +12,7 @@ ENCODERS = {
     "ssast_frames": {"_name": "amae_ssast", **FRAMES, "masking": "random"},
     "mae_ast": {"_name": "amae_mae_ast", **PATCHES, **DECODER},
     "mae_ast_frames": {"_name": "amae_mae_ast", **FRAMES, **DECODER, "masking": "random"},
+    "eat": {"_name": "amae_eat", **PATCHES},
 }
 AST = {**ENCODERS["ssast"], "patch_stride": [10, 10]}
 INPUT_SAMPLES = 400 + 63 * 160  # fill the models' input exactly

@@ -446,7 +446,7 @@ def test_a_part_of_an_attention_cannot_be_initialised(golden: Callable) -> None:
 
 @settings(max_examples=60)
 @given(
-    archive=st.sampled_from(["audio_mae_classifier", "audio_mae_global", "mae_ast_patch", "ssast_frame"]),
+    archive=st.sampled_from(["audio_mae_classifier", "audio_mae_global", "eat", "mae_ast_patch", "ssast_frame"]),
     index=st.integers(0, 500),
     shape=st.lists(st.integers(0, 6), max_size=4),
 )

@@ -7,12 +7,13 @@ from omegaconf import OmegaConf
 
 from amae_plugin.models.audio_mae import AudioMAEConfig
 from amae_plugin.models.classifier import ClassifierConfig
+from amae_plugin.models.eat import EATConfig
 from amae_plugin.models.mae_ast import MAEASTConfig
 from amae_plugin.models.settings import ModelConfig
 from amae_plugin.models.ssast import SSASTConfig
 
 
-@pytest.mark.parametrize("kind", [AudioMAEConfig, MAEASTConfig, SSASTConfig])
+@pytest.mark.parametrize("kind", [AudioMAEConfig, MAEASTConfig, SSASTConfig, EATConfig])
 def test_lists_become_pairs_other_keys_are_left_aside_and_missing_ones_keep_their_defaults(
     kind: type[ModelConfig],
 ) -> None:

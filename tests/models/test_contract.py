@@ -30,11 +30,13 @@ SIZES = {
     "attention_dropout": 0.0,
     "dropout_input": 0.0,
     "layerdrop": 0.0,
+    "clones": 3,
 }
 VARIANTS = {
     **{name: (name, {}) for name in SYSTEMS},
     "amae_audio_mae hybrid": ("amae_audio_mae", {"decoder": "hybrid"}),
     "amae_audio_mae global": ("amae_audio_mae", {"decoder": "global"}),
+    "amae_audio_mae multi_window": ("amae_audio_mae", {"decoder": "multi_window", "decoder_num_heads": 4}),
 }
 Variant = tuple[str, dict[str, object]]
 
@@ -51,6 +53,11 @@ def build(variant: Variant, **changes: object) -> PretrainingModel:
 
 def noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def clones(model: PretrainingModel) -> int:
+    """Masks of a clip."""
+    return getattr(model.config, "clones", 1)
 
 
 def mean_loss(model: PretrainingModel, output: dict[str, Tensor]) -> Tensor:
@@ -74,22 +81,26 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 def test_outputs_have_shapes_and_types(variant: Variant, bf16: bool) -> None:
     model = build(variant, bf16=bf16, masking="random")
     output = model(noise(5, 64, 32))
-    assert ("reconstruction" in model.loss_weights) == model.draws
+    masks = 5 * clones(model)
+    assert model.draws == ("reconstruction" in model.loss_weights)
     assert predictions(model, output)
-    for values in (output["target"], *predictions(model, output)):
-        assert (values.shape, values.dtype) == ((5, 32, width(model)), torch.float32)
     assert ("target_variance" in output) == (model.teacher is not None)
-    assert output["mask"].shape == (5, 32) and output["mask"].dtype == torch.bool
+    assert (output["target"].shape, output["target"].dtype) == ((5, 32, width(model)), torch.float32)
+    for values in predictions(model, output):
+        assert (values.shape, values.dtype) == ((masks, 32, width(model)), torch.float32)
+    assert output["mask"].shape == (masks, 32) and output["mask"].dtype == torch.bool
     assert ((~output["mask"]).sum(1) == 8).all()
-    assert model.token_losses(output).keys() == model.loss_weights.keys()
-    assert all(not losses[~output["mask"]].any() for losses in model.token_losses(output).values())
+    losses = model.token_losses(output)
+    assert losses.keys() == model.loss_weights.keys()
+    assert all(values.shape in ((masks, 32), (masks,)) for values in losses.values())
+    assert all(not values[~output["mask"]].any() for values in losses.values() if values.dim() == 2)
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
 def test_every_masking_strategy_trains(variant: Variant, masking: str) -> None:
     model = build(variant, masking=masking, mask_ratio=0.5, mask_ratio_time=0.25, mask_ratio_frequency=0.5)
     output = model(noise(2, 64, 32), seed=torch.tensor([3, 4]))
-    assert (~output["mask"]).sum(1).tolist() == [model.masking.num_visible((8, 4))] * 2
+    assert (~output["mask"]).sum(1).tolist() == [model.masking.num_visible((8, 4))] * 2 * clones(model)
     assert mean_loss(model, output).isfinite()
 
 
@@ -112,9 +123,10 @@ def test_a_seed_gives_a_clip_the_same_mask_in_any_batch(variant: Variant, maskin
     model = build(variant, masking=masking).eval()
     source, seed = noise(4, 64, 32), torch.tensor([5, 6, 7, 8])
     together, alone = model(source, seed=seed), model(source[2:3], seed=seed[2:3])
-    assert torch.equal(alone["mask"], together["mask"][2:3])
-    assert_close(alone["prediction"], together["prediction"][2:3])
-    assert not torch.equal(together["mask"][0], together["mask"][1])
+    of_clip = slice(2 * clones(model), 3 * clones(model))
+    assert torch.equal(alone["mask"], together["mask"][of_clip])
+    assert_close(alone["prediction"], together["prediction"][of_clip])
+    assert len(together["mask"].unique(dim=0)) == len(together["mask"])  # no two clips, no two clones alike
 
 
 def test_without_seeds_masks_come_from_pytorchs_generator(variant: Variant) -> None:
@@ -130,7 +142,7 @@ def test_without_seeds_masks_come_from_pytorchs_generator(variant: Variant) -> N
 def test_any_multiple_of_the_patch_is_a_valid_length(variant: Variant, frames: int) -> None:
     model = build(variant)
     output = model(noise(2, frames, 32), seed=torch.tensor([1, 2]))
-    assert output["prediction"].shape == (2, frames // 2, width(model))
+    assert output["prediction"].shape == (2 * clones(model), frames // 2, width(model))
     mean_loss(model, output).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 

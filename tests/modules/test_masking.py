@@ -4,16 +4,20 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from amae_plugin.modules.masking import (
+    MASKINGS,
     ChunkMasking,
     ClipNoise,
     FrequencyMasking,
+    InverseBlockMasking,
     RandomBatchedMasking,
     RandomMasking,
     SpanMasking,
     TimeFrequencyMasking,
     TimeMasking,
     build_masking,
+    cloned_noise,
     seeded_noise,
+    seeded_normal,
     take_tokens,
     visible_ids,
 )
@@ -27,12 +31,13 @@ strategies = st.one_of(
     st.builds(RandomBatchedMasking, ratios),
     st.builds(ChunkMasking, ratios),
     st.builds(SpanMasking, ratios, st.integers(1, 20)),
+    st.builds(InverseBlockMasking, ratios, st.integers(1, 7)),
     st.builds(TimeMasking, ratios),
     st.builds(FrequencyMasking, ratios),
     st.builds(TimeFrequencyMasking, ratios, ratios),
 )
 FOUR = [RandomMasking(0.8), TimeMasking(0.8), FrequencyMasking(0.8), TimeFrequencyMasking(0.6, 0.5)]
-BY_CLIP = [*FOUR, ChunkMasking(0.75), SpanMasking(0.75, 10)]
+BY_CLIP = [*FOUR, ChunkMasking(0.75), SpanMasking(0.75, 10), InverseBlockMasking(0.8)]
 
 
 def clip_noise(seeds):
@@ -116,6 +121,7 @@ def test_masks_of_known_seeds_never_change():
         (FrequencyMasking(0.5), [2, 3, 6, 7, 10, 11, 14, 15, 18, 19]),
         (TimeFrequencyMasking(0.5, 0.3), [0, 1, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]),
         (RandomBatchedMasking(0.3), [2, 4, 5, 6, 10, 17]),
+        (InverseBlockMasking(0.5, 3), [0, 1, 2, 3, 4, 8, 12, 17, 18, 19]),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -228,7 +234,7 @@ def test_masks_with_different_numbers_of_visible_tokens_are_refused():
         visible_ids(mask)
 
 
-@pytest.mark.parametrize("name", ["random", "random_batched", "chunk", "span", "time", "frequency", "time_frequency"])
+@pytest.mark.parametrize("name", MASKINGS)
 def test_strategies_are_chosen_by_name(name):
     strategy = build_masking(name, {"mask_ratio": 0.5, "mask_ratio_time": 0.25, "mask_ratio_frequency": 0.75})
     assert strategy.num_visible((8, 8)) == {"time_frequency": 12}.get(name, 32)
@@ -254,6 +260,10 @@ def test_unknown_names_and_impossible_ratios_are_refused():
         build_masking("chunk", {}, {"sides": []})
     with pytest.raises(ValueError, match="at least 1 token long, not 0"):
         build_masking("span", {"mask_length": 0})
+    with pytest.raises(ValueError, match="side of a visible block is 1 token or more, not 0"):
+        build_masking("inverse_block", {}, {"side": 0})
+    with pytest.raises(ValueError, match="surplus of visible blocks must be at least 0, not -1"):
+        build_masking("inverse_block", {}, {"surplus": -1})
 
 
 def one_after_the_other(pieces, wanted):
@@ -298,6 +308,63 @@ def test_spans_lie_inside_the_clip_one_after_the_other(tokens, length, ratio, se
     mask = SpanMasking(ratio, length)(clip_noise([seed]), (tokens, 1))
     expected = one_after_the_other(spans, tokens - kept(tokens, ratio))
     assert mask[0].nonzero().flatten().tolist() == expected
+
+
+def block(centre, side, grid):
+    """Tokens of the square around a token, cut by the edges."""
+    first = [centre // grid[1] - side // 2, centre % grid[1] - side // 2]
+    rows, columns = (range(max(0, start), min(start + side, end)) for start, end in zip(first, grid))
+    return {row * grid[1] + column for row in rows for column in columns}
+
+
+@given(grid=grids, ratio=ratios, side=st.integers(1, 7), seed=st.integers(0, 2**63 - 1))
+def test_inverse_blocks_are_visible_squares_and_single_tokens_make_up_the_number(grid, ratio, side, seed):
+    tokens = grid[0] * grid[1]
+    own, places = clip_noise([seed])(2 * tokens).view(tokens, 2).unbind(1)
+    count = min(tokens, max(1, int(tokens * ((1 - ratio + 0.07) / side**2))))
+    blocks = [block(int(place * tokens), side, grid) for place in places[:count]]
+    mask = InverseBlockMasking(ratio, side)(clip_noise([seed]), grid)[0]
+    visible, covered = set((~mask).nonzero().flatten().tolist()), set().union(*blocks)
+    if len(covered) >= len(visible):
+        assert visible <= covered
+    else:
+        assert covered <= visible
+    for group in (covered, set(range(tokens)) - covered):  # single ones by their rank
+        shown = [own[token] for token in group & visible]
+        assert not shown or all(own[token] >= max(shown) for token in group - visible)
+
+
+def test_eats_mask_has_five_blocks_and_leaves_102_patches():
+    strategy = build_masking("inverse_block", {"mask_ratio": 0.8})
+    assert strategy == InverseBlockMasking(0.8, side=5, surplus=0.07) and strategy.num_visible((64, 8)) == 102
+    visible = ~strategy(ClipNoise(torch.arange(4000)), (64, 8)).view(-1, 64, 8)
+    neighbours = (visible[:, 1:] & visible[:, :-1]).double().mean()
+    assert neighbours > 2 * visible.double().mean() ** 2  # far from independent
+
+
+def test_clones_of_a_clip_have_masks_of_their_own_that_follow_from_the_clips_seed():
+    def masks(seeds, clones):
+        return InverseBlockMasking(0.8)(cloned_noise(clip_noise(seeds), clones), (16, 8))
+
+    both = masks([1, 2], 4)
+    assert len(both.unique(dim=0)) == 8
+    assert torch.equal(both, torch.cat([masks([1], 4), masks([2], 4)]))
+    torch.manual_seed(0)
+    assert len(RandomMasking(0.8)(cloned_noise(seeded_noise(torch.empty(2), None), 4), (16, 8)).unique(dim=0)) == 8
+
+
+@pytest.mark.parametrize("seed", [None, torch.arange(40)], ids=["generator", "seeds"])
+def test_normal_noise_is_normal_and_a_clips_own(seed):
+    torch.manual_seed(0)
+    source = torch.empty(40, 1)
+    values = seeded_normal(source, seed, 5001)
+    assert values.shape == (40, 5001) and values.dtype == torch.float32
+    assert abs(values.mean()) < 0.01 and values.std() == pytest.approx(1, abs=0.01)
+    assert (values.abs() > 1.96).double().mean().item() == pytest.approx(0.05, abs=0.002)
+    assert abs((values[:-1] * values[1:]).mean()) < 0.01 and abs((values[:, :-1] * values[:, 1:]).mean()) < 0.01
+    if seed is not None:
+        assert torch.equal(seeded_normal(source[3:5], seed[3:5], 5001), values[3:5])
+        assert torch.equal(seeded_normal(source, seed, 17), values[:, :17])
 
 
 def test_a_batched_mask_is_the_first_clips_for_all():

@@ -14,7 +14,9 @@ class AudioMAEConfig(PretrainingConfig):
     input_length: int = setting(1024, "frames that the position table covers")
 
     decoder: str = setting(
-        "shifted", "attention of the decoder: shifted (local windows), hybrid (local, then global) or global"
+        "shifted",
+        "attention of the decoder: shifted (local windows), hybrid (local, then global), global, or multi_window "
+        "(MW-MAE's, windows of a length for each head; its paper has 4 blocks, 384 wide, of 8 heads)",
     )
     decoder_embed_dim: int = setting(512, "width of the decoder")
     decoder_depth: int = setting(16, "blocks of the decoder (paper: 16 local or 8 global)")

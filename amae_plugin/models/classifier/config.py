@@ -13,12 +13,13 @@ class ClassifierConfig(DownstreamConfig):
     num_classes: int = setting(0, "number of classes; the task reads it from labels.txt")
     pooling: str = setting(
         "mean",
-        "mean (of the patch tokens, then a norm), cls (the class token), AST's avgtok (mean of the normalised patch "
-        "tokens, then a second norm) or avgcls (the same of the class tokens), or M2D's token_mean (mean of the "
-        "normalised patch tokens) or time_concat (mean of the time steps, bands side by side)",
+        "mean (of the patch tokens, then a norm), cls (the class token after a norm), AST's avgtok (mean of the "
+        "normalised patch tokens, then a second norm) or avgcls (the same of the class tokens), or M2D's token_mean "
+        "(mean of the normalised patch tokens) or time_concat (mean of the time steps, bands side by side)",
     )
     frozen: bool = setting(False, "linear probe: train only what follows the encoder")
     batch_norm: bool = setting(False, "batch norm without weights before the head")
+    head_std: float = setting(2e-5, "standard deviation of the head's initial weights (EAT: 0.02)")
     drop_path: float = setting(0.1, "stochastic depth: rate of the last block")
     mask_ratio_time: float = setting(0.2, "share of the time steps hidden in training (scripts 0.2, paper 0.3)")
     mask_ratio_frequency: float = setting(0.2, "share of the bands hidden in training (scripts 0.2, paper 0.3)")

@@ -26,17 +26,17 @@ from amae_plugin.modules.masking import (
 )
 
 POOLINGS = ("mean", "cls", "avgtok", "avgcls", "token_mean", "time_concat")
-_HEAD_STD = 2e-5  # as published: predictions start out equal
 
 
 class Classifier(DownstreamModel):
     """Classifier of clips with the encoder of any system (Audio-MAE, section 3.3).
 
     ``pooling="mean"`` averages the patch tokens of the last block, then normalises (``fc_norm``), and leaves out the
-    encoder's final norm. ``"cls"`` takes the class token after the encoder's norm. AST's poolings keep the encoder's
-    norm and add one before the head (SSAST, Gong et al. 2022): ``"avgtok"`` averages the patch tokens, ``"avgcls"`` the
-    class tokens, of which SSAST has two. M2D's keep it too and add none: ``"token_mean"`` averages the patch tokens,
-    ``"time_concat"`` the time steps, in each of which the tokens of the bands stay side by side.
+    encoder's final norm. ``"cls"`` takes the class token after the encoder's norm, and normalises it if the encoder
+    ends with a block (EAT). AST's poolings keep the encoder's norm and add one before the head (SSAST, Gong et al.
+    2022): ``"avgtok"`` averages the patch tokens, ``"avgcls"`` the class tokens, of which SSAST has two. M2D's keep it
+    too and add none: ``"token_mean"`` averages the patch tokens, ``"time_concat"`` the time steps, in each of which the
+    tokens of the bands stay side by side.
     Letters in shapes: B clips, T frames, F mel bands, L patches, D width, C classes.
 
     Raises:
@@ -76,6 +76,8 @@ class Classifier(DownstreamModel):
         if config.pooling == "mean":
             self.encoder.norm = nn.Identity()
             self.fc_norm = nn.LayerNorm(width, eps=1e-6)
+        elif config.pooling == "cls" and isinstance(self.encoder.norm, nn.Identity):
+            self.fc_norm = nn.LayerNorm(width, eps=1e-6)
         elif config.pooling in ("avgtok", "avgcls"):
             self.fc_norm = nn.LayerNorm(width, eps=1e-5)
         eps = 1e-5 if config.pooling in ("token_mean", "time_concat") else 1e-6  # M2D's, and that of MAE's linear probe
@@ -83,7 +85,7 @@ class Classifier(DownstreamModel):
             nn.BatchNorm1d(width, eps=eps, affine=False) if config.batch_norm else nn.Identity()
         )
         self.head = nn.Linear(width, config.num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=_HEAD_STD)
+        nn.init.trunc_normal_(self.head.weight, std=config.head_std)
         nn.init.zeros_(self.head.bias)
         self.masking = TimeFrequencyMasking(config.mask_ratio_time, config.mask_ratio_frequency)
 
@@ -183,8 +185,12 @@ class Classifier(DownstreamModel):
         return self
 
     def layer_index(self, parameter: str) -> int:
-        """Return the layer of a parameter: 0 before the first block, i + 1 in block i, depth + 1 after the last."""
+        """Return the layer of a parameter, for a layer-wise decay of the learning rate.
+
+        It is i + 1 in block i, depth + 1 after the last block, and 0 before the first, unless the encoder's embedding
+        does not decay, see :attr:`Encoder.decays_embedding`.
+        """
         if parameter.startswith("encoder.blocks."):
             return int(parameter.split(".")[2]) + 1
         before = parameter.startswith("encoder.") and not parameter.startswith("encoder.norm.")
-        return 0 if before else len(self.encoder.blocks) + 1
+        return 0 if before and self.encoder.decays_embedding else len(self.encoder.blocks) + 1

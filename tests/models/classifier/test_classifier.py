@@ -210,9 +210,11 @@ def test_frozen_encoder_gets_no_gradient_and_computes_as_in_evaluation() -> None
     torch.testing.assert_close(output["features"].var(0, unbiased=False), torch.ones(32), atol=1e-2, rtol=0)
 
 
-def test_head_starts_small() -> None:
-    head = Classifier(ClassifierConfig(encoder={**ENCODER, "embed_dim": 512}, num_classes=500)).head
-    assert head.weight.std().item() == pytest.approx(2e-5, rel=0.02)
+@pytest.mark.parametrize(("settings", "std"), [({}, 2e-5), ({"head_std": 0.02}, 0.02)])
+def test_head_starts_small(settings: dict[str, float], std: float) -> None:
+    config = ClassifierConfig(encoder={**ENCODER, "embed_dim": 512}, num_classes=500, **settings)  # type: ignore[arg-type]
+    head = Classifier(config).head
+    assert head.weight.std().item() == pytest.approx(std, rel=0.02)
     assert not head.bias.any()
 
 
@@ -224,6 +226,19 @@ def test_layer_index_parameters() -> None:
     assert depths["encoder.blocks.2.mlp.fc2.bias"] == 3
     assert depths["encoder.norm.weight"] == depths["head.weight"] == depths["head.bias"] == 4
     assert build().layer_index("fc_norm.weight") == 4
+
+
+def test_the_class_token_of_an_encoder_that_ends_with_a_block_is_normalised() -> None:
+    encoder = {**ENCODER, "_name": "amae_eat"}
+    model = build(pooling="cls", encoder=encoder, head_std=0.02)
+    output = model.eval()(torch.randn(2, 64, 32))
+    assert isinstance(model.fc_norm, nn.LayerNorm) and model.fc_norm.eps == 1e-6
+    torch.testing.assert_close(output["features"].mean(1), torch.zeros(2), atol=1e-5, rtol=0)
+    assert isinstance(build(pooling="cls").fc_norm, nn.Identity)
+    # As published, the decay of the learning rate is that of the blocks.
+    depths = {name: model.layer_index(name) for name, _ in model.named_parameters()}
+    assert {depth for name, depth in depths.items() if ".blocks." not in name} == {4}
+    assert [depths[f"encoder.blocks.{index}.norm1.bias"] for index in range(3)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
