@@ -18,7 +18,7 @@ from amae_plugin.inference.reconstruction import Reconstruction, Reconstructor, 
 
 WINDOW = 64  # frames of the checkpoints' input
 SYSTEMS: dict[str, dict[str, Any]] = {
-    **ENCODERS,
+    **{name: settings for name, settings in ENCODERS.items() if name != "eat"},  # which draws nothing
     "audio_mae_raw_targets": {**ENCODERS["audio_mae"], "norm_pix_loss": False},
     "mae_ast_spans": {**ENCODERS["mae_ast_frames"], "masking": "span", "mask_length": 5},
 }
