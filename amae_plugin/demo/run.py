@@ -30,7 +30,7 @@ from amae_plugin.files import replacing, write_json
 from amae_plugin.models.base import PretrainingModel
 from amae_plugin.processes import run_program
 from amae_plugin.recipes import open_recipe, override
-from amae_plugin.runs.statistics import read_or_measure
+from amae_plugin.runs.statistics import front_end_of, read_or_measure
 from amae_plugin.runs.training import COMMAND, Training, complete, read_losses, recipe_arguments
 from amae_plugin.visual import draw_clips, plot_comparison, plot_loss
 
@@ -118,7 +118,8 @@ def run(demo: Demo) -> None:
         settings = [override("task.data", demo.manifests), *demo.overrides]
         with open_recipe(PRETRAINING, demo.config_dir, settings) as recipe:
             updates, frames = recipe.optimization.max_update, recipe.task.target_length
-        mean, std = read_or_measure(written[0], frames, demo.manifests / "stats.json")
+            front_end = front_end_of(recipe.model)
+        mean, std = read_or_measure(written[0], front_end, frames, demo.manifests / "stats.json")
         print(f"log-mel values: mean {mean:.3f}, standard deviation {std:.3f}")
     statistics = [f"task.mean={mean:.4f}", f"task.std={std:.4f}"]
     overrides = [*statistics, *demo.overrides]

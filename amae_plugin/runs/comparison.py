@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from amae_plugin.data.log_mel import FrontEnd, LogMel
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.classification import evaluate
@@ -13,8 +14,8 @@ from amae_plugin.evaluation.report import write
 from amae_plugin.evaluation.scoring import Options
 from amae_plugin.files import write_json
 from amae_plugin.models.registry import SYSTEMS
-from amae_plugin.recipes import override, recipe_number
-from amae_plugin.runs.statistics import read_or_measure
+from amae_plugin.recipes import model_settings, override, recipe_number
+from amae_plugin.runs.statistics import front_end_of, read_or_measure
 from amae_plugin.runs.training import Training, complete, read_losses, recipe_arguments
 from amae_plugin.visual import plot_comparison
 
@@ -145,8 +146,10 @@ def _run(comparison: Comparison, name: str) -> Result:
     folder = comparison.root / name.lower()
     result = Result(name, {})
     encoder = ["model.pretrained=null", f"+model@model.encoder={_FROM_SCRATCH}"]
+    front_end: FrontEnd = LogMel()
     if recipe := CONTESTANTS[name]:
-        pretraining = _pretraining(comparison, name, recipe, folder / "pretraining")
+        front_end = front_end_of(model_settings(recipe, comparison.config_dir, comparison.overrides))
+        pretraining = _pretraining(comparison, name, recipe, front_end, folder / "pretraining")
         complete([pretraining])
         encoder = [override("model.pretrained", pretraining.checkpoint)]
         updates, result.pretraining_loss = read_losses(pretraining.log)["validation"][-1]
@@ -157,7 +160,7 @@ def _run(comparison: Comparison, name: str) -> Result:
         result.pretraining_clips_per_second = result.pretraining_clips / result.pretraining_seconds
     for fraction in comparison.fractions:
         share = f"{fraction:.0%}"
-        training = _fine_tuning(comparison, name, encoder, folder / f"fine-tuning_{share[:-1]}", fraction)
+        training = _fine_tuning(comparison, name, encoder, front_end, folder / f"fine-tuning_{share[:-1]}", fraction)
         complete([training])
         best = training.folder / "checkpoints" / "checkpoint_best.pt"
         evaluation = evaluate(best, comparison.fine_tuning, "test", Options(progress=False))
@@ -168,10 +171,10 @@ def _run(comparison: Comparison, name: str) -> Result:
     return result
 
 
-def _pretraining(comparison: Comparison, name: str, recipe: str, folder: Path) -> Training:
+def _pretraining(comparison: Comparison, name: str, recipe: str, front_end: FrontEnd, folder: Path) -> Training:
     """Define a pretraining of as many updates as fit the time."""
     arguments = [
-        *_arguments(comparison, recipe, folder, comparison.pretraining, comparison.overrides),
+        *_arguments(comparison, recipe, front_end, folder, comparison.pretraining, comparison.overrides),
         *("lr_scheduler._name=amae_cosine_by_time", f"lr_scheduler.warmup_updates={round(_WARM_UP * _MAX_UPDATE)}"),
         f"optimization.stop_time_hours={comparison.minutes / 60}",
         f"optimization.max_update={_MAX_UPDATE}",
@@ -181,10 +184,12 @@ def _pretraining(comparison: Comparison, name: str, recipe: str, folder: Path) -
     return Training(f"{name}: pretraining", arguments, round(comparison.minutes * 60), folder, "s")
 
 
-def _fine_tuning(comparison: Comparison, name: str, encoder: list[str], folder: Path, fraction: float) -> Training:
-    updates = comparison.updates
+def _fine_tuning(
+    comparison: Comparison, name: str, encoder: list[str], front_end: FrontEnd, folder: Path, fraction: float
+) -> Training:
+    updates, overrides = comparison.updates, comparison.fine_tuning_overrides
     arguments = [
-        *_arguments(comparison, FINE_TUNING, folder, comparison.fine_tuning, comparison.fine_tuning_overrides),
+        *_arguments(comparison, FINE_TUNING, front_end, folder, comparison.fine_tuning, overrides),
         *encoder,
         f"task.label_fraction={fraction}",
         *(f"optimization.max_update={updates}", f"lr_scheduler.warmup_updates={min(60, updates // 10)}"),
@@ -192,9 +197,11 @@ def _fine_tuning(comparison: Comparison, name: str, encoder: list[str], folder: 
     return Training(f"{name}: fine-tuning, {fraction:.0%} of the labels", arguments, updates, folder)
 
 
-def _arguments(comparison: Comparison, recipe: str, folder: Path, data: Path, overrides: Sequence[str]) -> list[str]:
+def _arguments(
+    comparison: Comparison, recipe: str, front_end: FrontEnd, folder: Path, data: Path, overrides: Sequence[str]
+) -> list[str]:
     frames = recipe_number(recipe, comparison.config_dir, "task.target_length", overrides)
-    mean, std = read_or_measure(data / "train.tsv", frames, comparison.root / "statistics.json")
+    mean, std = read_or_measure(data / "train.tsv", front_end, frames, comparison.root / "statistics.json")
     arguments = recipe_arguments(recipe, comparison.config_dir, folder, data)
     return [*arguments, f"task.mean={mean:.4f}", f"task.std={std:.4f}", *overrides]
 

@@ -11,9 +11,10 @@ import pytest
 import soundfile
 
 from amae_plugin.cli.main import main
+from amae_plugin.data.log_mel import LogMel, SlaneyLogMel
 from amae_plugin.data.manifest import write_manifest
 from amae_plugin.errors import UserError
-from amae_plugin.runs.statistics import read_or_measure
+from amae_plugin.runs.statistics import front_end_of, read_or_measure
 
 
 @pytest.fixture
@@ -31,20 +32,26 @@ def manifests(tmp_path: Path) -> dict[str, Path]:
     return paths
 
 
-def test_they_are_those_of_amae_stats(manifests: dict[str, Path], tmp_path: Path) -> None:
-    measured = read_or_measure(manifests["loud"], 32, tmp_path / "cache.json")
+@pytest.mark.parametrize("system", ["amae_audio_mae", "amae_m2d"])
+def test_they_are_those_of_amae_stats(system: str, manifests: dict[str, Path], tmp_path: Path) -> None:
+    front_end = front_end_of({"_name": system})
+    measured = read_or_measure(manifests["loud"], front_end, 32, tmp_path / "cache.json")
     command = ["stats", str(manifests["loud"]), "--target-length", "32", "--workers", "0"]
+    command += ["--front-end", front_end.name]
     assert main([*command, "--json", str(tmp_path / "stats.json")]) == 0
     shown = json.loads((tmp_path / "stats.json").read_text())
     assert measured == pytest.approx((shown["mean"], shown["std"]))
 
 
-def test_each_manifest_and_length_has_its_own_and_is_measured_once(manifests: dict[str, Path], tmp_path: Path) -> None:
+def test_each_manifest_input_and_length_has_its_own_and_is_measured_once(
+    manifests: dict[str, Path], tmp_path: Path
+) -> None:
     cache = tmp_path / "cache.json"
-    keys = [(path, frames) for path in manifests.values() for frames in (16, 32)]
+    inputs = [(LogMel(), 16), (LogMel(), 32), (SlaneyLogMel(), 32)]
+    keys = [(path, *chosen) for path in manifests.values() for chosen in inputs]
     measured = [read_or_measure(*key, cache) for key in keys]
     assert len(set(measured)) == len(keys)
-    assert measured[0][0] > measured[2][0] + 5
+    assert measured[0][0] > measured[3][0] + 5
     for path in manifests.values():
         modified = path.stat()
         path.write_text("changed, but at the same time")  # is not read again
@@ -55,11 +62,11 @@ def test_each_manifest_and_length_has_its_own_and_is_measured_once(manifests: di
 def test_a_damaged_cache_is_named(manifests: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "cache.json").write_text('{"half')
     with pytest.raises(UserError, match=r"cache\.json: does not hold the statistics of manifests; delete it"):
-        read_or_measure(manifests["loud"], 32, tmp_path / "cache.json")
+        read_or_measure(manifests["loud"], LogMel(), 32, tmp_path / "cache.json")
 
 
 def test_a_manifest_that_changed_is_measured_again(manifests: dict[str, Path], tmp_path: Path) -> None:
     cache = tmp_path / "cache.json"
-    loud = read_or_measure(manifests["loud"], 32, cache)
+    loud = read_or_measure(manifests["loud"], LogMel(), 32, cache)
     manifests["loud"].write_bytes(manifests["quiet"].read_bytes().replace(b"loud", b"quiet"))
-    assert read_or_measure(manifests["loud"], 32, cache)[0] < loud[0] - 5
+    assert read_or_measure(manifests["loud"], LogMel(), 32, cache)[0] < loud[0] - 5
