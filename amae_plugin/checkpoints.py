@@ -93,8 +93,8 @@ class Checkpoint:
         for part, section in sections.items():
             if not isinstance(section, Mapping) and (part == "model" or section is not None):
                 raise UserError(f"{path}: its entry {part} is {_brief(section)}, must be a section; it is damaged")
-        if not all(isinstance(value, Tensor) for value in content["model"].values()):
-            raise UserError(f"{path}: its entry model holds more than tensors, so it is no state dict")
+        if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content["model"].items()):
+            raise UserError(f"{path}: its entry model holds more than tensors and their names, so it is no state dict")
         history = content.get("optimizer_history") or [{}]
         updates = (
             history[-1].get("num_updates") if isinstance(history, list) and isinstance(history[-1], dict) else None
@@ -202,6 +202,7 @@ class Checkpoint:
         self.setting("task", "mean", int, float)
         std = self.setting("task", "std", int, float)
         length, bands = (self.setting("task", key, int) for key in ("target_length", "num_mel_bins"))
+        settings = self.encoder_settings
         try:
             encoder = self._encoder_config
             for key, value, fits, words in (
@@ -211,7 +212,7 @@ class Checkpoint:
             ):
                 if not fits:
                     raise ValueError(f"its setting task.{key} is {value}, must be {words}")
-            found = ModelInput.from_settings(self.config.get("task") or {}, self.system.input(self.encoder_settings))
+            found = ModelInput.from_settings(self.config.get("task") or {}, self.system.input(settings))
             stride = getattr(encoder, "patch_stride", None)
             grid_size(found.target_length, found.num_mel_bins, encoder.patch_size, stride)
         except (UserError, ValueError) as error:
@@ -250,6 +251,14 @@ class Checkpoint:
             )
         return _PROBABILITIES[loss]
 
+    def require_predictions(self) -> None:
+        """Check what predictions need besides the model.
+
+        Raises:
+            UserError: see :attr:`classes` and :attr:`probabilities`.
+        """
+        _ = self.classes, self.probabilities
+
     def require_finite(self, values: Tensor) -> None:
         """Refuse the model's values (B, ...) of B clips or windows if they are not finite.
 
@@ -269,6 +278,7 @@ class Checkpoint:
         Raises:
             UserError: a setting is of a wrong type, or a size is not that of the weights.
         """
+        _ = self.encoder_settings  # which the message about it names
         try:
             state_dicts.check_sizes(self._encoder_config, self.state)
             if self.downstream is not None:
@@ -302,7 +312,7 @@ class Checkpoint:
         try:
             model.load_state_dict(dict(self.state))
         except RuntimeError as error:
-            raise UserError(f"{self.path}: the weights do not fit the settings: {error}") from None
+            raise UserError(f"{self.path}: the weights do not fit the settings: {_sentence(error)}") from None
         return model.eval()
 
     def load(self, kind: type[Kind], purpose: str) -> Kind:
@@ -335,7 +345,7 @@ class Checkpoint:
         try:
             model.encoder.load_state_dict(state)
         except RuntimeError as error:
-            raise UserError(f"{self.path}: the encoder's weights do not fit its settings: {error}") from None
+            raise UserError(f"{self.path}: the encoder's weights do not fit its settings: {_sentence(error)}") from None
 
 
 def _refusal(path: Path, content: object, name: object) -> str:
@@ -352,6 +362,11 @@ def _refusal(path: Path, content: object, name: object) -> str:
         return f"not a checkpoint of a fairseq run, which would have {entries}"
     known = ", ".join((*SYSTEMS, *DOWNSTREAM))
     return f"a checkpoint of {_brief(name)}, which is not a model of this plugin; those are: {known}"
+
+
+def _sentence(error: RuntimeError) -> str:
+    """Return PyTorch's error of a state dict, a list of several lines, in one line."""
+    return " ".join(str(error).split())
 
 
 def _brief(value: object) -> str:

@@ -5,6 +5,7 @@ import contextlib
 import os
 import pickle
 import re
+import textwrap
 import warnings
 import zipfile
 import zlib
@@ -22,6 +23,8 @@ _GLOBAL = re.compile(r"GLOBAL (\S+) (?:was not|whose)")
 _OPTIMIZER = ("last_optimizer_state", "optimizer", "optimizer_states")
 """Entries of optimizers: of fairseq, of most scripts, of Lightning."""
 _ARCHIVE = b"PK\3\4"  # first bytes of a zip archive
+_START = 512  # bytes by which a text is told
+_TEXT = re.compile(rb"[\t\n\r -~][\t\n\r -~\x80-\xff]*")
 _WRAPPERS = ("module.", "model.")  # of DataParallel and of Lightning, before every name
 _COMPILED = "_orig_mod."  # of torch.compile, before every name or within
 _DAMAGED = "its content differs from its own checksums, so the file is damaged; copy or download it again"
@@ -58,10 +61,14 @@ def read_weights(path: str | os.PathLike[str], *, trust: bool = False, optimizer
         warnings.simplefilter("ignore")  # about formats and protocols; the messages below say what matters
         try:
             with path.open("rb") as file:
-                start = file.read(len(_ARCHIVE))
+                start = file.read(_START)
             is_archive = zipfile.is_zipfile(path)
-            if not start or (start == _ARCHIVE and not is_archive):
+            is_text = not is_archive and _TEXT.fullmatch(start)  # a web page, or what Git LFS keeps in place of a file
+            if not start or is_text or (start.startswith(_ARCHIVE) and not is_archive):
                 found = "its end is missing" if start else "it is empty"
+                if is_text:
+                    line = start.decode(errors="replace").strip().split("\n")[0]
+                    found = f"it is text: {textwrap.shorten(line, 60)}"
                 raise UserError(f"{path}: not a checkpoint, or a damaged one ({found}); copy it again or take another")
             if path.suffix == ".safetensors":
                 return load_file(path)
@@ -113,6 +120,8 @@ def _read_checksums(path: Path) -> _Checksums:
     """
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
+        if not any(member.filename.endswith("data.pkl") for member in members):
+            raise UserError(f"{path}: not a checkpoint, but an archive of other files; take the checkpoint out of it")
         for member in members:
             parts = PurePosixPath(member.filename).parts
             if PurePosixPath(member.filename).is_absolute() or ".." in parts:

@@ -145,6 +145,9 @@ del_ = object()
         ("cfg.criterion", 3, "its entry cfg.criterion is 3, must be a section"),
         ("model", [1], "its entry model is \\[1\\], must be a section"),
         ("model.head", "x", "its entry model holds more than tensors"),
+        ("model", {0: torch.zeros(1)}, "its entry model holds more than tensors and their names"),
+        ("task_state.classes", [1, 2], "its entry task_state.classes must be the names of the 2 classes"),
+        ("task_state.classes", ["a"], "its entry task_state.classes must be the names of the 2 classes"),
         ("task_state", "x", "its entry task_state is x, must be a section"),
         ("extra_state", 1, "its entry extra_state is 1, must be a section"),
         ("cfg.model.encoder", del_, "_name=None is no pretraining system"),
@@ -190,6 +193,13 @@ def test_settings_that_make_no_sense_are_named_before_they_take_memory(
     path = change(write_checkpoint(tmp_path / "x.pt", ["a", "b"]), place, value)
     with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: .*{message}"):
         describe(Checkpoint.read(path))
+
+
+def test_a_missing_section_is_named_once(tmp_path: Path, write_checkpoint: Callable[..., Path]) -> None:
+    path = change(write_checkpoint(tmp_path / "x.pt", ["a", "b"]), "cfg.model.encoder", None)
+    for read in (Checkpoint.model, lambda checkpoint: checkpoint.input):
+        with pytest.raises(UserError, match=f"^{re.escape(str(path))}: its setting model.encoder is None"):
+            read(Checkpoint.read(path))
 
 
 @pytest.mark.parametrize(
@@ -243,5 +253,5 @@ def test_published_weights_are_sent_to_convert(tmp_path: Path, entry: str | None
 
 
 def test_weights_that_do_not_fit_the_settings(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"(?s)weights do not fit the settings.*Missing"):
+    with pytest.raises(UserError, match=r"^[^\n]*weights do not fit the settings[^\n]*Missing[^\n]*$"):
         Checkpoint.read(save(tmp_path / "c.pt", ENCODER, {})).model()

@@ -4,11 +4,15 @@ import argparse
 import math
 from collections.abc import Callable
 
+_MOST = 1_000_000_000  # of anything that is counted; far larger numbers overflow
+
 
 def _whole_number_from(least: int) -> Callable[[str], int]:
     def whole_number(text: str) -> int:
         if (number := int(text)) < least:
             raise argparse.ArgumentTypeError(f"must be {least} or more, not {number}")
+        if number > _MOST:
+            raise argparse.ArgumentTypeError(f"must be at most {_MOST:,}, not {number}")
         return number
 
     return whole_number

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from amae_plugin.cli.terminal import shown
+from amae_plugin.errors import UserError
 from amae_plugin.processes import run_program
 
 COMMANDS = {
@@ -47,6 +48,8 @@ def _run(given: Sequence[str]) -> int | None:
             command.description = module.__doc__
             module.add_arguments(command)
             command.set_defaults(run=module.run)
+    if "" in given:  # as a path it would be the current folder
+        raise UserError("an argument is empty, as a variable without a value makes it; give its value or leave it out")
     args = parser.parse_args(given)
     return args.run(args)
 

@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None and args.out.suffix not in _FORMATS:
         raise UserError(f"--out {args.out}: its name must end in {' or '.join(_FORMATS)}")
     model = load_model(args.checkpoint, args.device, args.batch_size)
+    model.checkpoint.require_predictions()  # before the work
     if args.out is not None:
         with writing(args.out):  # before the work, which is in vain if its results cannot be written
             try_place(args.out)

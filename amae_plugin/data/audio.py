@@ -44,7 +44,8 @@ _LOUDEST = 1e10  # full scale is 1; beyond this the power spectrum would overflo
 _SHARE = 4096  # clips whose rates are read at a time
 _BLOCK = 1 << 16  # frames decoded at a time where the number of frames is not known
 _UNKNOWN = "not a format that"
-_UNRECOGNISED = 1  # libsndfile's error code for a file whose format it does not know
+# libsndfile's error codes for a file whose format it does not know, or whose first bytes it takes for another's.
+_UNRECOGNISED = {1, 7}
 _REASONS = {24: "its header states a sample rate of 0"}  # of libsndfile's errors that its own message does not explain
 
 # Codecs whose samples libsndfile finds by their place in the file. It cannot seek in others, such as GSM and ADPCM.
@@ -327,7 +328,7 @@ def _open_source(file: BinaryIO, name: str, stack: ExitStack) -> _Source:
         reason = "its header does not tell where it ends"
     except soundfile.LibsndfileError as error:
         reason = f"{_UNKNOWN} soundfile knows"
-        if error.code != _UNRECOGNISED:
+        if error.code not in _UNRECOGNISED:
             explained = _REASONS.get(error.code, "")
             reason = explained or error.error_string.rstrip(".")
     try:
@@ -369,6 +370,10 @@ class _Sound:
                 self.gives_all = self._is_at_end()
             sound.close()
             self._sound = self._reopen()  # whose first samples are those of a decoder that did not seek
+        elif sound.format == "VOC":
+            self.gives_all = "multi-segment" not in sound.extra_info  # whose headers it decodes as samples
+        elif not sound.frames:
+            self.gives_all = False  # a recorder that was killed leaves a size of 0 in front of its samples
         elif sound.subtype not in _PLAIN:
             self.total = None
 
@@ -400,6 +405,10 @@ class _Sound:
         if self._sound.format == "OGG":
             return "its last page is cut off" if "Junk after the last page" in log else ""
         stated = self._sound.frames
+        if self._sound.format == "NIST":
+            self._file.seek(0)
+            count = re.search(rb"^sample_count -i (\d{1,18})$", self._file.read(1024), re.MULTILINE)
+            stated = int(count[1]) if count else stated
         if self._is_mpeg and not self._has_length():
             return ""
         for chunk, size, there in re.findall(r"(\S+) *: (\d+) \(should be (\d+)\)", log):
@@ -432,9 +441,11 @@ class _Sound:
         return any(name in start for name in (b"Xing", b"Info", b"VBRI"))
 
     def _is_at_end(self) -> bool:
-        """Tell whether hardly anything but a tag follows in the file on what was read."""
-        position = self._file.tell()
-        return self._file.seek(0, os.SEEK_END) - position < _MP3_FRAME
+        """Tell whether hardly anything but a tag follows in the file on what was read, which is all that is stated."""
+        position, most = self._file.tell(), _MP3_FRAME
+        if self._is_mpeg and not self._has_length():
+            most = 2 * position * _MP3_FRAME_SAMPLES // self._sound.frames  # two frames, of the mean size
+        return self._file.seek(0, os.SEEK_END) - position < most
 
 
 class _Container:
@@ -508,7 +519,7 @@ class _Container:
             # No other file or address is opened, whatever a playlist says.
             return av.open(_Positions(self._file), options={"protocol_whitelist": ""}, metadata_errors="replace")
         except av.FFmpegError as error:
-            raise AudioError(self._name, f"{_UNKNOWN} soundfile or PyAV know ({error.strerror})") from None
+            raise AudioError(self._name, f"{_UNKNOWN} soundfile or PyAV know, or damaged ({error.strerror})") from None
 
     def _has_exact_times(self) -> bool:
         stream = self._stream
@@ -553,7 +564,7 @@ class _Container:
             except av.InvalidDataError:
                 self._refused += 1
             except av.FFmpegError as error:
-                raise AudioError(self._name, error.strerror) from None
+                raise AudioError(self._name, f"PyAV cannot decode it ({error.strerror})") from None
 
 
 class _Positions:

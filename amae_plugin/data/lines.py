@@ -1,13 +1,15 @@
 """Text files with one entry a line: how their lines are read, and how bad ones are refused."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from amae_plugin.errors import UserError
-from amae_plugin.files import reading
+from amae_plugin.files import reading, utf_16_remedy
 
 _SHOWN = 5  # bad lines named in a message
+_UTF_16 = re.compile(rb"[!-~]\0[\t\n\r -~]\0|\0[!-~]\0[\t\n\r -~]")  # without a byte order mark, and so valid UTF-8
 
 
 def read_lines(path: str | os.PathLike[str], what: str, remedy: str = "") -> list[str]:
@@ -22,8 +24,12 @@ def read_lines(path: str | os.PathLike[str], what: str, remedy: str = "") -> lis
         UserError: the file cannot be read, or is not UTF-8.
     """
     with reading(path, what, remedy):
+        content = Path(path).read_bytes()
+        if _UTF_16.match(content):
+            raise UserError(f"{path}: {utf_16_remedy(content)}")
+        text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         # Not splitlines(), which also breaks lines at characters that a name may hold.
-        return Path(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+        return text.removesuffix("\n").split("\n")
 
 
 def bad_lines(path: str | os.PathLike[str], problems: Mapping[int, str], remedy: str) -> UserError:

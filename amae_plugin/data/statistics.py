@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from amae_plugin.data.audio import AudioError, load_clip
 from amae_plugin.data.dataset import AudioDataset, Item
 from amae_plugin.data.log_mel import FrontEnd, LogMel, ModelInput
 from amae_plugin.data.manifest import Manifest
@@ -44,12 +45,21 @@ def measure(
     """
     manifest.require_clips()
     log_mel = ModelInput(front_end or LogMel(), target_length, normalization="model")  # values as they are
-    dataset = AudioDataset(manifest, log_mel, train=True, seed=seed, on_bad_audio="skip", max_bad_audio=len(manifest))
+    dataset = AudioDataset(
+        manifest,
+        log_mel,
+        train=True,
+        seed=seed,
+        batch_length="longest",  # without padding
+        length_multiple=1,
+        on_bad_audio="skip",
+        max_bad_audio=len(manifest),
+    )
     chosen = np.arange(len(manifest))
     if 0 < clips < len(manifest):
         chosen = np.sort(np.random.default_rng(seed).choice(len(manifest), clips, replace=False))
     subset = Subset(dataset, chosen.tolist())
-    loader = DataLoader(subset, batch_size=_CLIPS_PER_STEP, num_workers=workers, collate_fn=_moments)
+    loader = DataLoader(subset, batch_size=_CLIPS_PER_STEP, num_workers=min(workers, len(subset)), collate_fn=_moments)
     total = torch.zeros(4, dtype=torch.float64)
     with tqdm(total=len(chosen), desc="measuring", unit="clip") as progress:
         for moments in loader:
@@ -57,7 +67,12 @@ def measure(
             progress.update(min(_CLIPS_PER_STEP, len(chosen) - progress.n))
     decoded, frames, value_sum, square_sum = total.tolist()
     if not decoded:
-        raise UserError(f"{manifest.path}: none of the {len(chosen)} clips drawn can be decoded")
+        problem = f"{manifest.path}: none of the {len(chosen)} clips drawn can be decoded"
+        try:
+            load_clip(manifest[int(chosen[0])])
+        except AudioError as error:
+            raise UserError(f"{problem}; the first: {error}") from None
+        raise UserError(problem)  # the first can be by now
     values = frames * dataset.input.num_mel_bins
     mean = value_sum / values
     std = math.sqrt(max(0.0, square_sum / values - mean**2))

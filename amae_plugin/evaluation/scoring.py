@@ -175,7 +175,7 @@ def _batches(dataset: AudioDataset, clips: np.ndarray, options: Options, device:
         torch.utils.data.DataLoader(
             attempts,
             options.batch_size,
-            num_workers=options.workers,
+            num_workers=min(options.workers, len(attempts)),
             collate_fn=attempts.collate,
             pin_memory=device.type == "cuda",
         )

@@ -42,6 +42,7 @@ _PLAIN = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 _LARGEST_RATIO = 1000  # of reduced sample rates, up to which the resampler is exact
 _WIDEST_BITS = 32  # of integers whose full scale is that of their type
 _NARROWER = (2**15, 2**23)  # full scales of 16 and of 24 bits
+_RESCALE = "divide them by their full scale (32768 if they have 16 bits), as floating-point numbers"
 _LOUDEST = 16.0  # full scale is 1; what codecs and mixers add to that is a fraction of this
 
 
@@ -135,8 +136,7 @@ def open_waveform(
         clip = LongClip.find(os.fspath(audio), features.sample_rate)
         if clip is not None:
             extremes = [piece.aminmax() for piece in replace(clip, sample_rate=clip.source_rate)]
-            if min(least for least, _ in extremes) == max(most for _, most in extremes):
-                raise AudioError(clip.path, _SILENT)
+            _require_range(min(least for least, _ in extremes), max(most for _, most in extremes), clip.path)
             return clip
     return load_waveform(audio, sample_rate, features, name)
 
@@ -171,9 +171,13 @@ def load_waveform(
         waveform = to_waveform(audio, name)
         if sample_rate is None:
             raise UserError(f"{name}: samples need their sample rate, such as sample_rate=16000")
-        if not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
-            raise AudioError(name, f"its sample rate is given as {sample_rate:g} Hz")
-        waveform = resample(waveform, round(sample_rate), features.sample_rate)
+        try:
+            rate = float(sample_rate)
+        except (TypeError, ValueError):
+            raise UserError(f"{name}: its sample rate is given as {sample_rate!r}, must be a number in Hz") from None
+        if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+            raise AudioError(name, f"its sample rate is given as {rate:g} Hz")
+        waveform = resample(waveform, round(rate), features.sample_rate)
     _require_sound(waveform, features, name)
     return waveform
 
@@ -206,8 +210,15 @@ def _require_sound(waveform: Tensor, features: FrontEnd, name: str) -> None:
         raise AudioError(
             name, f"lasts {lasts:.3g} ms, which is less than one analysis window, {features.window_ms:g} ms"
         )
-    if bool((waveform == waveform[0]).all()):
+    _require_range(*waveform.aminmax(), name)
+
+
+def _require_range(least: Tensor, most: Tensor, name: str) -> None:
+    """Refuse samples that are all equal, or have another full scale than 1."""
+    if least == most:
         raise AudioError(name, _SILENT)
+    if (peak := float(torch.maximum(-least, most))) > _LOUDEST:
+        raise AudioError(name, f"its samples reach {peak:g}, but their full scale must be 1; {_RESCALE}")
 
 
 def to_waveform(audio: np.ndarray | Tensor, name: str) -> Tensor:
@@ -231,7 +242,7 @@ def to_waveform(audio: np.ndarray | Tensor, name: str) -> Tensor:
         raise UserError(f"{name}: no array of samples ({error})") from None
     if samples.ndim == 1:
         samples = samples[None]
-    if samples.ndim != 2 or (samples.shape[0] > samples.shape[1] and samples.size):
+    if samples.ndim != 2 or not samples.shape[0] or (samples.shape[0] > samples.shape[1] and samples.size):
         raise UserError(f"{name}: its shape is {samples.shape}, must be (samples,) or (channels, samples)")
     full_scale = _full_scale(samples, name)
     return to_mono(
@@ -248,19 +259,18 @@ def _full_scale(samples: np.ndarray, name: str) -> float:
     kind, bits = samples.dtype.kind, 8 * samples.dtype.itemsize
     if kind not in "if":
         raise UserError(f"{name}: its samples are {samples.dtype}, must be floating-point numbers or signed integers")
-    remedy = "divide them by their full scale (32768 if they have 16 bits), as floating-point numbers"
     if kind == "i" and bits > _WIDEST_BITS:
-        raise UserError(f"{name}: its samples are {samples.dtype}, whose full scale no audio has; {remedy}")
+        raise UserError(f"{name}: its samples are {samples.dtype}, whose full scale no audio has; {_RESCALE}")
     peak = float(np.abs(samples.astype(np.float64, copy=False)).max(initial=0))
     if kind == "f":
         whole = peak > 1 and math.isfinite(peak) and bool((samples == np.rint(samples)).all())
         if math.isfinite(peak) and (peak > _LOUDEST or whole):
-            raise UserError(f"{name}: its samples reach {peak:g}, but their full scale must be 1; {remedy}")
+            raise UserError(f"{name}: its samples reach {peak:g}, but their full scale must be 1; {_RESCALE}")
         return 1.0
     if bits == _WIDEST_BITS and 0 < peak <= _NARROWER[0]:
         raise UserError(
             f"{name}: its samples are {samples.dtype} but reach only {peak:,.0f}, as those of 16 bits do; convert them "
-            f"to int16, or {remedy}"
+            f"to int16, or {_RESCALE}"
         )
     if bits == _WIDEST_BITS and 0 < peak <= _NARROWER[1]:
         warnings.warn(

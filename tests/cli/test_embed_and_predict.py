@@ -173,6 +173,30 @@ def test_predict_needs_a_classifier_and_a_format(checkpoints, clips, capsys):
     assert "--out x.txt: its name must end in .csv or .json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "message"),
+    [
+        ("task_state", "classes", "does not hold the names of its classes"),
+        ("criterion", "loss", "its setting criterion.loss is None"),
+    ],
+)
+def test_predict_finds_out_before_the_work_what_a_checkpoint_lacks(checkpoints, tmp_path, capsys, part, key, message):
+    content = torch.load(checkpoints["classifier"])
+    del (content if part in content else content["cfg"])[part][key]
+    torch.save(content, tmp_path / "x.pt")
+    assert run("predict", tmp_path / "x.pt", tmp_path / "none.wav") == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["checkpoint", "clips", "out"])
+def test_an_empty_argument_is_not_the_current_folder(checkpoints, clips, tmp_path, capsys, monkeypatch, place):
+    monkeypatch.chdir(clips)
+    given = {"checkpoint": checkpoints["pretraining"], "clips": clips, "out": tmp_path / "out", place: ""}
+    assert run("embed", given["checkpoint"], given["clips"], "--out", given["out"]) == 2
+    assert "an argument is empty" in capsys.readouterr().err
+    assert len(list(clips.iterdir())) == 4
+
+
 def test_decoding_in_other_processes_gives_the_same(checkpoints, clips, tmp_path):
     for workers in ("0", "2"):
         out = tmp_path / f"{workers}.npz"

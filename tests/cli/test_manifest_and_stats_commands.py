@@ -114,9 +114,18 @@ def test_stats_refuse_negative_numbers(manifests, option, capsys):
     assert "more, not -1" in capsys.readouterr().err
 
 
+def test_stats_take_far_more_than_there_is(manifests, capsys):
+    many = ["--workers", "100000", "--target-length", "1000000000", "--clips", "1000000000"]
+    assert main(["stats", str(manifests), *many]) == 0
+    with pytest.raises(SystemExit):
+        main(["stats", str(manifests), "--target-length", "1" + 20 * "0"])
+    assert "must be at most 1,000,000,000" in capsys.readouterr().err
+
+
 def test_stats_count_unreadable_clips(tree, tmp_path, capsys):
     (tmp_path / "train.tsv").write_text(f"{tree}\n0.wav\t4000\nmissing.wav\t4000\n")
     assert main(["stats", str(tmp_path), "--workers", "0"]) == 0
     assert "1 clips of 2" in capsys.readouterr().out
     (tmp_path / "train.tsv").write_text(f"{tree}\nmissing.wav\t4000\n")
     assert main(["stats", str(tmp_path), "--workers", "0"]) == 2
+    assert "the first: cannot use" in capsys.readouterr().err

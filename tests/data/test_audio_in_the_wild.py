@@ -135,6 +135,7 @@ PYAV = [
     ("a.ac3", "ac3", 48_000),
     ("a.mp3", "libmp3lame", 16_000),
     ("a.tta", "tta", 16_000),
+    ("a.voc", "pcm_s16le", 16_000),  # in several segments
     ("a.wv", "wavpack", 16_000),
     ("a.amr", "libopencore_amrnb", 8_000),
 ]
@@ -199,6 +200,22 @@ def no_xing(folder: Path, loud_first: bool) -> Path:
     return path
 
 
+def beginning_without_xing(folder: Path) -> Path:
+    """Half a second whose length is estimated as 0.25 s, by a first frame that is larger than the others."""
+    path = no_xing(folder, loud_first=True)
+    path.write_bytes(path.read_bytes()[:2000])
+    return path
+
+
+def interrupted(folder: Path) -> Path:
+    """As a recorder leaves it that is killed before it writes the size."""
+    path = write_sound(folder / "a.wav", 16_000)
+    content = bytearray(path.read_bytes())
+    content[40:44] = bytes(4)
+    path.write_bytes(content)
+    return path
+
+
 def lying_xing(folder: Path) -> Path:
     path = varied_mp3(folder)
     content = bytearray(path.read_bytes())
@@ -246,6 +263,9 @@ def recorded_by_a_browser(folder: Path) -> Path:
         (tagged, SECONDS, ""),
         (lambda folder: no_xing(folder, loud_first=True), 4.0, ""),
         (lambda folder: no_xing(folder, loud_first=False), 4.0, ""),
+        (beginning_without_xing, 0.54, ""),
+        (interrupted, SECONDS, ""),
+        (lambda folder: half(write_sound(folder / "a.sph", 16_000, format="NIST")), 0.27, "its header states 9,600 s"),
         (lying_xing, 4.0, "its header states 654,976 samples, but only 64,"),
         (lambda folder: half(varied_mp3(folder)), 3, "its header states 64,000 samples, but only"),
         (lambda folder: half(write_sound(folder / "a.wav", 16_000)), SECONDS / 2, "its header states 9,6"),

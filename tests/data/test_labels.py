@@ -110,8 +110,9 @@ def test_missing_and_unreadable_files(tmp_path, write):
         Labels.read(lbl_path, tmp_path / "none.txt", 1)
     with pytest.raises(UserError, match="not UTF-8"):
         Labels.read(*write(b"\xff\xfe\n"), 1)
-    with pytest.raises(UserError, match=r"train\.lbl: not UTF-8 text but UTF-16"):
-        Labels.read(*write("a\n".encode("utf-16")), 1)
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        with pytest.raises(UserError, match=r"train\.lbl: not UTF-8 text but UTF-16"):
+            Labels.read(*write("a\n".encode(encoding)), 1)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from amae_plugin.checkpoints import Checkpoint
@@ -103,11 +104,12 @@ def test_some_of_the_clips(checkpoint, manifest):
 
 @pytest.fixture
 def damaged(tmp_path, write_split):
-    """Clip 1 cannot be decoded, and clip 2 can be decoded from its beginning but not at its end."""
+    """Clip 1 cannot be decoded, and the last sample of clip 2 is not a number."""
     write_split(tmp_path, [((), 0.4, 16_000), ((), 0.4, 16_000), ((), 4.0, 16_000), ((), 1.0, 16_000)])
     (tmp_path / "1.flac").write_bytes(b"fLaC" + b"broken" * 100)
-    whole = (tmp_path / "2.flac").read_bytes()
-    (tmp_path / "2.flac").write_bytes(whole[: len(whole) * 3 // 4])
+    samples, rate = soundfile.read(tmp_path / "2.flac", dtype="float32")
+    samples[-1] = np.nan
+    soundfile.write(tmp_path / "2.flac", samples, rate, format="WAV", subtype="FLOAT")
     return Manifest.read(tmp_path / "test.tsv")
 
 

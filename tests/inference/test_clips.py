@@ -67,6 +67,7 @@ def test_integers_are_divided_by_their_full_scale(wav, dtype):
         (NOISE, 0, "its sample rate is given as 0 Hz"),
         (NOISE, -8000, "its sample rate is given as -8000 Hz"),
         (NOISE, float("nan"), "its sample rate is given as nan Hz"),
+        (NOISE, torch.tensor(0), "its sample rate is given as 0 Hz"),
     ],
 )
 def test_samples_that_cannot_be_used(samples, rate, reason):
@@ -100,6 +101,14 @@ def test_samples_of_another_scale_are_refused(samples, message):
         load_waveform(samples, 16_000, name="the third")
 
 
+@pytest.mark.parametrize("seconds", [600, 0])
+def test_files_of_another_scale_are_refused(monkeypatch, tmp_path, seconds):
+    monkeypatch.setattr("amae_plugin.inference.clips._LONG_SECONDS", seconds)
+    soundfile.write(tmp_path / "a.wav", NOISE * 32768, 16_000, subtype="FLOAT")
+    with pytest.raises(AudioError, match=r"a\.wav: its samples reach 163\d\d.*, but their full scale must be 1"):
+        open_waveform(tmp_path / "a.wav")
+
+
 def test_samples_of_24_bits_in_32_are_pointed_out():
     with pytest.warns(
         UserWarning, match=r"the array: its samples are int32 but reach only 4,\d.* if they have 24 bits"
@@ -131,6 +140,8 @@ def test_the_shortest_clip_gives_one_frame():
         (NOISE.reshape(-1, 2), 16_000, r"its shape is \(4000, 2\)"),
         (NOISE > 0, 16_000, r"its samples are bool, must be"),
         ([["x"]], 16_000, r"its samples are <U1, must be"),
+        (np.zeros((0, 16_000)), 16_000, r"its shape is \(0, 16000\)"),
+        (NOISE, [16_000], r"its sample rate is given as \[16000\], must be a number in Hz"),
     ],
 )
 def test_samples_that_are_not_understood(audio, rate, message):

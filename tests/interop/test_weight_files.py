@@ -107,6 +107,19 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=rf"{name}: not a checkpoint, or a damaged one \("):
             read_weights(tmp_path / name)
+    for content in (
+        b"<!DOCTYPE html>\n",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        "é\n".encode(),
+    ):
+        for name in ("text.pt", "x.safetensors"):
+            (tmp_path / name).write_bytes(b"a " + content)
+            with pytest.raises(UserError, match=rf"{name}: .* \(it is text: a "):
+                read_weights(tmp_path / name)
+    with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
+        archive.writestr("model.pt", whole)
+    with pytest.raises(UserError, match=r"zip\.pt: not a checkpoint, but an archive of other files"):
+        read_weights(tmp_path / "zip.pt")
     torch.jit.script(torch.nn.Linear(1, 1)).save(str(tmp_path / "script.pt"))
     with pytest.raises(UserError, match="TorchScript"):
         read_weights(tmp_path / "script.pt")
