@@ -132,7 +132,7 @@ def compare(comparison: Comparison) -> list[Result]:
     data = {name: str(vars(comparison)[name].absolute()) for name in ("pretraining", "fine_tuning")}
     figures = {**data, "minutes": minutes, "updates": updates, "systems": [asdict(result) for result in results]}
     write_json(comparison.root / "comparison.json", figures)
-    (comparison.root / "comparison.md").write_text(markdown(results, comparison))
+    (comparison.root / "comparison.md").write_text(markdown(results, comparison), encoding="utf-8")
     title = f"Accuracy after {minutes:g} minutes of pretraining; fine-tuning: {updates:,} updates"
     if len(comparison.seeds) > 1:
         title += f"\nmean and standard deviation of {len(comparison.seeds)} seeds"
@@ -181,8 +181,11 @@ def _run(comparison: Comparison, name: str, seed: int) -> Result:
     """Train and evaluate a contestant with a seed."""
     folder = comparison.root / name.lower() / f"seed_{seed}"
     title = name if len(comparison.seeds) == 1 else f"{name}, seed {seed}"
-    seeded = {key: [*vars(comparison)[key], f"common.seed={seed}"] for key in ("overrides", "fine_tuning_overrides")}
-    comparison = replace(comparison, **seeded)
+    comparison = replace(
+        comparison,
+        overrides=[*comparison.overrides, f"common.seed={seed}"],
+        fine_tuning_overrides=[*comparison.fine_tuning_overrides, f"common.seed={seed}"],
+    )
     result = Result(name, seed)
     encoder = ["model.pretrained=null", f"+model@model.encoder={_FROM_SCRATCH}"]
     front_end: FrontEnd = LogMel()
