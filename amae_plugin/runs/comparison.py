@@ -1,22 +1,30 @@
-"""Systems on equal terms: each pretrained for the same time on the same clips, then fine-tuned on the same labels."""
+"""Systems on equal terms: each pretrained for the same time on the same clips, then fine-tuned on the same labels.
 
+Beside fine-tuning stand the frozen features, of which the same labels make a k-NN and a linear probe.
+"""
+
+import json
 import re
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from amae_plugin.data.log_mel import FrontEnd, LogMel
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.classification import evaluate
+from amae_plugin.evaluation.frozen import embed_split, frozen_accuracies
 from amae_plugin.evaluation.report import write
 from amae_plugin.evaluation.scoring import Options
 from amae_plugin.files import write_json
+from amae_plugin.inference.model import load_model
+from amae_plugin.metrics.spread import Spread
 from amae_plugin.models.registry import SYSTEMS
 from amae_plugin.recipes import model_settings, override, recipe_number
 from amae_plugin.runs.statistics import front_end_of, read_or_measure
-from amae_plugin.runs.training import Training, complete, read_losses, recipe_arguments
+from amae_plugin.runs.training import Training, available_cpus, complete, read_losses, recipe_arguments
 from amae_plugin.visual import plot_comparison
 
 FINE_TUNING = "finetune_audio_mae_tiny"
@@ -48,6 +56,7 @@ class Comparison:
         updates: length of each fine-tuning.
         fractions: shares of the labels; each contestant is fine-tuned with each.
         systems: names of the contestants.
+        seeds: random seeds; each contestant is trained with each.
         overrides: Hydra overrides of every pretraining.
         fine_tuning_overrides: Hydra overrides of every fine-tuning.
     """
@@ -60,6 +69,7 @@ class Comparison:
     updates: int = 800
     fractions: Sequence[float] = (1.0, 0.1)
     systems: Sequence[str] = tuple(CONTESTANTS)
+    seeds: Sequence[int] = (1,)
     overrides: Sequence[str] = ()
     fine_tuning_overrides: Sequence[str] = ()
 
@@ -69,6 +79,8 @@ class Comparison:
             raise UserError(f"--systems: no {', '.join(unknown) or 'system'}; there are {', '.join(CONTESTANTS)}")
         if self.minutes <= 0 or self.updates < 1:
             raise UserError("--minutes must be above 0 and --updates 1 or more")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: must be different numbers, one or more")
         if not self.fractions or not all(0 < fraction <= 1 for fraction in self.fractions):
             raise UserError("--fractions must be above 0 and at most 1")
         for folder, splits in ((self.pretraining, ("train", "valid")), (self.fine_tuning, ("train", "valid", "test"))):
@@ -79,11 +91,14 @@ class Comparison:
 
 @dataclass
 class Result:
-    """Result of one contestant.
+    """Result of one contestant with one seed.
 
     Attributes:
         system: name of the contestant.
+        seed: the seed.
         accuracy: accuracy on ``test`` of the checkpoint that is best on ``valid``, by share of the labels.
+        frozen: accuracy on ``test`` of the pretrained encoder's features with all labels, by probe; empty without
+            pretraining.
         pretraining_updates: number of updates; this and the next four are 0 or None without pretraining.
         pretraining_clips: clips seen; a clip seen twice counts twice.
         pretraining_seconds: time of fairseq's training loop.
@@ -93,7 +108,9 @@ class Result:
     """
 
     system: str
-    accuracy: dict[str, float]
+    seed: int
+    accuracy: dict[str, float] = field(default_factory=dict)
+    frozen: dict[str, float] = field(default_factory=dict)
     pretraining_updates: int = 0
     pretraining_clips: int = 0
     pretraining_seconds: float = 0.0
@@ -109,47 +126,73 @@ def compare(comparison: Comparison) -> list[Result]:
         UserError: a training failed, or the folder holds one with other settings.
     """
     comparison.root.mkdir(parents=True, exist_ok=True)
-    results = [_run(comparison, name) for name in comparison.systems]
+    # All contestants with one seed come first, so that what an interrupted comparison leaves can be compared.
+    results = [_run(comparison, name, seed) for seed in comparison.seeds for name in comparison.systems]
     minutes, updates = comparison.minutes, comparison.updates
     data = {name: str(vars(comparison)[name].absolute()) for name in ("pretraining", "fine_tuning")}
     figures = {**data, "minutes": minutes, "updates": updates, "systems": [asdict(result) for result in results]}
     write_json(comparison.root / "comparison.json", figures)
-    (comparison.root / "comparison.md").write_text(markdown(results, comparison))
-    by_fraction = {
-        f"{share} of the labels": {result.system: result.accuracy[share] for result in results}
-        for share in results[0].accuracy
-    }
-    title = f"Accuracy after {minutes:g} minutes of pretraining and {updates:,} updates with labels"
-    figure = plot_comparison(by_fraction, ylabel="accuracy", title=title, chance=_chance(comparison))
+    (comparison.root / "comparison.md").write_text(markdown(results, comparison), encoding="utf-8")
+    title = f"Accuracy after {minutes:g} minutes of pretraining; fine-tuning: {updates:,} updates"
+    if len(comparison.seeds) > 1:
+        title += f"\nmean and standard deviation of {len(comparison.seeds)} seeds"
+    figure = plot_comparison(_accuracies(results), ylabel="accuracy", title=title, chance=_chance(comparison))
     figure.savefig(comparison.root / "comparison.png")
     return results
 
 
 def markdown(results: Sequence[Result], comparison: Comparison) -> str:
-    """Write the results as a table."""
-    shares = list(results[0].accuracy)
-    header = ["system", "pretraining", "updates", "clips seen", "clips/s"]
-    header += [f"accuracy, {share} of the labels" for share in shares]
+    """Write the results as a table, a row for each contestant; with several seeds, means and standard deviations."""
+    accuracies = _accuracies(results)
+    header = ["system", "pretraining", "updates", "clips seen", "clips/s", *accuracies]
     rows = [header, ["---"] * len(header)]
-    for result in results:
+    for name in dict.fromkeys(result.system for result in results):
+        runs = [result for result in results if result.system == name]
         figures = ["none", "", "", ""]
-        if result.pretraining_updates:
-            figures = [f"{result.pretraining_seconds:,.0f} s", f"{result.pretraining_updates:,}"]
-            figures += [f"{result.pretraining_clips:,}", f"{result.pretraining_clips_per_second:,.1f}"]
-        rows.append([result.system, *figures, *(f"{result.accuracy[share]:.1%}" for share in shares)])
+        if runs[0].pretraining_updates:
+            seconds, updates, clips, rate = (
+                statistics.fmean(getattr(run, f"pretraining_{key}") for run in runs)
+                for key in ("seconds", "updates", "clips", "clips_per_second")
+            )
+            figures = [f"{seconds:,.0f} s", f"{updates:,.0f}", f"{clips:,.0f}", f"{rate:,.1f}"]
+        spreads = (str(Spread.of(by_system[name])) if name in by_system else "" for by_system in accuracies.values())
+        rows.append([name, *figures, *spreads])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{table}\n\nFine-tuning: {comparison.updates:,} updates each. By chance: {_chance(comparison):.1%}.\n"
+    notes = [f"Accuracy on `test`; by chance: {_chance(comparison):.1%}."]
+    notes += [f"Fine-tuning: {comparison.updates:,} updates."]
+    if any(result.frozen for result in results):
+        notes += ["k-NN and linear probe: frozen features, all labels."]
+    if len(comparison.seeds) > 1:
+        notes += [f"Mean ± standard deviation of the seeds {', '.join(map(str, comparison.seeds))}."]
+    return f"{table}\n\n{' '.join(notes)}\n"
 
 
-def _run(comparison: Comparison, name: str) -> Result:
-    """Train and evaluate a contestant."""
-    folder = comparison.root / name.lower()
-    result = Result(name, {})
+def _accuracies(results: Sequence[Result]) -> dict[str, dict[str, list[float]]]:
+    """Collect the accuracies of all seeds by column of the table and contestant."""
+    columns: dict[str, dict[str, list[float]]] = {}
+    for result in results:
+        shares = {f"fine-tuning, {share} of the labels": value for share, value in result.accuracy.items()}
+        for column, value in (shares | result.frozen).items():
+            columns.setdefault(column, {}).setdefault(result.system, []).append(value)
+    return columns
+
+
+def _run(comparison: Comparison, name: str, seed: int) -> Result:
+    """Train and evaluate a contestant with a seed."""
+    folder = comparison.root / name.lower() / f"seed_{seed}"
+    title = name if len(comparison.seeds) == 1 else f"{name}, seed {seed}"
+    comparison = replace(
+        comparison,
+        overrides=[*comparison.overrides, f"common.seed={seed}"],
+        fine_tuning_overrides=[*comparison.fine_tuning_overrides, f"common.seed={seed}"],
+    )
+    result = Result(name, seed)
     encoder = ["model.pretrained=null", f"+model@model.encoder={_FROM_SCRATCH}"]
     front_end: FrontEnd = LogMel()
+    pretraining: Training | None = None
     if recipe := CONTESTANTS[name]:
         front_end = front_end_of(model_settings(recipe, comparison.config_dir, comparison.overrides))
-        pretraining = _pretraining(comparison, name, recipe, front_end, folder / "pretraining")
+        pretraining = _pretraining(comparison, title, recipe, front_end, folder / "pretraining")
         complete([pretraining])
         encoder = [override("model.pretrained", pretraining.checkpoint)]
         updates, result.pretraining_loss = read_losses(pretraining.log)["validation"][-1]
@@ -160,7 +203,7 @@ def _run(comparison: Comparison, name: str) -> Result:
         result.pretraining_clips_per_second = result.pretraining_clips / result.pretraining_seconds
     for fraction in comparison.fractions:
         share = f"{fraction:.0%}"
-        training = _fine_tuning(comparison, name, encoder, front_end, folder / f"fine-tuning_{share[:-1]}", fraction)
+        training = _fine_tuning(comparison, title, encoder, front_end, folder / f"fine-tuning_{share[:-1]}", fraction)
         complete([training])
         best = training.folder / "checkpoints" / "checkpoint_best.pt"
         evaluation = evaluate(best, comparison.fine_tuning, "test", Options(progress=False))
@@ -168,10 +211,24 @@ def _run(comparison: Comparison, name: str) -> Result:
         result.accuracy[share] = evaluation.headline["accuracy"]
         if fraction == max(comparison.fractions):
             result.fine_tuning_seconds = _seconds(training.log)
+    if pretraining is not None:
+        result.frozen = _read_or_probe(pretraining.checkpoint, comparison.fine_tuning, folder / "frozen.json")
     return result
 
 
-def _pretraining(comparison: Comparison, name: str, recipe: str, front_end: FrontEnd, folder: Path) -> Training:
+def _read_or_probe(checkpoint: Path, data: Path, cache: Path) -> dict[str, float]:
+    """Return the accuracy of each probe of a checkpoint's features; another checkpoint or folder is probed anew."""
+    known = json.loads(cache.read_text()) if cache.exists() else {}
+    key = {"data": str(data.absolute()), "modified": checkpoint.stat().st_mtime_ns}
+    if known.get("of") != key:
+        model, workers = load_model(checkpoint), available_cpus()
+        train, valid, test = (embed_split(model, data, split, workers) for split in ("train", "valid", "test"))
+        known = {"of": key, "accuracy": frozen_accuracies(train, valid, test)}
+        write_json(cache, known)
+    return known["accuracy"]
+
+
+def _pretraining(comparison: Comparison, title: str, recipe: str, front_end: FrontEnd, folder: Path) -> Training:
     """Define a pretraining of as many updates as fit the time."""
     arguments = [
         *_arguments(comparison, recipe, front_end, folder, comparison.pretraining, comparison.overrides),
@@ -181,11 +238,11 @@ def _pretraining(comparison: Comparison, name: str, recipe: str, front_end: Fron
         # The time is for training; fairseq validates at the end all the same.
         *("task.picture_interval=0", "checkpoint.save_interval_updates=0", "dataset.validate_interval_updates=0"),
     ]
-    return Training(f"{name}: pretraining", arguments, round(comparison.minutes * 60), folder, "s")
+    return Training(f"{title}: pretraining", arguments, round(comparison.minutes * 60), folder, "s")
 
 
 def _fine_tuning(
-    comparison: Comparison, name: str, encoder: list[str], front_end: FrontEnd, folder: Path, fraction: float
+    comparison: Comparison, title: str, encoder: list[str], front_end: FrontEnd, folder: Path, fraction: float
 ) -> Training:
     updates, overrides = comparison.updates, comparison.fine_tuning_overrides
     arguments = [
@@ -194,7 +251,7 @@ def _fine_tuning(
         f"task.label_fraction={fraction}",
         *(f"optimization.max_update={updates}", f"lr_scheduler.warmup_updates={min(60, updates // 10)}"),
     ]
-    return Training(f"{name}: fine-tuning, {fraction:.0%} of the labels", arguments, updates, folder)
+    return Training(f"{title}: fine-tuning, {fraction:.0%} of the labels", arguments, updates, folder)
 
 
 def _arguments(

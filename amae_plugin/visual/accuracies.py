@@ -1,11 +1,13 @@
 """Results side by side."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
+from amae_plugin.metrics.spread import Spread
 from amae_plugin.visual.style import OVER_LINES, PALETTE, new_figure, open_axes, text_inches, wrap
 
 _BAR_INCHES = 0.62
@@ -14,13 +16,19 @@ _LEGEND_SIZE = 9
 
 
 def plot_comparison(
-    accuracies: Mapping[str, Mapping[str, float]], *, ylabel: str, title: str | None = None, chance: float | None = None
+    accuracies: Mapping[str, Mapping[str, float | Sequence[float]]],
+    *,
+    ylabel: str,
+    title: str | None = None,
+    chance: float | None = None,
 ) -> Figure:
     """Draw bars of several series in groups, in percent; a series that a group lacks leaves a gap there.
 
+    The bar of several runs is as high as their mean, with their standard deviation as an error bar.
+
     Args:
         accuracies: values in [0, 1] by group, such as ``10% of the labels``, and series, such as ``pretrained`` and
-            ``from scratch``; drawn in this order.
+            ``from scratch``, each of one run or of several; drawn in this order.
         ylabel: name of the values.
         title: title of the figure.
         chance: accuracy of guessing, in [0, 1], drawn as a dotted line.
@@ -31,7 +39,12 @@ def plot_comparison(
     series = list(dict.fromkeys(itertools.chain(*accuracies.values())))
     if not series:
         raise ValueError("there is nothing to compare: no group has a value")
-    named = [(f"{name}, {group}", value) for group, values in accuracies.items() for name, value in values.items()]
+    named = [
+        (f"{name}, {group}", value)
+        for group, values in accuracies.items()
+        for name, runs in values.items()
+        for value in np.atleast_1d(runs)
+    ]
     for name, value in [*named, ("chance", chance or 0.0)]:
         if not 0 <= value <= 1:
             raise ValueError(f"values must be in [0, 1], not {value} ({name})")
@@ -42,10 +55,18 @@ def plot_comparison(
     width = _BAR_INCHES / group_inches  # groups are one apart
     legend: dict[str, Artist] = {}
     for index, name in enumerate(series):
-        bars = {group: values[name] for group, values in enumerate(accuracies.values()) if name in values}
+        bars = {
+            group: Spread.of(np.atleast_1d(values[name]).tolist())
+            for group, values in enumerate(accuracies.values())
+            if name in values
+        }
         centres = [group + (index - (len(series) - 1) / 2) * width for group in bars]
-        drawn = ax.bar(centres, list(bars.values()), 0.92 * width, color=PALETTE[index % len(PALETTE)])
-        ax.bar_label(drawn, fmt="{:.1%}", padding=2, fontsize=8.5, path_effects=OVER_LINES)
+        means, stds = np.array([(bar.mean, bar.std or 0.0) for bar in bars.values()]).T
+        reach = [np.minimum(stds, means), np.minimum(stds, 1 - means)] if stds.any() else None
+        colour = PALETTE[index % len(PALETTE)]
+        drawn = ax.bar(centres, means, 0.92 * width, color=colour, yerr=reach, capsize=3, error_kw={"elinewidth": 1.2})
+        labels = [str(bar).replace(" ", "\n", 1) for bar in bars.values()]
+        ax.bar_label(drawn, labels, padding=2, fontsize=8.5, path_effects=OVER_LINES)
         legend[name] = drawn.patches[0]
     if chance is not None:
         legend[f"chance ({chance:.1%})"] = ax.axhline(chance, color="black", linewidth=1.2, linestyle=":")

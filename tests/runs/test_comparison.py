@@ -14,6 +14,8 @@ import pytest
 import soundfile
 
 from amae_plugin.cli.main import main
+from amae_plugin.metrics.spread import Spread
+from amae_plugin.runs.comparison import CONTESTANTS, Comparison, Result, markdown
 
 CONFIG_DIR = Path(__file__).parents[2] / "config"
 ODD = 'a=b, (c) Übung\'s "q" [d] {e} $f %g #h'
@@ -60,7 +62,7 @@ def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> 
     pretrained, scratch = json.loads((root / "comparison.json").read_text())["systems"]
     assert (pretrained["system"], scratch["system"]) == ("MAE-AST", "AST")
     # As many updates as fit the time, and the learning rate came to its end with it.
-    log = (root / "mae-ast" / "pretraining" / "output.log").read_text()
+    log = (root / "mae-ast" / "seed_1" / "pretraining" / "output.log").read_text()
     at_the_end = {name: float(value) for name, value in re.findall(r'"train_(lr|wall|num_updates)": "([^"]+)"', log)}
     assert at_the_end["num_updates"] == pretrained["pretraining_updates"] > 1
     assert 12 <= at_the_end["wall"] < 40
@@ -71,17 +73,35 @@ def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> 
     assert pretrained["pretraining_loss"] > 0
     assert scratch["pretraining_updates"] == scratch["pretraining_seconds"] == 0
     assert all(0 <= result["accuracy"]["100%"] <= 1 for result in (pretrained, scratch))
-    table = (root / "comparison.md").read_text()
+    assert set(pretrained["frozen"]) == {"k-NN", "linear probe"} and scratch["frozen"] == {}
+    # Noise and a tone are told apart even by a network that learned for seconds.
+    assert min(pretrained["frozen"].values()) >= 0.8
+    table = (root / "comparison.md").read_text(encoding="utf-8")
     assert table in done.stdout
     assert f"| MAE-AST | {pretrained['pretraining_seconds']:,.0f} s | {pretrained['pretraining_updates']:,} |" in table
-    assert f"| AST | none |  |  |  | {scratch['accuracy']['100%']:.1%} |" in table
-    assert "By chance: 50.0%" in table
+    assert "| clips/s | fine-tuning, 100% of the labels | k-NN | linear probe |" in table
+    accuracies = [pretrained["accuracy"]["100%"], *pretrained["frozen"].values()]
+    assert f"{rate:,.1f} | {' | '.join(f'{accuracy:.1%}' for accuracy in accuracies)} |" in table
+    assert f"| AST | none |  |  |  | {scratch['accuracy']['100%']:.1%} |  |  |" in table
+    assert "by chance: 50.0%" in table and "±" not in table
     assert (root / "comparison.png").stat().st_size > 10_000
-    # Run again, nothing is trained again.
-    before = {path: path.stat().st_mtime for path in root.rglob("checkpoint_last.pt")}
-    assert len(before) == 3
+    # Run again, nothing is trained or probed again; of another seed, only what is missing.
+    kept = ("checkpoint_last.pt", "frozen.json")
+    before = {path: path.stat().st_mtime for name in kept for path in root.rglob(name)}
+    assert len(before) == 4
     assert main(command[1:]) == 0
-    assert {path: path.stat().st_mtime for path in root.rglob("checkpoint_last.pt")} == before
+    assert main([*command[1:], "--systems", "AST", "--seeds", "1", "2"]) == 0
+    after = {path: path.stat().st_mtime for name in kept for path in root.rglob(name)}
+    assert {path.parts[-4:-1] for path in after.keys() - before} == {("seed_2", "fine-tuning_100", "checkpoints")}
+    assert {path: after[path] for path in before} == before
+    one, two = json.loads((root / "comparison.json").read_text())["systems"]
+    assert (one["seed"], two["seed"]) == (1, 2) and one["accuracy"] == scratch["accuracy"]
+    settings = [root / "ast" / f"seed_{seed}" / "fine-tuning_100" / "settings.json" for seed in (1, 2)]
+    seeds = [re.findall(r"common\.seed=(\d)", path.read_text()) for path in settings]
+    assert seeds == [["1"], ["2"]]
+    spread = Spread.of(run["accuracy"]["100%"] for run in (one, two))
+    table = (root / "comparison.md").read_text(encoding="utf-8")
+    assert f"| AST | none |  |  |  | {spread} |\n" in table and "±" in str(spread) and "k-NN" not in table
 
 
 @pytest.mark.parametrize(
@@ -89,6 +109,7 @@ def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> 
     [
         (["--systems", "Beats"], "--systems: no BEATS; there are AUDIO-MAE, MAE-AST, SSAST, "),
         (["--minutes", "0"], "--minutes must be above 0"),
+        (["--seeds", "1", "2", "1"], "--seeds 1 2 1: must be different numbers"),
         (["--fractions", "1.5"], "--fractions must be above 0 and at most 1"),
         (["--pretrain", "nowhere"], "nowhere: has no train.tsv, valid.tsv"),
         (["--config-dir", "nowhere"], "no recipe nowhere/pretrain_audio_mae_tiny.yaml"),
@@ -100,3 +121,17 @@ def test_what_cannot_be_compared(
     command = ["compare", "--config-dir", str(CONFIG_DIR), "--pretrain", str(manifests), "--fine-tune", str(manifests)]
     assert main([*command, "--out", str(tmp_path), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_row_holds_the_means_of_its_seeds(manifests: Path, tmp_path: Path) -> None:
+    names, seeds = tuple(CONTESTANTS)[:2], (3, 5)
+    comparison = Comparison(manifests, manifests, tmp_path, systems=names, seeds=seeds)
+    results = [
+        Result(name, seed, {"10%": seed / 10}, {"k-NN": 0.25, "linear probe": seed / 100}, 100 * seed, 800, 60.0, 4)
+        for seed in seeds
+        for name in names
+    ]
+    table = markdown(results, comparison).splitlines()
+    row = "60 s | 400 | 800 | 4.0 | 40.0% ± 14.1 | 25.0% ± 0.0 | 4.0% ± 1.4 |"
+    assert table[2:4] == [f"| {name} | {row}" for name in names]
+    assert table[-1].endswith("Mean ± standard deviation of the seeds 3, 5.")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
@@ -306,6 +307,19 @@ def test_values_side_by_side() -> None:
     assert not axes.lines
 
 
+def test_several_runs_are_a_mean_with_an_error_bar() -> None:
+    groups = {"all": {"model": [0.5, 0.6, 0.7], "once": 0.2}, "few": {"model": [0.98, 1.0]}}
+    (axes,) = plot_comparison(groups, ylabel="accuracy").axes
+    model, once = (container for container in axes.containers if isinstance(container, BarContainer))
+    assert [bar.get_height() for bar in model] == pytest.approx([0.6, 0.99])
+    (lines,) = model.errorbar.lines[2]
+    ends = [segment[:, 1].tolist() for segment in lines.get_segments()]
+    assert ends == [pytest.approx([0.5, 0.7]), pytest.approx([0.99 - 0.02 / 2**0.5, 1.0])]  # none leads beyond 100%
+    assert once.errorbar is None
+    assert texts(axes) == ["60.0%\n± 10.0", "99.0%\n± 1.4", "20.0%"]
+    assert [text.xy[1] for text in axes.texts] == pytest.approx([0.7, 1.0, 0.2])  # above the error bars
+
+
 @pytest.mark.parametrize("highest", [0.02, 1.0])
 def test_axis_is_from_0_to_100_percent(highest: float) -> None:
     axes = plot_comparison({"all": {"model": highest}}, ylabel="accuracy").axes[0]
@@ -336,6 +350,7 @@ def test_series_that_a_group_lacks_leaves_its_place_empty() -> None:
         ({"all": {}}, None, "nothing to compare"),
         ({"all": {"model": 94.3}}, None, r"not 94\.3 \(model, all\)"),
         ({"all": {"model": math.nan}}, None, "not nan"),
+        ({"all": {"model": [0.5, 1.5]}}, None, r"not 1\.5 \(model, all\)"),
         ({"all": {"model": 0.5}}, -0.1, r"not -0\.1 \(chance\)"),
     ],
 )
@@ -368,6 +383,7 @@ def drawn_texts(figure: Figure) -> list[Text]:
         lambda title: plot_class_scores([1.0], [LONG], measure="F1", counts=[1_234_567], title=title),
         lambda title: plot_class_scores([*np.linspace(0, 1, 99), math.nan], [LONG] * 100, measure="F1", title=title),
         lambda title: plot_comparison({"all": {"pretrained": 1.0}}, ylabel="accuracy", title=title),
+        lambda title: plot_comparison({"all": {"pretrained": [1.0, 0.99]}}, ylabel="accuracy", title=title),
         lambda title: plot_comparison(many_series(), ylabel="accuracy", chance=0.1, title=title),
         lambda title: plot_comparison({LONG + "!" * i: {"model": 1.0} for i in range(5)}, ylabel="F1", title=title),
     ],
