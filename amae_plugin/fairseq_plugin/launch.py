@@ -131,8 +131,8 @@ class Run:
         """Train by fairseq's *main*.
 
         Raises:
-            UserError: the settings contradict each other, another run writes there, no update was made, or the folder
-                cannot be written.
+            UserError: the settings contradict each other, another run writes there, no update was made, training has
+                diverged, or the folder cannot be written.
             SystemExit: a signal stopped the run.
         """
         # A process that was spawned would spawn its data loader's workers too, each of which imports all this anew.
@@ -151,11 +151,15 @@ class Run:
             except Finished as finished:
                 logger.info(f"{self.folder}: {finished}")
                 return
+            except FloatingPointError as error:
+                advice = "lower optimization.lr, warm up longer, set optimization.clip_norm, or mend task.mean and std"
+                raise UserError(f"training has diverged ({error}); {advice}") from error
             except OSError as error:
-                if error.errno not in _UNWRITABLE:
+                modules = {Path(frame.filename).parent.name for frame in traceback.extract_tb(error.__traceback__)}
+                of_curves = "tensorboardX" in modules  # which only writes
+                if error.errno not in _UNWRITABLE and not of_curves:
                     raise
-                writer = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parent.name
-                place = self.cfg.common.tensorboard_logdir if writer == "tensorboardX" else self.folder
+                place = self.cfg.common.tensorboard_logdir if of_curves else self.folder
                 raise UserError(
                     f"{error.filename or place}: cannot write there ({error.strerror}); {remedy}"
                 ) from error
