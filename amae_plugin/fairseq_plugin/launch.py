@@ -97,14 +97,23 @@ def spawn(layout: Layout, main: Main, cfg: DictConfig, kwargs: dict[str, Any]) -
         while not context.join(grace_period=_GRACE_S):
             pass
     except multiprocessing.ProcessExitedException as error:
-        # SLURM's SIGTERM, which requeueing brings to all processes, may find one that has stopped listening.
-        if error.exit_code in ENDED or (error.exit_code == -signal.SIGTERM and signals.first_received()):
-            raise SystemExit(error.exit_code if error.exit_code in ENDED else REQUEUED) from None
-        raise
+        if (code := exit_code(error.exit_code)) is None:
+            raise
+        raise SystemExit(code) from None
     finally:
         for process in context.processes:
             process.kill()
         signals.forget()
+
+
+def exit_code(of_process: int) -> int | None:
+    """Return the exit code of a task whose process has ended with this one; None if that was by an error."""
+    if of_process in ENDED:
+        return of_process
+    # A signal may find a process that does not listen yet, or, as SLURM's after requeueing, one that has stopped to.
+    if of_process == -signal.SIGTERM and (received := signals.first_received()):
+        return REQUEUED if in_job(os.environ) else 128 + received
+    return None
 
 
 class Run:
