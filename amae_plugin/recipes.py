@@ -71,6 +71,17 @@ def open_recipe(recipe: str, config_dir: Path, overrides: Sequence[str] = ()) ->
         raise UserError(f"{path}: {error}") from None
 
 
+def reason(error: OmegaConfBaseException) -> str:
+    """Return in a sentence which setting cannot be read, and why."""
+    origin: BaseException | None = error
+    while origin is not None:
+        if isinstance(origin, UserError):  # of a value that a recipe computes
+            return str(origin)
+        origin = origin.__context__
+    sentence = str(error).split("\n", 1)[0]
+    return f"{error.full_key}: {sentence}" if error.full_key else sentence
+
+
 def recipe_number(recipe: str, config_dir: Path, key: str, overrides: Sequence[str] = ()) -> int:
     """Read a setting of a recipe that must be a whole number from 1 on; see :func:`open_recipe`."""
     with open_recipe(recipe, config_dir, overrides) as config:
@@ -162,6 +173,10 @@ def update_freq_of_frames(frames_per_update: int, max_tokens: int, devices: int)
 
 
 def _steps(whole_name: str, whole: int, part_name: str, part: int, devices: int) -> int:
+    for name, number in ((whole_name, whole), (part_name, part)):
+        if number is None or int(number) < 1:
+            value = "null" if number is None else number
+            raise UserError(f"{name}={value}: must be 1 or more, or set optimization.update_freq=[...] yourself")
     steps, rest = divmod(int(whole), int(part) * int(devices))
     if rest:
         remedy = "choose one that divides it"

@@ -1,5 +1,6 @@
 """Signals that ask a training process to stop: SLURM's, a cloud machine's before it goes, and the user's interrupt."""
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterable
@@ -13,6 +14,9 @@ _children: Iterable[int] = ()
 
 def install_handlers(children: Iterable[int] = ()) -> None:
     """Have this process remember the signals instead of dying of them; a second interrupt is one again.
+
+    That is for a process's parent to say if Python started it: an interrupt at a terminal reaches both, and the parent
+    sends it on.
 
     A signal that this process ignores, as a job in a shell's background ignores interrupts, stays ignored.
 
@@ -42,7 +46,7 @@ def first_received() -> signal.Signals | None:
 
 def _remember(number: int, frame: FrameType | None) -> None:
     global _received
-    if number == _received == signal.SIGINT:
+    if number == _received == signal.SIGINT and multiprocessing.parent_process() is None:
         raise KeyboardInterrupt
     _received = _received or signal.Signals(number)
     for child in _children:

@@ -17,6 +17,7 @@ from typing_extensions import override
 _EPSILON = torch.finfo(torch.float32).eps  # Kaldi's floor under the logarithm
 _SLANEY = math.log(6.4)  # in 27 mels of Slaney's scale
 _PIECE_FRAMES = 4096  # computed at a time
+_LEAST_STD = 1e-6  # below it, normalised values outgrow what a model can compute with
 PREEMPHASIS = 0.97
 """Share of the previous sample that is subtracted from each sample (Kaldi's default)."""
 
@@ -259,7 +260,7 @@ class ModelInput:
         normalization: use of *mean* and *std*, one of :data:`NORMALIZATIONS`.
 
     Raises:
-        ValueError: there is no such normalisation.
+        ValueError: there is no such normalisation, or *mean* or *std* is none that values could have.
     """
 
     front_end: FrontEnd = LogMel()
@@ -271,6 +272,10 @@ class ModelInput:
     def __post_init__(self) -> None:
         if self.normalization not in NORMALIZATIONS:
             raise ValueError(f"normalization is '{self.normalization}', must be one of {', '.join(NORMALIZATIONS)}")
+        if not math.isfinite(self.mean):
+            raise ValueError(f"mean is {self.mean}, must be a finite number, as amae stats prints it")
+        if not _LEAST_STD <= self.std < math.inf:
+            raise ValueError(f"std is {self.std}, must be above 0 and finite, as amae stats prints it")
 
     @classmethod
     def from_settings(cls, task: Mapping[str, Any], default: ModelInput) -> ModelInput:

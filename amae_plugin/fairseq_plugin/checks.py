@@ -1,11 +1,14 @@
 """Checks of a run's settings before it starts: numbers that would end it, some of them only at its end."""
 
+import difflib
 import math
 from collections.abc import Iterator
 
 import numpy as np
 from fairseq.optim import FairseqOptimizer
 from fairseq.optim.lr_scheduler import build_lr_scheduler
+from fairseq.registry import REGISTRIES
+from fairseq.tasks import TASK_REGISTRY
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from amae_plugin.errors import UserError
@@ -13,15 +16,27 @@ from amae_plugin.errors import UserError
 _LEAST = {
     "dataset.batch_size": 1,
     "dataset.max_tokens": 1,
+    "dataset.batch_size_valid": 1,
+    "dataset.max_tokens_valid": 1,
+    "dataset.required_batch_size_multiple": 1,
     "dataset.num_workers": 0,
     "optimization.update_freq": 1,
     "optimization.max_update": 0,
     "optimization.max_epoch": 0,
     "optimization.lr": 0,
+    "optimizer.weight_decay": 0,
+    "common.seed": 0,
     "common.log_interval": 1,
     "checkpoint.save_interval": 1,
     "dataset.validate_interval": 1,
     "distributed_training.distributed_world_size": 1,
+    "task.max_bad_audio": 0,
+    "task.picture_interval": 0,
+    "task.pictures": 1,
+}
+_MOST = {
+    "common.seed": 2**31 - 1,  # NumPy's are below 2**32, and fairseq adds the epoch
+    "dataset.num_workers": 1024,  # more would take all memory, of this machine and of whoever else works on it
 }
 _POINTS = 2000
 
@@ -34,11 +49,22 @@ def check_settings(cfg: DictConfig) -> None:
     """
     for key, least in _LEAST.items():
         value = OmegaConf.select(cfg, key)
+        if isinstance(value, ListConfig) and not value:
+            raise UserError(f"{key}=[]: must hold a value for each epoch, of which the last one stays")
         for number in value if isinstance(value, ListConfig) else [value]:
             if number is not None and not number >= least:
                 raise UserError(f"{key}={value}: must be {least} or more")
+    for key, most in _MOST.items():
+        if (value := OmegaConf.select(cfg, key)) > most:
+            raise UserError(f"{key}={value}: must be {most} or less")
     if cfg.dataset.batch_size is None and cfg.dataset.max_tokens is None:
         raise UserError("dataset.batch_size and dataset.max_tokens are both null: set one of them")
+    registries = {section: REGISTRIES[section]["registry"] for section in ("optimizer", "lr_scheduler", "criterion")}
+    for section, registry in {"task": TASK_REGISTRY, **registries}.items():
+        name = OmegaConf.select(cfg, f"{section}._name")
+        if name is not None and name not in registry:
+            nearest = ", ".join(difflib.get_close_matches(name, registry, n=3, cutoff=0))
+            raise UserError(f"{section}._name={name}: there is none of that name; the nearest are {nearest}")
     if cfg.lr_scheduler is not None:
         _check_schedule(cfg)
 

@@ -5,6 +5,7 @@ run starts on, so no ``common.user_dir`` has to be typed; :mod:`amae_plugin.reci
 """
 
 import contextlib
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,11 +15,13 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from amae_plugin.cluster.layout import in_job
 from amae_plugin.errors import UserError
 from amae_plugin.files import writing
-from amae_plugin.recipes import user_path
+from amae_plugin.recipes import reason, user_path
 
 
 @contextlib.contextmanager
@@ -26,12 +29,13 @@ def ending_in_words() -> Iterator[None]:
     """End this process by a sentence and the exit code 2, where Hydra would print a traceback.
 
     Raises:
-        SystemExit: instead of a ``UserError``.
+        SystemExit: instead of a ``UserError``, or of an error about a setting.
     """
     try:
         yield
-    except UserError as error:
-        print(f"fairseq-hydra-train: {error}", file=sys.stderr)
+    except (UserError, OmegaConfBaseException) as error:
+        sentence = error if isinstance(error, UserError) else reason(error)
+        print(f"fairseq-hydra-train: {sentence}", file=sys.stderr)
         raise SystemExit(2) from error
 
 
@@ -62,7 +66,7 @@ class RegisterPlugin(Callback):
         _make_writable_folder(config.hydra.sweep.dir)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Make the plugin's changes to fairseq, if they fit it.
+        """Make the plugin's changes to fairseq, if they fit it, and check that the settings have values of their kinds.
 
         Raises:
             SystemExit: they do not; Hydra would turn any other error into a warning, and train without them.
@@ -75,6 +79,13 @@ class RegisterPlugin(Callback):
             patches.install()
         except (ImportError, UserError) as error:
             raise SystemExit(f"amae_plugin: {error}") from error
+        if not in_job(os.environ):  # whose log gets the error where fairseq meets it
+            from fairseq.dataclass.initialize import add_defaults
+
+            with ending_in_words():
+                settings = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+                add_defaults(settings)
+                OmegaConf.to_container(settings, resolve=True, throw_on_missing=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Return the best validation result, ``checkpoint.best_checkpoint_metric``: what a sweeper optimises.

@@ -97,14 +97,23 @@ def spawn(layout: Layout, main: Main, cfg: DictConfig, kwargs: dict[str, Any]) -
         while not context.join(grace_period=_GRACE_S):
             pass
     except multiprocessing.ProcessExitedException as error:
-        # SLURM's SIGTERM, which requeueing brings to all processes, may find one that has stopped listening.
-        if error.exit_code in ENDED or (error.exit_code == -signal.SIGTERM and signals.first_received()):
-            raise SystemExit(error.exit_code if error.exit_code in ENDED else REQUEUED) from None
-        raise
+        if (code := exit_code(error.exit_code)) is None:
+            raise
+        raise SystemExit(code) from None
     finally:
         for process in context.processes:
             process.kill()
         signals.forget()
+
+
+def exit_code(of_process: int) -> int | None:
+    """Return the exit code of a task whose process has ended with this one; None if that was by an error."""
+    if of_process in ENDED:
+        return of_process
+    # A signal may find a process that does not listen yet, or, as SLURM's after requeueing, one that has stopped to.
+    if of_process == -signal.SIGTERM and (received := signals.first_received()):
+        return REQUEUED if in_job(os.environ) else 128 + received
+    return None
 
 
 class Run:
@@ -131,8 +140,8 @@ class Run:
         """Train by fairseq's *main*.
 
         Raises:
-            UserError: the settings contradict each other, another run writes there, no update was made, or the folder
-                cannot be written.
+            UserError: the settings contradict each other, another run writes there, no update was made, training has
+                diverged, or the folder cannot be written.
             SystemExit: a signal stopped the run.
         """
         # A process that was spawned would spawn its data loader's workers too, each of which imports all this anew.
@@ -151,11 +160,15 @@ class Run:
             except Finished as finished:
                 logger.info(f"{self.folder}: {finished}")
                 return
+            except FloatingPointError as error:
+                advice = "lower optimization.lr, warm up longer, set optimization.clip_norm, or mend task.mean and std"
+                raise UserError(f"training has diverged ({error}); {advice}") from error
             except OSError as error:
-                if error.errno not in _UNWRITABLE:
+                modules = {Path(frame.filename).parent.name for frame in traceback.extract_tb(error.__traceback__)}
+                of_curves = "tensorboardX" in modules  # which only writes
+                if error.errno not in _UNWRITABLE and not of_curves:
                     raise
-                writer = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parent.name
-                place = self.cfg.common.tensorboard_logdir if writer == "tensorboardX" else self.folder
+                place = self.cfg.common.tensorboard_logdir if of_curves else self.folder
                 raise UserError(
                     f"{error.filename or place}: cannot write there ({error.strerror}); {remedy}"
                 ) from error

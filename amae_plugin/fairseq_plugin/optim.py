@@ -12,6 +12,7 @@ from fairseq.optim import FairseqOptimizer, register_optimizer
 from omegaconf import II
 from torch import nn
 
+from amae_plugin.errors import UserError
 from amae_plugin.models.settings import setting
 
 
@@ -32,6 +33,9 @@ class _GroupedOptimizer(FairseqOptimizer):
             optimizer: class of the optimizer.
             params: parameters.
             settings: arguments of the optimizer but its learning rate and weight decay.
+
+        Raises:
+            UserError: PyTorch refuses a setting.
         """
         groups: Dict[Tuple[float, float], List[nn.Parameter]] = defaultdict(list)
         for parameter in params:
@@ -41,7 +45,10 @@ class _GroupedOptimizer(FairseqOptimizer):
             {"params": group, "lr_scale": lr_scale, "weight_decay": self.cfg.weight_decay * weight_decay_scale}
             for (lr_scale, weight_decay_scale), group in groups.items()
         ]
-        self._optimizer = optimizer(scaled, lr=self.cfg.lr[0], fused=True, **settings)
+        try:
+            self._optimizer = optimizer(scaled, lr=self.cfg.lr[0], fused=True, **settings)
+        except ValueError as error:
+            raise UserError(f"optimizer: {error}") from None
         self.set_lr(self.cfg.lr[0])
 
     def get_lr(self) -> float:

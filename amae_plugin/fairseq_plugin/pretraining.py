@@ -252,7 +252,7 @@ class AmaeEATConfig(EATConfig, FairseqDataclass):
     """Settings of :class:`AmaeEAT`."""
 
     input_length: int = II("task.target_length")
-    num_mel_bins: int = II("task.num_mel_bins")
+    num_mel_bins: Optional[int] = II("task.num_mel_bins")  # type: ignore[assignment]
 
 
 @register_model("amae_eat", dataclass=AmaeEATConfig)

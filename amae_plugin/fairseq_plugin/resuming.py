@@ -19,10 +19,12 @@ from amae_plugin.fairseq_plugin.audio_task import AudioTask
 from amae_plugin.weight_files import read_weights
 
 LAST = "checkpoint_last.pt"
+_ENTRIES = {"model": dict, "cfg.task": dict, "extra_state": dict, "optimizer_history": list}
+"""Entries of a checkpoint of fairseq, and their types."""
 _ONCE = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
 _COMPARED = ("task", "model", "criterion", "optimizer", "lr_scheduler", "optimization")
 _FREE = {
-    *("task.data", "task.recipe", "task.clips_per_epoch", "task.picture_interval", "task.pictures"),
+    *("task.data", "task.recipe", "task.clips_per_epoch", "task.max_update", "task.picture_interval", "task.pictures"),
     *("task.tensorboard_logdir", "task.valid_subset", "task.max_bad_audio", "task.on_bad_audio"),
     *("task.best_checkpoint_metric", "task.maximize_best_checkpoint_metric"),
     *("model.pretrained", "model.imagenet", "model.compile", "criterion._name"),
@@ -73,13 +75,17 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     """
     try:
         state = read_weights(path, optimizer=True)
-        if not isinstance(state, dict) or "model" not in state:
-            raise UserError(f"{path}: not a checkpoint of a fairseq run, which would have an entry model")
+        for entry, kind in _ENTRIES.items():
+            part: Any = state
+            for name in entry.split("."):
+                part = part.get(name) if isinstance(part, Mapping) else None
+            if not isinstance(part, kind) or (not part and entry != "extra_state"):
+                raise UserError(f"{path}: not a checkpoint of a fairseq run, which would have an entry {entry}")
     except UserError as error:
         others = [other for other in _by_age(Path(path).parent) if other != Path(path)]
         remedy = f"; an earlier one: checkpoint.restore_file={others[0]}" if others else ""
         raise UserError(f"{error}{remedy}") from None
-    settings, place = state.get("cfg") or {}, (state.get("extra_state") or {}).get("train_iterator") or {}
+    settings, place = state["cfg"], state["extra_state"].get("train_iterator") or {}
     if place.get("iterations_in_epoch") and "place" not in place:  # from before the place was kept
         shards = settings["distributed_training"]["distributed_world_size"]
         place["place"] = {"batches": place["iterations_in_epoch"] * shards, "shards": shards}
@@ -109,9 +115,21 @@ def compare(path: str, state: Mapping[str, Any], trainer: Trainer, resumes: bool
         if resumes:
             raise UserError(f"{path}: {error}") from None
         yield f"{path}: {error}"
-    before = state.get("cfg") or {}
+    before = state["cfg"]
     now = OmegaConf.to_container(trainer.cfg, resolve=True, enum_to_str=True)
-    inputs = [ModelInput.from_settings(settings["task"], task.default_input).settings() for settings in (before, now)]
+    try:
+        inputs = [
+            ModelInput.from_settings(settings["task"], task.default_input).settings() for settings in (before, now)
+        ]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: the settings of its task describe no input of a model ({error})") from None
+    if (
+        resumes
+        and not state.get("last_optimizer_state")
+        and not OmegaConf.select(trainer.cfg, "checkpoint.reset_optimizer")
+    ):
+        remedy = "begin another run (hydra.run.dir=...) with its weights by checkpoint.finetune_from_model"
+        raise UserError(f"{path} holds no state of the optimizer, so no run can continue from it; {remedy}")
     changes = dict(_changes(before, now))
     if resumes and (other := [key for key in inputs[0] if inputs[0][key] != inputs[1][key]]):
         values = ", ".join(f"task.{key} ({inputs[0][key]} there, {inputs[1][key]} here)" for key in other)

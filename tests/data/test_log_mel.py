@@ -202,6 +202,10 @@ def test_normalisation_and_its_inverse(normalization, deviations):
     [
         ({"normalization": "three_std"}, "normalization is 'three_std', must be one of two_std, one_std, model"),
         ({"front_end": "mfcc"}, "front_end is 'mfcc', must be one of kaldi"),
+        ({"mean": float("nan")}, "mean is nan, must be a finite number"),
+        ({"std": 0.0}, "std is 0.0, must be above 0 and finite"),
+        ({"std": -1.0}, "std is -1.0, must be above 0 and finite"),
+        ({"std": float("inf")}, "std is inf, must be above 0 and finite"),
         ({"window_type": "hamming"}, "window_type is 'hamming', must be one of hanning, povey"),
     ],
 )

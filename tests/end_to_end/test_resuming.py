@@ -70,6 +70,29 @@ def test_a_stopped_run_continues_with_the_same_clips_however_it_is_cut(
     assert {update: float(loss) for update, loss in losses.items()} == expected
 
 
+def test_values_that_no_run_can_have_and_a_run_that_its_epochs_end(corpus: Path, tmp_path: Path) -> None:
+    data = [f"task.data={corpus}", "optimization.max_update=3", "optimization.max_epoch=1"]
+    (tmp_path / "file").touch()
+    refused = {
+        "dataset.batch_size=3": "task.clips_per_update=8 is not a multiple of dataset.batch_size=3 times 1 devices",
+        "dataset.batch_size=null": "dataset.batch_size=null: must be 1 or more, or set optimization.update_freq",
+        "task.data=???": "task.data: Missing mandatory value",
+        "task.std=null": "std: Incompatible value 'None' for field of type 'float'",
+        "task.std=0": "task: std is 0.0, must be above 0 and finite",
+        "optimizer.betas=[1.5,0.9]": "optimizer: Invalid beta parameter at index 0: 1.5",
+        "optimization.lr=[1e30]": "training has diverged (gradients are Nan/Inf); lower optimization.lr",
+        f"common.tensorboard_logdir={tmp_path}/file/x": f"{tmp_path}/file/x: cannot write there (Not a directory)",
+    }
+    runs = [[*data, setting] for setting in refused]
+    *failed, ended = train_in_turn(tmp_path, [*runs, [*data, "optimization.max_update=100"]], RECIPE)
+    for run, message in zip(failed, refused.values(), strict=True):
+        last = run.output.rstrip().splitlines()[-1]
+        assert (run.returncode, message in last, "Traceback" in run.output) == (2, True, False), run.output
+    assert ended.returncode == 0, ended.output
+    assert (ended.folder / "checkpoints" / "checkpoint_last.pt").exists()
+    assert len(ended.logged("valid")) == 1
+
+
 def test_a_finished_run_and_settings_that_do_not_fit_its_checkpoint(whole: Run, corpus: Path, tmp_path: Path) -> None:
     folder, last = f"hydra.run.dir={whole.folder}", whole.folder / "checkpoints" / "checkpoint_last.pt"
     content = last.read_bytes()

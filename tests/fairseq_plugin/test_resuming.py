@@ -153,9 +153,34 @@ def test_a_manifest_in_another_order_is_told(folder: Path, tmp_path: Path, caplo
     assert "train.tsv lists other clips, or in another order, than for the checkpoint" in caplog.text
 
 
+WHOLE = {
+    "model": {"weight": torch.zeros(1)},
+    "cfg": {"task": {"mean": 0.0}},
+    "extra_state": {"train_iterator": {"epoch": 2, "iterations_in_epoch": 3}},
+    "optimizer_history": [{}],
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "entry"),
+    [
+        ({"model": None}, "model"),
+        ({"cfg": None}, "cfg.task"),
+        ({"cfg": {"model": {}}}, "cfg.task"),
+        ({"extra_state": None}, "extra_state"),
+        ({"extra_state": [1]}, "extra_state"),
+        ({"optimizer_history": []}, "optimizer_history"),
+    ],
+)
+def test_weights_that_are_no_checkpoint_of_a_run_are_an_error(changed: dict, entry: str, tmp_path: Path) -> None:
+    torch.save({**WHOLE, **changed}, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=rf"weights\.pt: not a checkpoint of a fairseq run, .* an entry {entry}$"):
+        resuming.read_checkpoint(str(tmp_path / "weights.pt"))
+
+
 def test_an_old_checkpoint_counts_batches_of_its_own_size(tmp_path: Path) -> None:
     settings = {"dataset": {"batch_size": 4}, "distributed_training": {"distributed_world_size": 2}}
-    state = {"model": {}, "cfg": settings, "extra_state": {"train_iterator": {"epoch": 2, "iterations_in_epoch": 3}}}
+    state = {**WHOLE, "cfg": {"task": {"mean": 0.0}, **settings}}
     torch.save(state, tmp_path / "old.pt")
     read = resuming.read_checkpoint(str(tmp_path / "old.pt"))
     assert read["extra_state"]["train_iterator"]["place"] == {"batches": 6, "shards": 2, "clips": 24}
@@ -210,13 +235,19 @@ def run_of(made: AmaeClassificationTask, **settings: object) -> SimpleNamespace:
 
 def checkpoint_of(trainer: SimpleNamespace) -> dict:
     cfg = OmegaConf.to_container(trainer.cfg)
-    return {"cfg": cfg, "task_state": {"classes": list(trainer.task.state.classes)}}
+    classes = list(trainer.task.state.classes)
+    return {"cfg": cfg, "task_state": {"classes": classes}, "last_optimizer_state": {"state": {}}}
 
 
 def test_a_checkpoint_of_the_same_run_fits(folder: Path) -> None:
     trainer = run_of(task(folder))
     assert list(resuming.compare("x.pt", checkpoint_of(trainer), trainer, True)) == []
-    assert list(resuming.compare("x.pt", {"cfg": {"task": trainer.cfg.task}}, trainer, True)) == []  # an old one
+    old = {"cfg": {"task": trainer.cfg.task}}
+    assert list(resuming.compare("x.pt", {**old, "last_optimizer_state": {"state": {}}}, trainer, True)) == []
+    with pytest.raises(UserError, match=r"x\.pt holds no state of the optimizer.*; begin another run"):
+        list(resuming.compare("x.pt", old, trainer, True))
+    with pytest.raises(UserError, match=r"x\.pt: the settings of its task describe no input of a model \(std is -1"):
+        list(resuming.compare("x.pt", {"cfg": {"task": {**trainer.cfg.task, "std": -1}}}, trainer, False))
 
 
 @pytest.mark.parametrize("resumes", [True, False])
