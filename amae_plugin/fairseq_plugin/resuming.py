@@ -74,7 +74,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         UserError: the file is damaged, or holds other objects.
     """
     try:
-        state = read_weights(path, optimizer=True)
+        state: Any = read_weights(path, optimizer=True)
         for entry, kind in _ENTRIES.items():
             part: Any = state
             for name in entry.split("."):
