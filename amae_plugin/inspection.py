@@ -80,7 +80,7 @@ def describe(checkpoint: Checkpoint) -> Facts:
         "best": checkpoint.state_of_run("best", int, float),
         "train_loss": _train_loss(checkpoint),
         **{name: checkpoint.setting(section, key, *kinds) for name, (section, key, kinds) in _SETTINGS.items()},
-        "classes": checkpoint.classes if checkpoint.task_state.get("classes") else None,
+        "classes": list(checkpoint.classes) if checkpoint.task_state.get("classes") else None,
         "conversion": checkpoint.state_of_run("conversion", dict),
     }
 

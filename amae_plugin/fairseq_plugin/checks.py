@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from fairseq.optim import FairseqOptimizer
 from fairseq.optim.lr_scheduler import build_lr_scheduler
 from fairseq.registry import REGISTRIES
@@ -65,21 +66,16 @@ def check_settings(cfg: DictConfig) -> None:
         if name is not None and name not in registry:
             nearest = ", ".join(difflib.get_close_matches(name, registry, n=3, cutoff=0))
             raise UserError(f"{section}._name={name}: there is none of that name; the nearest are {nearest}")
-    if cfg.lr_scheduler is not None:
+    composite = OmegaConf.select(cfg, "optimizer._name") == "composite"  # whose parts have schedules of their own
+    if cfg.lr_scheduler is not None and not composite:
         _check_schedule(cfg)
 
 
 class _Rate(FairseqOptimizer):
-    """A learning rate without an optimizer."""
+    """A learning rate, of an optimizer of one number."""
 
     def __init__(self) -> None:
-        self.lr = 0.0
-
-    def get_lr(self) -> float:
-        return self.lr
-
-    def set_lr(self, lr: float) -> None:
-        self.lr = lr
+        self._optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.0)
 
 
 def _check_schedule(cfg: DictConfig) -> None:

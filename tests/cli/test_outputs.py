@@ -139,7 +139,7 @@ def test_the_memory_does_not_suffice(
 
 
 @pytest.mark.parametrize("command", ["embed", "predict", "reconstruct", "evaluate"])
-@pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta", "mps", "cpu:1", ""])
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta", "mps", "cpu:1"])
 def test_every_command_checks_the_device_alike(
     command: str, device: str, inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

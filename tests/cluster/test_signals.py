@@ -15,9 +15,11 @@ from amae_plugin.cluster import signals
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
     signals.install_handlers()
     yield
     signals.forget()
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupted_twice() -> None:

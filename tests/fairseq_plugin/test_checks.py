@@ -52,3 +52,21 @@ def test_numbers_that_contradict_each_other(changes: dict, message: str) -> None
     cfg.lr_scheduler = schedule if "_name" in schedule else {**COSINE, **schedule}
     with pytest.raises(UserError, match=message) if message else nullcontext():
         check_settings(cfg)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"_name": "fixed", "lr": [1e-3], "warmup_updates": 10},
+        {"_name": "inverse_sqrt", "lr": [1e-3], "warmup_updates": 10},
+        {"_name": "reduce_lr_on_plateau", "lr": [1e-3], "warmup_updates": 10, "maximize_best_checkpoint_metric": True},
+        {"_name": "tri_stage", "lr": [1e-3], "phase_ratio": [0.1, 0.4, 0.5], "max_update": 100},
+        {"_name": "amae_cosine_by_time", "lr": [1e-3], "warmup_updates": 10, "max_update": 100, "stop_time_hours": 1.0},
+    ],
+    ids=lambda schedule: schedule["_name"],
+)
+def test_schedules_of_every_kind_are_tried(schedule: dict) -> None:
+    plain = {"dataset": {"batch_size": 4}, "optimization": {"max_update": 100}}
+    cfg = OmegaConf.merge(OmegaConf.structured(FairseqConfig()), plain)
+    cfg.lr_scheduler = schedule
+    check_settings(cfg)

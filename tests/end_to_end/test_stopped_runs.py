@@ -51,6 +51,8 @@ def test_a_stopped_run_continues_with_the_same_clips_however_it_is_cut(
         text=True,
         env=environment(),
         start_new_session=True,
+        # Ignored in the background of a shell, and then by what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout is not None
     output = ""
