@@ -27,6 +27,7 @@ from amae_plugin.fairseq_plugin.bases import FairseqAudioDataset, Values
 from amae_plugin.fairseq_plugin.batches import STAND_IN, EpochBatches
 from amae_plugin.fairseq_plugin.hydra import user_path
 from amae_plugin.models.settings import setting
+from amae_plugin.modules.compute import is_out_of_memory
 
 
 @dataclass
@@ -270,7 +271,7 @@ def naming_memory(setting: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         remedy = "accumulation steps make up for it where a recipe sets task.clips_per_update"
         raise OutOfMemory(f"memory does not suffice for a batch of {setting} clips: lower it; {remedy}") from error

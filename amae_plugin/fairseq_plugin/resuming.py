@@ -130,22 +130,21 @@ def compare(path: str, state: Mapping[str, Any], trainer: Trainer, resumes: bool
     ):
         remedy = "begin another run (hydra.run.dir=...) with its weights by checkpoint.finetune_from_model"
         raise UserError(f"{path} holds no state of the optimizer, so no run can continue from it; {remedy}")
-    changes = dict(_changes(before, now))
     if resumes and (other := [key for key in inputs[0] if inputs[0][key] != inputs[1][key]]):
         values = ", ".join(f"task.{key} ({inputs[0][key]} there, {inputs[1][key]} here)" for key in other)
         remedy = "restore it, or begin another run (hydra.run.dir=...) by checkpoint.finetune_from_model"
         raise UserError(f"{path} was trained with another input of the model: {values}; {remedy}")
-    for key, (there, here) in changes.items():
+    for key, there, here in _changes(before, now):
         yield f"{path} was written with {key}={there}, this run has {here}"
 
 
-def _changes(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[tuple[str, tuple[object, object]]]:
+def _changes(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[tuple[str, object, object]]:
     """Yield the settings that both have and that differ, with both values."""
     for section in _COMPARED:
         before, now = (dict(_leaves(part.get(section) or {}, f"{section}.")) for part in (stored, settings))
         for key in before.keys() & now.keys() - _FREE:
             if before[key] != now[key]:
-                yield key, (before[key], now[key])
+                yield key, before[key], now[key]
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -48,9 +48,14 @@ def enough_memory(device: torch.device, what: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY.search(str(error)):
+        if is_out_of_memory(error):
             raise UserError(f"the memory of {device} does not suffice for {what}") from None
         raise
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error means that the memory of a CPU or a GPU does not suffice."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(_NO_MEMORY.search(str(error)))
 
 
 def compile_modules(modules: Iterable[nn.Module]) -> None:
