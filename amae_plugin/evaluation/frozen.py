@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch.utils.data
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -19,6 +19,7 @@ from amae_plugin.data.audio import AudioError, load_clip
 from amae_plugin.data.labels import LABELS_NAME, Labels
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
+from amae_plugin.inference.clips import load_each
 from amae_plugin.inference.model import AudioModel
 
 NEIGHBOURS = 10
@@ -95,25 +96,7 @@ def frozen_accuracies(train: Examples, valid: Examples, test: Examples) -> dict[
 
 def _load(manifest: Manifest, sample_rate: int, workers: int) -> Iterator[Tensor]:
     """Yield the waveforms (samples,) of all clips in their order."""
-    waveforms = _Waveforms(manifest, sample_rate)
-    for waveform in torch.utils.data.DataLoader(waveforms, batch_size=None, num_workers=workers):
+    for waveform in load_each(manifest, partial(load_clip, sample_rate=sample_rate), workers):
         if isinstance(waveform, AudioError):
             raise waveform
         yield waveform
-
-
-class _Waveforms(torch.utils.data.Dataset):
-    """Waveforms of clips, or errors, which are returned because exceptions of workers arrive with tracebacks."""
-
-    def __init__(self, manifest: Manifest, sample_rate: int):
-        self.manifest = manifest
-        self.sample_rate = sample_rate
-
-    def __len__(self) -> int:
-        return len(self.manifest)
-
-    def __getitem__(self, index: int) -> Tensor | AudioError:
-        try:
-            return load_clip(self.manifest[index], self.sample_rate)
-        except AudioError as error:
-            return error

@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import soundfile
@@ -33,6 +34,8 @@ Audio = str | os.PathLike | np.ndarray | Tensor
 """Clip: the path of a file, or an array (samples,) or (channels, samples)."""
 
 Result = TypeVar("Result")
+Source = TypeVar("Source")
+Source_co = TypeVar("Source_co", covariant=True)
 
 _SILENT = "is silent: all its samples are equal"
 _LONG_SECONDS = 600  # from which on a file is decoded in pieces
@@ -357,11 +360,11 @@ class ClipFiles:
 
     def _usable(self, bar: tqdm) -> Iterator[tuple[Path, Waveform]]:
         paths = list(self.names)
-        loader = torch.utils.data.DataLoader(
-            _Waveforms(paths, self._features, self._excerpt),
-            batch_size=None,
-            num_workers=max(0, min(self._workers, len(paths) - 1)),
-        )
+        if self._excerpt is None:
+            load: Callable[[Path], Waveform | Loaded] = partial(open_waveform, features=self._features)
+        else:
+            load = partial(load_excerpt, excerpt=self._excerpt, features=self._features)
+        loader = load_each(paths, load, max(0, min(self._workers, len(paths) - 1)))
         for path, waveform in zip(paths, loader):
             if isinstance(waveform, AudioError):
                 self.skipped[str(path)] = waveform.reason or str(waveform)
@@ -372,21 +375,34 @@ class ClipFiles:
             yield path, waveform
 
 
-class _Waveforms(torch.utils.data.Dataset):
-    """Waveforms of files, or errors, which are returned because exceptions of workers arrive with tracebacks."""
+class SizedItems(Protocol[Source_co]):
+    """Items by their index."""
 
-    def __init__(self, paths: list[Path], features: FrontEnd, excerpt: Excerpt | None):
-        self.paths = paths
-        self.features = features
-        self.excerpt = excerpt
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Source_co: ...
+
+
+def load_each(
+    sources: SizedItems[Source], load: Callable[[Source], Result], workers: int
+) -> Iterator[Result | AudioError]:
+    """Load each source in order, in a number of processes; with 0, in this one.
+
+    An error of a clip is returned, since an exception of a worker arrives with its traceback.
+    """
+    return iter(torch.utils.data.DataLoader(_Loads(sources, load), batch_size=None, num_workers=workers))
+
+
+class _Loads(torch.utils.data.Dataset):
+    def __init__(self, sources: SizedItems[Source], load: Callable[[Source], Result]):
+        self.sources = sources
+        self.load = load
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.sources)
 
-    def __getitem__(self, index: int) -> Waveform | Loaded | AudioError:
+    def __getitem__(self, index: int) -> object:
         try:
-            if self.excerpt is not None:
-                return load_excerpt(self.paths[index], self.excerpt, self.features)
-            return open_waveform(self.paths[index], features=self.features)
+            return self.load(self.sources[index])
         except AudioError as error:
             return error
