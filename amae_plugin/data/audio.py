@@ -17,7 +17,7 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
@@ -166,12 +166,24 @@ def read_header(path: str | os.PathLike[str]) -> AudioHeader:
     Raises:
         AudioError: the file is missing or is not audio.
     """
+    return _read_header(path, lambda source: sum(map(len, source.blocks())))
+
+
+def read_seekable_header(path: str | os.PathLike[str]) -> AudioHeader | None:
+    """Read the header of a file whose pieces are found without decoding what precedes them; None for another one.
+
+    Raises:
+        AudioError: see :func:`read_header`.
+    """
+    header = _read_header(path, lambda source: -1)
+    return header if header.frames >= 0 else None
+
+
+def _read_header(path: str | os.PathLike[str], count: Callable[[_Source], int]) -> AudioHeader:
     name = os.fspath(path)
     try:
         with open_regular(path) as file, _open(file, name) as source:
-            frames = source.total
-            if frames is None:
-                frames = sum(map(len, source.blocks()))
+            frames = count(source) if source.total is None else source.total
             return AudioHeader(frames, source.rate, source.channels, source.damage(frames))
     except OSError as error:
         raise AudioError(name, error.strerror or str(error)) from None

@@ -17,18 +17,25 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
-import soundfile
 import torch
 import torch.utils.data
 from torch import Tensor
 from tqdm import tqdm
 
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, find_audio
-from amae_plugin.data.audio import HIGHEST_RATE, LOWEST_RATE, AudioError, load_clip, read_header, resample, to_mono
+from amae_plugin.data.audio import (
+    HIGHEST_RATE,
+    LOWEST_RATE,
+    AudioError,
+    load_clip,
+    read_header,
+    read_seekable_header,
+    resample,
+    to_mono,
+)
 from amae_plugin.data.log_mel import FrontEnd, LogMel
 from amae_plugin.data.manifest import Clip
 from amae_plugin.errors import UserError
-from amae_plugin.files import open_regular
 
 Audio = str | os.PathLike | np.ndarray | Tensor
 """Clip: the path of a file, or an array (samples,) or (channels, samples)."""
@@ -40,8 +47,6 @@ Source_co = TypeVar("Source_co", covariant=True)
 _SILENT = "is silent: all its samples are equal"
 _LONG_SECONDS = 600  # from which on a file is decoded in pieces
 _PIECE_SECONDS = 60
-_SEEKABLE = ("FLAC", "OGG", "MP3")  # formats, and beginnings of subtypes, in which a piece is found without decoding
-_PLAIN = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 _LARGEST_RATIO = 1000  # of reduced sample rates, up to which the resampler is exact
 _WIDEST_BITS = 32  # of integers whose full scale is that of their type
 _NARROWER = (2**15, 2**23)  # full scales of 16 and of 24 bits
@@ -86,16 +91,9 @@ class LongClip:
         Raises:
             AudioError: its header cannot be read.
         """
-        try:
-            with open_regular(path) as file:
-                found = soundfile.info(file)
-        except (OSError, soundfile.LibsndfileError):  # what is wrong, the decoder says
+        header = read_seekable_header(path)
+        if header is None or header.frames < _LONG_SECONDS * header.sample_rate:
             return None
-        if not (found.format in _SEEKABLE or found.subtype.startswith(_PLAIN)):
-            return None
-        if found.frames < _LONG_SECONDS * found.samplerate:
-            return None
-        header = read_header(path)
         clip = cls(path, header.frames, header.sample_rate, sample_rate)
         return clip if max(clip._ratio.as_integer_ratio()) <= _LARGEST_RATIO else None
 
