@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from amae_plugin.errors import UserError
 
-_UNFINISHED = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "RESIZING", "SUSPENDED", "STAGE_OUT"}
+_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
+_ENDED |= {"REVOKED", "TIMEOUT", "UNKNOWN"}  # all others pass: SIGNALING, say, while a job is told that it is preempted
 _IMPOSSIBLE = re.compile(r"Partition(Config|NodeLimit|TimeLimit)\b|BadConstraints\b|\w+PerJob(Limit)?\b")
 """Reasons that no waiting mends; a node or a partition that is down or drained has others."""
 
@@ -41,7 +42,7 @@ class JobState:
     @property
     def ended(self) -> bool:
         """Whether the job neither waits nor runs."""
-        return self.name not in {*_UNFINISHED, "UNREACHABLE"}
+        return self.name in _ENDED
 
     def __str__(self) -> str:
         restarts = "" if self.restarts == "0" else f"started again {self.restarts} times"
@@ -92,7 +93,7 @@ def requeue(environment: Mapping[str, str], limit: int) -> None:
     if restarts >= limit:
         raise UserError(f"it was started again {restarts} times already (hydra.launcher.requeues={limit})")
     state = _run("squeue", "--noheader", "--job", job, "--format=%T")
-    if state != "RUNNING":
+    if state not in ("RUNNING", "SIGNALING"):
         raise UserError(f"the job is {state or 'gone'}")
     _run("scontrol", "requeue", job)
 

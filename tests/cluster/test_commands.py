@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
 
-from amae_plugin.cluster.commands import JobState, job_states
+from amae_plugin.cluster.commands import JobState, job_states, requeue
 from amae_plugin.errors import UserError
 
 NO_ACCOUNTING = "echo 'Slurm accounting storage is disabled' >&2; exit 1"
@@ -36,6 +37,25 @@ def test_job_is_not_given_up_while_slurm_does_not_answer(command: Callable[[str,
     (state,) = job_states(["3"]).values()
     assert not state.ended
     assert str(state).startswith("UNREACHABLE") and "Unable to contact slurm controller" in str(state)
+
+
+@pytest.mark.parametrize(
+    "state", ["PENDING", "CONFIGURING", "RUNNING", "SIGNALING", "COMPLETING", "REQUEUED", "STOPPED"]
+)
+def test_job_that_passes_through_a_state_has_not_ended(state: str) -> None:
+    assert not JobState(state).ended
+
+
+@pytest.mark.parametrize(
+    ("state", "refused"), [("RUNNING", False), ("SIGNALING", False), ("COMPLETING", True), ("", True)]
+)
+def test_job_is_requeued_while_slurm_tells_it_to_end(
+    command: Callable[[str, str], None], state: str, refused: bool
+) -> None:
+    command("squeue", f"echo {state}")
+    command("scontrol", '[ "$*" = "requeue 3" ]')
+    with pytest.raises(UserError, match=f"the job is {state or 'gone'}") if refused else contextlib.nullcontext():
+        requeue({"SLURM_JOB_ID": "3"}, limit=1)
 
 
 def test_machine_without_slurm(command: Callable[[str, str], None]) -> None:

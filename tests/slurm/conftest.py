@@ -13,6 +13,8 @@ from types import ModuleType
 import pytest
 from local_cluster import Cluster, cluster
 
+from amae_plugin.cluster.commands import JobState
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120
 """Starts of a training after which a command or a job hangs."""
@@ -128,7 +130,7 @@ class Slurm:
 
     def has_ended(self, job: str) -> bool:
         """Whether a job neither waits nor runs."""
-        return self.job(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING")
+        return JobState(self.job(job)["JobState"]).ended
 
     def trainers(self, job: str) -> list[int]:
         """Return the processes that train, without their data loaders' workers, in the order of their start."""
