@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -26,6 +27,16 @@ from amae_plugin.modules.masking import (
 )
 
 POOLINGS = ("mean", "cls", "avgtok", "avgcls", "token_mean", "time_concat")
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """PyTorch's batch norm, which a batch of one clip passes as in evaluation: alone it has no variance."""
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and len(input) == 1:
+            return F.batch_norm(input, self.running_mean, self.running_var, eps=self.eps)
+        return super().forward(input)
 
 
 class Classifier(DownstreamModel):
@@ -81,9 +92,7 @@ class Classifier(DownstreamModel):
         elif config.pooling in ("avgtok", "avgcls"):
             self.fc_norm = nn.LayerNorm(width, eps=1e-5)
         eps = 1e-5 if config.pooling in ("token_mean", "time_concat") else 1e-6  # M2D's, and that of MAE's linear probe
-        self.batch_norm: nn.Module = (
-            nn.BatchNorm1d(width, eps=eps, affine=False) if config.batch_norm else nn.Identity()
-        )
+        self.batch_norm: nn.Module = BatchNorm(width, eps=eps, affine=False) if config.batch_norm else nn.Identity()
         self.head = nn.Linear(width, config.num_classes)
         nn.init.trunc_normal_(self.head.weight, std=config.head_std)
         nn.init.zeros_(self.head.bias)

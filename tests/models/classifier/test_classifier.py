@@ -210,6 +210,13 @@ def test_frozen_encoder_gets_no_gradient_and_computes_as_in_evaluation() -> None
     torch.testing.assert_close(output["features"].var(0, unbiased=False), torch.ones(32), atol=1e-2, rtol=0)
 
 
+def test_batch_of_one_clip_passes_batch_norm_as_in_evaluation() -> None:
+    model = build(batch_norm=True, drop_path=0.0, mask_ratio_time=0.0, mask_ratio_frequency=0.0).train()
+    model(spectrograms())
+    alone = model(spectrograms()[:1])["features"]
+    torch.testing.assert_close(alone, model.eval()(spectrograms()[:1])["features"])
+
+
 @pytest.mark.parametrize(("settings", "std"), [({}, 2e-5), ({"head_std": 0.02}, 0.02)])
 def test_head_starts_small(settings: dict[str, float], std: float) -> None:
     config = ClassifierConfig(encoder={**ENCODER, "embed_dim": 512}, num_classes=500, **settings)  # type: ignore[arg-type]
