@@ -49,8 +49,9 @@ def test_one_process_accumulation_two_ranks_and_a_kill_give_the_same_teacher(
     for run in (accumulated, on_two):
         losses = {update: pytest.approx(float(loss), rel=1e-5) for update, loss in whole.losses().items()}
         assert {update: float(loss) for update, loss in run.losses().items()} == losses
+        # A bias of keys has no gradient but rounding errors, which Adam makes steps of.
         for name, value in weights(run, "teacher.").items():
-            torch.testing.assert_close(value, teacher[name], rtol=1e-4, atol=2e-5)
+            torch.testing.assert_close(value, teacher[name], rtol=1e-4, atol=1e-4)
     # Updates after the last checkpoint are done again.
     assert 7 <= max(killed.losses()) < 12 and (min(resumed.losses()), max(resumed.losses())) == (6, 12)
     for run in (killed, resumed):
