@@ -23,12 +23,17 @@ __version__ = "0.1.0"
 
 
 def load_model(
-    path: str | os.PathLike[str], device: str = "auto", batch_size: int = 16, *, teacher: bool = False
+    path: str | os.PathLike[str],
+    device: str = "auto",
+    batch_size: int = 16,
+    *,
+    teacher: bool = False,
+    pooling: str = "mean",
 ) -> AudioModel:
     """Load a checkpoint for use on audio; see :func:`amae_plugin.inference.model.load_model`."""
     from amae_plugin.inference.model import load_model
 
-    return load_model(path, device, batch_size, teacher=teacher)
+    return load_model(path, device, batch_size, teacher=teacher, pooling=pooling)
 
 
 @wrapt.when_imported("fairseq")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from amae_plugin.benchmark.textbook import TextbookMAE
+from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.errors import UserError
 from amae_plugin.models.audio_mae import AudioMAEConfig
 from amae_plugin.models.base import PretrainingModel, summed_losses
@@ -33,6 +34,7 @@ class Candidate:
         loss: computes the training loss of such an input.
         mask: draws the masks of such an input and does nothing else; None if the model cannot do that separately.
         optimized: whether the recipe may compile the model, and AdamW runs in its fused form, as in the trainer.
+        target_length: frames of its input in a comparison, those of its published models; the recipe's if None.
     """
 
     sizes: str
@@ -41,6 +43,7 @@ class Candidate:
     loss: Callable[..., Tensor]
     mask: Callable[..., object] | None = None
     optimized: bool = True
+    target_length: int | None = None
 
 
 def find_candidate(settings: _Settings) -> Candidate:
@@ -53,6 +56,14 @@ def find_candidate(settings: _Settings) -> Candidate:
     if name not in CANDIDATES:
         raise UserError(f"model._name={name} is not a model that can be measured; there are: {', '.join(CANDIDATES)}")
     return CANDIDATES[name]
+
+
+def _of_system(name: str) -> Candidate:
+    """Describe a system; one that is not trained on clips of the usual length is compared at its own."""
+    system = SYSTEMS[name]
+    length = system.default_input.target_length
+    own = None if length == ModelInput().target_length else length
+    return Candidate(name, system.model, _inputs, _loss, _mask, target_length=own)
 
 
 def _inputs(settings: _Settings, batch: int) -> tuple[Tensor, Tensor]:
@@ -88,7 +99,7 @@ def _textbook_inputs(settings: _Settings, batch: int) -> tuple[Tensor]:
 
 
 CANDIDATES: dict[str, Candidate] = {
-    **{name: Candidate(name, system.model, _inputs, _loss, _mask) for name, system in SYSTEMS.items()},
+    **{name: _of_system(name) for name in SYSTEMS},
     TWO_PASS_SSAST: Candidate("amae_ssast", SYSTEMS["amae_ssast"].model, _inputs, _loss_in_two_passes, _mask),
     TEXTBOOK: Candidate("amae_audio_mae", _textbook, _textbook_inputs, lambda model, x: model(x), optimized=False),
 }

@@ -1,5 +1,6 @@
 """One optimizer step of a model: its time, memory and arithmetic, and the machine's rate at matrix products."""
 
+import math
 import multiprocessing
 import resource
 import statistics
@@ -119,7 +120,7 @@ def measure_step(spec: StepSpec) -> dict[str, float | int | None]:
 
 
 def count_flops(spec: StepSpec) -> int:
-    """Count the floating-point operations of one step's matrix products; a multiply-add is two.
+    """Count the floating-point operations of one step's matrix products and convolutions; a multiply-add is two.
 
     The uncompiled model is counted: compiled code may repeat some operations to save memory, which is no useful work.
     Work that does not depend on the batch (relative-position biases) is counted once. Blocks that a model skips at
@@ -132,10 +133,18 @@ def count_flops(spec: StepSpec) -> int:
     for batch in (1, 2):
         inputs = candidate.inputs(spec.settings, batch)
         # The counter does not know the CPU's fused attention; as matrix products it is the same arithmetic.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        formulas = {torch.ops.aten.convolution_backward: _flops_of_gradients}
+        counter = FlopCounterMode(display=False, custom_mapping=formulas)
+        with sdpa_kernel(SDPBackend.MATH), counter:
             candidate.loss(model, *inputs).backward()
         counts.append(counter.get_total_flops())
     return counts[0] + (spec.batch - 1) * (counts[1] - counts[0])
+
+
+def _flops_of_gradients(grad: torch.Size, source: torch.Size, weight: torch.Size, *others: Any, **_: object) -> int:
+    """Count the backward pass of a convolution from shapes; PyTorch's own formula does not know groups."""
+    of_source, of_weight, _of_bias = others[-1]
+    return (of_source + of_weight) * 2 * math.prod(weight) * grad[0] * math.prod(grad[2:])
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -1,8 +1,8 @@
 """Measure the speed of training or of the data path on this machine.
 
 Measures an optimizer step (forward, loss, backward, AdamW) of a recipe's model on random input, each precision in a
-process of its own. With --compare it measures all systems on the recipe's input, against the textbook form and each
-other; with --data, the clips per second of the data path.
+process of its own. With --compare it measures all systems, against the textbook form and each other, on the recipe's
+input or that of their published models; with --data, the clips per second of the data path.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ Figures = dict[str, Any]
 _COLUMNS = {
     "seconds": ("seconds a step", "{:.4g}"),
     "clips_per_second": ("clips/s", "{:.4g}"),
+    "gflop_per_clip": ("GFLOP a clip", "{:,.4g}"),
     "peak_gib": ("peak memory", "{:.3g} GiB"),
     "flops_share": ("of the rate of a large matrix product", "{:.0%}"),
     "time_ratio": ("time / textbook", "{:.2f}"),
@@ -78,12 +79,9 @@ def run(args: argparse.Namespace) -> None:
 def _measure_training(args: argparse.Namespace) -> Figures:
     settings = model_settings(args.recipe, args.config_dir, args.set)
     find_candidate(settings)
-    reference = _measure(args, {**settings, "_name": TEXTBOOK}, "fp32", None) if args.reference else None
-    rows = {precision: _measure(args, settings, precision, reference) for precision in dict.fromkeys(args.precision)}
-    print("counting the arithmetic of a step", file=sys.stderr)
-    flops = count_flops(_spec(args, settings, "fp32"))
-    for row in rows.values():
-        row["flops_share"] = flops / row["seconds"] / row["matrix_flops_per_second"]
+    reference = _measure_all(args, {**settings, "_name": TEXTBOOK}, ["fp32"], None)["fp32"] if args.reference else None
+    rows = _measure_all(args, settings, args.precision, reference)
+    flops = rows[args.precision[0]]["flops"]
     result = {**_circumstances(args), "settings": settings, "flops": flops, "precisions": rows, "reference": reference}
     print(f"one step of {args.recipe} is {flops / 1e9:,.4g} GFLOP of matrix products")
     _print_table(result, {**({"textbook fp32": reference} if reference else {}), **rows})
@@ -91,14 +89,9 @@ def _measure_training(args: argparse.Namespace) -> Figures:
 
 
 def _compare(args: argparse.Namespace) -> Figures:
-    settings = {
-        name: {**model_settings(args.recipe, args.config_dir, [*args.set, f"model={candidate.sizes}"]), "_name": name}
-        for name, candidate in CANDIDATES.items()
-    }
-    reference = _measure(args, settings.pop(TEXTBOOK), "fp32", None)
-    systems: dict[str, dict[str, Figures]] = {name: {} for name in settings}
-    for precision, (name, model) in itertools.product(dict.fromkeys(args.precision), settings.items()):
-        systems[name][precision] = _measure(args, model, precision, reference)
+    settings = {name: _candidate_settings(args, name) for name in CANDIDATES}
+    reference = _measure_all(args, settings.pop(TEXTBOOK), ["fp32"], None)["fp32"]
+    systems = {name: _measure_all(args, model, args.precision, reference) for name, model in settings.items()}
     result = {**_circumstances(args), "settings": settings, "reference": reference, "systems": systems}
     rows = {f"{name} {precision}": row for name, system in systems.items() for precision, row in system.items()}
     _print_table(result, {"textbook fp32": reference, **rows})
@@ -109,6 +102,26 @@ def _compare(args: argparse.Namespace) -> Figures:
         ratios[precision][name] = {"times_faster": faster, "memory_share": memory}
         print(f"{precision}: {FASTER} takes 1/{faster:.2f} of the time of {name} and {memory:.2f} of its memory")
     return {**result, f"{FASTER.removeprefix('amae_')}_against": ratios}
+
+
+def _candidate_settings(args: argparse.Namespace, name: str) -> Figures:
+    candidate = CANDIDATES[name]
+    own_length = [f"task.target_length={candidate.target_length}"] if candidate.target_length else []
+    changes = [f"model={candidate.sizes}", *own_length, *args.set]
+    return {**model_settings(args.recipe, args.config_dir, changes), "_name": name}
+
+
+def _measure_all(
+    args: argparse.Namespace, settings: Figures, precisions: Sequence[str], reference: Figures | None
+) -> dict[str, Figures]:
+    """Measure a step in each precision, and count its arithmetic once."""
+    rows = {precision: _measure(args, settings, precision, reference) for precision in dict.fromkeys(precisions)}
+    print("counting the arithmetic of a step", file=sys.stderr)
+    flops = count_flops(_spec(args, settings, "fp32"))
+    for row in rows.values():
+        row["flops"], row["gflop_per_clip"] = flops, flops / args.batch / 1e9
+        row["flops_share"] = flops / row["seconds"] / row["matrix_flops_per_second"]
+    return rows
 
 
 def _measure(args: argparse.Namespace, settings: Figures, precision: str, reference: Figures | None) -> Figures:

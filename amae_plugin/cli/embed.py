@@ -28,11 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher", action="store_true", help="by the teacher that followed the encoder in pretraining"
     )
+    text = "a clip is the mean of its time steps or the encoder's class token (%(default)s)"
+    parser.add_argument("--pooling", choices=("mean", "cls"), default="mean", help=text)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the embeddings and list the files that cannot be used."""
-    model = load_model(args.checkpoint, args.device, args.batch_size, teacher=args.teacher)
+    model = load_model(args.checkpoint, args.device, args.batch_size, teacher=args.teacher, pooling=args.pooling)
     clips = ClipFiles(args.paths, model.input.front_end, args.workers, "embedding")
     in_one_file = args.out.suffix == ".npz"
     files = {} if in_one_file else _files(args.out, clips.names)
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             arrays["offsets"] = np.cumsum([0, *(len(row["steps"]) for row in rows)])
         with writing(args.out):
             _save(args.out, arrays)
-    print(f"embeddings of {len(paths):,} clips, {model.embed_dim} values each: {args.out}")
+    print(f"embeddings of {len(paths):,} clips, {model.clip_dim} values each: {args.out}")
     return code
 
 

@@ -7,6 +7,7 @@ from typing import Any, Union
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -85,7 +86,7 @@ class Mixup(Augmentation):
     def mix(self, samples: Tensor, partner: Tensor, weight: float) -> Tensor:
         """Return the weighted sum of both, each without its mean; the partner is cut or continued with zeros."""
         partner = _centre(partner)[: len(samples)]
-        partner = torch.nn.functional.pad(partner, (0, len(samples) - len(partner)))
+        partner = F.pad(partner, (0, len(samples) - len(partner)))
         return weight * _centre(samples) + (1 - weight) * partner
 
 
@@ -152,8 +153,51 @@ class Noise(Augmentation):
         return torch.roll(noisy, int(rng.integers(-self.frames, self.frames, endpoint=True)), dims=0)
 
 
-AUGMENTATIONS: dict[str, type[Augmentation]]
-AUGMENTATIONS = {"roll": Roll, "magnitude": Magnitude, "mixup": Mixup, "spec_augment": SpecAugment, "noise": Noise}
+@dataclass(frozen=True)
+class ResizedCrop(Augmentation):
+    """Random piece of the normalised spectrogram, resized to its size (BYOL-A, Niizumi et al. 2021; M2D's fine-tuning).
+
+    The spectrogram lies in the middle of a longer one that is 0, the corpus's mean, elsewhere. The sides of the piece
+    are uniform between two shares of the spectrogram's, the place uniform over those where it fits.
+
+    Attributes:
+        smallest: smallest share of the frames and of the bins.
+        largest: largest share; above 1 a piece includes silence around the clip, or all bins.
+        length: frames of the longer spectrogram, as a multiple of the clip's.
+    """
+
+    smallest: float = 0.6
+    largest: float = 1.5
+    length: float = 1.5
+
+    def __post_init__(self) -> None:
+        shares = f"smallest={self.smallest} and largest={self.largest}"
+        _require(0 < self.smallest <= self.largest < math.inf, f"{shares} must be above 0 and in this order")
+        _require(1 <= self.length < math.inf, f"length={self.length} must be 1 or more")
+
+    def normalized(self, spectrogram: Tensor, rng: np.random.Generator) -> Tensor:
+        """Crop and resize (frames, bins) by bicubic interpolation."""
+        frames, bins = spectrogram.shape
+        canvas = spectrogram.new_zeros(int(frames * self.length), bins)
+        start = (len(canvas) - frames) // 2
+        canvas[start : start + frames] = spectrogram
+        piece = canvas[self._part(frames, len(canvas), rng), self._part(bins, bins, rng)]
+        return F.interpolate(piece[None, None], (frames, bins), mode="bicubic", align_corners=True)[0, 0]
+
+    def _part(self, size: int, limit: int, rng: np.random.Generator) -> slice:
+        width = min(max(int(rng.uniform(self.smallest, self.largest) * size), 1), limit)
+        start = int(rng.integers(limit - width, endpoint=True))
+        return slice(start, start + width)
+
+
+AUGMENTATIONS: dict[str, type[Augmentation]] = {
+    "roll": Roll,
+    "magnitude": Magnitude,
+    "mixup": Mixup,
+    "spec_augment": SpecAugment,
+    "noise": Noise,
+    "resized_crop": ResizedCrop,
+}
 """Augmentations by name."""
 
 Parameters = Mapping[str, Any]

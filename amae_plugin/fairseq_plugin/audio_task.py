@@ -18,7 +18,7 @@ from fairseq.tasks import FairseqTask
 from omegaconf import II, MISSING
 from torch import Tensor, nn
 
-from amae_plugin.data.augment import Augmentation, build_augmentations, read_choice
+from amae_plugin.data.augment import AUGMENTATIONS, Augmentation, build_augmentations, read_choice
 from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.data.manifest import Manifest
@@ -55,7 +55,7 @@ class AudioTaskConfig(FairseqDataclass):
         None, "longest, shortest: sample rate of all files in Hz, which saves reading it from each; null: read it"
     )
     augmentations: Any = setting(
-        "roll,magnitude", "names (roll, magnitude, mixup, spec_augment, noise) or {name: parameters}, in order; or null"
+        "roll,magnitude", f"names ({', '.join(AUGMENTATIONS)}) or {{name: parameters}}, in order; or null"
     )
     on_bad_audio: str = setting("raise", "a clip that cannot be decoded: raise stops, skip counts and logs it")
     max_bad_audio: int = setting(100, "number of clips that may be skipped, on each device, in all epochs together")

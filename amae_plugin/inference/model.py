@@ -67,7 +67,8 @@ class AudioModel(nn.Module):
 
     **Embeddings.** The embedding of a time step is the mean of the tokens of its frequency bands after the encoder's
     final norm, without class tokens; M2D's has these tokens side by side. The embedding of a clip is the mean of its
-    time steps, so every second counts alike.
+    time steps, so every second counts alike. With ``pooling="cls"`` it is the encoder's class token, averaged over the
+    windows; EAT, whose class token learns to describe the clip, is published with both.
 
     The model is always in evaluation mode, even after ``train()``, and nothing about it is random.
     Letters in shapes: N clips, T time steps of a clip, D width.
@@ -75,21 +76,24 @@ class AudioModel(nn.Module):
     Args:
         checkpoint: checkpoint of a pretraining model.
         batch_size: windows at a time.
+        pooling: ``"mean"`` or ``"cls"``, what the embedding of a clip is.
 
     Attributes:
         input: input of the model.
         sample_rate: rate in Hz to which audio is converted.
         embed_dim: D.
+        clip_dim: values of a clip's embedding, D unless the class token is narrower than a time step.
         num_layers: number of hidden states of :meth:`extract_features`: the transformer blocks and one.
         step_samples: samples from one time step to the next, at ``sample_rate``.
         batch_size: windows at a time; may be changed at any time.
         checkpoint: checkpoint without its weights.
 
     Raises:
-        UserError: the checkpoint's weights do not fit its settings, or a setting that describes the input is missing.
+        UserError: the checkpoint's weights do not fit its settings, a setting that describes the input is missing, or
+            the model has no such pooling.
     """
 
-    def __init__(self, checkpoint: Checkpoint, batch_size: int = 16):
+    def __init__(self, checkpoint: Checkpoint, batch_size: int = 16, pooling: str = "mean"):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
@@ -98,7 +102,11 @@ class AudioModel(nn.Module):
         self.input = checkpoint.input
         self.model = checkpoint.model()
         self.sample_rate = self.input.sample_rate
+        if pooling not in self._poolings:
+            raise UserError(f"{checkpoint.path}: no pooling {pooling}; there is {', '.join(self._poolings)}")
+        self.pooling = pooling
         self.embed_dim = self.encoder.step_dim(self._joins_bands)
+        self.clip_dim = self.encoder.embed_dim if pooling == "cls" else self.embed_dim
         self.num_layers = len(self.encoder.blocks) + 1
         self.step_samples = self.encoder.patch_stride[0] * self.input.front_end.shift_samples
         self._grid: Size2d = self.encoder.grid(self.input.target_length, self.encoder.num_mel_bins)
@@ -122,7 +130,7 @@ class AudioModel(nn.Module):
         """
         waveforms, single = self._waveforms(audio, sample_rate)
         clips = [embedding.clip for embedding in self.embeddings(waveforms, timestamps=False)]
-        return clips[0] if single else torch.stack(clips) if clips else torch.zeros(0, self.embed_dim)
+        return clips[0] if single else torch.stack(clips) if clips else torch.zeros(0, self.clip_dim)
 
     def embed_timestamps(
         self, audio: Audio | Batch, sample_rate: float | None = None
@@ -342,6 +350,8 @@ class AudioModel(nn.Module):
         """Return ``states`` (B, 1, W, D), time steps of the encoder's output, and the other values of :meth:`_run`."""
         with _recorded(self.encoder, ()) as states:
             visible, others = self._run(source, padding_mask)
+        if self.pooling == "cls":
+            others["features"] = states[0][:, 0].float()
         return {"states": self._final_norm(self._by_step(states[0], visible))[:, None], **others}
 
     def _all_states(self, source: Tensor, padding_mask: Tensor) -> dict[str, Tensor]:
@@ -382,6 +392,10 @@ class AudioModel(nn.Module):
     @property
     def _joins_bands(self) -> bool:
         return self.encoder.joins_bands
+
+    @property
+    def _poolings(self) -> tuple[str, ...]:
+        return ("mean", "cls") if self.encoder.num_prefix_tokens else ("mean",)
 
     @property
     def encoder(self) -> Encoder:
@@ -428,6 +442,10 @@ class AudioClassifier(AudioModel):
     def _joins_bands(self) -> bool:
         return self.model.joins_bands
 
+    @property
+    def _poolings(self) -> tuple[str, ...]:
+        return ("mean",)
+
     def _final_norm(self, steps: Tensor) -> Tensor:
         return self.model.fc_norm(steps) if self.model.config.pooling == "mean" else steps
 
@@ -455,6 +473,7 @@ def load_model(
     batch_size: int = 16,
     *,
     teacher: bool = False,
+    pooling: str = "mean",
 ) -> AudioModel:
     """Load a checkpoint of this plugin for use on audio.
 
@@ -463,16 +482,18 @@ def load_model(
         device: device, or its name: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``, which prefers a GPU.
         batch_size: windows at a time.
         teacher: whether the teacher that followed the encoder in pretraining takes its place.
+        pooling: what the embedding of a clip is, see :class:`AudioModel`; a classifier has its own.
 
     Returns:
         An :class:`AudioClassifier` for the checkpoint of a classifier.
 
     Raises:
-        UserError: the file is not a checkpoint of this plugin, it has no teacher, or the device does not exist.
+        UserError: the file is not a checkpoint of this plugin, it has no teacher or no such pooling, or the device does
+            not exist.
     """
     checkpoint = Checkpoint.read(path)
     kind = AudioModel if checkpoint.downstream is None else AUDIO_MODELS[checkpoint.downstream]
-    model, device = kind(checkpoint, batch_size), choose_device(device)
+    model, device = kind(checkpoint, batch_size, pooling), choose_device(device)
     if teacher:
         network = model.model
         if not isinstance(network, PretrainingModel) or network.teacher is None:

@@ -137,6 +137,17 @@ def test_flops_of_ssast_whose_encoder_sees_mask_tokens(config_dir):
     assert count_flops(spec(settings, 3)) == 3 * (3 * with_input_gradient + 2 * once)
 
 
+def test_flops_of_eat_count_its_clones_its_teacher_and_the_groups_of_its_convolutions():
+    settings = {"_name": "amae_eat", "input_length": 64, "num_mel_bins": 32, "patch_size": [8, 8], "embed_dim": 24}
+    settings.update(depth=2, num_heads=3, clones=5, mask_ratio=0.75, decoder_depth=3, decoder_groups=4)
+    visible, tokens, values = 8, 32, 64
+    embedding = 2 * tokens * values * 24
+    student = 2 * block_flops(1 + visible, 24, 1 + visible)
+    decoder = 3 * (2 * tokens * 24 * (24 // 4) * 3 * 3) + 2 * tokens * 24 * 24
+    teacher = embedding + 2 * block_flops(1 + tokens, 24, 1 + tokens)
+    assert count_flops(spec(settings, 2)) == 2 * (2 * embedding + 3 * 5 * (student + decoder) + teacher)
+
+
 def test_settings_are_the_recipes_with_sizes_of_its_task_and_changes(config_dir):
     settings = model_settings("tiny_recipe", config_dir, ["model.depth=3", "task.target_length=128"])
     assert (settings["input_length"], settings["num_mel_bins"], settings["depth"]) == (128, 32, 3)
@@ -207,6 +218,7 @@ def test_all_systems_are_compared(config_dir, tmp_path, capsys):
         "amae_mae_ast": MODEL.replace("decoder: global\n", "") + "masking: random\n",
         "amae_ssast": "_name: amae_ssast\npatch_size: [8, 8]\nembed_dim: 24\ndepth: 1\nnum_heads: 3\nmasking: random\n",
         "amae_m2d": MODEL.replace("decoder: global\n", ""),
+        "amae_eat": "_name: amae_eat\npatch_size: [8, 8]\nembed_dim: 24\ndepth: 1\nnum_heads: 3\nclones: 2\n",
     }.items():
         (config_dir / "model" / f"{name}.yaml").write_text(extra.replace("_name: amae_audio_mae", f"_name: {name}"))
     path = tmp_path / "figures.json"
@@ -221,7 +233,13 @@ def test_all_systems_are_compared(config_dir, tmp_path, capsys):
         assert 0.2 < ratio["memory_share"] < 5
     reference = figures["reference"]["seconds"]
     assert figures["systems"]["amae_ssast"]["fp32"]["time_ratio"] == pytest.approx(seconds["amae_ssast"] / reference)
-    assert all(0 < system["fp32"]["mask_share"] < 1 for system in figures["systems"].values())
+    lengths = {name: settings["input_length"] for name, settings in figures["settings"].items()}
+    assert lengths.pop("amae_m2d") == 608 and set(lengths.values()) == {64}
+    for name, system in figures["systems"].items():
+        row = system["fp32"]
+        assert 0 < row["mask_share"] < 1
+        assert row["gflop_per_clip"] == pytest.approx(count_flops(spec(figures["settings"][name], 2)) / 2e9)
+        assert row["flops_share"] == pytest.approx(row["flops"] / row["seconds"] / row["matrix_flops_per_second"])
     output = capsys.readouterr().out
     assert "| textbook fp32 |" in output
     assert "| two-pass SSAST fp32 |" in output

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from amae_plugin.data.augment import (
     Magnitude,
     Mixup,
     Noise,
+    ResizedCrop,
     Roll,
     SpecAugment,
     build_augmentations,
@@ -109,10 +111,39 @@ def test_noise_is_small_positive_and_rolls_by_a_few_frames():
     assert min(levels) < 0.01
 
 
+@pytest.mark.parametrize(("shares", "starts"), [((0.7, 0.9), (13, 2)), ((1.2, 1.4), (5, 0)), ((1.5, 0.6), (0, 6))])
+def test_a_resized_crop_is_that_of_the_published_code(shares, starts):
+    clip = torch.randn(40, 16)
+    # Of the published code, which has the bins first and draws for them first.
+    canvas = torch.zeros(1, 16, 60)
+    canvas[:, :, 10:50] = clip.T
+    height, width = min(int(shares[1] * 16), 16), min(int(shares[0] * 40), 60)
+    piece = canvas[:, starts[1] : starts[1] + height, starts[0] : starts[0] + width]
+    expected = torch.nn.functional.interpolate(piece[None], (16, 40), mode="bicubic", align_corners=True)[0, 0].T
+    rng = Mock(uniform=Mock(side_effect=shares), integers=Mock(side_effect=starts))
+    torch.testing.assert_close(ResizedCrop().normalized(clip, rng), expected)
+    assert rng.uniform.call_args_list == 2 * [call(0.6, 1.5)]
+    assert rng.integers.call_args_list == [call(60 - width, endpoint=True), call(16 - height, endpoint=True)]
+
+
+def test_resized_crops_have_all_sizes_and_places():
+    clip = (1 + torch.linspace(0, 1, 80)).expand(100, 80)  # silence is 0
+    rng = np.random.default_rng(0)
+    crops = [ResizedCrop().normalized(clip, rng) for _ in range(300)]
+    middles = [crop.median(dim=0).values for crop in crops]
+    bins = [1 + round(float(middle[60] - middle[20]) / 40 * 79**2) for middle in middles]  # of the pieces
+    assert (min(bins), max(bins)) == (48, 80) and len(set(bins)) > 25
+    assert bins.count(80) > 100  # larger shares take them all
+    silent = [(float(crop[0, 40]) < 0.1, float(crop[-1, 40]) < 0.1) for crop in crops]
+    assert set(silent) == {(False, False), (False, True), (True, False), (True, True)}
+    whole = ResizedCrop(1, 1, 1).normalized(clip, rng)
+    torch.testing.assert_close(whole, clip)
+
+
 def test_spectrogram_augmentations_keep_their_input_and_repeat():
     spectrogram = torch.randn(200, 128)
     before = spectrogram.clone()
-    for augment in (SpecAugment().log_mel, Noise().normalized):
+    for augment in (SpecAugment().log_mel, Noise().normalized, ResizedCrop().normalized):
         first = augment(spectrogram, np.random.default_rng(5))
         assert first.dtype == torch.float32 and first.shape == spectrogram.shape
         assert torch.equal(first, augment(spectrogram, np.random.default_rng(5)))
@@ -213,7 +244,7 @@ def test_ways_to_name_augmentations(choice, expected):
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        (["shuffle"], "no shuffle; there are roll, magnitude, mixup, spec_augment, noise"),
+        (["shuffle"], "no shuffle; there are roll, magnitude, mixup, spec_augment, noise, resized_crop"),
         ({"mixup": {"ratio": 0.5}}, "mixup has no parameter ratio; it has share, alpha"),
         ({"roll": {"by": 3}}, "roll has no parameter by; it has none"),
         ({"magnitude": {"alpha": 0}}, "magnitude: alpha=0 must be above 0"),
@@ -224,6 +255,10 @@ def test_ways_to_name_augmentations(choice, expected):
         ({"spec_augment": {"time": -1}}, "spec_augment: time=-1 must be 0 or more"),
         ({"spec_augment": {"frequency": 2.5}}, "frequency=2.5 must be a whole number, or a share below 1"),
         ({"noise": {"amplitude": -0.1}}, "noise: amplitude=-0.1 must be 0 or more"),
+        ({"resized_crop": {"smallest": 0}}, "smallest=0 and largest=1.5 must be above 0 and in this order"),
+        ({"resized_crop": {"largest": 0.5}}, "smallest=0.6 and largest=0.5 must be above 0 and in this order"),
+        ({"resized_crop": {"largest": float("nan")}}, "largest=nan must be above 0"),
+        ({"resized_crop": {"length": 0.9}}, "resized_crop: length=0.9 must be 1 or more"),
         ({"noise": {"frames": "many"}}, "noise: .*'str'"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -99,6 +100,27 @@ def train(
         check=False,
     )
     return Run(folder, done.stdout, done.returncode)
+
+
+def train_and_kill(folder: Path, update: int, *overrides: str, recipe: str = "pretrain_audio_mae_tiny") -> Run:
+    """Train until an update is logged, then kill the run and its workers."""
+    process = subprocess.Popen(
+        command(recipe, folder, overrides),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    output = ""
+    for line in process.stdout:
+        output += line
+        if f'"num_updates": "{update}"' in line:
+            os.killpg(process.pid, signal.SIGKILL)
+    killed = Run(folder, output, process.wait())
+    assert killed.returncode == -signal.SIGKILL, output
+    return killed
 
 
 IN_TURN = """

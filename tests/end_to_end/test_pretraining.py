@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import BIN, Run, command, environment, train, train_in_turn, train_on_two_ranks
+from conftest import BIN, Run, environment, train, train_and_kill, train_in_turn, train_on_two_ranks
 from tensorboardX.proto import event_pb2
 
 
@@ -97,22 +94,7 @@ def test_killed_run_continues_as_if_it_had_not_been_killed(corpus: Path, tmp_pat
     whole = train(tmp_path / "whole", *overrides)
     assert whole.returncode == 0, whole.output
 
-    log = tmp_path / "killed.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command("pretrain_audio_mae_tiny", tmp_path / "killed", overrides),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=environment(),
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 300
-        while '"num_updates": "10"' not in log.read_text() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    killed = Run(tmp_path / "killed", log.read_text(), process.returncode)
-    assert killed.returncode == -signal.SIGKILL, killed.output
+    killed = train_and_kill(tmp_path / "killed", 10, *overrides)
     assert 10 <= max(killed.losses()) < 24
     for path in (tmp_path / "killed" / "checkpoints").glob("*.pt"):
         torch.load(path, weights_only=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import ENCODER, SHORT, amae, train, train_in_turn
+from conftest import ENCODER, SHORT, amae, train
 
 from amae_plugin.checkpoints import Checkpoint
 
@@ -28,35 +28,6 @@ def test_pretraining_learns_draws_and_logs_both_objectives(recipe: str, corpus: 
     (valid,) = run.logged("valid")
     assert {f"valid_{name}" for name in names} <= valid.keys()
     assert list((tmp_path / "tensorboard" / "pictures").glob("events.*"))
-
-
-def test_eat_learns_its_teachers_features_however_its_batches_are_cut_and_resumes_with_its_teacher(
-    corpus: Path, tmp_path: Path
-) -> None:
-    overrides = [f"task.data={corpus}", "optimization.max_update=20", "checkpoint.save_interval_updates=10"]
-    saved = tmp_path / "0" / "checkpoints" / "checkpoint_3_10.pt"
-    pieces = [*overrides, "dataset.batch_size=4"]
-    resumed = [*overrides, f"checkpoint.restore_file={saved}"]
-    runs = train_in_turn(
-        tmp_path, [[*overrides, "checkpoint.keep_interval_updates=2"], pieces, resumed], "pretrain_eat_tiny"
-    )
-    assert [run.returncode for run in runs] == [0, 0, 0], "".join(run.output for run in runs)
-    names = ("loss", "loss_frame", "loss_utterance", "target_variance")
-    whole, in_pieces, second_half = (
-        [{name: float(entry[name]) for name in names} for entry in run.logged("train_inner")] for run in runs
-    )
-    assert len(whole) == len(in_pieces) == 20
-    for entry in whole:
-        assert entry["loss"] == pytest.approx(entry["loss_frame"] + 64 * entry["loss_utterance"], rel=1e-4)
-        assert entry["target_variance"] > 0.1
-    assert sum(entry["loss"] for entry in whole[-3:]) < 0.95 * sum(entry["loss"] for entry in whole[:3])
-    for one, other in zip(whole, in_pieces):
-        assert [other[name] for name in names[:3]] == pytest.approx([one[name] for name in names[:3]], rel=1e-4)
-    assert second_half == whole[10:]
-    teachers = [Checkpoint.read(run.folder / "checkpoints" / "checkpoint_last.pt").model().teacher for run in runs]
-    for name, tensor in teachers[0].state_dict().items():
-        assert torch.equal(teachers[2].state_dict()[name], tensor)
-        torch.testing.assert_close(teachers[1].state_dict()[name], tensor, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

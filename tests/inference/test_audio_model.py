@@ -106,6 +106,17 @@ def test_a_longer_clip_is_heard_in_overlapping_windows(system, pretrained, sound
     assert np.ptp(np.diff(timestamps)) < 1e-9
 
 
+def test_the_class_token_describes_a_clip_if_asked(pretrained, sound):
+    samples = sound(400 + 95 * 160)  # two windows, which overlap by half and so count alike
+    model, usual = (load_model(pretrained["eat"], device="cpu", **kind) for kind in ({"pooling": "cls"}, {}))
+    windows = torch.from_numpy(np.stack([samples[:INPUT_SAMPLES], samples[32 * 160 :]]))
+    source = torch.stack([model.input.spectrogram(window) for window in windows])
+    expected = model.model.extract_features(source)[0][:, 0].mean(dim=0)
+    torch.testing.assert_close(model.embed(samples, 16_000), expected.detach(), **TOLERANCE)
+    assert torch.equal(model.embed_timestamps(samples, 16_000)[0], usual.embed_timestamps(samples, 16_000)[0])
+    assert not torch.allclose(usual.embed(samples, 16_000), expected, atol=0.01)
+
+
 def test_hidden_states(system, pretrained, sound):
     samples = sound(INPUT_SAMPLES + 5000)
     model = load_model(pretrained[system], device="cpu")
@@ -301,7 +312,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path, write_checkpoint, soun
         load_model(path, device="cpu").embed(sound(9000), 16_000)
 
 
-def test_settings_and_devices_that_make_no_sense(pretrained, tmp_path):
+def test_settings_and_devices_that_make_no_sense(pretrained, classifiers, tmp_path):
     content = torch.load(pretrained["audio_mae"])
     del content["cfg"]["task"]["std"]
     torch.save(content, tmp_path / "x.pt")
@@ -315,6 +326,9 @@ def test_settings_and_devices_that_make_no_sense(pretrained, tmp_path):
         load_model(pretrained["audio_mae"], device="gpu")
     with pytest.raises(UserError, match="device cuda:99: PyTorch finds no such GPU"):
         load_model(pretrained["audio_mae"], device="cuda:99")
+    for path in (pretrained["mae_ast"], classifiers["eat"]):
+        with pytest.raises(UserError, match=r"\.pt: no pooling cls; there is mean"):
+            load_model(path, device="cpu", pooling="cls")
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         load_model(pretrained["audio_mae"], batch_size=0)
 

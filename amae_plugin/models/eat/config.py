@@ -26,6 +26,10 @@ class EATConfig(PretrainingConfig):
     decoder_groups: int = setting(16, "groups of the decoder's convolutions, or as many as divide the width")
     decoder_noise_std: float = setting(0.01, "standard deviation of the noise in place of hidden patches, in training")
 
+    mixtures: bool = setting(
+        False, "SSLAM's second stage: of each clip, encode also a mixture with the one before it in a device's batch"
+    )
+
     utterance_weight: float = setting(
         192.0,
         "weight of the utterance loss, a mean (published: a sum over the clones of a GPU's clips, so 16 x 12 times it)",

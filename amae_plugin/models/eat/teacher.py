@@ -31,20 +31,21 @@ class EATTeacher(MovingAverage):
         super().__init__(encoder, ("patch_embed", "cls_token", "norm_pre", "blocks"), decay)
 
     @torch.no_grad()
-    def targets(self, patches: Tensor, positions: Tensor) -> Tensor:
-        """Return the features of the patches of whole clips: (B, L, D), float32.
+    def targets(self, patches: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of the patches of whole clips, and those of the last block: (B, L, D) each, float32.
 
         The MLP's output in each block, before the sum and the norm, is normalised over time, channel by channel. The
-        mean over the blocks is normalised over the channels.
+        features are the mean over the blocks. Both results are normalised over the channels.
 
         Args:
             patches: (B, L, P).
-            positions: (1, L, D).
+            positions: (1, L, D), or (B, L, D).
         """
         x = self.norm_pre(prepend(self.cls_token, self.patch_embed(patches) + positions))
-        total = torch.zeros((), device=x.device)
+        total = last = torch.zeros((), device=x.device)
         for block in self.blocks:
             x, branch = cast(PostNormBlock, block).with_mlp(x)
-            total = total + F.instance_norm(branch[:, 1:].float().transpose(1, 2))
-        mean = total.transpose(1, 2) / len(self.blocks)
-        return F.layer_norm(mean, mean.shape[-1:])
+            last = F.instance_norm(branch[:, 1:].float().transpose(1, 2))
+            total = total + last
+        mean, last = total.transpose(1, 2) / len(self.blocks), last.transpose(1, 2)
+        return F.layer_norm(mean, mean.shape[-1:]), F.layer_norm(last, last.shape[-1:])
