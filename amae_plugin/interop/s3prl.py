@@ -58,7 +58,7 @@ class UpstreamExpert(nn.Module):
             clip's own steps they are 0.
         """
         waveforms = (to_waveform(wav, f"wavs[{index}]") for index, wav in enumerate(wavs))
-        of_clips = [states.transpose(0, 1) for states in self.model.hidden_states(waveforms)]
+        of_clips = [states.transpose(0, 1) for states, _ in self.model.encode(waveforms)]
         return {"hidden_states": list(pad_sequence(of_clips, batch_first=True).unbind(dim=2))}
 
 
