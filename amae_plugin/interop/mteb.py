@@ -11,6 +11,7 @@ MTEB gives batches of clips of any length and rate, and compares what ``encode``
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,7 +96,7 @@ class AmaeEncoder:
         """Return the cosines of the angles between embeddings (N, D) and others (N, D), one by one: (N,)."""
         return (_directions(embeddings1) * _directions(embeddings2)).sum(dim=1)
 
-    @property
+    @cached_property
     def mteb_model_meta(self) -> ModelMeta:
         """Description of the model in MTEB's form, under which it files the results."""
         from mteb.models import ModelMeta  # which is there when it asks

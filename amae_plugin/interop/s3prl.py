@@ -14,6 +14,7 @@ functions that two of its other upstreams import; with stand-ins for these funct
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -54,11 +55,16 @@ class UpstreamExpert(nn.Module):
 
         Returns:
             ``hidden_states``: one tensor (clips, steps of the longest, D) for the input of each transformer block and
-            one for the encoder's output; see :meth:`~amae_plugin.inference.model.AudioModel.extract_features`. After a
-            clip's own steps they are 0.
+            one for the encoder's output; see :meth:`~amae_plugin.inference.model.AudioModel.extract_features`. s3prl
+            counts a step for each multiple of the downsample rate that a clip begins, and a clip's last step fills
+            those that it lacks, whose analysis windows do not fit. After them come zeros.
         """
-        waveforms = (to_waveform(wav, f"wavs[{index}]") for index, wav in enumerate(wavs))
-        of_clips = [states.transpose(0, 1) for states, _ in self.model.encode(waveforms)]
+        waveforms = [to_waveform(wav, f"wavs[{index}]") for index, wav in enumerate(wavs)]
+        of_clips = []
+        for waveform, (states, _) in zip(waveforms, self.model.encode(waveforms)):
+            missing = -(-len(waveform) // self.model.step_samples) - states.shape[1]
+            filled = torch.cat([states, states[:, -1:].expand(-1, max(0, missing), -1)], dim=1)
+            of_clips.append(filled.transpose(0, 1))
         return {"hidden_states": list(pad_sequence(of_clips, batch_first=True).unbind(dim=2))}
 
 
