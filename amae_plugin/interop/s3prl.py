@@ -3,13 +3,14 @@
 s3prl finds upstreams by name in ``s3prl.hub``::
 
     import s3prl.hub
+    import s3prl.nn
     from amae_plugin.interop.s3prl import amae_local
 
     s3prl.hub.amae_local = amae_local
     upstream = s3prl.nn.S3PRLUpstream("amae_local", path_or_url="checkpoint.pt")
 
-This module does not import s3prl. The release 0.4.18 of s3prl cannot be imported with torchaudio 2.11, which lacks
-functions that two of its other upstreams import; with stand-ins for these functions, the lines above work.
+This module does not import s3prl. The release 0.4.18 of s3prl cannot be imported with torchaudio 2.9 or later, which
+lack functions that two of its other upstreams import; ``interop/README.md`` shows an environment that works.
 """
 
 from collections.abc import Sequence

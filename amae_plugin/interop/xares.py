@@ -1,4 +1,4 @@
-"""An encoder for X-ARES: ``AMAE_CHECKPOINT=checkpoint.pt python -m xares.run --encoder_py amae_plugin.interop.xares``.
+"""An encoder for X-ARES: ``AMAE_CHECKPOINT=checkpoint.pt python -m xares.run amae_plugin.interop.xares TASK...``.
 
 X-ARES (Zhang et al. 2025) imports a module, makes its only class whose name ends with ``Encoder`` without arguments,
 and trains small models on what it returns. It pads the clips of a batch with zeros and does not say how long they are.
