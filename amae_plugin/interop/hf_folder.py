@@ -49,7 +49,9 @@ class HuggingFace(Format):
     def __init__(self, checkpoint: Checkpoint, model: Model):
         super().__init__(checkpoint, model)
         if checkpoint.downstream not in (None, Classifier):
-            raise UserError(f"transformers' form of a {checkpoint.downstream.kind} is unknown")
+            raise UserError(
+                f"transformers has no form of a {checkpoint.downstream.kind} here; export the encoder it was made from"
+            )
         self.audio_model = audio_model(checkpoint, model=model)
 
     @override

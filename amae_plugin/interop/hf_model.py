@@ -8,7 +8,7 @@ Letters in shapes: B clips, T frames, F mel bands, S time steps, D width, C clas
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from transformers.utils import can_return_tuple
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.log_mel import FRONT_ENDS, FrontEnd
+from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import at_rate
 from amae_plugin.inference.model import AudioClassifier, AudioModel, Spectrogram, audio_model
 from amae_plugin.inference.windows import Windows
@@ -138,7 +139,6 @@ class AmaeFeatureExtractor(SequenceFeatureExtractor):
         pad_to_multiple_of: int | None = None,
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
-        **kwargs: Any,
     ) -> BatchFeature:
         """Compute spectrograms, with padding after those of shorter clips.
 
@@ -152,14 +152,13 @@ class AmaeFeatureExtractor(SequenceFeatureExtractor):
             pad_to_multiple_of: in frames.
             return_attention_mask: return ``attention_mask`` (B, T).
             return_tensors: ``"pt"`` or ``"np"``.
-            kwargs: arguments of other extractors, unused.
 
         Returns:
             ``input_values`` (B, T, F) float32, not normalised, which the model does with its own statistics, and
             ``attention_mask``.
 
         Raises:
-            UserError: a clip is empty, not finite, or of another shape or full scale.
+            UserError: there is no clip, or one is empty, not finite, or of another shape or full scale.
         """
         features = _front_end(
             self.front_end, self.feature_size, self.sampling_rate, self.window_type, self.window_ms, self.shift_ms
@@ -188,12 +187,18 @@ def _front_end(name: str, bands: int, rate: int, window: str, window_ms: float, 
 
 
 def _clips(raw_speech: np.ndarray | Tensor | Sequence[Any]) -> list[np.ndarray | Tensor]:
-    """Return the clips of a batch, or a single one."""
-    single = np.ndim(raw_speech if isinstance(raw_speech, (np.ndarray, Tensor)) else raw_speech[0]) < 1
-    if isinstance(raw_speech, (np.ndarray, Tensor)):
-        single = raw_speech.ndim < 2
-    clips: Iterable[Any] = [raw_speech] if single else raw_speech
-    return [clip if isinstance(clip, Tensor) else np.asarray(clip) for clip in clips]
+    """Return the clips of a batch, or a single one.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not len(raw_speech):
+        raise UserError("raw_speech is empty, must be a clip or a list of clips")
+    if not isinstance(raw_speech, (np.ndarray, Tensor)) and np.ndim(raw_speech[0]) == 0:
+        raw_speech = np.asarray(raw_speech)  # a list of samples
+    if isinstance(raw_speech, (np.ndarray, Tensor)) and raw_speech.ndim == 1:
+        raw_speech = [raw_speech]
+    return [clip if isinstance(clip, Tensor) else np.asarray(clip) for clip in raw_speech]
 
 
 @dataclass
@@ -270,13 +275,29 @@ class AmaePreTrainedModel(PreTrainedModel):
         return torch.autocast(self.device.type, dtype=self.dtype if half else torch.bfloat16, enabled=half)
 
     def _spectrograms(self, input_values: Tensor, attention_mask: Tensor | None) -> list[Spectrogram]:
+        """Return the frames of each clip, without padding."""
         bands = self.amae.input.num_mel_bins
         if input_values.dim() != 3 or input_values.shape[2] != bands:
             raise ValueError(f"input_values must be (clips, frames, {bands}), not {tuple(input_values.shape)}")
-        lengths = [input_values.shape[1]] * len(input_values)
-        if attention_mask is not None:
-            lengths = attention_mask.sum(dim=1).tolist()
-        return [Spectrogram(values[:length].float()) for values, length in zip(input_values, lengths)]
+        own = input_values.new_ones(input_values.shape[:2]) if attention_mask is None else attention_mask
+        if not own.any(dim=1).all():
+            raise ValueError("attention_mask marks no frame of a clip")
+        return [Spectrogram(values[mask].float()) for values, mask in zip(input_values, own.bool())]
+
+    def _embed(self, input_values: Tensor, attention_mask: Tensor | None, all_layers: bool) -> AmaeOutput:
+        with self._matrix_precision():
+            encoded = list(self.amae.encode(self._spectrograms(input_values, attention_mask), all_layers))
+        states = pad_sequence([of_clip.transpose(0, 1) for of_clip, _ in encoded], batch_first=True)
+        steps = torch.tensor([of_clip.shape[1] for of_clip, _ in encoded], device=states.device)
+        return AmaeOutput(
+            last_hidden_state=states[:, :, -1],
+            pooler_output=torch.stack([clip for _, clip in encoded]),
+            hidden_states=states.unbind(dim=2) if all_layers else None,
+            attention_mask=(torch.arange(states.shape[1], device=states.device) < steps[:, None]).long(),
+        )
+
+    def _wants_layers(self, output_hidden_states: bool | None) -> bool:
+        return bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
 
 
 class AmaeModel(AmaePreTrainedModel):
@@ -284,31 +305,19 @@ class AmaeModel(AmaePreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self,
-        input_values: Tensor,
-        attention_mask: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs: Any,
+        self, input_values: Tensor, attention_mask: Tensor | None = None, output_hidden_states: bool | None = None
     ) -> AmaeOutput:
         """Embed clips.
 
         Args:
             input_values: (B, T, F) from :class:`AmaeFeatureExtractor`, of any length.
-            attention_mask: (B, T), 1 = a frame of the clip, which padding follows; no padding if None.
+            attention_mask: (B, T), 1 = a frame of the clip; all frames if None.
             output_hidden_states: return ``hidden_states``.
-            kwargs: arguments of other models, unused.
+
+        Raises:
+            ValueError: the input has another shape, or the mask leaves nothing of a clip.
         """
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        with self._matrix_precision():
-            encoded = list(self.amae.encode(self._spectrograms(input_values, attention_mask), bool(wanted)))
-        states = pad_sequence([of_clip.transpose(0, 1) for of_clip, _ in encoded], batch_first=True)
-        steps = torch.tensor([of_clip.shape[1] for of_clip, _ in encoded], device=states.device)
-        return AmaeOutput(
-            last_hidden_state=states[:, :, -1],
-            pooler_output=torch.stack([clip for _, clip in encoded]),
-            hidden_states=states.unbind(dim=2) if wanted else None,
-            attention_mask=(torch.arange(states.shape[1], device=states.device) < steps[:, None]).long(),
-        )
+        return self._embed(input_values, attention_mask, self._wants_layers(output_hidden_states))
 
 
 class AmaeForAudioClassification(AmaePreTrainedModel):
@@ -322,7 +331,7 @@ class AmaeForAudioClassification(AmaePreTrainedModel):
         input_values: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        **kwargs: Any,
+        output_hidden_states: bool | None = None,
     ) -> SequenceClassifierOutput:
         """Classify clips.
 
@@ -332,17 +341,23 @@ class AmaeForAudioClassification(AmaePreTrainedModel):
             input_values: see :meth:`AmaeModel.forward`.
             attention_mask: see :meth:`AmaeModel.forward`.
             labels: (B,) classes or, of several labels a clip, (B, C) of 0 and 1; gives ``loss``.
-            kwargs: arguments of other models, unused.
+            output_hidden_states: return ``hidden_states``, those of :class:`AmaeOutput`, in a second pass.
 
         Returns:
-            ``logits`` (B, C) and ``loss``.
+            ``logits`` (B, C), and ``loss`` and ``hidden_states`` if they are wanted.
+
+        Raises:
+            ValueError: see :meth:`AmaeModel.forward`.
         """
         with self._matrix_precision():
             found = list(self.amae.logits(self._spectrograms(input_values, attention_mask)))
         multi_label = self.config.problem_type == _MULTI_LABEL
         logits = torch.stack([_of_clip(windows, values, multi_label) for windows, values in found])
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
+        layers = None
+        if self._wants_layers(output_hidden_states):
+            layers = self._embed(input_values, attention_mask, all_layers=True).hidden_states
+        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=layers)
 
 
 def _of_clip(windows: Windows, logits: Tensor, multi_label: bool) -> Tensor:

@@ -24,7 +24,6 @@ from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.main import main
 from amae_plugin.errors import UserError
 from amae_plugin.interop import arch, hear, hf_code, mteb, xares
-from amae_plugin.interop.hf_model import AmaeFeatureExtractor
 from amae_plugin.interop.s3prl import amae_local
 from amae_plugin.models.registry import SYSTEMS
 
@@ -294,6 +293,9 @@ def test_a_classifier_in_transformers_can_be_trained_further(files: Callable[...
     inputs, labels = its.inputs(clips), torch.tensor([0, 1, 2])
     output = model(**inputs, labels=labels)
     torch.testing.assert_close(output.loss, torch.nn.functional.cross_entropy(output.logits, labels))
+    with torch.no_grad():
+        layers = model(**inputs, output_hidden_states=True).hidden_states
+        torch.testing.assert_close(layers, its.auto()(**inputs, output_hidden_states=True).hidden_states)
     output.loss.backward()
     assert all(parameter.grad is not None for parameter in model.amae.encoder.blocks.parameters())
     torch.optim.SGD(model.parameters(), lr=1e-3).step()
@@ -380,6 +382,9 @@ def test_formats_of_the_same_file_names_do_not_share_a_folder(
 
 
 def test_the_feature_extractor_takes_what_others_of_transformers_take(clips: list[Tensor]) -> None:
+    # Its import takes seconds, in every process that collects tests.
+    from amae_plugin.interop.hf_model import AmaeFeatureExtractor
+
     extractor = AmaeFeatureExtractor(feature_size=64)
     one, two = (clip.numpy() for clip in (clips[0], clips[2]))
     batch = extractor([one, two], sampling_rate=RATE, return_tensors="pt")
@@ -396,11 +401,25 @@ def test_the_feature_extractor_takes_what_others_of_transformers_take(clips: lis
         extractor([one, two * 32768], sampling_rate=RATE)
     with pytest.raises(UserError, match=r"raw_speech\[0\]: its sample rate is given as 'x'"):
         extractor(one, sampling_rate="x")
+    with pytest.raises(UserError, match="raw_speech is empty"):
+        extractor([])
 
 
-def test_input_of_another_shape_is_refused_by_name(files: Callable[..., Files]) -> None:
+def test_input_that_is_none_of_the_extractor_is_refused(files: Callable[..., Files]) -> None:
+    model = files("amae_audio_mae").auto()
     with pytest.raises(ValueError, match=r"input_values must be \(clips, frames, 64\), not \(1, 5000\)"):
-        files("amae_audio_mae").auto()(torch.zeros(1, 5000))
+        model(torch.zeros(1, 5000))
+    with pytest.raises(ValueError, match="attention_mask marks no frame of a clip"):
+        model(torch.zeros(2, 50, 64), torch.tensor([[1] * 50, [0] * 50]))
+
+
+def test_padding_may_also_precede_a_clip(files: Callable[..., Files], clips: list[Tensor]) -> None:
+    its = files("mae_ast frames")
+    model, extractor = its.auto(), its.auto(transformers.AutoFeatureExtractor, padding_side="left")
+    inputs = extractor([clip.numpy() for clip in clips], sampling_rate=RATE, return_tensors="pt")
+    assert inputs["attention_mask"][0, 0] == 0
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).pooler_output, model(**its.inputs(clips)).pooler_output)
 
 
 @pytest.mark.parametrize("variant", ["amae_m2d", "mae_ast frames"])
