@@ -32,8 +32,13 @@ output = model(**inputs)
 {result}
 ```
 
-`waveforms` is a list of clips (samples,) of any length with a full scale of 1. {meaning} The code in this folder
-imports amae_plugin: in a checkout of its repository, `pip install -e '.[export]'`.
+`waveforms` is a list of clips (samples,) of any length with a full scale of 1. {meaning}
+
+The code in this folder imports amae_plugin, without fairseq. In a checkout of its repository:
+
+```bash
+pip install --no-deps -e . && pip install transformers torchaudio soundfile wrapt
+```
 """
 
 

@@ -5,7 +5,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "this model is computed by the package amae_plugin, which is not installed here or lacks a requirement "
-        f"({error}); in a checkout of its repository: pip install -e '.[export]'"
+        f"({error}); in a checkout of its repository: pip install --no-deps -e . && pip install torchaudio soundfile wrapt"
     ) from error
 
 
