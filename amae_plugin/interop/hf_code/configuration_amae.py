@@ -4,8 +4,8 @@ try:
     from amae_plugin.interop import hf_model
 except ImportError as error:
     raise ImportError(
-        "this model is computed by the package amae_plugin, which is not installed here or lacks a requirement "
-        f"({error}); in a checkout of its repository: pip install --no-deps -e . && pip install torchaudio soundfile wrapt"
+        f"this model is computed by the package amae_plugin, which is not installed here, or not whole ({error}); in a "
+        "checkout of its repository: pip install --no-deps -e . && pip install torchaudio soundfile wrapt"
     ) from error
 
 
