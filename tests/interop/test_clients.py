@@ -366,7 +366,7 @@ def test_the_code_in_a_folder_says_what_is_missing(monkeypatch: pytest.MonkeyPat
     spec = importlib.util.spec_from_file_location("configuration_amae", path)
     assert spec is not None and spec.loader is not None
     monkeypatch.setitem(sys.modules, "amae_plugin.interop", None)  # type: ignore[arg-type]
-    with pytest.raises(ImportError, match=r"package amae_plugin, which is not installed here.* pip install --no-deps -e"):
+    with pytest.raises(ImportError, match=r"package amae_plugin, which is not installed here.* pip install"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
