@@ -2,7 +2,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-EXPORT = ["onnx", "onnxruntime", "onnxscript", "timm"]
+EXPORT = ["onnx", "onnxruntime", "onnxscript", "timm", "transformers>=5"]
 README = Path(__file__).parent / "README.md"
 
 setup(

@@ -1,8 +1,9 @@
 """Export a checkpoint to formats that other tools load.
 
 Writes the encoder, with the head of a classifier, as timm's Vision Transformer (model.safetensors and config.json,
-which timm.create_model loads strictly) and as ONNX (model.onnx, for any batch size). Checks that both compute what the
-checkpoint computes. Adds a model card (README.md), which describes the model and how to load it.
+which timm.create_model loads strictly) and as ONNX (model.onnx, for any batch size), or with --format hf as a folder
+that the Auto classes of transformers load. Checks that each computes what the checkpoint computes. Adds a model card
+(README.md), which describes the model and how to load it.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 
 from amae_plugin.checkpoints import Checkpoint
-from amae_plugin.interop.export import FORMATS, export
+from amae_plugin.interop.export import FORMATS, TOGETHER, export
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,13 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint of this plugin")
     add("folder", type=Path, metavar="DIR", help="folder to write, new or of an earlier export")
-    formats = f"{', '.join(FORMATS)} (default: all that fit)"
+    formats = f"{', '.join(FORMATS)} (default: {' and '.join(TOGETHER)}, as far as they fit)"
     add("--format", nargs="+", choices=FORMATS, metavar="FORMAT", help=formats)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the files, and say how far each computes what the checkpoint does."""
-    exported = export(Checkpoint.read(args.checkpoint), args.folder, args.format or tuple(FORMATS))
+    exported = export(Checkpoint.read(args.checkpoint), args.folder, args.format or TOGETHER)
     for name, difference in exported.differences.items():
         print(f"{name}: computes what the checkpoint does, to {difference:.1e}")
     for name, reason in exported.refused.items():

@@ -169,18 +169,37 @@ def load_waveform(
             raise UserError(f"{name}: sample_rate={sample_rate} is for arrays; a file states its own rate")
         waveform = load_clip(Clip(name), features.sample_rate)
     else:
-        waveform = to_waveform(audio, name)
         if sample_rate is None:
             raise UserError(f"{name}: samples need their sample rate, such as sample_rate=16000")
-        try:
-            rate = float(sample_rate)
-        except (TypeError, ValueError):
-            raise UserError(f"{name}: its sample rate is given as {sample_rate!r}, must be a number in Hz") from None
-        if not LOWEST_RATE <= rate <= HIGHEST_RATE:
-            raise AudioError(name, f"its sample rate is given as {rate:g} Hz")
-        waveform = resample(waveform, round(rate), features.sample_rate)
+        waveform = at_rate(audio, sample_rate, features.sample_rate, name)
     _require_sound(waveform, features, name)
     return waveform
+
+
+def at_rate(audio: np.ndarray | Tensor, sample_rate: float, target_rate: int, name: str) -> Tensor:
+    """Convert samples to a mono waveform at another rate; unlike :func:`load_waveform`, also silent or short ones.
+
+    Args:
+        audio: samples, see :func:`to_waveform`.
+        sample_rate: their rate in Hz.
+        target_rate: rate in Hz of the result.
+        name: name of the array in messages.
+
+    Returns:
+        (samples,) float32 on the CPU.
+
+    Raises:
+        AudioError: see :func:`to_waveform`; or the sample rate is beyond reason.
+        UserError: see :func:`to_waveform`; or the sample rate is no number.
+    """
+    waveform = to_waveform(audio, name)
+    try:
+        rate = float(sample_rate)
+    except (TypeError, ValueError):
+        raise UserError(f"{name}: its sample rate is given as {sample_rate!r}, must be a number in Hz") from None
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise AudioError(name, f"its sample rate is given as {rate:g} Hz")
+    return resample(waveform, round(rate), target_rate)
 
 
 def load_excerpt(path: str | os.PathLike[str], excerpt: Excerpt, features: FrontEnd | None = None) -> Loaded:

@@ -20,7 +20,7 @@ from amae_plugin.data.log_mel import fit_length
 from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import Audio, Waveform, open_waveform
 from amae_plugin.inference.windows import Windows
-from amae_plugin.models.base import DownstreamModel, Encoder, PretrainingModel
+from amae_plugin.models.base import DownstreamModel, Encoder, Model, PretrainingModel
 from amae_plugin.models.classifier import Classifier
 from amae_plugin.modules.compute import choose_device, enough_memory
 from amae_plugin.modules.embedding import Size2d
@@ -51,6 +51,20 @@ class Prediction(NamedTuple):
     probability: float
 
 
+class Spectrogram(NamedTuple):
+    """Clip whose front end has been computed elsewhere.
+
+    Attributes:
+        log_mel: (frames, num_mel_bins) float32 on any device, what the input's front end gives, not normalised.
+    """
+
+    log_mel: Tensor
+
+
+Sound = Waveform | Spectrogram
+"""Clip as the encoder's own functions take it."""
+
+
 class AudioModel(nn.Module):
     """Pretrained encoder for audio of any length.
 
@@ -77,6 +91,7 @@ class AudioModel(nn.Module):
         checkpoint: checkpoint of a pretraining model.
         batch_size: windows at a time.
         pooling: ``"mean"`` or ``"cls"``, what the embedding of a clip is.
+        model: the checkpoint's model; built and loaded if None.
 
     Attributes:
         input: input of the model.
@@ -93,14 +108,14 @@ class AudioModel(nn.Module):
             the model has no such pooling.
     """
 
-    def __init__(self, checkpoint: Checkpoint, batch_size: int = 16, pooling: str = "mean"):
+    def __init__(self, checkpoint: Checkpoint, batch_size: int = 16, pooling: str = "mean", model: Model | None = None):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.checkpoint = replace(checkpoint, state={})
         self.batch_size = batch_size
         self.input = checkpoint.input
-        self.model = checkpoint.model()
+        self.model = checkpoint.model() if model is None else model
         self.sample_rate = self.input.sample_rate
         if pooling not in self._poolings:
             raise UserError(f"{checkpoint.path}: no pooling {pooling}; there is {', '.join(self._poolings)}")
@@ -175,7 +190,7 @@ class AudioModel(nn.Module):
             raise UserError(f"layer {layer}: this encoder has the layers 0 to {self.num_layers - 1}")
         waveforms, single = self._waveforms(audio, sample_rate)
         with torch.inference_mode():
-            found = [states if layer is None else states[layer] for states in self.hidden_states(waveforms)]
+            found = [states if layer is None else states[layer] for states, _ in self.encode(waveforms)]
         found = [states.cpu() for states in found]
         return found[0] if single else found
 
@@ -249,14 +264,25 @@ class AudioModel(nn.Module):
         order = probabilities.argsort(descending=True, stable=True)[:top_k].tolist()
         return [Prediction(names[index], float(probabilities[index])) for index in order]
 
-    def hidden_states(self, waveforms: Iterable[Waveform]) -> Iterator[Tensor]:
-        """Compute all hidden states (num_layers, T, D) of clips, on the model's device and with gradients if enabled.
+    def encode(self, clips: Iterable[Sound], all_layers: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
+        """Encode clips one after the other, on the model's device and with gradients if enabled.
 
         Args:
-            waveforms: see :meth:`embeddings`.
+            clips: waveforms, see :meth:`embeddings`, or spectrograms.
+            all_layers: compute all hidden states, see :meth:`extract_features`, or the last one alone.
+
+        Returns:
+            For each clip its hidden states (num_layers or 1, T, D) and its embedding, see :meth:`embed`.
         """
-        for windows, outputs in self._outputs(waveforms, self._all_states):
-            yield windows.merge(values["states"] for values in outputs)
+        for windows, outputs in self._outputs(clips, self._all_states if all_layers else self._last_state):
+            values = list(outputs)
+            states = windows.merge(each["states"] for each in values)
+            features = [each["features"] for each in values if "features" in each]
+            yield states, windows.mean(torch.stack(features)) if features else states[-1].mean(dim=0)
+
+    def steps_in(self, samples: int) -> int:
+        """Count the time steps of a waveform with this number of samples."""
+        return self._layout(self._frames(samples)).steps
 
     def timestamps(self, steps: int) -> Tensor:
         """Return the centres (T,) float64 of the first time steps, in seconds.
@@ -280,27 +306,28 @@ class AudioModel(nn.Module):
         return (open_waveform(c, sample_rate, self.input.front_end, f"audio[{i}]") for i, c in clips), False
 
     def _outputs(
-        self, waveforms: Iterable[Waveform], function: Callable[[Tensor, Tensor], dict[str, Tensor]]
+        self, clips: Iterable[Sound], function: Callable[[Tensor, Tensor], dict[str, Tensor]]
     ) -> Iterator[tuple[Windows, Iterator[dict[str, Tensor]]]]:
         """Yield the windows of each clip, and a function's values for one window after the other, all to be taken.
 
         The function takes spectrograms (B, T, F) and their padding mask (B, T).
         """
         layouts: deque[Windows] = deque()
-        outputs = self._in_batches(self._cut(waveforms, layouts), function)
+        outputs = self._in_batches(self._cut(clips, layouts), function)
         for first in outputs:
             windows = layouts.popleft()
             yield windows, itertools.chain([first], itertools.islice(outputs, len(windows.starts) - 1))
 
-    def _cut(self, waveforms: Iterable[Waveform], layouts: deque[Windows]) -> Iterator[tuple[Tensor, int]]:
+    def _cut(self, clips: Iterable[Sound], layouts: deque[Windows]) -> Iterator[tuple[Tensor, int]]:
         """Yield the windows of all clips, (T, F) normalised and padded, and their numbers of frames before the padding.
 
         The layout of each clip is appended to ``layouts`` before its first window is yielded.
         """
-        length, features = self.input.target_length, self.input.front_end
-        for waveform in waveforms:
-            layouts.append(self._layout(int(features.frames_in(np.array(len(waveform))))))
-            chunks = self._log_mel(waveform)
+        length = self.input.target_length
+        for clip in clips:
+            frames = len(clip.log_mel) if isinstance(clip, Spectrogram) else self._frames(len(clip))
+            layouts.append(self._layout(frames))
+            chunks = iter([clip.log_mel]) if isinstance(clip, Spectrogram) else self._log_mel(clip)
             log_mel, first = next(chunks), 0  # the frames that are at hand, and the number of the first of them
             for start in layouts[-1].starts:
                 begin = start * self.encoder.patch_stride[0]
@@ -333,11 +360,14 @@ class AudioModel(nn.Module):
         rest = torch.zeros(0)
         for piece in waveform:
             rest = torch.cat([rest, piece])
-            frames = int(features.frames_in(np.array(len(rest)))) - 1  # the last one goes with the rest
+            frames = self._frames(len(rest)) - 1  # the last one goes with the rest
             if frames > 0:
                 yield features(rest[: features.samples_for(frames)])
                 rest = rest[frames * features.shift_samples :]
         yield features(rest)
+
+    def _frames(self, samples: int) -> int:
+        return int(self.input.front_end.frames_in(np.array(samples)))
 
     def _layout(self, frames: int) -> Windows:
         beyond_first = max(0, frames - self.encoder.patch_size[0])
@@ -355,11 +385,11 @@ class AudioModel(nn.Module):
         return {"states": self._final_norm(self._by_step(states[0], visible))[:, None], **others}
 
     def _all_states(self, source: Tensor, padding_mask: Tensor) -> dict[str, Tensor]:
-        """Return ``states`` (B, num_layers, W, D), the time steps of all hidden states."""
+        """Return ``states`` (B, num_layers, W, D), the time steps of all hidden states, and others of :meth:`_run`."""
         with _recorded(self.encoder, self.encoder.blocks) as states:
-            visible, _ = self._run(source, padding_mask)
+            visible, others = self._run(source, padding_mask)
         *by_step, last = (self._by_step(tokens, visible) for tokens in states)
-        return {"states": torch.stack([*by_step, self._final_norm(last)], dim=1)}
+        return {"states": torch.stack([*by_step, self._final_norm(last)], dim=1), **others}
 
     def _run(self, source: Tensor, padding_mask: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Run the encoder once.
@@ -426,14 +456,25 @@ class AudioClassifier(AudioModel):
     @torch.inference_mode()
     def probabilities(self, waveforms: Iterable[Waveform]) -> Iterator[Tensor]:
         as_probabilities = self.checkpoint.probabilities
+        for windows, logits in self.logits(waveforms):
+            # In float64, confident scores stay apart for longer before they are rounded to 1.
+            yield windows.mean(as_probabilities(logits.double())).cpu()
+
+    def logits(self, clips: Iterable[Sound]) -> Iterator[tuple[Windows, Tensor]]:
+        """Classify the windows of clips, on the model's device and with gradients if enabled.
+
+        Args:
+            clips: see :meth:`encode`.
+
+        Returns:
+            For each clip its windows, and their logits (windows, classes).
+        """
 
         def function(source: Tensor, padding_mask: Tensor) -> dict[str, Tensor]:
-            # In float64, confident scores stay apart for longer before they are rounded to 1.
-            logits = self.model(source, padding_mask=padding_mask)["logits"].double()
-            return {"probabilities": as_probabilities(logits)}
+            return {"logits": self.model(source, padding_mask=padding_mask)["logits"]}
 
-        for windows, outputs in self._outputs(waveforms, function):
-            yield windows.mean(torch.stack([values["probabilities"] for values in outputs])).cpu()
+        for windows, outputs in self._outputs(clips, function):
+            yield windows, torch.stack([values["logits"] for values in outputs])
 
     def _run(self, source: Tensor, padding_mask: Tensor) -> tuple[None, dict[str, Tensor]]:
         return None, {"features": self.model(source, padding_mask=padding_mask)["features"]}
@@ -467,6 +508,14 @@ AUDIO_MODELS: dict[type[DownstreamModel], type[AudioModel]] = {Classifier: Audio
 """Audio models of the downstream models; :class:`AudioModel` is that of pretraining models."""
 
 
+def audio_model(
+    checkpoint: Checkpoint, batch_size: int = 16, pooling: str = "mean", model: Model | None = None
+) -> AudioModel:
+    """Wrap a checkpoint's model for use on audio, on the CPU; see :class:`AudioModel` for the arguments and errors."""
+    kind = AudioModel if checkpoint.downstream is None else AUDIO_MODELS[checkpoint.downstream]
+    return kind(checkpoint, batch_size, pooling, model)
+
+
 def load_model(
     path: str | os.PathLike[str],
     device: str | torch.device = "auto",
@@ -491,16 +540,14 @@ def load_model(
         UserError: the file is not a checkpoint of this plugin, it has no teacher or no such pooling, or the device does
             not exist.
     """
-    checkpoint = Checkpoint.read(path)
-    kind = AudioModel if checkpoint.downstream is None else AUDIO_MODELS[checkpoint.downstream]
-    model, device = kind(checkpoint, batch_size, pooling), choose_device(device)
+    model, device = audio_model(Checkpoint.read(path), batch_size, pooling), choose_device(device)
     if teacher:
         network = model.model
         if not isinstance(network, PretrainingModel) or network.teacher is None:
             raise UserError(
                 f"{path}: has no teacher; only pretraining checkpoints of models that learn from features do"
             )
-        if any(name.startswith("teacher.") for name in checkpoint.untrained):
+        if any(name.startswith("teacher.") for name in model.checkpoint.untrained):
             raise UserError(f"{path}: the published file lacks the teacher, which is untrained here")
         network.teacher.copy_to(network.encoder)
     with enough_memory(device, "the model: use another device"):

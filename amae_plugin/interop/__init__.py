@@ -1,1 +1,1 @@
-"""Weights in and out: published checkpoints to this plugin's; this plugin's to timm and ONNX, HEAR and s3prl."""
+"""Weights in and out: published checkpoints to this plugin's; this plugin's to other libraries and to benchmarks."""

@@ -1,6 +1,7 @@
 """Checkpoints of this plugin as files that other tools load, each checked against the checkpoint when it is written."""
 
 import importlib.util
+import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,14 @@ from amae_plugin.errors import UserError
 from amae_plugin.files import try_place, writing
 from amae_plugin.interop import model_card
 from amae_plugin.interop.formats import Format
+from amae_plugin.interop.hf_folder import HuggingFace
 from amae_plugin.interop.onnx_file import Onnx
 from amae_plugin.interop.timm_vit import Timm
 
-FORMATS: dict[str, type[Format]] = {form.name: form for form in (Timm, Onnx)}
+FORMATS: dict[str, type[Format]] = {form.name: form for form in (Timm, Onnx, HuggingFace)}
 """Formats of other tools, by name."""
+TOGETHER = (Timm.name, Onnx.name)
+"""Formats that share a folder unless others are asked for."""
 TOLERANCE = 1e-4
 """Largest difference from what the checkpoint computes, relative to its largest output."""
 
@@ -47,9 +51,12 @@ def export(checkpoint: Checkpoint, folder: Path, formats: Sequence[str]) -> Expo
         formats: names in :data:`FORMATS`.
 
     Raises:
-        UserError: none of the formats can hold the model, a package is missing, the folder holds other things, a file
-            cannot be written, or it does not compute what the checkpoint does.
+        UserError: two formats have a file of the same name, none of them can hold the model, a package is missing, the
+            folder holds other things, a file cannot be written, or it does not compute what the checkpoint does.
     """
+    for one, other in itertools.combinations(formats, 2):
+        if common := set(FORMATS[one].files) & set(FORMATS[other].files):
+            raise UserError(f"{one} and {other} both write {min(common)}: export each to a folder of its own")
     model = checkpoint.model()
     model.config.bf16 = False
     forms: dict[str, Format] = {}
@@ -82,8 +89,7 @@ def export(checkpoint: Checkpoint, folder: Path, formats: Sequence[str]) -> Expo
                 if not differences[name] <= TOLERANCE:
                     problem = f"its outputs as {name} differ from its own by {differences[name]:.1e}"
                     raise UserError(f"{checkpoint.path}: not exported, since {problem}, more than {TOLERANCE:.0e}")
-            loading = {name: form.loading(folder.name) for name, form in forms.items()}
-            model_card.write(checkpoint, model, partial, folder.name, loading)
+            model_card.write(checkpoint, model, partial, folder.name, tuple(forms.values()))
             folder.mkdir(exist_ok=True)
             files = [path.replace(folder / path.name) for path in sorted(partial.iterdir())]
             for name in (LABELS_NAME, model_card.FILE, *(name for form in FORMATS.values() for name in form.files)):

@@ -17,6 +17,8 @@ class Format(ABC):
 
     Attributes:
         name: value of ``--format``.
+        library: name of the other tool's library.
+        takes_log_mel: whether the other tool takes the model's input, log-mel; otherwise it takes waveforms.
         packages: packages of the extra ``export`` that writing and checking needs.
         files: names of the files that it may write.
         checkpoint: checkpoint of the model.
@@ -28,6 +30,8 @@ class Format(ABC):
     """
 
     name: ClassVar[str]
+    library: ClassVar[str]
+    takes_log_mel: ClassVar[bool] = True
     packages: ClassVar[tuple[str, ...]]
     files: ClassVar[tuple[str, ...]]
 
@@ -40,16 +44,21 @@ class Format(ABC):
     def write(self, folder: Path) -> None:
         """Write the files to a folder that exists."""
 
+    def expected(self, source: Tensor) -> Tensor:
+        """Compute what :meth:`outputs` must give: the model's ``outputs``, unless the format has others."""
+        return self.model.outputs(source)
+
     @abstractmethod
     def outputs(self, folder: Path, source: Tensor) -> Tensor:
-        """Compute with the other tool what the model's ``outputs`` computes.
+        """Compute with the other tool what the checkpoint computes.
 
         Args:
             folder: folder of the written files.
             source: (B, T, F) log-mel, the model's input.
 
         Returns:
-            Logits (B, C) of a classifier, features (B, prefix + L, D) of a pretraining model.
+            Logits (B, C) of a classifier; of a pretraining model features, (B, prefix + L, D) unless the format has
+            others.
         """
 
     @abstractmethod
@@ -66,6 +75,6 @@ class Format(ABC):
         for batch in (1, 3):
             source = torch.randn(batch, *self.input_size, generator=generator) / 2
             with torch.inference_mode():
-                expected, actual = self.model.outputs(source), self.outputs(folder, source)
+                expected, actual = self.expected(source), self.outputs(folder, source)
             differences.append(float((actual - expected).abs().max() / expected.abs().max()))
         return max(differences)

@@ -1,6 +1,6 @@
 """The page in the folder of an exported model: what it is, what it takes, how to load it."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -8,6 +8,7 @@ import jinja2
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.labels import LABELS_NAME
 from amae_plugin.inspection import describe, summary
+from amae_plugin.interop.formats import Format
 from amae_plugin.models.base import Model
 
 FILE = "README.md"
@@ -15,7 +16,7 @@ _PROBABILITIES = {"bce": "torch.sigmoid(logits)", "cross_entropy": "torch.softma
 _MARK = "Written by `amae export`"
 
 
-def write(checkpoint: Checkpoint, model: Model, folder: Path, title: str, loading: Mapping[str, str]) -> None:
+def write(checkpoint: Checkpoint, model: Model, folder: Path, title: str, forms: Sequence[Format]) -> None:
     """Write the page.
 
     Args:
@@ -23,7 +24,7 @@ def write(checkpoint: Checkpoint, model: Model, folder: Path, title: str, loadin
         model: model of the checkpoint.
         folder: folder of the exported files.
         title: title of the page.
-        loading: code in Markdown that loads the files, by format.
+        forms: written formats.
     """
     facts = describe(checkpoint)
     # Others have no use for the folders of the machine of the training.
@@ -41,7 +42,9 @@ def write(checkpoint: Checkpoint, model: Model, folder: Path, title: str, loadin
         labels=LABELS_NAME,
         probabilities=_PROBABILITIES.get(facts["loss"]),
         prefix=model.encoder.num_prefix_tokens,
-        loading=loading,
+        loading={form.library: form.loading(title) for form in forms},
+        library=forms[0].library,
+        takes_log_mel=any(form.takes_log_mel for form in forms),
     )
     (folder / FILE).write_text(page, encoding="utf-8")
 

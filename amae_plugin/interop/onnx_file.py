@@ -29,7 +29,7 @@ session = onnxruntime.InferenceSession("{folder}/{file}")
 class Onnx(Format):
     """A graph of the whole model, including its treatment of the input; frames and bands are fixed."""
 
-    name = "onnx"
+    name = library = "onnx"
     packages = ("onnx", "onnxruntime", "onnxscript")
     files = (_FILE, f"{_FILE}.data")
 

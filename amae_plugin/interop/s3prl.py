@@ -3,17 +3,19 @@
 s3prl finds upstreams by name in ``s3prl.hub``::
 
     import s3prl.hub
+    import s3prl.nn
     from amae_plugin.interop.s3prl import amae_local
 
     s3prl.hub.amae_local = amae_local
     upstream = s3prl.nn.S3PRLUpstream("amae_local", path_or_url="checkpoint.pt")
 
-This module does not import s3prl. The release 0.4.18 of s3prl cannot be imported with torchaudio 2.11, which lacks
-functions that two of its other upstreams import; with stand-ins for these functions, the lines above work.
+This module does not import s3prl. The release 0.4.18 of s3prl cannot be imported with torchaudio 2.9 or later, which
+lack functions that two of its other upstreams import; ``interop/README.md`` shows an environment that works.
 """
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -54,11 +56,16 @@ class UpstreamExpert(nn.Module):
 
         Returns:
             ``hidden_states``: one tensor (clips, steps of the longest, D) for the input of each transformer block and
-            one for the encoder's output; see :meth:`~amae_plugin.inference.model.AudioModel.extract_features`. After a
-            clip's own steps they are 0.
+            one for the encoder's output; see :meth:`~amae_plugin.inference.model.AudioModel.extract_features`. s3prl
+            counts a step for each multiple of the downsample rate that a clip begins, and a clip's last step fills
+            those that it lacks, whose analysis windows do not fit. After them come zeros.
         """
-        waveforms = (to_waveform(wav, f"wavs[{index}]") for index, wav in enumerate(wavs))
-        of_clips = [states.transpose(0, 1) for states in self.model.hidden_states(waveforms)]
+        waveforms = [to_waveform(wav, f"wavs[{index}]") for index, wav in enumerate(wavs)]
+        of_clips = []
+        for waveform, (states, _) in zip(waveforms, self.model.encode(waveforms)):
+            missing = -(-len(waveform) // self.model.step_samples) - states.shape[1]
+            filled = torch.cat([states, states[:, -1:].expand(-1, max(0, missing), -1)], dim=1)
+            of_clips.append(filled.transpose(0, 1))
         return {"hidden_states": list(pad_sequence(of_clips, batch_first=True).unbind(dim=2))}
 
 

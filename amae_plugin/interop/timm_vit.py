@@ -24,7 +24,7 @@ _WEIGHTS, _HEAD, _CONFIG = "model.safetensors", "head.safetensors", "config.json
 class Timm(Format):
     """Vision Transformer that ``timm.create_model("local-dir:...", pretrained=True)`` loads strictly."""
 
-    name = "timm"
+    name = library = "timm"
     packages = ("timm",)
     files = (_CONFIG, _WEIGHTS, _HEAD)
 

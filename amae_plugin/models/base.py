@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -201,9 +202,12 @@ class Model(nn.Module, ABC):
         """Transformer blocks of all parts, which take nearly all the time."""
         return tuple(block for part in self.children() for block in getattr(part, "blocks", ()))
 
-    def matrix_precision(self, device: torch.device) -> torch.autocast:
-        """Return a context in which matrix products run in bfloat16 if configured; all else stays in float32."""
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.config.bf16)
+    def matrix_precision(self, device: torch.device) -> AbstractContextManager[object]:
+        """Return a context in which matrix products run in bfloat16 if configured; all else stays in float32.
+
+        Otherwise the precision is that of the caller's ``torch.autocast``, if there is one.
+        """
+        return torch.autocast(device.type, dtype=torch.bfloat16) if self.config.bf16 else nullcontext()
 
     def compile_blocks(self) -> None:
         """Have PyTorch compile the transformer blocks at their first use (needs a C++ compiler on a CPU)."""

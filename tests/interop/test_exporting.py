@@ -25,7 +25,7 @@ from amae_plugin.data.labels import read_names
 from amae_plugin.data.manifest import Manifest, write_manifest
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.scoring import validation_dataset
-from amae_plugin.interop.export import FORMATS, export
+from amae_plugin.interop.export import TOGETHER, export
 from amae_plugin.interop.onnx_file import Onnx
 from amae_plugin.interop.timm_vit import Timm
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
@@ -204,7 +204,7 @@ def test_the_model_card_does_what_it_says(
     """From sound to result by the code on the page alone, a clip that is too short and one that is too long."""
     checkpoint = checkpoint_of(tmp_path, system, **form)
     assert main(["export", str(checkpoint.path), str(tmp_path / "out")]) == 0
-    assert list(FORMATS) == re.findall(r"^(\w+): computes what", capsys.readouterr().out, flags=re.MULTILINE)
+    assert list(TOGETHER) == re.findall(r"^(\w+): computes what", capsys.readouterr().out, flags=re.MULTILINE)
     page = (tmp_path / "out" / "README.md").read_text()
     assert "/home/me" not in page and re.search(r"^data +man$", page, flags=re.MULTILINE)
     rng = np.random.default_rng(0)
@@ -245,4 +245,4 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     find: Callable = lambda name: None if name == "onnxruntime" else object()  # noqa: E731
     monkeypatch.setattr("importlib.util.find_spec", find)
     with pytest.raises(UserError, match=r"the export needs onnxruntime: pip install 'amae-plugin\[export\]'"):
-        export(checkpoint, tmp_path / "out", list(FORMATS))
+        export(checkpoint, tmp_path / "out", TOGETHER)

@@ -1,0 +1,1 @@
+"""The code in an exported folder of Hugging Face's form; each file is copied as it is."""
