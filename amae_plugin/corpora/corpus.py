@@ -29,6 +29,7 @@ REPORT_NAME = "unreadable.tsv"
 _STAGED = ".manifests."  # how the folder of files begins that are not complete; hidden, as partial files are
 _USUAL_SPLITS = ("train", "valid", "test", "trials")
 _SUFFIXES = ("tsv", "lbl", *KINDS)  # of the files of a split that are line for line those of its clips
+_RARE = 5  # times that a character occurs in the training texts; no model learns what it hears less often
 _SHOWN = 10  # classes or files named in a message
 
 
@@ -349,7 +350,12 @@ def prepare_units(
     train = texts.pop("train", [])
     others = list(itertools.chain(*texts.values()))
     size = VOCAB_SIZE if vocab_size is None else vocab_size
-    return [UnitFiles.learn(kind, train, others, size) for kind in dict.fromkeys(labels)], []
+    units = [UnitFiles.learn(kind, train, others, size) for kind in dict.fromkeys(labels)]
+    rare = [letter for letter, count in Counter(itertools.chain(*train)).items() if count < _RARE]
+    if not rare:
+        return units, []
+    shown = ", ".join(f"'{letter}'" for letter in rare[:_SHOWN]) + (", ..." if len(rare) > _SHOWN else "")
+    return units, [f"train: {len(rare)} characters occur fewer than {_RARE} times: {shown}; see that they are meant"]
 
 
 def _header_or_reason(root: Path, name: str) -> AudioHeader | str:

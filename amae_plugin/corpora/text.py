@@ -95,11 +95,9 @@ def build(
         if split in readable
     }
     units, more = prepare_units(splits, labels or ("ltr",), vocab_size, dictionary)
-    digits = sum(any(map(str.isdigit, texts[name])) for part in readable.values() for name in part)
-    if digits:
-        warnings.append(
-            f"{digits:,} texts hold digits; write numbers as they are spoken, or a model learns their signs"
-        )
+    if digits := [name for name in texts if any(map(str.isdigit, texts[name]))]:
+        found = f"{len(digits):,} texts hold digits, the first of them that of {digits[0]}"
+        warnings.append(f"{found}; write numbers in words, as they are spoken")
     return write_corpus(root, {out: splits}, units=units, warnings=[*warnings, *more], scan=scan)
 
 
