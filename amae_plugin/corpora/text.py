@@ -95,9 +95,9 @@ def build(
         if split in readable
     }
     units, more = prepare_units(splits, labels or ("ltr",), vocab_size, dictionary)
-    if digits := [name for name in texts if any(map(str.isdigit, texts[name]))]:
-        found = f"{len(digits):,} texts hold digits, the first of them that of {digits[0]}"
-        warnings.append(f"{found}; write numbers in words, as they are spoken")
+    if digits := [name for name, text in texts.items() if any(map(str.isdigit, text))]:
+        which = f"{len(digits):,} texts hold digits, the first of them that of {digits[0]}"
+        warnings.append(f"{which}; write numbers in words, as they are spoken")
     return write_corpus(root, {out: splits}, units=units, warnings=[*warnings, *more], scan=scan)
 
 
@@ -134,25 +134,24 @@ def _read_table(
     found, _ = find_listed(root, list(dict.fromkeys(names.values())), path.name, allow_missing=True)
     texts: dict[str, str] = {}
     lines: dict[str, int] = {}
-    missing: dict[int, str] = {}
+    missing: list[str] = []
     problems: dict[int, str] = {}
     for row in rows:
         name = found.get(names[row.number])
         if name is None:
-            missing[row.number] = row.path
+            missing.append(f"line {row.number}: {row.path}")
         elif name in lines:
             problems[row.number] = f"'{row.path}' is the clip of line {lines[name]} too"
         elif name in before:
             problems[row.number] = f"'{row.path}' is a clip of another table too"
         else:
             texts[name], lines[name] = row.text, row.number
-    if missing and not allow_missing:
-        reasons = {number: f"there is no file '{name}'" for number, name in missing.items()}
-        raise bad_lines(path, reasons, "paths are relative to the folder of the table; --allow-missing leaves it out")
+    warnings = report_missing(
+        missing, len(rows), f"listed in {path} are not in {path.parent.absolute()}", allow_missing
+    )
     if problems:
         raise bad_lines(path, problems, "a clip has one text; take one of the lines out")
-    what = f"listed in {path} do not exist"
-    return texts, report_missing(list(missing.values()), len(rows), what, allow_missing)
+    return texts, warnings
 
 
 def _name(path: Path, root: Path) -> str:

@@ -111,7 +111,7 @@ class UnitFiles:
                 more = ", ..." if len(lacking) > _SHOWN else ""
                 warnings.append(
                     f"{name}: {lacking.total():,} units of {self.labels} are not in the dictionary, {len(lacking):,} "
-                    f"different ones: {shown}{more}; they count as <unk>"
+                    f"different ones: {shown}{more}; training refuses them unless task.on_unknown_unit=unk"
                 )
         return warnings
 
@@ -122,7 +122,8 @@ def _splitter(labels: str, model: bytes) -> tuple[Callable[[str], list[str]], It
         return str.split, ()
     if labels == "ltr":
         return lambda text: list(f"{'|'.join(text.split())}|"), ()
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(model)
     pieces = range(processor.get_piece_size())
     plain = [number for number in pieces if not (processor.is_control(number) or processor.is_unknown(number))]
     return lambda text: processor.encode(text, out_type=str), [processor.id_to_piece(number) for number in plain]
@@ -133,10 +134,9 @@ def _learn_pieces(texts: Sequence[str], others: str, vocab_size: int) -> bytes:
 
     Its pieces spell texts as they are, all characters of *others* among them.
     """
-    if vocab_size < 1:
-        raise UserError(f"--vocab-size {vocab_size}: must be 1 or more")
+    if vocab_size <= len(SPECIAL):
+        raise UserError(f"--vocab-size {vocab_size}: must be above {len(SPECIAL)}, the number of fairseq's own symbols")
     model = io.BytesIO()
-    places = {"bos_id": 0, "pad_id": 1, "eos_id": 2, "unk_id": 3}
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts),
@@ -147,7 +147,10 @@ def _learn_pieces(texts: Sequence[str], others: str, vocab_size: int) -> bytes:
             normalization_rule_name="identity",
             max_sentence_length=_LONGEST_BYTES,
             minloglevel=2,
-            **places,
+            bos_id=0,
+            pad_id=1,
+            eos_id=2,
+            unk_id=3,
         )
     except RuntimeError as error:
         if (most := _TOO_HIGH.search(str(error))) is not None:
