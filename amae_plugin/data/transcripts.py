@@ -152,7 +152,11 @@ class Units:
 
     def to_text(self, units: Iterable[int]) -> str:
         """Return the words that units make, with single blanks between them."""
-        return " ".join(word.text for word in self.words(Span(unit, 0, 0) for unit in units))
+        return self.spell(self.symbols[unit] for unit in units)
+
+    def spell(self, symbols: Iterable[str]) -> str:
+        """Return the words that symbols make, of the dictionary or not, with single blanks between them."""
+        return " ".join("".join(map(self._text, symbols)).split())
 
     def words(self, spans: Iterable[Span]) -> list[Word]:
         """Return the words that units make, each from its first unit's begin to its last unit's end.
@@ -162,7 +166,7 @@ class Units:
         words: list[Word] = []
         inside = False
         for span in spans:
-            for character in self._text(span.unit):
+            for character in self._text(self.symbols[span.unit]):
                 if character.isspace():
                     inside = False
                 elif inside:
@@ -172,9 +176,8 @@ class Units:
                     inside = True
         return words
 
-    def _text(self, unit: int) -> str:
-        """Return what a unit adds to a text, with a blank between words."""
-        symbol = self.symbols[unit]
+    def _text(self, symbol: str) -> str:
+        """Return what a symbol adds to a text, with a blank between words."""
         if symbol in SPECIAL[:3]:
             return ""
         if self.post_process in _WORD_MARKS:
@@ -211,15 +214,10 @@ class Transcripts:
             unknown: take units that are not in the dictionary for ``<unk>``.
 
         Raises:
-            UserError: the file cannot be read, all transcripts are empty, there are not *length* lines, or a line holds
-                what is no unit. The message names the file and the line.
+            UserError: see :func:`read_transcripts`; or a line holds what is no unit. The message names the file and the
+                line.
         """
-        lines = read_lines(path, "the transcripts", "fairseq's scripts and `amae manifest --labels` write such files")
-        while len(lines) > length and not lines[-1].strip():
-            lines.pop()
-        if len(lines) != length:
-            problem = f"has {len(lines):,} lines, but the manifest beside it has {length:,} clips"
-            raise UserError(f"{path} {problem}; there must be one line a clip, in the manifest's order")
+        lines = read_transcripts(path, length)
         ids = array("i")
         offsets = np.zeros(length + 1, np.int64)
         problems: dict[int, str] = {}
@@ -232,8 +230,6 @@ class Transcripts:
         if problems:
             remedy = f"correct it, add the unit to dict.{units.labels}.txt, or have <unk> stand for it"
             raise bad_lines(path, problems, remedy)
-        if not ids:
-            raise UserError(f"{path}: not one of its {length:,} lines holds a unit")
         return cls(units, np.array(ids, np.int32), offsets)
 
     def __len__(self) -> int:
@@ -254,6 +250,27 @@ class Transcripts:
         repeated[starts] = 0  # the neighbour before the first unit is another clip's
         totals = np.concatenate([[0], repeated.cumsum()])
         return np.diff(self.offsets) + totals[self.offsets[1:]] - totals[starts]
+
+
+def read_transcripts(path: str | os.PathLike[str], length: int) -> list[str]:
+    """Read the lines of ``<split>.<labels>``, one a clip.
+
+    Args:
+        path: the file.
+        length: number of clips in the manifest.
+
+    Raises:
+        UserError: the file cannot be read, all lines are empty, or there are not *length* of them.
+    """
+    lines = read_lines(path, "the transcripts", "fairseq's scripts and `amae manifest --labels` write such files")
+    while len(lines) > length and not lines[-1].strip():
+        lines.pop()
+    if len(lines) != length:
+        problem = f"has {len(lines):,} lines, but the manifest beside it has {length:,} clips"
+        raise UserError(f"{path} {problem}; there must be one line a clip, in the manifest's order")
+    if not any(map(str.strip, lines)):
+        raise UserError(f"{path}: not one of its {length:,} lines holds a unit")
+    return lines
 
 
 def collapse(steps: Tensor | Sequence[int], blank: int) -> list[Span]:

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from amae_plugin.checkpoints import NO_CLASSES, Checkpoint
+from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.log_mel import fit_length
 from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import Audio, Waveform, open_waveform
 from amae_plugin.inference.windows import Windows
 from amae_plugin.models.base import DownstreamModel, Encoder, PretrainingModel
 from amae_plugin.models.classifier import Classifier
+from amae_plugin.models.ctc import CTC
 from amae_plugin.modules.compute import choose_device, enough_memory
 from amae_plugin.modules.embedding import Size2d
 from amae_plugin.modules.masking import gather_ids
@@ -233,7 +234,7 @@ class AudioModel(nn.Module):
         Raises:
             UserError: the model is not a classifier, or its checkpoint lacks its loss; see also :meth:`embeddings`.
         """
-        raise UserError(NO_CLASSES.format(path=self.checkpoint.path))
+        raise self.checkpoint.no(Classifier)
 
     def top(self, probabilities: Tensor, top_k: int | None = None) -> list[Prediction]:
         """Sort classes by the probabilities (classes,) of a clip, the most probable first; all if ``top_k`` is None."""
@@ -432,6 +433,45 @@ class AudioClassifier(AudioModel):
         return self.model.fc_norm(steps) if self.model.config.pooling == "mean" else steps
 
 
+class AudioRecognizer(AudioModel):
+    """Fine-tuned recogniser for audio of any length; see :class:`AudioModel`.
+
+    It sees a clip no longer than its input as in validation, so it agrees with ``amae evaluate``. Each output step of a
+    longer clip comes from the window in which it is farthest from an edge.
+    """
+
+    model: CTC
+
+    @torch.inference_mode()
+    def log_probs(self, waveforms: Iterable[Waveform]) -> Iterator[Tensor]:
+        """Compute the distributions over units of clips, one clip after the other.
+
+        Args:
+            waveforms: see :meth:`embeddings`.
+
+        Returns:
+            For each clip (T', V) float32 on the CPU, one row an output step, of which every time step has
+            ``model.config.sub_steps``; V units as in ``checkpoint.units``.
+
+        Raises:
+            UserError: see :meth:`embeddings`.
+        """
+        sub_steps = self.model.config.sub_steps
+        for windows, outputs in self._outputs(waveforms, self._columns):
+            columns = windows.central(values["log_probs"] for values in outputs)
+            yield columns.unflatten(1, (sub_steps, -1)).flatten(0, 1).cpu()
+
+    def _columns(self, source: Tensor, padding_mask: Tensor) -> dict[str, Tensor]:
+        """Return ``log_probs`` (B, W, sub_steps V) of whole windows, in which padding is blank."""
+        output = self.model(source, padding_mask=padding_mask)
+        log_probs, sub_steps = output["log_probs"], self.model.config.sub_steps
+        blank = torch.full_like(log_probs[0, 0], torch.finfo(log_probs.dtype).min)
+        blank[self.checkpoint.units.blank] = 0.0
+        whole = blank.repeat(len(source), self._grid[0] * sub_steps, 1)
+        whole[:, : log_probs.shape[1]] = torch.where(output["padding"][..., None], blank, log_probs)
+        return {"log_probs": whole.unflatten(1, (-1, sub_steps)).flatten(2)}
+
+
 @contextmanager
 def _recorded(encoder: Encoder, blocks: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
     """Collect the inputs of some of an encoder's blocks and the encoder's output while it runs."""
@@ -445,7 +485,7 @@ def _recorded(encoder: Encoder, blocks: Iterable[nn.Module]) -> Iterator[list[Te
             hook.remove()
 
 
-AUDIO_MODELS: dict[type[DownstreamModel], type[AudioModel]] = {Classifier: AudioClassifier}
+AUDIO_MODELS: dict[type[DownstreamModel], type[AudioModel]] = {Classifier: AudioClassifier, CTC: AudioRecognizer}
 """Audio models of the downstream models; :class:`AudioModel` is that of pretraining models."""
 
 
@@ -459,13 +499,14 @@ def load_model(
     """Load a checkpoint of this plugin for use on audio.
 
     Args:
-        path: checkpoint file of a pretraining model or a classifier.
+        path: checkpoint file of a pretraining model, a classifier or a recogniser.
         device: device, or its name: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``, which prefers a GPU.
         batch_size: windows at a time.
         teacher: whether the teacher that followed the encoder in pretraining takes its place.
 
     Returns:
-        An :class:`AudioClassifier` for the checkpoint of a classifier.
+        An :class:`AudioClassifier` for the checkpoint of a classifier, an :class:`AudioRecognizer` for that of a
+        recogniser.
 
     Raises:
         UserError: the file is not a checkpoint of this plugin, it has no teacher, or the device does not exist.

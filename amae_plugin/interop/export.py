@@ -16,6 +16,7 @@ from amae_plugin.interop import model_card
 from amae_plugin.interop.formats import Format
 from amae_plugin.interop.onnx_file import Onnx
 from amae_plugin.interop.timm_vit import Timm
+from amae_plugin.models.classifier import Classifier
 
 FORMATS: dict[str, type[Format]] = {form.name: form for form in (Timm, Onnx)}
 """Formats of other tools, by name."""
@@ -47,9 +48,11 @@ def export(checkpoint: Checkpoint, folder: Path, formats: Sequence[str]) -> Expo
         formats: names in :data:`FORMATS`.
 
     Raises:
-        UserError: none of the formats can hold the model, a package is missing, the folder holds other things, a file
-            cannot be written, or it does not compute what the checkpoint does.
+        UserError: the model is of another kind, none of the formats can hold it, a package is missing, the folder holds
+            other things, a file cannot be written, or it does not compute what the checkpoint does.
     """
+    if checkpoint.downstream not in (None, Classifier):
+        raise checkpoint.no(Classifier)
     model = checkpoint.model()
     model.config.bf16 = False
     forms: dict[str, Format] = {}
