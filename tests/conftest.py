@@ -15,7 +15,9 @@ from torch import nn
 
 from amae_plugin.data.labels import write_labels, write_names
 from amae_plugin.data.manifest import write_manifest
+from amae_plugin.data.transcripts import SPECIAL, Units
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
+from amae_plugin.models.ctc import CTC, CTCConfig
 from amae_plugin.models.registry import SYSTEMS
 
 # The time of an example says nothing: the first one warms up, and cores are shared.
@@ -71,6 +73,33 @@ def write_checkpoint() -> Callable[..., Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         config = {"model": settings, **sections}
         content = {"cfg": config, "model": model.state_dict(), "task_state": task_state, "extra_state": {}}
+        torch.save(content, path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_recogniser() -> Callable[..., Path]:
+    """Writes the checkpoint of a recogniser with the input of ``write_checkpoint``, whose weights are drawn at random.
+
+    Its units are the letters a, b and c unless others are given.
+    """
+
+    def write(
+        path: Path, *, encoder: Mapping[str, Any] = ENCODER, sub_steps: int = 4, units: Units | None = None
+    ) -> Path:
+        units = units or Units("ltr", (*SPECIAL, "|", "a", "b", "c"), "letter")
+        torch.manual_seed(1)
+        settings = {"_name": "amae_ctc", "encoder": dict(encoder), "num_units": len(units), "input_length": 64}
+        settings["sub_steps"] = sub_steps
+        model = CTC(CTCConfig.from_settings(settings))
+        nn.init.normal_(model.head.weight, std=3.0)  # neighbouring steps differ
+        task = {"_name": "amae_ctc", "target_length": 64, "num_mel_bins": 64, "mean": -6.0, "std": 4.0}
+        config = {"model": settings, "task": task, "criterion": {"_name": "amae_ctc"}}
+        task_state = {"units": units.plain()}
+        content = {"cfg": config, "model": model.state_dict(), "task_state": task_state, "extra_state": {}}
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(content, path)
         return path
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.audio import AudioError, load_clip
 from amae_plugin.data.manifest import Manifest
-from amae_plugin.data.transcripts import collapse, read_transcripts
+from amae_plugin.data.transcripts import read_transcripts
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.scoring import Options
 from amae_plugin.inference.clips import load_each
@@ -100,9 +100,8 @@ def recognize(
 
     progress = tqdm(total=len(manifest), desc="transcribing", unit="clip", disable=not options.progress)
     with progress as bar:
-        for log_probs in model.log_probs(waveforms()):
-            spans = collapse(log_probs.argmax(dim=1), units.blank)
-            hypotheses.append(units.to_text(span.unit for span in spans))
+        for transcription in model.transcriptions(waveforms()):
+            hypotheses.append(transcription.text)
             bar.update(len(hypotheses) + len(skipped) - bar.n)
     if not found:
         clip, first = next(iter(skipped.items()))

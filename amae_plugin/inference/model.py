@@ -19,6 +19,7 @@ from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.log_mel import fit_length
 from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import Audio, Waveform, open_waveform
+from amae_plugin.inference.transcription import Transcription, join_paths
 from amae_plugin.inference.windows import Windows
 from amae_plugin.models.base import DownstreamModel, Encoder, PretrainingModel
 from amae_plugin.models.classifier import Classifier
@@ -192,6 +193,23 @@ class AudioModel(nn.Module):
         found = [self.top(probabilities, top_k) for probabilities in self.probabilities(waveforms)]
         return found[0] if single else found
 
+    def transcribe(self, audio: Audio | Batch, sample_rate: float | None = None) -> Transcription | list[Transcription]:
+        """Transcribe clips; only for recognisers.
+
+        Args:
+            audio: see :meth:`embed`.
+            sample_rate: see :meth:`embed`.
+
+        Returns:
+            Text and words with their start and end in seconds; for a batch, a list of these.
+
+        Raises:
+            UserError: see :meth:`embed`; or the model is not a recogniser.
+        """
+        waveforms, single = self._waveforms(audio, sample_rate)
+        found = list(self.transcriptions(waveforms))
+        return found[0] if single else found
+
     @torch.inference_mode()
     def embeddings(self, waveforms: Iterable[Waveform], timestamps: bool = True) -> Iterator[Embedding]:
         """Embed clips one after the other; windows of neighbouring clips share batches.
@@ -235,6 +253,17 @@ class AudioModel(nn.Module):
             UserError: the model is not a classifier, or its checkpoint lacks its loss; see also :meth:`embeddings`.
         """
         raise self.checkpoint.no(Classifier)
+
+    def transcriptions(self, waveforms: Iterable[Waveform]) -> Iterator[Transcription]:
+        """Transcribe clips one after the other.
+
+        Args:
+            waveforms: see :meth:`embeddings`.
+
+        Raises:
+            UserError: the model is not a recogniser; see also :meth:`embeddings`.
+        """
+        raise self.checkpoint.no(CTC)
 
     def top(self, probabilities: Tensor, top_k: int | None = None) -> list[Prediction]:
         """Sort classes by the probabilities (classes,) of a clip, the most probable first; all if ``top_k`` is None."""
@@ -436,40 +465,39 @@ class AudioClassifier(AudioModel):
 class AudioRecognizer(AudioModel):
     """Fine-tuned recogniser for audio of any length; see :class:`AudioModel`.
 
-    It sees a clip no longer than its input as in validation, so it agrees with ``amae evaluate``. Each output step of a
-    longer clip comes from the window in which it is farthest from an edge.
+    It sees a clip no longer than its input as in validation. A longer clip goes through in windows, whose most probable
+    units are joined where neighbours agree, see :func:`~amae_plugin.inference.transcription.join_paths`. So the memory
+    does not depend on the length of the clip.
     """
 
     model: CTC
 
+    @override
     @torch.inference_mode()
-    def log_probs(self, waveforms: Iterable[Waveform]) -> Iterator[Tensor]:
-        """Compute the distributions over units of clips, one clip after the other.
+    def transcriptions(self, waveforms: Iterable[Waveform]) -> Iterator[Transcription]:
+        units, sub_steps = self.checkpoint.units, self.model.config.sub_steps
+        step_seconds = self.step_samples / sub_steps / self.sample_rate
+        samples: deque[int] = deque()
 
-        Args:
-            waveforms: see :meth:`embeddings`.
+        def counted() -> Iterator[Waveform]:
+            for waveform in waveforms:
+                samples.append(len(waveform))
+                yield waveform
 
-        Returns:
-            For each clip (T', V) float32 on the CPU, one row an output step, of which every time step has
-            ``model.config.sub_steps``; V units as in ``checkpoint.units``.
+        for windows, outputs in self._outputs(counted(), self._path):
+            path = join_paths((values["path"].numpy() for values in outputs), windows, sub_steps)
+            yield Transcription.of_path(path, units, step_seconds, samples.popleft() / self.sample_rate)
 
-        Raises:
-            UserError: see :meth:`embeddings`.
-        """
-        sub_steps = self.model.config.sub_steps
-        for windows, outputs in self._outputs(waveforms, self._columns):
-            columns = windows.central(values["log_probs"] for values in outputs)
-            yield columns.unflatten(1, (sub_steps, -1)).flatten(0, 1).cpu()
+    def _path(self, source: Tensor, padding_mask: Tensor) -> dict[str, Tensor]:
+        """Return ``path`` (B, T') int64, the most probable unit of each step; T' is that of the longest window."""
+        log_probs = self.model(source, padding_mask=padding_mask)["log_probs"]
+        self.checkpoint.require_finite(log_probs)
+        return {"path": log_probs.argmax(dim=2).cpu()}
 
-    def _columns(self, source: Tensor, padding_mask: Tensor) -> dict[str, Tensor]:
-        """Return ``log_probs`` (B, W, sub_steps V) of whole windows, in which padding is blank."""
-        output = self.model(source, padding_mask=padding_mask)
-        log_probs, sub_steps = output["log_probs"], self.model.config.sub_steps
-        blank = torch.full_like(log_probs[0, 0], torch.finfo(log_probs.dtype).min)
-        blank[self.checkpoint.units.blank] = 0.0
-        whole = blank.repeat(len(source), self._grid[0] * sub_steps, 1)
-        whole[:, : log_probs.shape[1]] = torch.where(output["padding"][..., None], blank, log_probs)
-        return {"log_probs": whole.unflatten(1, (-1, sub_steps)).flatten(2)}
+    @override
+    def _layout(self, frames: int) -> Windows:
+        columns = int(self.model.steps.columns(torch.tensor(frames)))
+        return Windows.cover(columns, self._grid[0], hop=max(1, self._grid[0] // 2))
 
 
 @contextmanager

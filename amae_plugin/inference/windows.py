@@ -71,15 +71,6 @@ class Windows:
             yield final / self.counts[start:end, None].to(final.device)
             total = torch.nn.functional.pad(rest, (0, 0, 0, window.shape[-2] - rest.shape[-2]))
 
-    def central(self, values: Iterable[Tensor]) -> Tensor:
-        """Take each step from the window in which it is farthest from an edge: N of (W, D) to (T, D).
-
-        Unlike a mean, this blends no peaks of two windows that lie a step apart.
-        """
-        cuts = [(one + self.width + other) // 2 for one, other in zip(self.starts, self.starts[1:])]
-        ends = zip([0, *cuts], [*cuts, self.steps], self.starts, strict=True)
-        return torch.cat([window[begin - start : end - start] for window, (begin, end, start) in zip(values, ends)])
-
     def mean(self, values: Tensor) -> Tensor:
         """Average values of whole windows with :attr:`weights`: (N, K) to (K,)."""
         return (self.weights.to(values)[:, None] * values).sum(dim=0)
