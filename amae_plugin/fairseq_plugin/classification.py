@@ -72,6 +72,7 @@ class AmaeClassificationTask(DownstreamTask):
         if cfg.balanced_samples is not None and cfg.balanced_samples < 1:
             raise UserError(f"task.balanced_samples={cfg.balanced_samples}: at least 1, or null")
         self.measures = dict.fromkeys(("mAP", "mAUC", "d_prime") if cfg.multi_label else ("accuracy", "macro_f1"), True)
+        self.condition = f"with task.multi_label={str(cfg.multi_label).lower()}"
         self.state.add_factory("classes", lambda: list(read_names(self.data / LABELS_NAME)))
 
     def load_state_dict(self, state_dict: Values) -> None:
@@ -128,11 +129,6 @@ class AmaeClassificationTask(DownstreamTask):
     def sizes(self) -> Dict[str, int]:
         """Return the number of classes."""
         return {"num_classes": len(self.state.classes)}
-
-    @property
-    def condition(self) -> str:
-        """Beginning of a message, see the base."""
-        return f"with task.multi_label={str(self.cfg.multi_label).lower()}"
 
     def measure(self, *columns: np.ndarray) -> Mapping[str, float]:
         """Measure scores (N, C) against targets (N, C)."""

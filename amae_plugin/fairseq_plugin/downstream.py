@@ -45,9 +45,11 @@ class DownstreamTask(AudioTask):
 
     Attributes:
         measures: names of what a validation measures of a whole split; True if more of it is better.
+        condition: beginning of the message "..., it must be one of" these names.
     """
 
     measures: Mapping[str, bool]
+    condition: str
 
     def __init__(self, cfg: DownstreamTaskConfig):
         super().__init__(cfg)
@@ -62,11 +64,6 @@ class DownstreamTask(AudioTask):
     @abstractmethod
     def measure(self, *columns: np.ndarray) -> Mapping[str, float]:
         """Measure a whole split from what the criterion logs as ``scored``, an entry a clip, without the clips' ids."""
-
-    @property
-    def condition(self) -> str:
-        """Beginning of the message "..., checkpoint.best_checkpoint_metric must be one of"."""
-        return f"with task._name={self.cfg._name}"
 
     def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> nn.Module:
         """Build the model, with the encoder's weights of ``model.pretrained`` or ``model.imagenet``.

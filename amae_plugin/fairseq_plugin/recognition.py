@@ -64,7 +64,7 @@ class AmaeCTCTask(DownstreamTask):
 
     def __init__(self, cfg: AmaeCTCTaskConfig):
         super().__init__(cfg)
-        self.measures = {"wer": False, "cer": False}
+        self.measures, self.condition = {"wer": False, "cer": False}, "in recognition"
         for name, choices in CHOICES.items():
             if cfg[name] not in choices:
                 raise UserError(f"task.{name}={cfg[name]}: must be {' or '.join(choices)}")
