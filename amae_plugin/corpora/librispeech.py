@@ -5,7 +5,7 @@ classes, since the speakers of validation and test are not those of training. Th
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, find_audio, find_root, report_missing
@@ -35,6 +35,7 @@ def build(
     labels: Sequence[str] | None = None,
     vocab_size: int | None = None,
     dictionary: Path | None = None,
+    parts: Collection[str] | None = None,
     allow_missing: bool = False,
     seed: int = 1,
     workers: int = 0,
@@ -47,6 +48,7 @@ def build(
         labels: kinds of units of the transcripts; without transcripts if None.
         vocab_size: number of pieces to learn, for ``spm``.
         dictionary: folder of other manifests, whose units are taken.
+        parts: names of the parts to take; all that are there if None.
         allow_missing: whether clips without a transcript are left out.
         seed: seed of the draw of 1% of the training clips, which are held out if there is no ``dev-*`` part.
         workers: number of threads that read headers.
@@ -55,17 +57,22 @@ def build(
         UserError: the folder has another layout, or holds nothing to train on; a transcript is missing or malformed.
     """
     root = find_root(root, "train-*/*", "LibriSpeech")
-    parts: dict[str, list[str]] = {}
+    absent = [name for name in parts or () if not (root / name).is_dir()]
+    if absent:
+        raise UserError(f"--parts {' '.join(absent)}: not in {root}")
+    found_in: dict[str, list[str]] = {}
     splits: dict[str, list[str]] = {split: [] for split in _SPLITS.values()}
     warnings = []
     for prefix, split in _SPLITS.items():
         for folder in sorted(path for path in root.glob(f"{prefix}-*") if path.is_dir()):
+            if parts is not None and folder.name not in parts:
+                continue
             found = find_audio(folder)
             warnings += [f"{folder.name}/{name}: {reason}; left out" for name, reason in found.problems.items()]
-            parts[folder.name] = [f"{folder.name}/{name}" for name in found.names]
-            splits[split] += parts[folder.name]
-    warnings += compare_sizes(parts, {part: size for part, size in _PUBLISHED.items() if part in parts})
-    if not splits["train"]:
+            found_in[folder.name] = [f"{folder.name}/{name}" for name in found.names]
+            splits[split] += found_in[folder.name]
+    warnings += compare_sizes(found_in, {part: size for part, size in _PUBLISHED.items() if part in found_in})
+    if not splits["train"] and dictionary is None:
         raise UserError(f"{root}: no audio in its train-* folders")
     if labels is None and (vocab_size is not None or dictionary is not None):
         raise UserError("--vocab-size and --dictionary are for transcripts: say --labels ltr, wrd or spm")
@@ -109,6 +116,8 @@ def _read_texts(root: Path, names: Sequence[str], allow_missing: bool) -> tuple[
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder with train-clean-100 and others")
+    parts = "parts to take, such as train-clean-100 dev-other test-clean (all that are there)"
+    parser.add_argument("--parts", nargs="+", metavar="PART", help=parts)
     parser.add_argument("--seed", type=int, default=1, help="seed of what is held out without dev-* (%(default)s)")
     add_units(parser, None)
     add_allow_missing(parser)

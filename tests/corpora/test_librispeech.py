@@ -50,6 +50,18 @@ def test_transcripts_are_those_of_the_publisher(root, tmp_path):
     assert len((out / "test.ltr").read_text().splitlines()) == 4
 
 
+def test_some_parts(root, tmp_path):
+    out, clean = tmp_path / "out", ["train-clean-100", "dev-clean"]
+    assert build(root, out, labels=["ltr"], parts=clean).summary.clips == {"train": 5, "valid": 5}
+    other = build(root, tmp_path / "other", labels=["ltr"], parts=["test-other"], dictionary=out)
+    assert other.summary.clips == {"test": 5}
+    assert (tmp_path / "other" / "dict.ltr.txt").read_bytes() == (out / "dict.ltr.txt").read_bytes()
+    with pytest.raises(UserError, match="--parts train-clean-360: not in"):
+        build(root, out, parts=["train-clean-100", "train-clean-360"])
+    with pytest.raises(UserError, match="no audio in its train"):
+        build(root, out, parts=["test-other"])
+
+
 def test_transcripts_that_are_missing_or_malformed(root, tmp_path):
     path = root / "dev-clean" / "103" / "1240" / "103-1240.trans.txt"
     published = path.read_text()
