@@ -6,6 +6,7 @@ training split.
 
 import argparse
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -74,7 +75,7 @@ def build(
     paths = _read_arguments(tables)
     if dictionary is None and "train" not in paths:
         raise UserError("units are learned from training texts: give a table of train as well, or --dictionary DIR")
-    root = Path(os.path.commonpath([path.absolute().parent for path in paths.values()]))
+    root = Path(os.path.commonpath([_normal(path.parent) for path in paths.values()]))
     texts: dict[str, str] = {}
     names: dict[str, list[str]] = {}
     warnings: list[str] = []
@@ -156,8 +157,13 @@ def _read_table(
 
 def _name(path: Path, root: Path) -> str:
     """Name a clip as a manifest of *root* does: relative to it where it lies there, else by its absolute path."""
-    whole = Path(os.path.normpath(path.absolute()))
+    whole = _normal(path)
     return whole.relative_to(root).as_posix() if whole.is_relative_to(root) else str(whole)
+
+
+def _normal(path: Path) -> Path:
+    """Return the absolute path without ``..``, as a manifest takes it."""
+    return Path(os.path.normpath(path.absolute()))
 
 
 def _read_rows(path: Path, case: str, punctuation: str) -> list[_Row]:
@@ -178,7 +184,7 @@ def _read_rows(path: Path, case: str, punctuation: str) -> list[_Row]:
         if not line.strip():
             problems[number] = "empty"
         elif len(columns) != 1:
-            problems[number] = f"{len(columns) or 'no'} tab{'s' if columns else ''} in '{line}'"
+            problems[number] = f"{len(columns) or 'no'} tab{'s' if columns else ''} in '{textwrap.shorten(line, 80)}'"
         elif not name.strip():
             problems[number] = f"no path before the tab in '{line}'"
         elif "\0" in name:

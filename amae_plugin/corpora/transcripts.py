@@ -30,6 +30,8 @@ _JOINERS = "\u200c\u200d"  # format characters that are part of how Persian and 
 # What sentencepiece says of a number of pieces that it cannot learn.
 _TOO_HIGH = re.compile(r"Please set it to a value <= (\d+)")
 _TOO_LOW = re.compile(r"smaller than required_chars\. \d+ vs (\d+)")
+_APOSTROPHES = re.compile(r"(?<=\w)[\u2018\u2019\uff07`\u00b4](?=\w)")  # what is typed for one within a word
+_QUOTES = re.compile(r"(?<!\w)'|'(?!\w)")
 _SHOWN = 10  # units named in a message
 
 
@@ -165,7 +167,7 @@ def _learn_pieces(texts: Sequence[str], others: str, vocab_size: int) -> bytes:
 
 def check_text(text: str) -> str | None:
     """Say what a text holds that no transcript can; None if nothing."""
-    for character in text:
+    for character in dict.fromkeys(text):
         if character in _RESERVED:
             return f"'{character}' in the text, {_RESERVED[character]}"
         if unicodedata.category(character) == "Cc":
@@ -188,10 +190,10 @@ def normalize(text: str, case: str = "keep", punctuation: str = "keep") -> str:
     text = unicodedata.normalize("NFC", text).replace("\u200b", " ")
     text = {"lower": text.lower, "upper": text.upper, "keep": text.__str__}[case]()
     if punctuation == "remove":
-        text = re.sub(r"(?<=\w)[\u2019\uff07](?=\w)", "'", text)
-        text = re.sub(r"(?<!\w)'|'(?!\w)", " ", text)
-        text = "".join(" " if unicodedata.category(c)[0] in "PS" and c != "'" else c for c in text)
-    text = "".join(c for c in text if unicodedata.category(c) != "Cf" or c in _JOINERS)
+        text = _APOSTROPHES.sub("'", text)
+        text = _QUOTES.sub(" ", text)
+        text = text.translate({ord(c): " " for c in set(text) if unicodedata.category(c)[0] in "PS" and c != "'"})
+    text = text.translate({ord(c): None for c in set(text) if unicodedata.category(c) == "Cf" and c not in _JOINERS})
     return unicodedata.normalize("NFC", " ".join(text.split()))
 
 

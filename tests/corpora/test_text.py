@@ -100,6 +100,14 @@ def test_tables_of_splits_in_several_folders(table, tmp_path, sound):
     assert read(tmp_path / "alone", "test") == read(tmp_path / "out", "test")
 
 
+def test_a_table_in_a_folder_above(table, tmp_path, monkeypatch):
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    build(["../all.tsv"], tmp_path / "out")
+    assert Manifest.read(tmp_path / "out" / "valid.tsv").root == str(tmp_path)
+    assert (tmp_path / "out" / "valid.tsv").read_text().splitlines()[1].startswith("clips/")
+
+
 def test_units_of_the_training_serve_other_data(table, tmp_path, sound, capsys):
     assert main(["manifest", "text", str(table), "--out", str(tmp_path / "out")]) == 0
     sound(tmp_path / "new.wav")

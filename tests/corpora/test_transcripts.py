@@ -100,6 +100,7 @@ def test_units_that_cannot_be_read_or_learned(tmp_path, write):
         ("Vítejte,  v nejkrásnějším\u00a0městě!", ("lower", "remove"), "vítejte v nejkrásnějším městě"),
         ("Vítejte,  v\u2003městě!", ("keep", "keep"), "Vítejte, v městě!"),
         ("Don\u2019t — “say” 'yes'", ("upper", "remove"), "DON'T SAY YES"),
+        ("it`s don\u00b4t `quoted` \u2018too\u2019", ("lower", "remove"), "it's don't quoted too"),
         ("rock-'n'-roll, C:\\DIR; 5 €/kg", ("lower", "remove"), "rock n roll c dir 5 kg"),
         ("Stra\u00dfe E\u0301", ("lower", "remove"), "straße é"),
         ("soft\u00adhyphen\ufeff zero\u200bwidth \u202bturned", ("keep", "keep"), "softhyphen zero width turned"),
