@@ -14,13 +14,7 @@ from typing import NamedTuple
 from amae_plugin.corpora.audio_files import add_allow_missing, find_listed, report_missing
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, prepare_units, read_headers, write_corpus
 from amae_plugin.corpora.splits import split_names
-from amae_plugin.corpora.transcripts import (
-    CASES,
-    PUNCTUATION,
-    add_units,
-    check_text,
-    normalize,
-)
+from amae_plugin.corpora.transcripts import CASES, PUNCTUATION, add_units, check_text, normalize
 from amae_plugin.data.lines import bad_lines, read_lines
 from amae_plugin.errors import UserError
 

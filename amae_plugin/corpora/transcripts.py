@@ -188,11 +188,12 @@ def normalize(text: str, case: str = "keep", punctuation: str = "keep") -> str:
             symbol, but an apostrophe between two letters stays, as ``'``.
     """
     text = unicodedata.normalize("NFC", text).replace("\u200b", " ")
-    text = {"lower": text.lower, "upper": text.upper, "keep": text.__str__}[case]()
+    text = text.lower() if case == "lower" else text.upper() if case == "upper" else text
     if punctuation == "remove":
         text = _APOSTROPHES.sub("'", text)
         text = _QUOTES.sub(" ", text)
         text = text.translate({ord(c): " " for c in set(text) if unicodedata.category(c)[0] in "PS" and c != "'"})
+        text = " ".join(word for word in text.split() if any(map(str.isalnum, word)))  # no rests of emoji
     text = text.translate({ord(c): None for c in set(text) if unicodedata.category(c) == "Cf" and c not in _JOINERS})
     return unicodedata.normalize("NFC", " ".join(text.split()))
 

@@ -42,10 +42,10 @@ class Transcription(NamedTuple):
             path: the most probable unit of each step, (T,).
             units: the units.
             step_seconds: length of a step.
-            seconds: length of the clip, beyond which no word ends.
+            seconds: length of the clip, beyond which no word lies, though padding may fill the last steps.
         """
         words = [
-            TimedWord(word.text, word.begin * step_seconds, min(word.end * step_seconds, seconds))
+            TimedWord(word.text, *(min(step * step_seconds, seconds) for step in (word.begin, word.end)))
             for word in units.words(collapse(path.tolist(), units.blank))
         ]
         return cls(" ".join(word.word for word in words), words)

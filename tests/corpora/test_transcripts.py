@@ -106,6 +106,7 @@ def test_units_that_cannot_be_read_or_learned(tmp_path, write):
         ("soft\u00adhyphen\ufeff zero\u200bwidth \u202bturned", ("keep", "keep"), "softhyphen zero width turned"),
         ("joined\u200cin क्\u200dष", ("lower", "remove"), "joined\u200cin क्\u200dष"),
         ("हिन्दी में।", ("lower", "remove"), "हिन्दी में"),
+        ("so \U0001f469\u200d\U0001f4bb \u2764\ufe0f good", ("lower", "remove"), "so good"),
         ("...?!", ("lower", "remove"), ""),
     ],
 )

@@ -114,6 +114,7 @@ def test_words_have_their_places():
         TimedWord("c", pytest.approx(0.12), pytest.approx(0.16)),
         TimedWord("a", pytest.approx(0.22), 0.23),
     ]
+    assert Transcription.of_path(path, UNITS, 0.02, 0.2).words[-1] == ("a", 0.2, 0.2)
     assert Transcription.of_path(np.zeros(5, int), UNITS, 0.02, 1) == ("", [])
 
 
