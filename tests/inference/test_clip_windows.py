@@ -34,6 +34,17 @@ def test_windows_cover_the_clip(windows):
 
 
 @given(layouts)
+def test_each_step_is_taken_from_the_window_in_which_it_is_farthest_from_an_edge(windows):
+    number, step = torch.meshgrid(torch.arange(len(windows.starts)), torch.arange(windows.width), indexing="ij")
+    taken = windows.central(torch.stack([number, step], dim=2))
+    assert len(taken) == windows.steps
+    for place, (window, within) in enumerate(taken.tolist()):
+        assert windows.starts[window] + within == place
+        edges = [min(place - start, start + windows.width - 1 - place) for start in windows.starts]
+        assert min(within, windows.width - 1 - within) == max(edges)
+
+
+@given(layouts)
 def test_the_mean_over_windows_is_the_mean_over_steps(windows):
     values = torch.randn(len(windows.starts), 3, generator=torch.Generator().manual_seed(0))
     merged = windows.merge(values[:, None].expand(-1, windows.width, -1))
