@@ -1,4 +1,4 @@
-"""The recognition task and its criterion: which clips it takes, what it measures, and sums that do not depend on cuts."""
+"""The recognition task and its criterion: which clips it takes, what it measures, sums that do not depend on cuts."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_a_checkpoints_units_are_taken_over_and_others_are_refused(write: Callab
         other.load_state_dict(stored)
     spelled = task(write(), post_process="none")
     assert spelled.units
-    with pytest.raises(UserError, match="task.post_process=none, and the checkpoint has letter"):
+    with pytest.raises(UserError, match=r"task\.post_process=none, and the checkpoint has letter"):
         spelled.load_state_dict(stored)
 
 
@@ -271,5 +271,5 @@ def test_a_frozen_encoder_thaws_after_its_updates(write: Callable[..., Path], no
         made.optimizer_step(optimizer, built, update)
         assert any(name.startswith("encoder.") for name in optimizer.moved) != frozen
         assert "head.weight" in optimizer.moved
-    with pytest.raises(UserError, match="model.frozen_updates=-1: must be 0 or more"):
+    with pytest.raises(UserError, match=r"model\.frozen_updates=-1: must be 0 or more"):
         model(made, frozen_updates=-1)

@@ -29,7 +29,7 @@ def recognisers(tmp_path_factory, write_recogniser):
     """Paths of checkpoints of recognisers."""
     folder = tmp_path_factory.mktemp("recognisers")
     return {
-        name: write_recogniser(folder / f"{name}.pt", encoder=encoder, sub_steps=sub_steps, units=UNITS)
+        name: write_recogniser(folder / f"{name}.pt", UNITS.symbols[4:], encoder, sub_steps)
         for name, (encoder, sub_steps) in KINDS.items()
     }
 
