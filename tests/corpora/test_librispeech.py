@@ -1,4 +1,10 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import fairseq
 import pytest
+from fairseq.data import Dictionary
 
 from amae_plugin.corpora.librispeech import build
 from amae_plugin.data.manifest import Manifest
@@ -48,6 +54,24 @@ def test_transcripts_are_those_of_the_publisher(root, tmp_path):
     (root / "test-other" / "103" / "1240" / "103-1240-0001.flac").write_bytes(b"broken" * 50)
     build(root, out, labels=["ltr"])
     assert len((out / "test.ltr").read_text().splitlines()) == 4
+
+
+def test_the_files_are_those_of_fairseqs_scripts(root, tmp_path):
+    out, theirs = tmp_path / "out", tmp_path / "theirs"
+    build(root, out, labels=["ltr", "wrd"])
+    script = Path(fairseq.__file__).parent / "examples" / "wav2vec" / "libri_labels.py"
+    for split in ("train", "valid", "test"):
+        arguments = [str(out / f"{split}.tsv"), "--output-dir", str(theirs), "--output-name", split]
+        subprocess.run([sys.executable, str(script), *arguments], check=True)
+        for labels in ("ltr", "wrd"):
+            assert (theirs / f"{split}.{labels}").read_bytes() == (out / f"{split}.{labels}").read_bytes()
+    dictionary = Dictionary()
+    for line in (theirs / "train.ltr").read_text().splitlines():
+        dictionary.encode_line(line, append_eos=False)
+    dictionary.finalize(padding_factor=1)
+    dictionary.save(str(theirs / "dict.ltr.txt"))
+    ours = (out / "dict.ltr.txt").read_text()
+    assert ours == (theirs / "dict.ltr.txt").read_text() + "P 0\nU 0\n"  # letters of the other splits
 
 
 def test_some_parts(root, tmp_path):
