@@ -5,17 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import BIN, Run, amae, environment, train
+from conftest import Run, train
+from fairseq.checkpoint_utils import load_model_ensemble_and_task
 
 from amae_plugin import load_model
 from amae_plugin.checkpoints import Checkpoint
+from amae_plugin.cli.main import main
 from amae_plugin.data.manifest import write_manifest
 from amae_plugin.inspection import describe
 
@@ -31,8 +32,8 @@ MICRO = [
     "lr_scheduler.warmup_updates=10",
     "optimization.lr=[4e-3]",
     "optimization.max_update=90",
-    "dataset.validate_interval_updates=45",
-    "checkpoint.save_interval_updates=45",
+    "dataset.validate_interval_updates=40",
+    "checkpoint.save_interval_updates=40",
     "model.mask_ratio_time=0",
     "model.mask_ratio_frequency=0",
     "model.dropout=0",
@@ -72,20 +73,23 @@ def trained(spoken: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def test_a_run_learns_and_its_best_checkpoint_is_that_of_the_fewest_errors(spoken: Path, trained: Run) -> None:
+def test_a_run_learns_and_its_best_checkpoint_is_that_of_the_fewest_errors(
+    spoken: Path, trained: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     rates = [float(entry["valid_wer"]) for entry in trained.logged("valid")]
-    assert len(rates) == 2 and min(rates) < 0.3
+    assert len(rates) >= 2 and min(rates) < 0.3
     path = trained.folder / "checkpoints" / "checkpoint_best.pt"
     checkpoint = Checkpoint.read(path)
     assert checkpoint.extra_state["best"] == pytest.approx(min(rates))
 
-    done = amae("evaluate", str(path), "--data", str(spoken), "--split", "valid", "--batch-size", "3")
-    assert done.returncode == 0, done.stderr
+    assert main(["evaluate", str(path), "--data", str(spoken), "--split", "valid", "--workers", "0"]) == 0
     results = trained.folder / "evaluation" / "valid"
     found = json.loads((results / "metrics.json").read_text())
     assert found["wer"] == pytest.approx(min(rates), abs=1e-6)
     assert (found["clips"], found["words"]["length"]) == (8, 16)
-    assert f"{found['wer']:.4f}" in next(line for line in done.stdout.splitlines() if line.startswith("words"))
+    assert f"{found['wer']:.4f}" in next(
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("words")
+    )
     with (results / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     texts = [line.replace(" ", "").replace("|", " ").strip() for line in (spoken / "valid.ltr").read_text().split("\n")]
@@ -95,11 +99,6 @@ def test_a_run_learns_and_its_best_checkpoint_is_that_of_the_fewest_errors(spoke
 
     facts = describe(checkpoint)
     assert (facts["metric"], facts["units"]["symbols"][4:], facts["classes"]) == ("wer", ["|", "A", "B", "C"], None)
-    assert "units" in amae("inspect", str(path)).stdout
-    refused = amae("predict", str(path), str(spoken / "valid0.flac"))
-    assert refused.returncode == 2
-    assert "a recogniser, which knows no classes; this needs a classifier" in refused.stderr
-
     model = load_model(path, device="cpu")
     clips = [torch.from_numpy(soundfile.read(spoken / f"valid{index}.flac", dtype="float32")[0]) for index in range(8)]
     heard = [found.text for found in model.transcribe(clips, sample_rate=16_000)]
@@ -110,30 +109,19 @@ def test_a_run_learns_and_its_best_checkpoint_is_that_of_the_fewest_errors(spoke
     assert len(together.words) == pytest.approx(16, abs=3)
 
 
-def test_a_run_continues_with_the_same_clips_and_refuses_other_units(
-    spoken: Path, trained: Run, tmp_path: Path
-) -> None:
+def test_a_run_continues_within_an_epoch(spoken: Path, trained: Run, tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (stopped,) = (trained.folder / "checkpoints").glob("checkpoint_*_45.pt")
+    (stopped,) = (trained.folder / "checkpoints").glob("checkpoint_*_40.pt")
     shutil.copy(stopped, tmp_path / "run" / "checkpoints" / "checkpoint_last.pt")
     resumed = train(tmp_path / "run", f"task.data={spoken}", recipe=RECIPE, smaller=MICRO)
     assert resumed.returncode == 0, resumed.output
-    assert list(resumed.losses()) == list(range(46, 91))
-    assert resumed.losses() == {update: loss for update, loss in trained.losses().items() if update > 45}
+    assert list(resumed.losses()) == list(range(41, 91))
+    assert resumed.losses() == {update: loss for update, loss in trained.losses().items() if update > 40}
 
 
-def test_fairseq_reads_the_checkpoint(spoken: Path, trained: Run) -> None:
-    script = (
-        "import sys, torch, amae_plugin\n"
-        "from fairseq.checkpoint_utils import load_model_ensemble_and_task\n"
-        "from amae_plugin.checkpoints import Checkpoint\n"
-        "models, cfg, task = load_model_ensemble_and_task([sys.argv[1]], {'data': '/nowhere'})\n"
-        "plain, source = Checkpoint.read(sys.argv[1]).model(), torch.randn(2, 128, 128)\n"
-        "assert torch.equal(models[0].eval()(source)['log_probs'], plain(source)['log_probs'])\n"
-        "print(' '.join(task.units.symbols))\n"
-    )
+def test_fairseq_reads_the_checkpoint_without_its_data(trained: Run) -> None:
     path = trained.folder / "checkpoints" / "checkpoint_last.pt"
-    done = subprocess.run(
-        [str(BIN / "python"), "-c", script, str(path)], capture_output=True, text=True, env=environment(), check=False
-    )
-    assert done.stdout.endswith("<s> <pad> </s> <unk> | A B C\n"), done.stderr
+    models, _, task = load_model_ensemble_and_task([str(path)], {"data": "/nowhere"})
+    source = torch.randn(2, 128, 128)
+    assert torch.equal(models[0].eval()(source)["log_probs"], Checkpoint.read(path).model()(source)["log_probs"])
+    assert task.units.symbols == ("<s>", "<pad>", "</s>", "<unk>", "|", "A", "B", "C")
