@@ -27,6 +27,7 @@ setup(
         "matplotlib",
         "numpy",
         "omegaconf",
+        "rapidfuzz",
         "safetensors",
         "scikit-learn",
         "sentencepiece",

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from amae_plugin.data.log_mel import ModelInput
+from amae_plugin.data.transcripts import Units
 from amae_plugin.errors import UserError
 from amae_plugin.files import replacing, writing
 from amae_plugin.models import state_dicts
 from amae_plugin.models.base import DownstreamModel, Model
+from amae_plugin.models.classifier import Classifier
+from amae_plugin.models.ctc import CTC
 from amae_plugin.models.downstream import DOWNSTREAM, build_model, encoder_section
 from amae_plugin.models.published import find_state
 from amae_plugin.models.registry import SYSTEMS, find_system
@@ -28,11 +31,6 @@ from amae_plugin.modules.compute import enough_memory
 from amae_plugin.modules.embedding import grid_size
 from amae_plugin.weight_files import read_weights, unwrapped
 
-NO_CLASSES = (
-    "{path}: a pretraining checkpoint, which knows no classes; fine-tune it first (model.pretrained={path}), or use "
-    "its features (amae embed, amae evaluate --trials)"
-)
-"""Message for a pretraining model in place of a classifier."""
 Kind = TypeVar("Kind", bound=Model)
 _ENCODER = "encoder."
 _SECTIONS = ("task", "criterion", "checkpoint", "optimization", "optimizer")
@@ -226,8 +224,8 @@ class Checkpoint:
         Raises:
             UserError: the checkpoint has no classes, or lacks their names.
         """
-        if self.downstream is None:
-            raise UserError(NO_CLASSES.format(path=self.path))
+        if self.downstream is not Classifier:
+            raise self.no(Classifier)
         names = self.task_state.get("classes")
         if not names:
             raise UserError(f"{self.path}: does not hold the names of its classes (task_state.classes)")
@@ -235,6 +233,32 @@ class Checkpoint:
         if not isinstance(names, (list, tuple)) or len(names) != count or not all(isinstance(n, str) for n in names):
             raise UserError(f"{self.path}: its entry task_state.classes must be the names of the {count} classes")
         return tuple(names)
+
+    @property
+    def units(self) -> Units:
+        """Units of the texts of a recogniser.
+
+        Raises:
+            UserError: the checkpoint has no units, or they do not fit the model.
+        """
+        if self.downstream is not CTC:
+            raise self.no(CTC)
+        try:
+            units = Units.from_plain(self.task_state.get("units"))
+        except ValueError as error:
+            raise UserError(f"{self.path}: its entry task_state.units {error}") from None
+        if len(units) != (count := self.model_settings.get("num_units")):
+            raise UserError(f"{self.path}: its entry task_state.units has {len(units)} units, and the model {count}")
+        return units
+
+    def no(self, kind: type[DownstreamModel]) -> UserError:
+        """Return the error of a checkpoint that is of another kind of model than this one."""
+        lack = f"which knows no {kind.tells}"
+        if self.downstream is not None:
+            return UserError(f"{self.path}: a {self.downstream.kind}, {lack}; this needs a {kind.kind}")
+        remedy = f"fine-tune it first (model.pretrained={self.path})"
+        features = "use its features (amae embed, amae evaluate --trials)"
+        return UserError(f"{self.path}: a pretraining checkpoint, {lack}; {remedy}, or {features}")
 
     @property
     def probabilities(self) -> Callable[[Tensor], Tensor]:
@@ -341,7 +365,8 @@ class Checkpoint:
         if isinstance(model.encoder.norm, nn.Identity):
             state = {name: value for name, value in state.items() if not name.startswith("norm.")}
         elif not any(name.startswith("norm.") for name in state):
-            raise UserError(f"{self.path}: has no final norm of the encoder, so model.pooling must be mean")
+            remedy = "start from its pretraining, or have a classifier with model.pooling=mean"
+            raise UserError(f"{self.path}: has no final norm of the encoder, which this model needs; {remedy}")
         try:
             model.encoder.load_state_dict(state)
         except RuntimeError as error:

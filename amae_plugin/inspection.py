@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from amae_plugin.checkpoints import Checkpoint
+from amae_plugin.data.transcripts import SPECIAL
 from amae_plugin.errors import UserError
 from amae_plugin.models.base import Model, PretrainingModel
 
@@ -81,6 +82,7 @@ def describe(checkpoint: Checkpoint) -> Facts:
         "train_loss": _train_loss(checkpoint),
         **{name: checkpoint.setting(section, key, *kinds) for name, (section, key, kinds) in _SETTINGS.items()},
         "classes": list(checkpoint.classes) if checkpoint.task_state.get("classes") else None,
+        "units": checkpoint.units.plain() if checkpoint.task_state.get("units") else None,
         "conversion": checkpoint.state_of_run("conversion", dict),
     }
 
@@ -111,6 +113,7 @@ def summary(facts: Facts) -> str:
         "data": facts["data"],
         "written to": facts["save_dir"],
         "classes": _classes(facts),
+        "units": facts["units"] and _units(**facts["units"]),
         "made of": _conversion(facts["conversion"]),
     }
     width = max(map(len, lines))
@@ -168,6 +171,11 @@ def _classes(facts: Facts) -> str:
     names = facts["classes"] or []
     several = ", several a clip" if facts["multi_label"] else ""
     return f"{len(names):,}{several}: {_first(names)}" if names else ""
+
+
+def _units(labels: str, symbols: Sequence[str], post_process: str) -> str:
+    own = symbols[len(SPECIAL) :]
+    return f"{len(own):,} of {labels}, which make words as post_process={post_process}: {_first(own)}"
 
 
 def _conversion(conversion: Facts | None) -> str:

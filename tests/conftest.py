@@ -16,6 +16,7 @@ from torch import nn
 from amae_plugin.data.labels import write_labels, write_names
 from amae_plugin.data.manifest import write_manifest
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
+from amae_plugin.models.ctc import CTC
 from amae_plugin.models.registry import SYSTEMS
 
 # The time of an example says nothing: the first one warms up, and cores are shared.
@@ -71,6 +72,36 @@ def write_checkpoint() -> Callable[..., Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         config = {"model": settings, **sections}
         content = {"cfg": config, "model": model.state_dict(), "task_state": task_state, "extra_state": {}}
+        torch.save(content, path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_recogniser() -> Callable[..., Path]:
+    """Writes a checkpoint of a recogniser of letters, whose input is that of `write_checkpoint`.
+
+    Its weights are random, so it hears something. By default it hears 4 columns of patches in 64 frames.
+    """
+
+    def write(
+        path: Path,
+        symbols: Sequence[str] = ("|", "A", "B", "C"),
+        encoder: Mapping[str, Any] = ENCODER,
+        sub_steps: int = 2,
+    ) -> Path:
+        torch.manual_seed(0)
+        units = {"labels": "ltr", "symbols": ["<s>", "<pad>", "</s>", "<unk>", *symbols], "post_process": "letter"}
+        settings = {"_name": "amae_ctc", "encoder": dict(encoder), "num_units": len(symbols) + 4}
+        settings |= {"input_length": 64, "sub_steps": sub_steps}
+        model = CTC.from_settings(settings)
+        nn.init.normal_(model.head.weight)
+        nn.init.constant_(model.head.bias[1:4], -100.0)  # fairseq's own symbols, which are in no transcript
+        task = {"_name": "amae_ctc", "target_length": 64, "num_mel_bins": 64, "mean": -6.0, "std": 4.0}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        config = {"model": settings, "task": task, "criterion": {"_name": "amae_ctc"}}
+        content = {"cfg": config, "model": model.state_dict(), "task_state": {"units": units}, "extra_state": {}}
         torch.save(content, path)
         return path
 

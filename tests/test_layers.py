@@ -131,16 +131,19 @@ print(new)
         [
             "arch:amae_audio_mae",
             "arch:amae_classifier",
+            "arch:amae_ctc",
             "arch:amae_eat",
             "arch:amae_m2d",
             "arch:amae_mae_ast",
             "arch:amae_ssast",
             "criterion:amae_classification",
+            "criterion:amae_ctc",
             "criterion:amae_masked_prediction",
             "criterion:amae_reconstruction",
             "lr_scheduler:amae_cosine_by_time",
             "model:amae_audio_mae",
             "model:amae_classifier",
+            "model:amae_ctc",
             "model:amae_eat",
             "model:amae_m2d",
             "model:amae_mae_ast",
@@ -148,6 +151,7 @@ print(new)
             "optimizer:amae_adamw",
             "optimizer:amae_sgd",
             "task:amae_classification",
+            "task:amae_ctc",
             "task:amae_pretraining",
         ]
     )

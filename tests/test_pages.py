@@ -59,7 +59,7 @@ def test_every_setting_is_on_its_page() -> None:
     registries += [registry["dataclass_registry"] for registry in REGISTRIES.values()]
     configs = [config for registry in registries for name, config in registry.items() if name.startswith("amae_")]
     # Not set by users: values of other sections, what the task finds out, and fairseq's options.
-    not_set = {"_name", "recipe", "encoder", "num_classes"}
+    not_set = {"_name", "recipe", "encoder", "num_classes", "num_units"}
     not_set |= {option.name for config in configs for option in fields(config) if str(option.default).startswith("${")}
     bases = [base for config in configs for base in config.__mro__ if base.__module__.startswith("fairseq.")]
     not_set |= {option.name for base in bases for option in fields(base)}

@@ -1,8 +1,9 @@
 """Measure a checkpoint on a whole split, or on verification trials.
 
 Scores every clip of a split once with a classifier of this plugin, prints the measures, and writes metrics.json,
-predictions.csv and a picture. With --trials, compares a classifier's or a pretraining model's features of the pairs of
-clips in DIR/trials.txt, prints the equal error rate, and writes trials.json and scores.csv.
+predictions.csv and a picture. With a recogniser, prints word and character error rate and the worst clips, and writes
+metrics.json and predictions.csv, with the texts. With --trials, compares a classifier's or a pretraining model's
+features of the pairs of clips in DIR/trials.txt, prints the equal error rate, and writes trials.json and scores.csv.
 """
 
 import argparse
@@ -13,11 +14,11 @@ from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.arguments import positive
 from amae_plugin.cli.clips import add_model
 from amae_plugin.errors import printable
-from amae_plugin.evaluation.classification import evaluate
-from amae_plugin.evaluation.report import Result, summary, write, write_measures
+from amae_plugin.evaluation.report import EVALUATIONS, Result, summary, write, write_measures
 from amae_plugin.evaluation.scoring import Options
 from amae_plugin.evaluation.verification import verify
 from amae_plugin.files import try_place, writing
+from amae_plugin.models.classifier import Classifier
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,9 +48,13 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         with writing(args.json, "it"):
             try_place(args.json)
-    result: Result = (
-        verify(checkpoint, args.data, options) if args.trials else evaluate(checkpoint, args.data, args.split, options)
-    )
+    result: Result
+    if args.trials:
+        result = verify(checkpoint, args.data, options)
+    elif checkpoint.downstream is None:
+        raise checkpoint.no(Classifier)
+    else:
+        result = EVALUATIONS[checkpoint.downstream](checkpoint, args.data, args.split, options)
     if result.skipped:
         listed = "".join(f"\n  {printable(path)}: {reason}" for path, reason in result.skipped.items())
         print(f"left out, as they cannot be decoded: {len(result.skipped):,} clips{listed}", file=sys.stderr)

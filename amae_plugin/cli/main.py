@@ -24,6 +24,7 @@ COMMANDS = {
     "results": "validation results of a sweep's runs, with mean and std",
     "slurm": "submit a run as a SLURM job, and follow it",
     "stats": "mean and standard deviation of a corpus, for normalisation",
+    "transcribe": "text of audio files, by a recogniser, with time stamps",
     "weights": "class-balanced sampling weights of a labelled manifest",
 }
 

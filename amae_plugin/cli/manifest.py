@@ -36,9 +36,12 @@ def _report(out: Path, corpus: Corpus, layout: Layout) -> None:
     print(corpus.summary)
     if corpus.classes:
         print(f"classes: {corpus.classes:,}, listed in {out / 'labels.txt'}")
+    for kind, rate in corpus.summary.rates.items():
+        print(f"{kind}: {corpus.units[kind]:,} units, listed in {out / f'dict.{kind}.txt'}; {rate:.1f} a second")
     print(f"manifests: {', '.join(str(out / f'{split}.tsv') for split in corpus.summary.clips)}")
     print("next, the mean and standard deviation that the training needs, then the training itself:")
-    settings = shlex.join([override("task.data", out), "task.mean=...", "task.std=..."])
+    labels = [override("task.labels", kind) for kind in list(corpus.units)[:1]]
+    settings = shlex.join([override("task.data", out), *labels, "task.mean=...", "task.std=..."])
     print(f"  {shlex.join(['amae', 'stats', str(out)])}")
     print(f"  fairseq-hydra-train --config-dir config --config-name <recipe> {settings}")
 

@@ -2,6 +2,7 @@
 
 import argparse
 import filecmp
+import itertools
 import os
 import shutil
 from collections import Counter
@@ -15,8 +16,10 @@ from typing import NamedTuple, Optional
 
 from tqdm import tqdm
 
+from amae_plugin.corpora.transcripts import KINDS, VOCAB_SIZE, UnitFiles
 from amae_plugin.data.audio import AudioError, AudioHeader, read_header
 from amae_plugin.data.labels import LABELS_NAME, check_class, write_labels, write_names
+from amae_plugin.data.lines import write_lines
 from amae_plugin.data.manifest import expressible, write_manifest
 from amae_plugin.errors import UserError, printable
 from amae_plugin.files import replacing, writing
@@ -25,6 +28,8 @@ REPORT_NAME = "unreadable.tsv"
 
 _STAGED = ".manifests."  # how the folder of files begins that are not complete; hidden, as partial files are
 _USUAL_SPLITS = ("train", "valid", "test", "trials")
+_SUFFIXES = ("tsv", "lbl", *KINDS)  # of the files of a split that are line for line those of its clips
+_RARE = 5  # times that a character occurs in the training texts; no model learns what it hears less often
 _SHOWN = 10  # classes or files named in a message
 
 
@@ -37,6 +42,8 @@ class LabelledClip(NamedTuple):
     """Classes; empty in a split without ``.lbl``."""
     segment: Optional[tuple[int, int]] = None
     """First frame and number of frames, if the clip is not the whole file."""
+    text: str = ""
+    """What is said, in a corpus with transcripts."""
 
     @property
     def name(self) -> str:
@@ -71,6 +78,7 @@ class Summary:
         sample_rates: number of clips at each sample rate in Hz.
         unreadable: number of files left out.
         report: list of those with the reasons; None if there are none.
+        rates: number of units a second in the transcripts of each kind.
     """
 
     clips: dict[str, int]
@@ -78,6 +86,7 @@ class Summary:
     sample_rates: dict[int, int]
     unreadable: int
     report: Path | None
+    rates: Mapping[str, float]
 
     @property
     def size(self) -> str:
@@ -103,11 +112,13 @@ class Corpus:
     Attributes:
         runs: summary of each folder of manifests: one, or one a run of a cross-validation.
         classes: number of classes; 0 without labels.
+        units: number of units of each kind, for transcripts.
         warnings: what differs from the corpus as published, a sentence each.
     """
 
     runs: dict[Path, Summary]
     classes: int
+    units: Mapping[str, int]
     warnings: tuple[str, ...]
 
     @property
@@ -159,6 +170,7 @@ def write_corpus(
     runs: Mapping[Path, Splits],
     classes: Sequence[str] = (),
     *,
+    units: Sequence[UnitFiles] = (),
     warnings: Iterable[str] = (),
     extras: Mapping[str, bytes] | None = None,
     workers: int = 0,
@@ -166,13 +178,16 @@ def write_corpus(
 ) -> Corpus:
     """Write ``<split>.tsv``, ``<split>.lbl`` where the clips have labels, and ``labels.txt`` into the folder of a run.
 
-    A clip whose file cannot be read is left out of both and listed in ``unreadable.tsv``. The files of all runs take
+    With *units*, write the transcripts ``<split>.<units>`` and ``dict.<units>.txt`` as well.
+
+    A clip whose file cannot be read is left out of all and listed in ``unreadable.tsv``. The files of all runs take
     the places of older ones after the last of them is written whole.
 
     Args:
         root: folder that the paths are relative to; absolute in the manifests.
         runs: the splits that go into each folder. Folders are made if they do not exist.
         classes: class names in index order; empty for a corpus without labels.
+        units: kinds of units in which the texts of the clips are written.
         warnings: warnings of the layout, to which those found here are added.
         extras: content of further files, by name.
         workers: number of threads that read headers; 0 means one a core.
@@ -201,13 +216,13 @@ def write_corpus(
             readable = {name: [clip for clip in part if clip.path in scan.headers] for name, part in splits.items()}
             with writing(out, "the manifests there"):
                 staged = replaced.enter_context(_replacing_manifests(out, splits))
-                _write_run(staged, root, readable, classes, extras or {}, scan)
+                _write_run(staged, root, readable, classes, units, extras or {}, scan)
                 left = list(_left_over(out, staged, splits))
-            summaries[out] = _summarize(out, readable, scan)
+            summaries[out] = _summarize(out, readable, units, scan)
             for warning in (*_lacking(readable, classes), *left):
                 found.setdefault(warning, []).append(out.name)
     added = [text if len(outs) == len(runs) else f"{', '.join(outs)}: {text}" for text, outs in found.items()]
-    return Corpus(summaries, len(classes), (*warnings, *added))
+    return Corpus(summaries, len(classes), {kind.labels: len(kind.symbols) for kind in units}, (*warnings, *added))
 
 
 @contextmanager
@@ -223,25 +238,33 @@ def _replacing_manifests(out: Path, splits: Iterable[str]) -> Iterator[Path]:
     with TemporaryDirectory(prefix=_STAGED, dir=out) as folder:
         yield Path(folder)
         with writing(out, "the manifests there"):
-            for name in (*(f"{split}.{suffix}" for split in splits for suffix in ("tsv", "lbl")), REPORT_NAME):
+            for name in (*(f"{split}.{suffix}" for split in splits for suffix in _SUFFIXES), REPORT_NAME):
                 (out / name).unlink(missing_ok=True)
             for path in sorted(Path(folder).iterdir(), key=lambda path: path.suffix == ".tsv"):
                 path.replace(out / path.name)
 
 
 def _write_run(
-    out: Path, root: Path, splits: Splits, classes: Sequence[str], extras: Mapping[str, bytes], scan: Scan
+    out: Path,
+    root: Path,
+    splits: Splits,
+    classes: Sequence[str],
+    units: Sequence[UnitFiles],
+    extras: Mapping[str, bytes],
+    scan: Scan,
 ) -> None:
     """Write the files of a run, whose clips can be read, to an empty folder."""
     if scan.unreadable:
         _write_report(out / REPORT_NAME, scan)
     if classes:
         write_names(out / LABELS_NAME, classes)
-    for name, content in extras.items():
+    for name, content in itertools.chain(extras.items(), *(kind.files.items() for kind in units)):
         (out / name).write_bytes(content)
     for split, part in splits.items():
         if any(clip.labels for clip in part):
             write_labels(out / f"{split}.lbl", (clip.labels for clip in part))
+        for kind in units:
+            write_lines(out / f"{split}.{kind.labels}", (kind.line(clip.text) for clip in part))
         write_manifest(out / f"{split}.tsv", root.absolute(), ((clip.name, _frames(clip, scan)) for clip in part))
 
 
@@ -254,13 +277,14 @@ def _frames(clip: LabelledClip, scan: Scan) -> int:
     return clip.segment[1] if clip.segment else scan.headers[clip.path].frames
 
 
-def _summarize(out: Path, splits: Splits, scan: Scan) -> Summary:
+def _summarize(out: Path, splits: Splits, units: Sequence[UnitFiles], scan: Scan) -> Summary:
     clips = [clip for part in splits.values() for clip in part]
     rates = [scan.headers[clip.path].sample_rate for clip in clips]
-    hours = sum(_frames(clip, scan) / rate for clip, rate in zip(clips, rates)) / 3600
+    seconds = sum(_frames(clip, scan) / rate for clip, rate in zip(clips, rates))
     counts = {split: len(part) for split, part in splits.items()}
     report = out / REPORT_NAME if scan.unreadable else None
-    return Summary(counts, hours, Counter(rates), len(scan.unreadable), report)
+    spoken = {kind.labels: sum(len(kind.split(clip.text)) for clip in clips) / seconds for kind in units}
+    return Summary(counts, seconds / 3600, Counter(rates), len(scan.unreadable), report, spoken)
 
 
 def _lacking(splits: Splits, classes: Sequence[str]) -> Iterator[str]:
@@ -283,9 +307,9 @@ def _left_over(out: Path, staged: Path, splits: Iterable[str]) -> Iterator[str]:
 
     left = []
     for split in _USUAL_SPLITS:
-        listed = [f"{split}.tsv", f"{split}.lbl"]
+        listed = [f"{split}.{suffix}" for suffix in _SUFFIXES]
         # Weights still fit a split whose clips and labels are those of before.
-        others = [] if all(map(stays, listed)) else [f"{split}.weights.npy"]
+        others = [] if all(map(stays, listed[:2])) else [f"{split}.weights.npy"]
         left += [name for name in (others if split in splits else [*listed, *others]) if (out / name).exists()]
     if left:
         yield f"{', '.join(left)}: left there from other manifests; delete what does not belong to these"
@@ -298,6 +322,40 @@ def _damages(scan: Scan) -> list[str]:
         return []
     shown = ", ".join(damages[:_SHOWN]) + (", ..." if len(damages) > _SHOWN else "")
     return [f"incomplete or damaged files, used as far as they go: {len(damages):,}: {shown}"]
+
+
+def prepare_units(
+    splits: Splits, labels: Sequence[str], vocab_size: int | None, dictionary: Path | None
+) -> tuple[list[UnitFiles], list[str]]:
+    """Learn the units of the texts of clips, or take those of other manifests, and return warnings too.
+
+    Args:
+        splits: clips that can be read; if there are none, no units are learned.
+        labels: kinds of units.
+        vocab_size: number of pieces to learn; the default of :meth:`UnitFiles.learn` if None.
+        dictionary: folder of other manifests.
+
+    Raises:
+        UserError: a number of pieces is given, but none are learned; see also :meth:`UnitFiles.learn` and
+            :meth:`UnitFiles.read`.
+    """
+    if vocab_size is not None and ("spm" not in labels or dictionary is not None):
+        raise UserError(f"--vocab-size {vocab_size}: is for pieces that are learned, with --labels spm")
+    texts = {split: [clip.text for clip in part] for split, part in splits.items()}
+    if not any(texts.values()):
+        return [], []
+    if dictionary is not None:
+        units = [UnitFiles.read(kind, dictionary) for kind in dict.fromkeys(labels)]
+        return units, [warning for kind in units for warning in kind.unknown(texts)]
+    train = texts.pop("train", [])
+    others = list(itertools.chain(*texts.values()))
+    size = VOCAB_SIZE if vocab_size is None else vocab_size
+    units = [UnitFiles.learn(kind, train, others, size) for kind in dict.fromkeys(labels)]
+    rare = [letter for letter, count in Counter(itertools.chain(*train)).items() if count < _RARE]
+    if not rare:
+        return units, []
+    shown = ", ".join(f"'{letter}'" for letter in rare[:_SHOWN]) + (", ..." if len(rare) > _SHOWN else "")
+    return units, [f"train: {len(rare)} characters occur fewer than {_RARE} times: {shown}; see that they are meant"]
 
 
 def _header_or_reason(root: Path, name: str) -> AudioHeader | str:

@@ -19,6 +19,11 @@ class Augmentation:
     given, return the shape that they are given in float32, and never change their input.
     """
 
+    @property
+    def keeps_order(self) -> bool:
+        """Whether the clip says the same in the same order afterwards, as its transcript needs it."""
+        return True
+
     def waveform(self, samples: Tensor, rng: np.random.Generator) -> Tensor:
         """Change the decoded clip (samples,)."""
         return samples
@@ -43,6 +48,8 @@ class Augmentation:
 @dataclass(frozen=True)
 class Roll(Augmentation):
     """Cyclic shift of the waveform by a uniform offset (Audio-MAE, pretraining and fine-tuning recipes)."""
+
+    keeps_order = False
 
     def waveform(self, samples: Tensor, rng: np.random.Generator) -> Tensor:
         """Shift (samples,)."""
@@ -74,6 +81,7 @@ class Mixup(Augmentation):
 
     share: float = 0.5
     alpha: float = 10.0
+    keeps_order = False
 
     def __post_init__(self) -> None:
         _require(0 <= self.share <= 1, f"share={self.share} must be a share of the clips, from 0 to 1")
@@ -145,6 +153,11 @@ class Noise(Augmentation):
     def __post_init__(self) -> None:
         for name, limit in vars(self).items():
             _require(limit >= 0, f"{name}={limit} must be 0 or more")
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether there is no shift."""
+        return not self.frames
 
     def normalized(self, spectrogram: Tensor, rng: np.random.Generator) -> Tensor:
         """Add noise to (frames, bins) and shift them in time."""

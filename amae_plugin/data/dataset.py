@@ -158,18 +158,19 @@ class AudioDataset(torch.utils.data.Dataset):
         """Frames that the items of this epoch take up in a batch, (N,) int64, by the samples in the manifest."""
         if self.batch_length == "fixed":
             return np.full(len(self), self.input.target_length, dtype=np.int64)
-        return self._frames if self._clips is None else self._frames[self._clips]
+        frames = self.clip_frames.clip(max=self.input.target_length)
+        return frames if self._clips is None else frames[self._clips]
 
     @functools.cached_property
-    def _frames(self) -> np.ndarray:
-        """Frames of each clip of the manifest."""
+    def clip_frames(self) -> np.ndarray:
+        """Frames of each clip of the manifest before it is cropped, (N,) int64, by the samples in the manifest."""
         rate = self.input.sample_rate
         # The manifest counts samples at the rate of each file.
         rates = np.broadcast_to(self.manifest_rate or read_rates(self.manifest, rate), len(self.manifest))
         samples = self.manifest.sizes.copy()
         for source in np.unique(rates):
             samples[rates == source] = resampled_length(samples[rates == source], int(source), rate)
-        return self.input.front_end.frames_in(samples).clip(max=self.input.target_length)
+        return self.input.front_end.frames_in(samples)
 
     def __getitem__(self, index: int) -> Item | None:
         """Load one item; None if its clip was skipped.
@@ -179,7 +180,7 @@ class AudioDataset(torch.utils.data.Dataset):
         """
         seed = self._seed(index)
         rng = np.random.default_rng(seed)
-        clip = index if self._clips is None else int(self._clips[index])
+        clip = self.clip(index)
         waveform = self._load(clip, rng)
         target = None if self.labels is None else self.labels.multi_hot(clip)
         for augmentation in self._augmentations:
@@ -205,6 +206,10 @@ class AudioDataset(torch.utils.data.Dataset):
             item["target"] = target
         return item
 
+    def clip(self, index: int) -> int:
+        """Return the clip of the manifest that an item of this epoch is made of."""
+        return index if self._clips is None else int(self._clips[index])
+
     def _seed(self, index: int, stream: int = 0) -> int:
         return clip_seed(self.seed, self.epoch if self.train else 0, index, stream)
 
@@ -212,7 +217,7 @@ class AudioDataset(torch.utils.data.Dataset):
         """Decode a clip of the manifest, and in training augment it; None if it is skipped."""
         position = rng.random() if self.train else self.crop_position
         try:
-            waveform = load_clip(self.manifest[clip], self.input.sample_rate, Crop(self.input.samples, position))
+            waveform = self._decode(clip, position)
         except AudioError as error:
             if self.on_bad_audio == "raise":
                 raise
@@ -221,6 +226,10 @@ class AudioDataset(torch.utils.data.Dataset):
         for augmentation in self._augmentations:
             waveform = augmentation.waveform(waveform, rng)
         return waveform
+
+    def _decode(self, clip: int, position: float) -> Tensor:
+        """Decode a clip of the manifest, or the piece of a longer one at a position in [0, 1]."""
+        return load_clip(self.manifest[clip], self.input.sample_rate, Crop(self.input.samples, position))
 
     def _draw_partner(self, rng: np.random.Generator) -> int:
         """Draw a clip for a mixture, each with the same probability."""

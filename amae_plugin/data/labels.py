@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amae_plugin.data.lines import bad_lines, read_lines
+from amae_plugin.data.lines import bad_lines, read_lines, write_lines
 from amae_plugin.errors import UserError, printable
-from amae_plugin.files import replacing
 
 LABELS_NAME = "labels.txt"
 
@@ -149,17 +148,12 @@ def write_names(path: str | os.PathLike[str], names: Iterable[str]) -> None:
     names = tuple(names)
     for name in names:
         check_class(name, path)
-    _write_lines(path, names)
+    write_lines(path, names)
 
 
 def write_labels(path: str | os.PathLike[str], rows: Iterable[Iterable[str]]) -> None:
     """Write a ``.lbl`` with the classes of each clip, which :func:`write_names` accepts, whole or not at all."""
-    _write_lines(path, map(",".join, rows))
-
-
-def _write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> None:
-    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{line}\n" for line in lines)
+    write_lines(path, map(",".join, rows))
 
 
 def _lines(path: Path) -> list[str]:

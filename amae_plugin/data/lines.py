@@ -1,12 +1,12 @@
-"""Text files with one entry a line: how their lines are read, and how bad ones are refused."""
+"""Text files with one entry a line: how their lines are read and written, and how bad ones are refused."""
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from amae_plugin.errors import UserError
-from amae_plugin.files import reading, utf_16_remedy
+from amae_plugin.files import reading, replacing, utf_16_remedy
 
 _SHOWN = 5  # bad lines named in a message
 _UTF_16 = re.compile(rb"[!-~]\0[\t\n\r -~]\0|\0[!-~]\0[\t\n\r -~]")  # without a byte order mark, and so valid UTF-8
@@ -30,6 +30,12 @@ def read_lines(path: str | os.PathLike[str], what: str, remedy: str = "") -> lis
         text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         # Not splitlines(), which also breaks lines at characters that a name may hold.
         return text.removesuffix("\n").split("\n")
+
+
+def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> None:
+    """Write lines, none of which holds a line break, to a text in UTF-8, whole or not at all."""
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
 def bad_lines(path: str | os.PathLike[str], problems: Mapping[int, str], remedy: str) -> UserError:

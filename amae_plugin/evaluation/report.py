@@ -1,72 +1,77 @@
 """Reports of evaluations: tables for a terminal, JSON, a CSV file with a row for each clip or trial, and a picture."""
 
 import math
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Union
+from typing import Any, Generic, TypeVar, Union
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from amae_plugin.evaluation.classification import Evaluation
+from amae_plugin.checkpoints import Checkpoint
+from amae_plugin.errors import printable
+from amae_plugin.evaluation.classification import Evaluation, evaluate
+from amae_plugin.evaluation.recognition import Recognition, recognize
+from amae_plugin.evaluation.scoring import Options
 from amae_plugin.evaluation.verification import Verification
 from amae_plugin.files import replacing, write_csv, write_json, writing
 from amae_plugin.metrics.classification import SingleLabelMetrics
+from amae_plugin.models.base import DownstreamModel
+from amae_plugin.models.classifier import Classifier
+from amae_plugin.models.ctc import CTC
 from amae_plugin.visual import plot_class_scores, plot_confusion
 from amae_plugin.visual.style import shorten
 
-Result = Union[Evaluation, Verification]
+Result = Union[Evaluation, Recognition, Verification]
+R = TypeVar("R", Evaluation, Recognition, Verification)
+EVALUATIONS: Mapping[type[DownstreamModel], Callable[[Checkpoint, Path, str, Options], Result]]
+EVALUATIONS = {Classifier: evaluate, CTC: recognize}
+"""Functions that evaluate a checkpoint on a split of a folder, by the kind of its model."""
 _EVERY_CLASS_UP_TO = 100
 """Classes; with more, neither the confusion matrix nor the probability of every class is written."""
 _TOP = 10  # classes of a clip that are written instead
 _ROWS = 5  # classes and confusions in a table
+_WIDTH = 100  # characters of a text that are shown
+_ERRORS = ("substitutions", "deletions", "insertions")
 _LABELS = {"macro_f1": "macro F1", "d_prime": "d'"}
 _THRESHOLD = 0.5  # probability from which a class of several counts as predicted
 
 
+@dataclass(frozen=True)
+class _Report(Generic[R]):
+    """How a result is told.
+
+    Attributes:
+        summary: measures in words and tables.
+        values: what JSON holds besides the checkpoint, the data and the skipped clips.
+        rows: rows of a table, a header first.
+        files: names of the files of both.
+        picture: function that gives a picture and the name of its file.
+    """
+
+    summary: Callable[[R], str]
+    values: Callable[[R], Mapping[str, object]]
+    rows: Callable[[R], Iterator[Sequence[object]]]
+    files: tuple[str, str] = ("metrics.json", "predictions.csv")
+    picture: Callable[[R], tuple[str, Figure]] | None = None
+
+
 def summary(result: Result) -> str:
     """Return the measures in words and tables, a few lines for a terminal."""
-    if isinstance(result, Verification):
-        lines = [f"{len(result.scores):,} trials of {result.clips:,} clips, {int(result.same.sum()):,} of one speaker"]
-        if result.left_out:
-            lines.append(f"left out: {result.left_out:,} trials with a clip that cannot be decoded")
-        return "\n".join([*lines, f"equal error rate  {result.equal_error_rate:.4f}"])
-    head = f"{result.split}: {len(result.clips):,} clips, {len(result.classes):,} classes"
-    if result.crops > 1:
-        head += f"\n{_longer(result):,} clips are longer than the input, each in {result.crops} pieces"
-    headline = _table([(_LABELS.get(name, name), f"{value:.4f}") for name, value in result.headline.items()])
-    parts = [head, headline, *_class_tables(result)]
-    if absent := [shorten(name) for name, count in zip(result.display_names, result.counts) if not count]:
-        has, is_ = ("class has", "is") if len(absent) == 1 else ("classes have", "are")
-        named = "; ".join(absent[:_ROWS] + ["..."] * (len(absent) > _ROWS))
-        parts.append(f"{len(absent):,} {has} no clip in this split and {is_} left out of the means: {named}")
-    return "\n\n".join(parts)
+    return _report(result).summary(result)
+
+
+def _report(result: Result) -> _Report[Any]:
+    return _REPORTS[type(result)]
 
 
 def _as_json(result: Result) -> dict[str, object]:
     """Return everything but the single clips or trials, in JSON's types; numbers that are not finite become None."""
     origin = {"checkpoint": str(result.checkpoint.absolute()), "data": str(result.data.absolute())}
     skipped = [{"path": path, "reason": reason} for path, reason in result.skipped.items()]
-    if isinstance(result, Verification):
-        counts = {"trials": len(result.scores), "same_speaker": int(result.same.sum()), "clips": result.clips}
-        measures = {"equal_error_rate": result.equal_error_rate, "left_out": result.left_out}
-        return {**origin, "crops": result.crops, **counts, **measures, "skipped": skipped}
-    columns = {"name": result.classes, "display_name": result.display_names, "clips": result.counts.tolist()}
-    columns |= {name: list(map(_finite, scores)) for name, scores in result.measures.by_class.items()}
-    values: dict[str, object] = {
-        **origin,
-        "split": result.split,
-        "crops": result.crops,
-        "clips": len(result.clips),
-        "clips_longer_than_input": _longer(result) if result.crops > 1 else None,
-        "multi_label": not isinstance(result.measures, SingleLabelMetrics),
-        **{name: _finite(value) for name, value in result.headline.items()},
-        "classes": [dict(zip(columns, row)) for row in zip(*columns.values())],
-        "skipped": skipped,
-    }
-    if isinstance(result.measures, SingleLabelMetrics) and len(result.classes) <= _EVERY_CLASS_UP_TO:
-        values["confusion"] = result.measures.confusion.tolist()
-    return values
+    return {**origin, **_report(result).values(result), "skipped": skipped}
 
 
 def write_measures(path: Path, result: Result) -> None:
@@ -83,8 +88,8 @@ def write_measures(path: Path, result: Result) -> None:
 def write(result: Result, folder: Path) -> list[Path]:
     """Write the files of an evaluation to a folder, which is made if it does not exist.
 
-    They are ``metrics.json``, ``predictions.csv`` and a picture, ``confusion.png`` or ``class_ap.png``; for trials,
-    ``trials.json`` and ``scores.csv``.
+    They are ``metrics.json``, ``predictions.csv`` and, of a classifier, a picture, ``confusion.png`` or
+    ``class_ap.png``; for trials, ``trials.json`` and ``scores.csv``.
 
     Returns:
         Paths of the files.
@@ -92,29 +97,58 @@ def write(result: Result, folder: Path) -> list[Path]:
     Raises:
         UserError: a file cannot be written.
     """
-    if isinstance(result, Verification):
-        names, rows = ["trials.json", "scores.csv"], _trial_rows(result)
-    else:
-        picture = "confusion.png" if isinstance(result.measures, SingleLabelMetrics) else "class_ap.png"
-        names, rows = ["metrics.json", "predictions.csv", picture], _prediction_rows(result)
-    paths = [folder / name for name in names]
+    report = _report(result)
+    paths = [folder / name for name in report.files]
     write_measures(paths[0], result)
     with writing(folder, "the results there"):
-        write_csv(paths[1], rows)
-        if isinstance(result, Evaluation):
+        write_csv(paths[1], report.rows(result))
+        if report.picture is not None:
+            name, figure = report.picture(result)
+            paths.append(folder / name)
             with replacing(paths[2]) as partial:
-                _draw(result).savefig(partial, format="png")
+                figure.savefig(partial, format="png")
     return paths
 
 
-def _draw(result: Evaluation) -> Figure:
+def _classification_summary(result: Evaluation) -> str:
+    head = f"{result.split}: {len(result.clips):,} clips, {len(result.classes):,} classes"
+    if result.crops > 1:
+        head += f"\n{_longer(result):,} clips are longer than the input, each in {result.crops} pieces"
+    headline = _table([(_LABELS.get(name, name), f"{value:.4f}") for name, value in result.headline.items()])
+    parts = [head, headline, *_class_tables(result)]
+    if absent := [shorten(name) for name, count in zip(result.display_names, result.counts) if not count]:
+        has, is_ = ("class has", "is") if len(absent) == 1 else ("classes have", "are")
+        named = "; ".join(absent[:_ROWS] + ["..."] * (len(absent) > _ROWS))
+        parts.append(f"{len(absent):,} {has} no clip in this split and {is_} left out of the means: {named}")
+    return "\n\n".join(parts)
+
+
+def _classification_values(result: Evaluation) -> dict[str, object]:
+    columns = {"name": result.classes, "display_name": result.display_names, "clips": result.counts.tolist()}
+    columns |= {name: list(map(_finite, scores)) for name, scores in result.measures.by_class.items()}
+    values: dict[str, object] = {
+        "split": result.split,
+        "crops": result.crops,
+        "clips": len(result.clips),
+        "clips_longer_than_input": _longer(result) if result.crops > 1 else None,
+        "multi_label": not isinstance(result.measures, SingleLabelMetrics),
+        **{name: _finite(value) for name, value in result.headline.items()},
+        "classes": [dict(zip(columns, row)) for row in zip(*columns.values())],
+    }
+    if isinstance(result.measures, SingleLabelMetrics) and len(result.classes) <= _EVERY_CLASS_UP_TO:
+        values["confusion"] = result.measures.confusion.tolist()
+    return values
+
+
+def _draw(result: Evaluation) -> tuple[str, Figure]:
     """Draw the confusion of the classes; with several labels a clip, the average precision of the classes."""
     measures, names, clips = result.measures, result.display_names, f"{len(result.clips):,} clips"
     if isinstance(measures, SingleLabelMetrics):
         title = f"{result.split}: accuracy {measures.accuracy:.1%}, {clips}"
-        return plot_confusion(measures.confusion, names, title=title)
+        return "confusion.png", plot_confusion(measures.confusion, names, title=title)
     title, scores = f"{result.split}: mAP {measures.mean_average_precision:.3f}, {clips}", measures.average_precision
-    return plot_class_scores(scores, names, measure="average precision", counts=result.counts, title=title)
+    figure = plot_class_scores(scores, names, measure="average precision", counts=result.counts, title=title)
+    return "class_ap.png", figure
 
 
 def _longer(result: Evaluation) -> int:
@@ -183,10 +217,55 @@ def _prediction_rows(result: Evaluation) -> Iterator[list[str]]:
         yield [clip, *chosen, ",".join(scores[index] for index in predicted), *(scores if everything else top)]
 
 
+def _verification_summary(result: Verification) -> str:
+    lines = [f"{len(result.scores):,} trials of {result.clips:,} clips, {int(result.same.sum()):,} of one speaker"]
+    if result.left_out:
+        lines.append(f"left out: {result.left_out:,} trials with a clip that cannot be decoded")
+    return "\n".join([*lines, f"equal error rate  {result.equal_error_rate:.4f}"])
+
+
+def _verification_values(result: Verification) -> dict[str, object]:
+    counts = {"trials": len(result.scores), "same_speaker": int(result.same.sum()), "clips": result.clips}
+    measures = {"equal_error_rate": result.equal_error_rate, "left_out": result.left_out}
+    return {"crops": result.crops, **counts, **measures}
+
+
 def _trial_rows(result: Verification) -> Iterator[list[str]]:
     yield ["first", "second", "same", "score"]
     for pair, same, score in zip(result.pairs, result.same, result.scores):
         yield [*pair, str(int(same)), _digits(score)]
+
+
+def _recognition_summary(result: Recognition) -> str:
+    rows: list[tuple[str, ...]] = [("", "error rate", "number", *_ERRORS)]
+    for name, found in vars(result.total).items():
+        rows.append((name, f"{found.rate:.4f}", *(f"{vars(found)[key]:,}" for key in ("length", *_ERRORS))))
+    # Of clips with equally many errors, those of the manifest's beginning come first.
+    order = sorted(range(len(result.clips)), key=lambda clip: -result.errors[clip].words.total)[:_ROWS]
+    worst = [_compared(result, clip) for clip in order if result.errors[clip].words.total]
+    parts = [f"{result.split}: {len(result.clips):,} clips", _table(rows)]
+    return "\n\n".join([*parts, "\n".join(["worst clips", *worst])] if worst else parts)
+
+
+def _compared(result: Recognition, clip: int) -> str:
+    """Show a clip's reference and hypothesis, one below the other."""
+    errors = result.errors[clip].words
+    texts = {"reference": result.references[clip], "hypothesis": result.hypotheses[clip]}
+    shown = (f"    {name:10}  {textwrap.shorten(printable(text), _WIDTH)}" for name, text in texts.items())
+    return "\n".join([f"  {printable(result.clips[clip])}: {errors.total:,} errors, {errors.length:,} words", *shown])
+
+
+def _recognition_values(result: Recognition) -> dict[str, object]:
+    rates = {name: _finite(value) for name, value in result.total.headline.items()}
+    counts = {name: vars(found) for name, found in vars(result.total).items()}
+    return {"split": result.split, "clips": len(result.clips), **rates, **counts}
+
+
+def _text_rows(result: Recognition) -> Iterator[list[object]]:
+    counts = [f"{name}_{key}" for name in vars(result.total) for key in ("length", *_ERRORS)]
+    yield ["path", "reference", "hypothesis", *counts]
+    for clip, *texts, errors in zip(result.clips, result.references, result.hypotheses, result.errors):
+        yield [clip, *texts, *vars(errors.words).values(), *vars(errors.characters).values()]
 
 
 def _digits(value: float) -> str:
@@ -196,3 +275,12 @@ def _digits(value: float) -> str:
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
+
+
+_REPORTS: Mapping[type, _Report[Any]] = {
+    Evaluation: _Report(_classification_summary, _classification_values, _prediction_rows, picture=_draw),
+    Recognition: _Report(_recognition_summary, _recognition_values, _text_rows),
+    Verification: _Report(
+        _verification_summary, _verification_values, _trial_rows, files=("trials.json", "scores.csv")
+    ),
+}

@@ -1,3 +1,3 @@
 """The fairseq side of the package: importing it registers everything that a recipe can name."""
 
-from amae_plugin.fairseq_plugin import classification, optim, pretraining, schedules  # noqa: F401
+from amae_plugin.fairseq_plugin import classification, optim, pretraining, recognition, schedules  # noqa: F401

@@ -2,10 +2,10 @@
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Type
 
 import numpy as np
 import torch
@@ -96,11 +96,11 @@ class AudioTask(FairseqTask):
             raise UserError("common.bf16 and common.fp16 do not work with these models: set model.bf16=true instead")
         return task
 
-    def check_best_metric(self, measures: Sequence[str], condition: str) -> None:
+    def check_best_metric(self, measures: Mapping[str, bool], condition: str) -> None:
         """Check by what fairseq chooses the best checkpoint.
 
         Args:
-            measures: names of what a validation measures besides the loss; more of them is better.
+            measures: names of what a validation measures; True if more of it is better.
             condition: beginning of the message "..., it must be one of".
 
         Raises:
@@ -111,7 +111,7 @@ class AudioTask(FairseqTask):
             raise UserError(
                 f"checkpoint.best_checkpoint_metric={metric}: {condition} it must be one of {', '.join(measures)}"
             )
-        if maximize != (not metric.startswith("loss")):
+        if maximize != measures[metric]:
             key, value = "checkpoint.maximize_best_checkpoint_metric", str(not maximize).lower()
             raise UserError(
                 f"{key}: with best_checkpoint_metric={metric} it must be {value}, or the worst checkpoint is kept"
@@ -125,14 +125,16 @@ class AudioTask(FairseqTask):
         """
         return Manifest.read(self.data / f"{split}.tsv").require_clips()
 
-    def make_dataset(self, manifest: Manifest, split: str, **settings: Any) -> None:
+    def make_dataset(
+        self, manifest: Manifest, split: str, kind: Type[AudioDataset] = AudioDataset, **settings: Any
+    ) -> None:
         """Make the data set of a split; the split ``train`` is shuffled, cropped at random and augmented."""
         same = ("seed", "batch_length", "length_multiple", "on_bad_audio", "max_bad_audio")
         settings.update({name: self.cfg[name] for name in same}, manifest_rate=self.cfg.sample_rate)
         settings.update(augmentations=self.augmentations, train=split.startswith("train"))
         try:
             model_input = ModelInput.from_settings(self.cfg, self.default_input)
-            self.datasets[split] = FairseqAudioDataset(AudioDataset(manifest, model_input, **settings))
+            self.datasets[split] = FairseqAudioDataset(kind(manifest, model_input, **settings))
         except ValueError as error:
             raise UserError(f"task: {error}") from None
 

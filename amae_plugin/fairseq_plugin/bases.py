@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, Dict, List, Type, Union
+from typing import Any, Dict, List, Type, TypeVar, Union, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from fairseq.data import FairseqDataset
 from fairseq.logging import metrics
 from fairseq.models import BaseFairseqModel
 from fairseq.tasks import FairseqTask
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
 from amae_plugin.data.dataset import AudioDataset, Item
@@ -24,6 +24,7 @@ from amae_plugin.models.settings import ModelConfig
 
 Values = Dict[str, Any]
 """A batch of a task, or the log of a step."""
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 class FairseqAudioDataset(FairseqDataset):
@@ -137,6 +138,13 @@ class TrainedModel(BaseFairseqModel):
         if cfg.compile:
             model.compile_blocks()
         return model
+
+
+def plain_module(model: nn.Module, kind: Type[Kind]) -> Kind:
+    """Return the model of that kind inside fairseq's wrappers for distributed training."""
+    while not isinstance(model, kind):
+        model = cast(nn.Module, model.module)
+    return model
 
 
 def _end_with_parent_only() -> None:

@@ -2,38 +2,34 @@
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 import logging
-import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.criterions import register_criterion
 from fairseq.dataclass import FairseqDataclass
-from fairseq.logging import metrics
-from fairseq.logging.meters import MetersDict
 from fairseq.models import register_model
 from fairseq.tasks import FairseqTask, register_task
-from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
-from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.dataset import Sampling
 from amae_plugin.data.labels import LABELS_NAME, Labels, read_names
 from amae_plugin.data.sampling import balanced_weights, class_subset, read_weights
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_plugin.audio_task import AudioTask, AudioTaskConfig
-from amae_plugin.fairseq_plugin.bases import SummedCriterion, TrainedModel, Values
-from amae_plugin.fairseq_plugin.batches import STAND_IN
-from amae_plugin.fairseq_plugin.hydra import user_path
-from amae_plugin.fairseq_plugin.optim import set_overrides
+from amae_plugin.fairseq_plugin.bases import SummedCriterion, Values
+from amae_plugin.fairseq_plugin.downstream import (
+    DownstreamTask,
+    DownstreamTaskConfig,
+    TrainedDownstreamConfig,
+    TrainedDownstreamModel,
+)
 from amae_plugin.metrics.classification import multi_label, single_label
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
-from amae_plugin.models.published import PublishedFile
-from amae_plugin.models.registry import find_system
 from amae_plugin.models.settings import setting
 
 logger = logging.getLogger(__name__)
@@ -49,10 +45,9 @@ ALIASES = {
 
 
 @dataclass
-class AmaeClassificationTaskConfig(AudioTaskConfig):
+class AmaeClassificationTaskConfig(DownstreamTaskConfig):
     """Data, labels and augmentation of classification; the defaults are Audio-MAE's for AudioSet, single-label."""
 
-    fold: Optional[int] = setting(None, "cross-validation: the manifests are those in <data>/fold<N>")
     multi_label: bool = setting(False, "a clip may have several labels")
     augmentations: Any = "roll,magnitude,spec_augment"
     mixup: Optional[float] = setting(None, "sets augmentations.mixup.share; 0: no mixup")
@@ -67,19 +62,17 @@ class AmaeClassificationTaskConfig(AudioTaskConfig):
 
 
 @register_task("amae_classification", dataclass=AmaeClassificationTaskConfig)
-class AmaeClassificationTask(AudioTask):
+class AmaeClassificationTask(DownstreamTask):
     """Single-label or multi-label classification of the clips of a manifest."""
 
     def __init__(self, cfg: AmaeClassificationTaskConfig):
         super().__init__(cfg)
-        if cfg.fold is not None:
-            self.data = self.data / f"fold{cfg.fold}"
         if not 0 < cfg.label_fraction <= 1:
             raise UserError(f"task.label_fraction={cfg.label_fraction}: above 0 and at most 1")
         if cfg.balanced_samples is not None and cfg.balanced_samples < 1:
             raise UserError(f"task.balanced_samples={cfg.balanced_samples}: at least 1, or null")
-        self.measures = ("mAP", "mAUC", "d_prime") if cfg.multi_label else ("accuracy", "macro_f1")
-        self._scored: List[Tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.measures = dict.fromkeys(("mAP", "mAUC", "d_prime") if cfg.multi_label else ("accuracy", "macro_f1"), True)
+        self.condition = f"with task.multi_label={str(cfg.multi_label).lower()}"
         self.state.add_factory("classes", lambda: list(read_names(self.data / LABELS_NAME)))
 
     def load_state_dict(self, state_dict: Values) -> None:
@@ -133,101 +126,15 @@ class AmaeClassificationTask(AudioTask):
             raise UserError(f"{path}: no clip of those that task.label_fraction leaves has a weight above 0")
         return Sampling(pool, weights[pool], cfg.balanced_samples, cfg.seed)
 
-    def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> nn.Module:
-        """Build the classifier, with the weights of ``model.pretrained`` or ``model.imagenet``.
+    def sizes(self) -> Dict[str, int]:
+        """Return the number of classes."""
+        return {"num_classes": len(self.state.classes)}
 
-        A checkpoint that is only read brings its own weights and settings. Otherwise ``cfg``, which checkpoints keep,
-        gets the number of classes and the encoder's settings: those of the pretrained encoder, overridden by
-        ``model.encoder``.
-        """
-        pretrained = None
-        if not from_checkpoint:
-            kind = f"with task.multi_label={str(self.cfg.multi_label).lower()}"
-            self.check_best_metric(("loss", *self.measures), kind)
-        with open_dict(cfg):
-            cfg.num_classes = len(self.state.classes)
-            if not from_checkpoint:
-                pretrained = self._read_pretrained(cfg.pretrained) if cfg.get("pretrained") else None
-                cfg.encoder = self._encoder_settings(cfg, pretrained)
-        self.default_input = find_system(cfg.encoder).input(cfg.encoder)
-        model = super().build_model(cfg, from_checkpoint)
-        if pretrained is not None:
-            pretrained.load_encoder(model)
-            logger.info(f"encoder: {pretrained.path}, {pretrained.encoder_settings['_name']}")
-        elif cfg.get("imagenet") and not from_checkpoint:
-            self._load_image_weights(model, cfg)
-            logger.info(f"encoder: {cfg.imagenet}")
-        return model
-
-    @staticmethod
-    def _load_image_weights(model: Classifier, cfg: DictConfig) -> None:
-        load = find_system(cfg.encoder).load_image_weights
-        if load is None:
-            raise UserError(f"model.imagenet={cfg.imagenet}: {cfg.encoder._name} cannot start from an image model")
-        try:
-            load(model.encoder, PublishedFile.read(user_path(cfg.imagenet)).state)
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"model.imagenet={cfg.imagenet}: no ViT/DeiT of model.encoder's sizes: {error}") from None
-
-    def _encoder_settings(self, cfg: DictConfig, pretrained: Optional[Checkpoint]) -> DictConfig:
-        input_sizes = {"input_length": self.cfg.target_length}
-        if self.cfg.num_mel_bins is not None:
-            input_sizes["num_mel_bins"] = self.cfg.num_mel_bins
-        if pretrained is not None:
-            if cfg.get("imagenet"):
-                raise UserError("model.pretrained and model.imagenet exclude each other: set one of them to null")
-            pretrained.check_settings()
-            settings = dict(pretrained.encoder_settings)
-            sizes = input_sizes if find_system(settings).fits_positions else {}
-            return OmegaConf.merge(settings, sizes, cfg.get("encoder") or {})
-        if not cfg.get("encoder"):
-            remedy = "+model@model.encoder=amae_audio_mae, or another file of config/model"
-            raise UserError(f"model.pretrained is null, so model.encoder must say what to train from scratch: {remedy}")
-        return OmegaConf.merge(input_sizes, cfg.encoder)
-
-    @staticmethod
-    def _read_pretrained(path: str) -> Checkpoint:
-        if not user_path(path).is_file():
-            remedy = "pretrain one, give another, or train from scratch with model.pretrained=null"
-            raise UserError(f"model.pretrained={path}: there is no such checkpoint; {remedy}")
-        return Checkpoint.read(user_path(path))
-
-    def valid_step(self, sample: Values, model: nn.Module, criterion: nn.Module) -> Tuple[Tensor, int, Values]:
-        """Run fairseq's step, and keep the scores on this device until the whole split is measured."""
-        loss, sample_size, log = super().valid_step(sample, model, criterion)
-        scored = log.pop("id"), log.pop("scores"), log.pop("target")
-        if STAND_IN not in sample:
-            self._scored.append(scored)
-        return loss, sample_size, log
-
-    def reduce_metrics(self, logging_outputs: List[Values], criterion: FairseqCriterion) -> None:
-        """Log what every task logs; in validation also a place for each measure, since fairseq reads one early."""
-        super().reduce_metrics(logging_outputs, criterion)
-        if not criterion.training:
-            for name in self.measures:
-                metrics.log_derived(name, lambda meters: math.nan)
-
-    def post_validate(self, model: nn.Module, stats: Values, agg: MetersDict) -> None:
-        """Add the measures of the whole split to what fairseq prints and compares checkpoints by.
-
-        The scores come from all devices, which must call this together. Each clip counts once.
-        """
-        parts, self._scored = self._scored, []
-        if torch.distributed.is_initialized():
-            everywhere: List[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(everywhere, parts)
-            parts = [part for device in everywhere for part in device]
-        if not parts:
-            return
-        ids, scores, targets = (np.concatenate(arrays) for arrays in zip(*parts))
-        once = np.unique(ids, return_index=True)[1]
-        scores, targets = scores[once], targets[once]
-        multi = self.cfg.multi_label
-        measured = multi_label(scores, targets) if multi else single_label(scores, targets.argmax(axis=1))
-        stats.update(measured.headline)
-        metric, better = self.cfg.best_checkpoint_metric, max if self.cfg.maximize_best_checkpoint_metric else min
-        if (best := f"best_{metric}") in stats:  # the best of the earlier validations
-            stats[best] = better(stats[best], stats[metric])
+    def measure(self, *columns: np.ndarray) -> Mapping[str, float]:
+        """Measure scores (N, C) against targets (N, C)."""
+        scores, targets = columns
+        found = multi_label(scores, targets) if self.cfg.multi_label else single_label(scores, targets.argmax(axis=1))
+        return found.headline
 
 
 # From logits and target probabilities (B, C) to the mean over clips.
@@ -267,32 +174,18 @@ class AmaeClassification(SummedCriterion):
         loss = self.mean_loss(logits.float(), smoothed) * len(target)
         log = self.log({"loss": loss}, len(target), sample)
         if not self.training:
-            scored = {"id": sample["id"], "scores": logits.float(), "target": target.to(torch.uint8)}
-            log.update({name: values.cpu().numpy() for name, values in scored.items()})
+            scored = (sample["id"], logits.float(), target.to(torch.uint8))
+            log["scored"] = tuple(values.cpu().numpy() for values in scored)
         return loss, len(target), log
 
 
 @dataclass
-class AmaeClassifierConfig(ClassifierConfig, FairseqDataclass):
-    """:class:`ClassifierConfig` with what training adds: initial weights, learning rates, and compilation."""
-
-    pretrained: Optional[str] = setting(None, "checkpoint that gives the encoder; null: model.encoder from scratch")
-    imagenet: Optional[str] = setting(None, "file of timm's ViT or DeiT weights to start from, if the system can")
-    layer_decay: float = setting(0.75, "learning rate of a layer over that of the one above it")
+class AmaeClassifierConfig(ClassifierConfig, TrainedDownstreamConfig):
+    """:class:`ClassifierConfig` with what training adds."""
 
 
 @register_model("amae_classifier", dataclass=AmaeClassifierConfig)
-class AmaeClassifier(Classifier, TrainedModel):
+class AmaeClassifier(Classifier, TrainedDownstreamModel):
     """A classifier as fairseq trains it."""
 
     plain_config = ClassifierConfig
-
-    @classmethod
-    def build_model(cls, cfg: DictConfig, task: FairseqTask) -> "AmaeClassifier":
-        """Build the model from a config whose interpolations are resolved; the task loads pretrained weights."""
-        if not 0 < cfg.layer_decay <= 1:
-            raise UserError(f"model.layer_decay={cfg.layer_decay}: must be above 0 and at most 1")
-        model = super().build_model(cfg, task)
-        depth = len(model.encoder.blocks) + 1
-        set_overrides(model, lambda name: cfg.layer_decay ** (depth - model.layer_index(name)))  # BEiT, MAE
-        return model

@@ -4,7 +4,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Tuple, cast
+from typing import List, Optional, Tuple
 
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.audio_task import AudioTask, AudioTaskConfig
-from amae_plugin.fairseq_plugin.bases import SummedCriterion, TrainedModel, Values
+from amae_plugin.fairseq_plugin.bases import SummedCriterion, TrainedModel, Values, plain_module
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
 from amae_plugin.models.base import PretrainingModel, summed_losses
 from amae_plugin.models.eat import EAT, EATConfig
@@ -62,8 +62,8 @@ class AmaePretraining(AudioTask):
         self.default_input = find_system(cfg).input(cfg)
         model = super().build_model(cfg, from_checkpoint)
         if not from_checkpoint:
-            names = [f"loss_{name}" for name in model.loss_weights]
-            self.check_best_metric(("loss", *names), "in pretraining")
+            names = ("loss", *(f"loss_{name}" for name in model.loss_weights))
+            self.check_best_metric(dict.fromkeys(names, False), "in pretraining")
         self._draws = self.cfg.picture_interval > 0 and model.draws
         if self.cfg.picture_interval and not model.draws and not from_checkpoint:
             logger.info("task.picture_interval: no pictures, since the model's objectives predict no spectrogram")
@@ -80,7 +80,7 @@ class AmaePretraining(AudioTask):
         """Step, let the model do what follows a step, and draw a picture when it is time."""
         scale = _loss_scale(optimizer)
         super().optimizer_step(optimizer, model, update_num)
-        plain = plain_module(model)
+        plain = plain_module(model, PretrainingModel)
         if _loss_scale(optimizer) >= scale:
             plain.after_update(update_num + 1, self.cfg.max_update)
         due = self._draws and (update_num + 1) % self.cfg.picture_interval == 0 and self.cfg.tensorboard_logdir
@@ -128,7 +128,7 @@ class AmaeMaskedPrediction(SummedCriterion):
     def forward(self, model: nn.Module, sample: Values, reduce: bool = True) -> Tuple[Tensor, Tensor, Values]:
         """Return the loss of a batch of the task (summed over scored tokens), their number, and the log."""
         output = model(**sample["net_input"])
-        plain = plain_module(model)
+        plain = plain_module(model, PretrainingModel)
         scored = output["mask"]
         if not self.score_padding:
             padding = plain.encoder.patch_padding(sample["net_input"]["padding_mask"])
@@ -179,13 +179,6 @@ AmaeMaskedPrediction.__name__ = AmaeReconstruction.__name__
 def _loss_scale(optimizer: FairseqOptimizer) -> float:
     """Return the loss scale of fairseq's AMP, which sinks whenever it skips a step whose gradients are not finite."""
     return optimizer.scaler.get_scale() if isinstance(optimizer, AMPOptimizer) else 1.0
-
-
-def plain_module(model: nn.Module) -> PretrainingModel:
-    """Return the pretraining model inside fairseq's wrappers for distributed training."""
-    while not isinstance(model, PretrainingModel):
-        model = cast(nn.Module, model.module)
-    return model
 
 
 @dataclass

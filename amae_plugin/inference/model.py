@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from amae_plugin.checkpoints import NO_CLASSES, Checkpoint
+from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.log_mel import fit_length
 from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import Audio, Waveform, open_waveform
+from amae_plugin.inference.transcription import Transcription, join_paths
 from amae_plugin.inference.windows import Windows
 from amae_plugin.models.base import DownstreamModel, Encoder, Model, PretrainingModel
 from amae_plugin.models.classifier import Classifier
+from amae_plugin.models.ctc import CTC
 from amae_plugin.modules.compute import choose_device, enough_memory
 from amae_plugin.modules.embedding import Size2d
 from amae_plugin.modules.masking import gather_ids
@@ -214,6 +216,23 @@ class AudioModel(nn.Module):
         found = [self.top(probabilities, top_k) for probabilities in self.probabilities(waveforms)]
         return found[0] if single else found
 
+    def transcribe(self, audio: Audio | Batch, sample_rate: float | None = None) -> Transcription | list[Transcription]:
+        """Transcribe clips; only for recognisers.
+
+        Args:
+            audio: see :meth:`embed`.
+            sample_rate: see :meth:`embed`.
+
+        Returns:
+            Text and words with their start and end in seconds; for a batch, a list of these.
+
+        Raises:
+            UserError: see :meth:`embed`; or the model is not a recogniser.
+        """
+        waveforms, single = self._waveforms(audio, sample_rate)
+        found = list(self.transcriptions(waveforms))
+        return found[0] if single else found
+
     @torch.inference_mode()
     def embeddings(self, waveforms: Iterable[Waveform], timestamps: bool = True) -> Iterator[Embedding]:
         """Embed clips one after the other; windows of neighbouring clips share batches.
@@ -256,7 +275,18 @@ class AudioModel(nn.Module):
         Raises:
             UserError: the model is not a classifier, or its checkpoint lacks its loss; see also :meth:`embeddings`.
         """
-        raise UserError(NO_CLASSES.format(path=self.checkpoint.path))
+        raise self.checkpoint.no(Classifier)
+
+    def transcriptions(self, waveforms: Iterable[Waveform]) -> Iterator[Transcription]:
+        """Transcribe clips one after the other.
+
+        Args:
+            waveforms: see :meth:`embeddings`.
+
+        Raises:
+            UserError: the model is not a recogniser; see also :meth:`embeddings`.
+        """
+        raise self.checkpoint.no(CTC)
 
     def top(self, probabilities: Tensor, top_k: int | None = None) -> list[Prediction]:
         """Sort classes by the probabilities (classes,) of a clip, the most probable first; all if ``top_k`` is None."""
@@ -491,6 +521,44 @@ class AudioClassifier(AudioModel):
         return self.model.fc_norm(steps) if self.model.config.pooling == "mean" else steps
 
 
+class AudioRecognizer(AudioModel):
+    """Fine-tuned recogniser for audio of any length; see :class:`AudioModel`.
+
+    It sees a clip no longer than its input as in validation. A longer clip goes through in windows, whose most probable
+    units are joined where neighbours agree, see :func:`~amae_plugin.inference.transcription.join_paths`. So the memory
+    does not depend on the length of the clip.
+    """
+
+    model: CTC
+
+    @override
+    @torch.inference_mode()
+    def transcriptions(self, waveforms: Iterable[Waveform]) -> Iterator[Transcription]:
+        units, sub_steps = self.checkpoint.units, self.model.config.sub_steps
+        step_seconds = self.step_samples / sub_steps / self.sample_rate
+        samples: deque[int] = deque()
+
+        def counted() -> Iterator[Waveform]:
+            for waveform in waveforms:
+                samples.append(len(waveform))
+                yield waveform
+
+        for windows, outputs in self._outputs(counted(), self._path):
+            path = join_paths((values["path"].numpy() for values in outputs), windows, sub_steps)
+            yield Transcription.of_path(path, units, step_seconds, samples.popleft() / self.sample_rate)
+
+    def _path(self, source: Tensor, padding_mask: Tensor) -> dict[str, Tensor]:
+        """Return ``path`` (B, T') int64, the most probable unit of each step; T' is that of the longest window."""
+        log_probs = self.model(source, padding_mask=padding_mask)["log_probs"]
+        self.checkpoint.require_finite(log_probs)
+        return {"path": log_probs.argmax(dim=2).cpu()}
+
+    @override
+    def _layout(self, frames: int) -> Windows:
+        columns = int(self.model.steps.columns(torch.tensor(frames)))
+        return Windows.cover(columns, self._grid[0], hop=max(1, self._grid[0] // 2))
+
+
 @contextmanager
 def _recorded(encoder: Encoder, blocks: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
     """Collect the inputs of some of an encoder's blocks and the encoder's output while it runs."""
@@ -504,7 +572,7 @@ def _recorded(encoder: Encoder, blocks: Iterable[nn.Module]) -> Iterator[list[Te
             hook.remove()
 
 
-AUDIO_MODELS: dict[type[DownstreamModel], type[AudioModel]] = {Classifier: AudioClassifier}
+AUDIO_MODELS: dict[type[DownstreamModel], type[AudioModel]] = {Classifier: AudioClassifier, CTC: AudioRecognizer}
 """Audio models of the downstream models; :class:`AudioModel` is that of pretraining models."""
 
 
@@ -527,14 +595,15 @@ def load_model(
     """Load a checkpoint of this plugin for use on audio.
 
     Args:
-        path: checkpoint file of a pretraining model or a classifier.
+        path: checkpoint file of a pretraining model, a classifier or a recogniser.
         device: device, or its name: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``, which prefers a GPU.
         batch_size: windows at a time.
         teacher: whether the teacher that followed the encoder in pretraining takes its place.
         pooling: what the embedding of a clip is, see :class:`AudioModel`; a classifier has its own.
 
     Returns:
-        An :class:`AudioClassifier` for the checkpoint of a classifier.
+        An :class:`AudioClassifier` for the checkpoint of a classifier, an :class:`AudioRecognizer` for that of a
+        recogniser.
 
     Raises:
         UserError: the file is not a checkpoint of this plugin, it has no teacher or no such pooling, or the device does

@@ -18,6 +18,7 @@ from amae_plugin.interop.formats import Format
 from amae_plugin.interop.hf_folder import HuggingFace
 from amae_plugin.interop.onnx_file import Onnx
 from amae_plugin.interop.timm_vit import Timm
+from amae_plugin.models.classifier import Classifier
 
 FORMATS: dict[str, type[Format]] = {form.name: form for form in (Timm, Onnx, HuggingFace)}
 """Formats of other tools, by name."""
@@ -51,9 +52,12 @@ def export(checkpoint: Checkpoint, folder: Path, formats: Sequence[str]) -> Expo
         formats: names in :data:`FORMATS`.
 
     Raises:
-        UserError: two formats have a file of the same name, none of them can hold the model, a package is missing, the
-            folder holds other things, a file cannot be written, or it does not compute what the checkpoint does.
+        UserError: the model is of another kind, two formats have a file of the same name, none of them can hold the
+            model, a package is missing, the folder holds other things, a file cannot be written, or it does not compute
+            what the checkpoint does.
     """
+    if checkpoint.downstream not in (None, Classifier):
+        raise checkpoint.no(Classifier)
     for one, other in itertools.combinations(formats, 2):
         if common := set(FORMATS[one].files) & set(FORMATS[other].files):
             raise UserError(f"{one} and {other} both write {min(common)}: export each to a folder of its own")

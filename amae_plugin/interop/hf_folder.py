@@ -11,12 +11,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from amae_plugin.checkpoints import Checkpoint
-from amae_plugin.errors import UserError
 from amae_plugin.inference.model import AudioClassifier, Spectrogram, audio_model
 from amae_plugin.interop import hf_code
 from amae_plugin.interop.formats import Format
 from amae_plugin.models.base import Model
-from amae_plugin.models.classifier import Classifier
 
 if TYPE_CHECKING:
     from amae_plugin.interop.hf_model import AmaePreTrainedModel
@@ -53,10 +51,6 @@ class HuggingFace(Format):
 
     def __init__(self, checkpoint: Checkpoint, model: Model):
         super().__init__(checkpoint, model)
-        if checkpoint.downstream not in (None, Classifier):
-            raise UserError(
-                f"transformers has no form of a {checkpoint.downstream.kind} here; export the encoder it was made from"
-            )
         self.audio_model = audio_model(checkpoint, model=model)
 
     @override

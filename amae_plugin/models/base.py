@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from amae_plugin.models.settings import DownstreamConfig, ModelConfig, PretrainingConfig, Settings
+from amae_plugin.modules.blocks import drop_paths
 from amae_plugin.modules.compute import compile_modules
 from amae_plugin.modules.embedding import Positions, Size2d, grid_size, patchify, unpatchify
-from amae_plugin.modules.masking import Masking, attention_padding
+from amae_plugin.modules.masking import Masking, Noise, attention_padding
 from amae_plugin.modules.moving_average import MovingAverage
 
 
@@ -219,12 +220,23 @@ class DownstreamModel(Model):
 
     Attributes:
         kind: noun for the model in messages.
+        tells: plural of what the model tells of a clip.
         task: registered name of the fairseq task and of the criterion that train the model.
+
+    Raises:
+        ValueError: ``config.drop_path`` is outside [0, 1).
     """
 
     config: DownstreamConfig
     kind: str
+    tells: str
     task: str
+
+    def __init__(self, config: DownstreamConfig):
+        super().__init__()
+        if not 0 <= config.drop_path < 1:
+            raise ValueError(f"model.drop_path must be at least 0 and below 1, not {config.drop_path}")
+        self.config = config
 
     @classmethod
     @abstractmethod
@@ -244,6 +256,24 @@ class DownstreamModel(Model):
         Raises:
             ValueError: a setting is of a wrong type, or a size is not that of the weights.
         """
+
+    def drop_paths(self, noise: Noise) -> AbstractContextManager[None]:
+        """Let clips skip branches of the encoder in training, as ``config.drop_path`` says."""
+        if not (self.encoder.training and self.config.drop_path):
+            return nullcontext()
+        depth = len(self.encoder.blocks)
+        return drop_paths(self.encoder.blocks, noise(2 * depth).view(-1, depth, 2), self.config.drop_path)
+
+    def layer_index(self, parameter: str) -> int:
+        """Return the layer of a parameter, for a layer-wise decay of the learning rate.
+
+        It is i + 1 in block i, depth + 1 after the last block, and 0 before the first, unless the encoder's embedding
+        does not decay, see :attr:`Encoder.decays_embedding`.
+        """
+        if parameter.startswith("encoder.blocks."):
+            return int(parameter.split(".")[2]) + 1
+        before = parameter.startswith("encoder.") and not parameter.startswith("encoder.norm.")
+        return 0 if before and self.encoder.decays_embedding else len(self.encoder.blocks) + 1
 
 
 class PretrainingModel(Model):

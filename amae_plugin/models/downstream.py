@@ -2,10 +2,11 @@
 
 from amae_plugin.models.base import DownstreamModel, Model
 from amae_plugin.models.classifier import Classifier
+from amae_plugin.models.ctc import CTC
 from amae_plugin.models.registry import find_system
 from amae_plugin.models.settings import Settings
 
-DOWNSTREAM: dict[str, type[DownstreamModel]] = {"amae_classifier": Classifier}
+DOWNSTREAM: dict[str, type[DownstreamModel]] = {"amae_classifier": Classifier, "amae_ctc": CTC}
 """Downstream models by registered name."""
 
 

@@ -83,6 +83,7 @@ class DownstreamConfig(ModelConfig):
     """Settings of every downstream model."""
 
     encoder: Any = setting(None, "model section of the system that the encoder comes from, with _name and sizes")
+    drop_path: float = setting(0.1, "stochastic depth: rate of the last block")
 
 
 def _is_list(value: object) -> bool:

@@ -18,6 +18,8 @@ COMMANDS = {
     "embed to a folder": ("embed {classifier} {clips} --out {folder}", "0.flac.npz", 0),
     "predict": ("predict {classifier} {clips} --out {out}", "x.csv", 0),
     "predict as JSON": ("predict {classifier} {clips} --out {out}", "x.json", 0),
+    "transcribe": ("transcribe {recogniser} {clips} --out {out}", "x.csv", 0),
+    "transcribe to subtitles": ("transcribe {recogniser} {clips}/0.flac --out {out}", "x.srt", 0),
     "reconstruct": ("reconstruct {model} {clips}/0.flac --out {folder}", "index.html", 4),
     "evaluate": ("evaluate {classifier} --data {clips} --out {folder}", "confusion.png", 2),
     "evaluate, another file": ("evaluate {classifier} --data {clips} --json {out}", "x.json", 3),
@@ -28,7 +30,10 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def inputs(
-    tmp_path_factory: pytest.TempPathFactory, write_checkpoint: Callable[..., Path], write_split: Callable[..., Path]
+    tmp_path_factory: pytest.TempPathFactory,
+    write_checkpoint: Callable[..., Path],
+    write_recogniser: Callable[..., Path],
+    write_split: Callable[..., Path],
 ) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("inputs")
     clips = [([label], 0.1, 16_000) for label in ("a", "b")]
@@ -44,6 +49,7 @@ def inputs(
     return {
         "model": write_checkpoint(folder / "run" / "model.pt", None),
         "classifier": write_checkpoint(folder / "run" / "classifier.pt", ["a", "b"]),
+        "recogniser": write_recogniser(folder / "run" / "recogniser.pt"),
         "clips": write_split(folder / "clips", clips, ["a", "b"]),
         "published": folder / "vit.pth",
     }

@@ -75,6 +75,20 @@ def librispeech(root, sound):
     return [str(root)]
 
 
+def labelled_librispeech(root, sound):
+    command = librispeech(root, sound)
+    for part in ("train-clean-100", "dev-clean", "test-clean"):
+        write_lines(root / part / "1" / "2" / "1-2.trans.txt", [f"1-2-{number} A FEW WORDS" for number in range(3)])
+    return [*command, "--labels", "ltr"]
+
+
+def text(root, sound):
+    for number in range(6):
+        sound(root / "clips" / f"{number}.wav")
+    write_lines(root / "clips.tsv", [f"clips/{number}.wav\tA few words." for number in range(6)])
+    return [str(root / "clips.tsv"), "--labels", "ltr", "--test-fraction", "0.2"]
+
+
 def iemocap(root, sound):
     for session in range(1, 6):
         clips = [f"Ses0{session}F_impro01_F00{number}" for number in range(3)]
@@ -88,8 +102,8 @@ def iemocap(root, sound):
     return [str(root), "--fold", "2"]
 
 
-LISTED = (speech_commands, voxceleb1, audioset, esc50, iemocap)
-EXAMPLES = (*LISTED, librispeech, folder, labelled_folder)
+LISTED = (speech_commands, voxceleb1, audioset, esc50, iemocap, text)
+EXAMPLES = (*LISTED, librispeech, labelled_librispeech, folder, labelled_folder)
 
 
 @pytest.fixture(params=EXAMPLES, ids=lambda example: example.__name__)
@@ -120,7 +134,7 @@ def first_file(out, split):
 
 
 def test_every_layout_has_an_example():
-    assert {example.__name__ for example in EXAMPLES} - {"labelled_folder"} == LAYOUTS.keys()
+    assert {example.__name__.removeprefix("labelled_") for example in EXAMPLES} == LAYOUTS.keys()
 
 
 def test_splits_do_not_overlap_and_the_output_says_what_comes_next(command, tmp_path, monkeypatch, capsys):
@@ -176,7 +190,7 @@ def test_an_unreadable_file_is_left_out_and_listed(command, tmp_path, capsys):
 @pytest.mark.parametrize("command", LISTED, indirect=True)
 def test_a_byte_order_mark_before_any_list_changes_nothing(command, tmp_path):
     assert main([*command, "--out", str(tmp_path / "before")]) == 0
-    lists = [path for path in (tmp_path / "corpus").rglob("*") if path.suffix in (".txt", ".csv")]
+    lists = [path for path in (tmp_path / "corpus").rglob("*") if path.suffix in (".txt", ".csv", ".tsv")]
     assert lists
     for path in lists:
         path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())

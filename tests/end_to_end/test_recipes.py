@@ -54,6 +54,8 @@ def built(
             shutil.copy(ssast_checkpoint if "ssast" in named[1] else checkpoint, target)
     shutil.copytree(labelled, folder / "data")
     shutil.copytree(labelled, folder / "data" / "fold1")
+    for labels in ("ltr", "spm"):  # the units of recognition
+        (folder / "data" / f"dict.{labels}.txt").write_text("a 1\nb 1\n")
     done = subprocess.run(
         [str(BIN / "python"), "-c", f"CONFIG_DIR = {str(CONFIG_DIR)!r}\n{SCRIPT}", *RECIPES],
         stdout=subprocess.PIPE,

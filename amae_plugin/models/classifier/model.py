@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,6 @@ from amae_plugin.models.base import DownstreamModel
 from amae_plugin.models.classifier.config import ClassifierConfig
 from amae_plugin.models.registry import find_system
 from amae_plugin.models.settings import Settings
-from amae_plugin.modules.blocks import drop_paths
 from amae_plugin.modules.embedding import Size2d
 from amae_plugin.modules.masking import (
     Noise,
@@ -58,18 +56,16 @@ class Classifier(DownstreamModel):
 
     config: ClassifierConfig
     kind = "classifier"
+    tells = "classes"
     task = "amae_classification"
     output_name = "logits"
 
     def __init__(self, config: ClassifierConfig):
-        super().__init__()
+        super().__init__(config)
         if config.pooling not in POOLINGS:
             raise ValueError(f"model.pooling is {config.pooling!r}, must be one of {', '.join(POOLINGS)}")
         if config.num_classes < 1:
             raise ValueError(f"a classifier needs classes, not model.num_classes={config.num_classes}")
-        if not 0 <= config.drop_path < 1:
-            raise ValueError(f"model.drop_path must be at least 0 and below 1, not {config.drop_path}")
-        self.config = config
         settings = config.encoder or {}
         self.encoder = find_system(settings).encoder(settings)
         if config.pooling in ("cls", "avgcls") and not self.encoder.num_prefix_tokens:
@@ -145,7 +141,7 @@ class Classifier(DownstreamModel):
         with (
             self.matrix_precision(source.device),
             torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen),
-            self._drop_paths(noise),
+            self.drop_paths(noise),
         ):
             tokens = self.encoder(patches, grid, visible, attention_padding(unused)).float()
         features = self.batch_norm(self.fc_norm(self._pool(tokens, unused)))
@@ -158,12 +154,6 @@ class Classifier(DownstreamModel):
     @override
     def features(self, source: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         return self(source, padding_mask=padding_mask)["features"]
-
-    def _drop_paths(self, noise: Noise) -> AbstractContextManager[None]:
-        if not (self.encoder.training and self.config.drop_path):
-            return nullcontext()
-        depth = len(self.encoder.blocks)
-        return drop_paths(self.encoder.blocks, noise(2 * depth).view(-1, depth, 2), self.config.drop_path)
 
     def _pool(self, tokens: Tensor, unused: Tensor | None) -> Tensor:
         if self.config.pooling == "cls":
@@ -192,14 +182,3 @@ class Classifier(DownstreamModel):
         if self.config.frozen:
             self.encoder.eval()
         return self
-
-    def layer_index(self, parameter: str) -> int:
-        """Return the layer of a parameter, for a layer-wise decay of the learning rate.
-
-        It is i + 1 in block i, depth + 1 after the last block, and 0 before the first, unless the encoder's embedding
-        does not decay, see :attr:`Encoder.decays_embedding`.
-        """
-        if parameter.startswith("encoder.blocks."):
-            return int(parameter.split(".")[2]) + 1
-        before = parameter.startswith("encoder.") and not parameter.startswith("encoder.norm.")
-        return 0 if before and self.encoder.decays_embedding else len(self.encoder.blocks) + 1

@@ -1,0 +1,181 @@
+"""Base of the downstream tasks: the encoder that a model starts from, and measures of a whole split."""
+
+# No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
+import logging
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+import torch
+from fairseq.criterions import FairseqCriterion
+from fairseq.dataclass import FairseqDataclass
+from fairseq.logging import metrics
+from fairseq.logging.meters import MetersDict
+from fairseq.tasks import FairseqTask
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor, nn
+
+from amae_plugin.checkpoints import Checkpoint
+from amae_plugin.errors import UserError
+from amae_plugin.fairseq_plugin.audio_task import AudioTask, AudioTaskConfig
+from amae_plugin.fairseq_plugin.bases import TrainedModel, Values
+from amae_plugin.fairseq_plugin.batches import STAND_IN
+from amae_plugin.fairseq_plugin.hydra import user_path
+from amae_plugin.fairseq_plugin.optim import set_overrides
+from amae_plugin.models.base import DownstreamModel
+from amae_plugin.models.published import PublishedFile
+from amae_plugin.models.registry import find_system
+from amae_plugin.models.settings import setting
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DownstreamTaskConfig(AudioTaskConfig):
+    """Data of a downstream task."""
+
+    fold: Optional[int] = setting(None, "cross-validation: the manifests are those in <data>/fold<N>")
+
+
+class DownstreamTask(AudioTask):
+    """Base of the tasks whose clips have labels or transcripts.
+
+    Attributes:
+        measures: names of what a validation measures of a whole split; True if more of it is better.
+        condition: beginning of the message "..., it must be one of" these names.
+    """
+
+    measures: Mapping[str, bool]
+    condition: str
+
+    def __init__(self, cfg: DownstreamTaskConfig):
+        super().__init__(cfg)
+        if cfg.fold is not None:
+            self.data = self.data / f"fold{cfg.fold}"
+        self._scored: List[Tuple[np.ndarray, ...]] = []
+
+    @abstractmethod
+    def sizes(self) -> Dict[str, int]:
+        """Return the settings of the model that follow from the data, which replace those of the recipe."""
+
+    @abstractmethod
+    def measure(self, *columns: np.ndarray) -> Mapping[str, float]:
+        """Measure a whole split from what the criterion logs as ``scored``, an entry a clip, without the clips' ids."""
+
+    def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> nn.Module:
+        """Build the model, with the encoder's weights of ``model.pretrained`` or ``model.imagenet``.
+
+        A checkpoint that is only read brings its own weights and settings. Otherwise ``cfg``, which checkpoints keep,
+        gets the sizes that the data decide and the encoder's settings: those of the pretrained encoder, overridden by
+        ``model.encoder``.
+        """
+        pretrained = None
+        if not from_checkpoint:
+            self.check_best_metric({"loss": False, **self.measures}, self.condition)
+        with open_dict(cfg):
+            cfg.update(self.sizes())
+            if not from_checkpoint:
+                pretrained = self._read_pretrained(cfg.pretrained) if cfg.get("pretrained") else None
+                cfg.encoder = self._encoder_settings(cfg, pretrained)
+        self.default_input = find_system(cfg.encoder).input(cfg.encoder)
+        model = super().build_model(cfg, from_checkpoint)
+        if pretrained is not None:
+            pretrained.load_encoder(model)
+            logger.info(f"encoder: {pretrained.path}, {pretrained.encoder_settings['_name']}")
+        elif cfg.get("imagenet") and not from_checkpoint:
+            self._load_image_weights(model, cfg)
+            logger.info(f"encoder: {cfg.imagenet}")
+        return model
+
+    @staticmethod
+    def _load_image_weights(model: DownstreamModel, cfg: DictConfig) -> None:
+        load = find_system(cfg.encoder).load_image_weights
+        if load is None:
+            raise UserError(f"model.imagenet={cfg.imagenet}: {cfg.encoder._name} cannot start from an image model")
+        try:
+            load(model.encoder, PublishedFile.read(user_path(cfg.imagenet)).state)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"model.imagenet={cfg.imagenet}: no ViT/DeiT of model.encoder's sizes: {error}") from None
+
+    def _encoder_settings(self, cfg: DictConfig, pretrained: Optional[Checkpoint]) -> DictConfig:
+        input_sizes = {"input_length": self.cfg.target_length}
+        if self.cfg.num_mel_bins is not None:
+            input_sizes["num_mel_bins"] = self.cfg.num_mel_bins
+        if pretrained is not None:
+            if cfg.get("imagenet"):
+                raise UserError("model.pretrained and model.imagenet exclude each other: set one of them to null")
+            pretrained.check_settings()
+            settings = dict(pretrained.encoder_settings)
+            sizes = input_sizes if find_system(settings).fits_positions else {}
+            return OmegaConf.merge(settings, sizes, cfg.get("encoder") or {})
+        if not cfg.get("encoder"):
+            remedy = "+model@model.encoder=amae_audio_mae, or another file of config/model"
+            raise UserError(f"model.pretrained is null, so model.encoder must say what to train from scratch: {remedy}")
+        return OmegaConf.merge(input_sizes, cfg.encoder)
+
+    @staticmethod
+    def _read_pretrained(path: str) -> Checkpoint:
+        if not user_path(path).is_file():
+            remedy = "pretrain one, give another, or train from scratch with model.pretrained=null"
+            raise UserError(f"model.pretrained={path}: there is no such checkpoint; {remedy}")
+        return Checkpoint.read(user_path(path))
+
+    def valid_step(self, sample: Values, model: nn.Module, criterion: nn.Module) -> Tuple[Tensor, int, Values]:
+        """Run fairseq's step, and keep what it scored on this device until the whole split is measured."""
+        loss, sample_size, log = super().valid_step(sample, model, criterion)
+        scored = log.pop("scored")
+        if STAND_IN not in sample:
+            self._scored.append(scored)
+        return loss, sample_size, log
+
+    def reduce_metrics(self, logging_outputs: List[Values], criterion: FairseqCriterion) -> None:
+        """Log what every task logs; in validation also a place for each measure, since fairseq reads one early."""
+        super().reduce_metrics(logging_outputs, criterion)
+        if not criterion.training:
+            for name in self.measures:
+                metrics.log_derived(name, lambda meters: math.nan)
+
+    def post_validate(self, model: nn.Module, stats: Values, agg: MetersDict) -> None:
+        """Add the measures of the whole split to what fairseq prints and compares checkpoints by.
+
+        What was scored comes from all devices, which must call this together. Each clip counts once.
+        """
+        parts, self._scored = self._scored, []
+        if torch.distributed.is_initialized():
+            everywhere: List[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(everywhere, parts)
+            parts = [part for device in everywhere for part in device]
+        if not parts:
+            return
+        ids, *columns = (np.concatenate(arrays) for arrays in zip(*parts))
+        once = np.unique(ids, return_index=True)[1]
+        stats.update(self.measure(*(column[once] for column in columns)))
+        metric, better = self.cfg.best_checkpoint_metric, max if self.cfg.maximize_best_checkpoint_metric else min
+        if (best := f"best_{metric}") in stats:  # the best of the earlier validations
+            stats[best] = better(stats[best], stats[metric])
+
+
+@dataclass
+class TrainedDownstreamConfig(FairseqDataclass):
+    """What training adds to the settings of a downstream model: initial weights and learning rates."""
+
+    pretrained: Optional[str] = setting(None, "checkpoint that gives the encoder; null: model.encoder from scratch")
+    imagenet: Optional[str] = setting(None, "file of timm's ViT or DeiT weights to start from, if the system can")
+    layer_decay: float = setting(0.75, "learning rate of a layer over that of the one above it")
+
+
+class TrainedDownstreamModel(TrainedModel):
+    """A downstream model as fairseq trains it, see :class:`TrainedModel`."""
+
+    @classmethod
+    def build_model(cls, cfg: DictConfig, task: FairseqTask) -> "TrainedDownstreamModel":
+        """Build the model from a config whose interpolations are resolved; the task loads pretrained weights."""
+        if not 0 < cfg.layer_decay <= 1:
+            raise UserError(f"model.layer_decay={cfg.layer_decay}: must be above 0 and at most 1")
+        model = super().build_model(cfg, task)
+        depth = len(model.encoder.blocks) + 1
+        set_overrides(model, lambda name: cfg.layer_decay ** (depth - model.layer_index(name)))  # BEiT, MAE
+        return model
