@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from amae_plugin.models.base import DownstreamModel
+from amae_plugin.models.base import DownstreamModel, check_probability
 from amae_plugin.models.classifier.config import ClassifierConfig
 from amae_plugin.models.registry import find_system
 from amae_plugin.models.settings import Settings
@@ -56,8 +56,7 @@ class Classifier(DownstreamModel):
             raise ValueError(f"model.pooling is {config.pooling!r}, must be one of {', '.join(POOLINGS)}")
         if config.num_classes < 1:
             raise ValueError(f"a classifier needs classes, not model.num_classes={config.num_classes}")
-        if not 0 <= config.drop_path < 1:
-            raise ValueError(f"model.drop_path must be at least 0 and below 1, not {config.drop_path}")
+        check_probability("drop_path", config.drop_path)
         self.config = config
         settings = config.encoder or {}
         self.encoder = find_system(settings).encoder(settings)
