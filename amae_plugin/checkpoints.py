@@ -7,7 +7,7 @@ import os
 import shlex
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from amae_plugin.models.base import DownstreamModel, Model
 from amae_plugin.models.downstream import DOWNSTREAM, build_model, encoder_section
 from amae_plugin.models.published import find_state
 from amae_plugin.models.registry import SYSTEMS, find_system
-from amae_plugin.models.settings import PretrainingConfig, Settings
+from amae_plugin.models.settings import PretrainingConfig, Settings, SpeechSettings
 from amae_plugin.models.system import System
 from amae_plugin.modules.compute import enough_memory
 from amae_plugin.modules.embedding import grid_size
@@ -120,7 +120,7 @@ class Checkpoint:
             history["num_updates"] = self.updates
         content = {
             "args": None,
-            "cfg": dict(self.config),
+            "cfg": {**self.config, "model": self._complete_settings()},
             "model": dict(self.state),
             "criterion": None,
             "optimizer_history": [history],
@@ -132,6 +132,12 @@ class Checkpoint:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as partial, partial.open("wb") as file:
                 torch.save(content, file)
+
+    def _complete_settings(self) -> Settings:
+        """Return the model section with what fairseq's speech recipes overwrite in that of a pretraining model."""
+        if self.downstream is not None:
+            return self.model_settings
+        return {"speech": asdict(SpeechSettings()), **self.model_settings}
 
     @property
     def untrained(self) -> tuple[str, ...]:

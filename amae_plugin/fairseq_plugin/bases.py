@@ -26,8 +26,8 @@ from amae_plugin.models.settings import ModelConfig
 Values = Dict[str, Any]
 """A batch of a task, or the log of a step."""
 FINE_TUNED = (
-    "model.w2v_path is the checkpoint of a {kind}, which is fine-tuned already: give the pretraining checkpoint that it "
-    "began from (to go on training the same model, checkpoint.finetune_from_model)"
+    "model.w2v_path is the checkpoint of a {kind}, which is fine-tuned already: give the pretraining checkpoint that "
+    "it began from (to train the same model on, give it as checkpoint.finetune_from_model instead)"
 )
 """Message for a fine-tuned model in place of a pretrained one."""
 

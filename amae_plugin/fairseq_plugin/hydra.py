@@ -40,7 +40,7 @@ def ending_in_words() -> Iterator[None]:
 
 
 def in_words() -> contextlib.AbstractContextManager[None]:
-    """End a command that Hydra runs by a sentence, as :func:`ending_in_words`; elsewhere, errors go on to the caller."""
+    """Return :func:`ending_in_words` in a command that Hydra runs; elsewhere, errors go on to the caller."""
     return ending_in_words() if HydraConfig.initialized() else contextlib.nullcontext()
 
 

@@ -84,6 +84,8 @@ class SpeechEncoder(PretrainingModel):
         """
         given = dict(settings.get("speech") or {})
         self._is_complete = bool(given)
+        if not given and settings.get("mask_length") is not None:  # a span of pretraining, which a recipe overwrites
+            given["mask_length"] = settings["mask_length"]
         own = {name: settings.get(name) for name in DROPOUTS if given.get(name) is None}
         try:
             self._speech = SpeechSettings(**{**given, **own})
@@ -119,11 +121,9 @@ class SpeechEncoder(PretrainingModel):
     @override
     def forward(self, source: Tensor, *args: Any, features_only: bool = False, **kwargs: Any) -> Output:
         """Do what the plain model does, or :meth:`extract_features` if wav2vec 2.0's *features_only* is set."""
-        return (
-            self.extract_features(source, *args, **kwargs)
-            if features_only
-            else super().forward(source, *args, **kwargs)
-        )
+        if features_only:
+            return self.extract_features(source, *args, **kwargs)
+        return super().forward(source, *args, **kwargs)
 
     @override
     def extract_features(  # type: ignore[override]
@@ -191,22 +191,23 @@ class SpeechEncoder(PretrainingModel):
         self.register_load_state_dict_pre_hook(
             lambda _, state, prefix, *rest: [state.pop(f"{prefix}{name}", None) for name in tokens]
         )
-        rate = encoder.steps_per_second
-        logger.info(f"time steps: {rate:g} a second, {encoder.dim} values each")
-        if rate < _LETTERS_PER_SECOND:
-            logger.warning(
-                f"{rate:g} time steps a second are fewer than letters (about {_LETTERS_PER_SECOND}), of which CTC needs "
-                "one each: take sentencepiece units (task.labels), wav2vec_seq2seq, or a checkpoint with frame tokens"
-            )
-        if rate < _WAV2VEC_STEPS_PER_SECOND:
-            span = self._speech.mask_length
-            logger.info(
-                f"model.mask_length={span} is {span / rate:.2g} s, of wav2vec 2.0 {span / _WAV2VEC_STEPS_PER_SECOND:.2g} s"
-            )
+        self._log_time_steps(encoder)
         if not self._is_complete:
             logger.warning(
                 "this checkpoint has no section cfg.model.speech, since an earlier release wrote it: of the recipe's "
                 "masks and dropouts, only those act that the checkpoint has. amae convert OLD NEW adds the section"
+            )
+
+    def _log_time_steps(self, encoder: WaveformEncoder) -> None:
+        rate, span = encoder.steps_per_second, self._speech.mask_length
+        logger.info(f"time steps: {rate:g} a second, {encoder.dim} values each; a masked span is {span / rate:.2g} s")
+        if rate < _WAV2VEC_STEPS_PER_SECOND:
+            usual = max(1, round(10 * rate / _WAV2VEC_STEPS_PER_SECOND))
+            logger.warning(f"model.mask_length counts time steps: {usual} would be the 0.2 s of wav2vec 2.0's recipes")
+        if rate < _LETTERS_PER_SECOND:
+            logger.warning(
+                f"{rate:g} time steps a second are fewer than the letters of speech, about {_LETTERS_PER_SECOND}, and "
+                "CTC needs one for each: take sentencepiece units, wav2vec_seq2seq or a checkpoint of frame tokens"
             )
 
     @property
