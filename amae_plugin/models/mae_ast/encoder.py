@@ -50,7 +50,7 @@ class MAEASTEncoder(Encoder):
     def forward(
         self, patches: Tensor, grid: Size2d, visible: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> Tensor:
-        positions = self.positions(grid[0] * grid[1], patches.device)
+        positions = self.positions(grid[0] * grid[1], patches.device).to(self.norm_pre.weight.dtype)
         if visible is not None:
             patches = take_tokens(patches, visible)
             positions = take_tokens(positions.expand(len(patches), -1, -1), visible)
