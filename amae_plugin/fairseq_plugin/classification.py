@@ -144,10 +144,9 @@ class AmaeClassificationTask(AudioTask):
         if not from_checkpoint:
             kind = f"with task.multi_label={str(self.cfg.multi_label).lower()}"
             self.check_best_metric(("loss", *self.measures), kind)
-        with open_dict(cfg):
-            cfg.num_classes = len(self.state.classes)
-            if not from_checkpoint:
-                pretrained = self._read_pretrained(cfg.pretrained) if cfg.get("pretrained") else None
+            pretrained = self._read_pretrained(cfg.pretrained) if cfg.get("pretrained") else None
+            with open_dict(cfg):
+                cfg.num_classes = len(self.state.classes)
                 cfg.encoder = self._encoder_settings(cfg, pretrained)
         self.default_input = find_system(cfg.encoder).input(cfg.encoder)
         model = super().build_model(cfg, from_checkpoint)

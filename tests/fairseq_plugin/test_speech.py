@@ -50,6 +50,7 @@ def write(path: Path, system: str, patch: tuple[int, int], **model: Any) -> Path
     settings = {"_name": system, **SIZES, "num_mel_bins": BANDS[system], "patch_size": list(patch), **model}
     task = {
         "_name": "amae_pretraining",
+        "data": "",
         "target_length": LENGTH,
         "num_mel_bins": BANDS[system],
         "mean": -6.0,
@@ -265,6 +266,9 @@ def test_a_checkpoint_of_an_earlier_release_works_and_can_be_completed(
     assert "earlier release" not in caplog.text
 
 
+HISTORY = [{"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 1}]
+
+
 class Task:
     """What `Wav2VecCtc` asks of the task that trains it."""
 
@@ -284,7 +288,7 @@ def fine_tuned(path: Path, out: Path) -> Path:
         "args": None,
         "task_state": {"target_dictionary": Dictionary()},
     }
-    torch.save({**state, "optimizer_history": [{"num_updates": 1}], "extra_state": {}}, out)
+    torch.save({**state, "optimizer_history": HISTORY, "extra_state": {}}, out)
     return out
 
 
@@ -329,7 +333,7 @@ def test_what_is_no_pretrained_encoder_is_refused_in_a_sentence(
 def with_history(path: Path) -> Path:
     """fairseq reads the number of updates even where it trains nothing."""
     content = torch.load(path)
-    torch.save({"args": None, "optimizer_history": [{"num_updates": 1}], **content}, path)
+    torch.save({"args": None, "optimizer_history": HISTORY, **content}, path)
     return path
 
 
