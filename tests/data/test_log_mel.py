@@ -244,5 +244,5 @@ def test_clips_of_a_padded_batch_have_the_frames_that_they_have_alone(features):
     for waveform, length, spectrogram in zip(waveforms, lengths, batch):
         alone = features(waveform[:length])
         assert_same(spectrogram[: len(alone)], alone)
-        if features.shift_samples == 160:
+        if not isinstance(features, Doubling):
             assert len(alone) == features.frames_in(np.array(length))
