@@ -123,10 +123,10 @@ class SpeechEncoder(PretrainingModel):
         """Do what the plain model does, or :meth:`extract_features` if wav2vec 2.0's *features_only* is set."""
         if features_only:
             return self.extract_features(source, *args, **kwargs)
-        return super().forward(source, *args, **kwargs)
+        return super().forward(source, *args, **kwargs)  # type: ignore[safe-super]  # the plain model's
 
     @override
-    def extract_features(  # type: ignore[override]
+    def extract_features(
         self,
         source: Tensor,
         padding_mask: Optional[Tensor] = None,

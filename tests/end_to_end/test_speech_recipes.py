@@ -63,8 +63,8 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for index, word in enumerate(letters):
             hz = np.repeat([{"a": 300, "b": 900, "c": 2700}[letter] for letter in word], 4000)
             samples = 0.3 * np.sin(2 * np.pi * np.cumsum(hz) / 16_000) + 0.01 * rng.standard_normal(len(hz))
-            soundfile.write(folder / f"{split}{index}.wav", samples, 16_000)
-            rows.append((f"{split}{index}.wav", len(samples)))
+            soundfile.write(folder / f"clip-{split}{index}.wav", samples, 16_000)
+            rows.append((f"clip-{split}{index}.wav", len(samples)))
         write_manifest(folder / f"{split}.tsv", str(folder), rows)
         (folder / f"{split}.ltr").write_text("".join(" ".join(word) + " |\n" for word in letters))
     (folder / "dict.ltr.txt").write_text("".join(f"{letter} 1\n" for letter in "abc|"))
@@ -75,7 +75,7 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pretrained(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint as a run of pretraining writes it, of frame tokens."""
     folder = tmp_path_factory.mktemp("pretrained")
-    settings = ["model.patch_size=[2,128]", "model.masking=span", "task.target_length=64", "optimization.max_update=2"]
+    settings = ["model.patch_size=[2,128]", "model.masking=span", "task.target_length=64", "optimization.max_update=5"]
     run = train(folder, f"task.data={speech}", *settings, recipe="pretrain_mae_ast_tiny")
     assert run.returncode == 0, run.output
     return folder / "checkpoints" / "checkpoint_last.pt"
