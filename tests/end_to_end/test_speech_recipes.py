@@ -47,7 +47,7 @@ RECIPE = {
 SEQ2SEQ = {
     "criterion": {"_name": "label_smoothed_cross_entropy", "label_smoothing": 0.1},
     "task": {"autoregressive": True},
-    "model": {"_name": "wav2vec_seq2seq", "decoder_layers": 1, "decoder_embed_dim": 16, "decoder_ffn_embed_dim": 16},
+    "model": {"_name": "wav2vec_seq2seq", "decoder_layers": 1, "decoder_embed_dim": 512, "decoder_ffn_embed_dim": 16},
     "checkpoint": {"best_checkpoint_metric": "loss"},
 }
 
