@@ -118,9 +118,10 @@ class Checkpoint:
         history: dict[str, object] = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}}
         if self.updates is not None:
             history["num_updates"] = self.updates
+        added = {"speech": asdict(SpeechSettings())} if self.lacks_settings else {}
         content = {
             "args": None,
-            "cfg": {**self.config, "model": self._complete_settings()},
+            "cfg": {**self.config, "model": {**self.model_settings, **added}},
             "model": dict(self.state),
             "criterion": None,
             "optimizer_history": [history],
@@ -133,11 +134,10 @@ class Checkpoint:
             with replacing(self.path) as partial, partial.open("wb") as file:
                 torch.save(content, file)
 
-    def _complete_settings(self) -> Settings:
-        """Return the model section with what fairseq's speech recipes overwrite in that of a pretraining model."""
-        if self.downstream is not None:
-            return self.model_settings
-        return {"speech": asdict(SpeechSettings()), **self.model_settings}
+    @property
+    def lacks_settings(self) -> bool:
+        """Whether a pretraining model lacks what fairseq's speech recipes overwrite; :meth:`write` adds it."""
+        return self.downstream is None and "speech" not in self.model_settings
 
     @property
     def untrained(self) -> tuple[str, ...]:

@@ -90,12 +90,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _own(path: Path) -> Checkpoint | None:
-    """Read a pretraining checkpoint of this plugin; None if the file is something else."""
+    """Read a pretraining checkpoint of this plugin that lacks settings; None if the file is something else."""
     try:
         checkpoint = Checkpoint.read(path)
+        checkpoint.check_settings()
     except UserError:
-        return None  # which the search for a published kind tells in its own words
-    return checkpoint if checkpoint.downstream is None else None
+        return None  # the search for a published kind says what is wrong with the file
+    return checkpoint if checkpoint.lacks_settings else None
 
 
 def _report(conversion: Conversion) -> list[str]:
