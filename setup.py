@@ -42,7 +42,17 @@ setup(
         "video": ["av"],
         "demo": ["espeakng-loader"],
         "export": EXPORT,
-        "dev": ["av", "hypothesis", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", *EXPORT],
+        "dev": [
+            "av",
+            "editdistance",
+            "hypothesis",
+            "mypy",
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+            *EXPORT,
+        ],
     },
     entry_points={"console_scripts": ["amae=amae_plugin.cli.main:main"]},
 )

@@ -7,7 +7,7 @@ import os
 import shlex
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from amae_plugin.models.ctc import CTC
 from amae_plugin.models.downstream import DOWNSTREAM, build_model, encoder_section
 from amae_plugin.models.published import find_state
 from amae_plugin.models.registry import SYSTEMS, find_system
-from amae_plugin.models.settings import PretrainingConfig, Settings
+from amae_plugin.models.settings import PretrainingConfig, Settings, SpeechSettings
 from amae_plugin.models.system import System
 from amae_plugin.modules.compute import enough_memory
 from amae_plugin.modules.embedding import grid_size
@@ -116,9 +116,10 @@ class Checkpoint:
         history: dict[str, object] = {"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}}
         if self.updates is not None:
             history["num_updates"] = self.updates
+        added = {"speech": asdict(SpeechSettings())} if self.lacks_settings else {}
         content = {
             "args": None,
-            "cfg": dict(self.config),
+            "cfg": {**self.config, "model": {**self.model_settings, **added}},
             "model": dict(self.state),
             "criterion": None,
             "optimizer_history": [history],
@@ -130,6 +131,11 @@ class Checkpoint:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as partial, partial.open("wb") as file:
                 torch.save(content, file)
+
+    @property
+    def lacks_settings(self) -> bool:
+        """Whether a pretraining model lacks what fairseq's speech recipes overwrite; :meth:`write` adds it."""
+        return self.downstream is None and "speech" not in self.model_settings
 
     @property
     def untrained(self) -> tuple[str, ...]:

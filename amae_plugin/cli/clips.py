@@ -20,10 +20,10 @@ def add_model(parser: argparse.ArgumentParser, batch_size: int = 16, unit: str =
     add("--device", type=choose_device, default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
 
 
-def add_clips(parser: argparse.ArgumentParser) -> None:
-    """Add the checkpoint, the audio files, and how they are processed."""
+def add_clips(parser: argparse.ArgumentParser, text: str = "audio file, or folder to search for them") -> None:
+    """Add the checkpoint, the audio files, which *text* describes, and how they are processed."""
     add_model(parser)
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="audio file, or folder to search for them")
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=text)
 
 
 def conclude(clips: ClipFiles) -> int:

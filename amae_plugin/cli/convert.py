@@ -2,14 +2,16 @@
 
 Reads published weights and writes a checkpoint that fairseq loads, that recipes fine-tune (model.pretrained=OUT) and
 that the other commands take. Recognises the kind of the file and reads the sizes from its tensors. Uses or lists every
-tensor.
+tensor. A pretraining checkpoint of this plugin gets the settings that fairseq's speech recipes overwrite, if an earlier
+release wrote it.
 """
 
 import argparse
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.arguments import above_zero, positive
 from amae_plugin.data.labels import read_names
 from amae_plugin.data.log_mel import WINDOWS
@@ -69,6 +71,10 @@ def run(args: argparse.Namespace) -> None:
     given: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in vars(args).items()
     }
+    if (checkpoint := _own(args.source)) is not None:
+        replace(checkpoint, path=args.out).write()
+        print(f"completed the settings of a checkpoint of this plugin: {args.out}")
+        return
     options = ConversionOptions(**{field.name: given[field.name] for field in fields(ConversionOptions)})
     front_end = {name: given[name] for name in ("mean", "std", "window_type") if given[name] is not None}
     try:
@@ -81,6 +87,16 @@ def run(args: argparse.Namespace) -> None:
     conversion.checkpoint.write()
     print("\n".join(_report(conversion)))
     print(f"\n{summary(describe(conversion.checkpoint))}\n\nwritten: {args.out}")
+
+
+def _own(path: Path) -> Checkpoint | None:
+    """Read a pretraining checkpoint of this plugin that lacks settings; None if the file is something else."""
+    try:
+        checkpoint = Checkpoint.read(path)
+        checkpoint.check_settings()
+    except UserError:
+        return None  # the search for a published kind says what is wrong with the file
+    return checkpoint if checkpoint.lacks_settings else None
 
 
 def _report(conversion: Conversion) -> list[str]:

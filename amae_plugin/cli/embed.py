@@ -4,6 +4,10 @@ Embeds audio files of any length with a pretrained encoder or a classifier. FILE
 D). With --timestamps it also holds the time steps of all clips, one clip after the other: steps (T, D), their
 embeddings; timestamps (T), their centres in seconds; and offsets (N + 1): clip i has the steps offsets[i] to offsets[i
 + 1]. In DIR, each clip has a file of its own with embedding (D), and with --timestamps steps and timestamps.
+
+With --format hubert, PATH is a manifest, and DIR gets the files from which learn_kmeans.py and dump_km_label.py of
+fairseq's HuBERT go on: SPLIT_RANK_SHARDS.npy, the time steps of a layer of all clips of the shard, and .len, their
+numbers.
 """
 
 import argparse
@@ -12,16 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
+from amae_plugin.cli.arguments import natural, positive
 from amae_plugin.cli.clips import add_clips, conclude
 from amae_plugin.errors import UserError
 from amae_plugin.files import replacing, try_place, writing
 from amae_plugin.inference.clips import ClipFiles
 from amae_plugin.inference.model import load_model
+from amae_plugin.interop.hubert import HubertShard
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    add_clips(parser)
+    add_clips(parser, "audio file, or folder to search for them; of hubert, manifest (.tsv)")
     text = "one file for all clips, or a folder of files"
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.npz|DIR", help=text)
     parser.add_argument("--timestamps", action="store_true", help="embed the time steps as well")
@@ -30,10 +36,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     text = "a clip is the mean of its time steps or the encoder's class token (%(default)s)"
     parser.add_argument("--pooling", choices=("mean", "cls"), default="mean", help=text)
+    parser.add_argument("--format", choices=("npz", "hubert"), default="npz", help="form of the files (%(default)s)")
+    add = parser.add_argument_group("with --format hubert").add_argument
+    add("--layer", type=natural, metavar="N", help="transformer block whose output is written, from 1")
+    add("--rank", type=natural, default=0, metavar="R", help="number of the shard, from 0 (%(default)s)")
+    add("--shards", type=positive, default=1, metavar="S", help="shards of each manifest (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the embeddings and list the files that cannot be used."""
+    if args.format == "hubert":
+        return _write_hubert(args)
+    if args.layer is not None or args.rank or args.shards > 1:
+        raise UserError("--layer, --rank and --shards go with --format hubert")
     model = load_model(args.checkpoint, args.device, args.batch_size, teacher=args.teacher, pooling=args.pooling)
     clips = ClipFiles(args.paths, model.input.front_end, args.workers, "embedding")
     in_one_file = args.out.suffix == ".npz"
@@ -63,6 +78,23 @@ def run(args: argparse.Namespace) -> int:
             _save(args.out, arrays)
     print(f"embeddings of {len(paths):,} clips, {model.clip_dim} values each: {args.out}")
     return code
+
+
+def _write_hubert(args: argparse.Namespace) -> int:
+    if args.layer is None:
+        raise UserError("--format hubert writes one layer: give its number, such as --layer 6")
+    if args.timestamps or args.pooling != "mean":
+        raise UserError("--timestamps and --pooling go with --format npz: hubert's files hold time steps alone")
+    if args.rank >= args.shards:
+        raise UserError(f"--rank {args.rank}: the ranks of {args.shards} shards are 0 to {args.shards - 1}")
+    model = load_model(args.checkpoint, args.device, args.batch_size, teacher=args.teacher)
+    shards = [HubertShard.of(path, args.rank, args.shards) for path in args.paths]
+    for shard in shards:
+        steps = shard.write(args.out, model, args.layer, args.workers)
+        print(
+            f"{steps:,} time steps of {len(shard):,} clips, {model.embed_dim} values each: {args.out / shard.name}.npy"
+        )
+    return 0
 
 
 def _files(folder: Path, names: Mapping[Path, str]) -> dict[Path, Path]:

@@ -82,6 +82,20 @@ class FrontEnd(ABC):
     def __call__(self, waveform: Tensor) -> Tensor:
         """Map (samples,) float32 on the CPU to (frames, num_mel_bins), natural logarithms of a power."""
 
+    def batch(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """Map a batch of padded waveforms to spectrograms on the same device.
+
+        Args:
+            waveforms: (B, samples) float32.
+            lengths: (B,) int64, samples of each clip; what follows them has no influence on the clip's frames.
+
+        Returns:
+            (B, frames, num_mel_bins). The first frames of a clip, as many as :meth:`frames_in` says, are those that
+            :meth:`__call__` gives for the clip alone. The others mean nothing.
+        """
+        spectrograms = [self(clip[:length].cpu()) for clip, length in zip(waveforms, lengths.tolist())]
+        return torch.nn.utils.rnn.pad_sequence(spectrograms, batch_first=True).to(waveforms.device)
+
     @property
     def window_samples(self) -> int:
         """Samples in an analysis window."""
@@ -120,16 +134,16 @@ class FrontEnd(ABC):
         return 700 * np.expm1(mel / 1127)
 
     def _in_pieces(self, waveform: Tensor, log_mel: Callable[[Tensor], Tensor]) -> Tensor:
-        """Map a waveform of at least one window to its frames, piece by piece, which bounds the memory.
+        """Map waveforms of at least one window to their frames, piece by piece, which bounds the memory.
 
         Args:
-            waveform: samples, of which windows start at multiples of the shift.
+            waveform: (..., samples), of which windows start at multiples of the shift.
             log_mel: function from samples to the frames whose windows they hold.
         """
-        frames = 1 + (len(waveform) - self.window_samples) // self.shift_samples
+        frames = 1 + (waveform.shape[-1] - self.window_samples) // self.shift_samples
         starts = range(0, frames * self.shift_samples, _PIECE_FRAMES * self.shift_samples)
         samples = self.window_samples + (_PIECE_FRAMES - 1) * self.shift_samples
-        return torch.cat([log_mel(waveform[start : start + samples]) for start in starts])
+        return torch.cat([log_mel(waveform[..., start : start + samples]) for start in starts], dim=-2)
 
 
 @dataclass(frozen=True)
@@ -168,19 +182,24 @@ class LogMel(FrontEnd):
         """
         return self._in_pieces(_fill(waveform, self.window_samples), self._log_mel)
 
+    @override
+    def batch(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        return self(without_padding(waveforms, lengths))
+
     def _log_mel(self, waveform: Tensor) -> Tensor:
-        frames = waveform.unfold(0, self.window_samples, self.shift_samples)
-        frames = frames - frames.mean(dim=1, keepdim=True)
+        frames = waveform.unfold(-1, self.window_samples, self.shift_samples)
+        frames = frames - frames.mean(dim=-1, keepdim=True)
         emphasised = frames.clone()
-        emphasised[:, 1:].sub_(frames[:, :-1], alpha=PREEMPHASIS)
-        emphasised[:, 0].mul_(1 - PREEMPHASIS)  # Kaldi takes a frame's first sample for the one before it
-        emphasised.mul_(self.window)
+        emphasised[..., 1:].sub_(frames[..., :-1], alpha=PREEMPHASIS)
+        emphasised[..., 0].mul_(1 - PREEMPHASIS)  # Kaldi takes a frame's first sample for the one before it
+        emphasised.mul_(self.window.to(waveform.device))
         spectrum = torch.fft.rfft(emphasised, n=self.fft_size)
         power = spectrum.real.square().add_(spectrum.imag.square())
         # The last bit of a one-row product depends on the number of threads; that of two rows does not.
-        rows = power if len(power) > 1 else power.expand(2, -1)
-        mel = rows @ self.mel_filters
-        return mel[: len(power)].clamp_(min=_EPSILON).log_()
+        count = power.shape[-2]
+        rows = power if count > 1 else power.expand(*power.shape[:-2], 2, -1)
+        mel = rows @ self.mel_filters.to(waveform.device)
+        return mel[..., :count, :].clamp_(min=_EPSILON).log_()
 
 
 @dataclass(frozen=True)
@@ -207,11 +226,23 @@ class SlaneyLogMel(FrontEnd):
         half = self.window_samples // 2
         filled = _fill(waveform, self.window_samples)
         mirrored = torch.nn.functional.pad(filled[None], (half, half), mode="reflect")[0]
-        return self._in_pieces(mirrored, lambda samples: (self._mel(samples).T + _EPSILON).log_())
+        return self._in_pieces(mirrored, self._log_mel)
 
-    @functools.cached_property
-    def _mel(self) -> Callable[[Tensor], Tensor]:
-        """Function from samples to the power in the bands: (num_mel_bins, frames)."""
+    @override
+    def batch(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        half = self.window_samples // 2
+        filled = _fill(without_padding(waveforms, lengths), self.window_samples)
+        last = lengths.clamp(min=self.window_samples)[:, None] - 1
+        places = torch.arange(-half, filled.shape[1] + half, device=filled.device).abs()
+        mirrored = torch.where(places > last, 2 * last - places, places).clamp(min=0)
+        return self._in_pieces(filled.gather(1, mirrored), self._log_mel)
+
+    def _log_mel(self, waveform: Tensor) -> Tensor:
+        power = _mel_spectrogram(self, waveform.device)(waveform)
+        return (power.transpose(-1, -2) + _EPSILON).log_()
+
+    def mel_spectrogram(self) -> torch.nn.Module:
+        """Make the function from samples (..., samples) to the power in the bands, (..., num_mel_bins, frames)."""
         from amae_plugin.data._torchaudio import torchaudio
 
         return torchaudio.transforms.MelSpectrogram(
@@ -242,6 +273,11 @@ class SlaneyLogMel(FrontEnd):
     @override
     def _hz_of_mel(self, mel: np.ndarray) -> np.ndarray:
         return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp(_SLANEY / 27 * np.maximum(mel - 15, 0)))
+
+
+@functools.cache
+def _mel_spectrogram(front_end: SlaneyLogMel, device: torch.device) -> torch.nn.Module:
+    return front_end.mel_spectrogram().to(device)
 
 
 FRONT_ENDS: dict[str, type[FrontEnd]] = {LogMel.name: LogMel, SlaneyLogMel.name: SlaneyLogMel}
@@ -352,8 +388,13 @@ class ModelInput:
 
 
 def _fill(waveform: Tensor, samples: int) -> Tensor:
-    """Continue a waveform that is shorter than this with zeros."""
-    return torch.nn.functional.pad(waveform, (0, max(0, samples - len(waveform))))
+    """Continue waveforms (..., samples) that are shorter than this with zeros."""
+    return torch.nn.functional.pad(waveform, (0, max(0, samples - waveform.shape[-1])))
+
+
+def without_padding(waveforms: Tensor, lengths: Tensor) -> Tensor:
+    """Return waveforms (B, samples) with zeros beyond their lengths (B,)."""
+    return waveforms.masked_fill(torch.arange(waveforms.shape[1], device=waveforms.device) >= lengths[:, None], 0.0)
 
 
 def fit_length(spectrogram: Tensor, target_length: int, position: float = 0.5, padding: float = 0.0) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,14 +10,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
 from tqdm import tqdm
 
-from amae_plugin.data.audio import AudioError, load_clip
 from amae_plugin.data.labels import LABELS_NAME, Labels
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
-from amae_plugin.inference.clips import load_each
+from amae_plugin.inference.clips import load_all
 from amae_plugin.inference.model import AudioModel
 
 NEIGHBOURS = 10
@@ -56,7 +52,7 @@ def embed_split(model: AudioModel, data: Path, split: str, workers: int = 0) -> 
     """
     manifest = Manifest.read(data / f"{split}.tsv").require_clips()
     labels = Labels.read(data / f"{split}.lbl", data / LABELS_NAME, len(manifest))
-    embeddings = model.embeddings(_load(manifest, model.sample_rate, workers), timestamps=False)
+    embeddings = model.embeddings(load_all(manifest, model.sample_rate, workers), timestamps=False)
     bar = tqdm(embeddings, desc=f"features of {split}", total=len(manifest), unit="clip")
     return Examples(np.stack([embedding.clip.numpy() for embedding in bar]), labels.ids)
 
@@ -92,11 +88,3 @@ def frozen_accuracies(train: Examples, valid: Examples, test: Examples) -> dict[
     """
     probes = {"k-NN": nearest_neighbours(train), "linear probe": linear_probe(train, valid)}
     return {name: float(probe.score(*test)) for name, probe in probes.items()}
-
-
-def _load(manifest: Manifest, sample_rate: int, workers: int) -> Iterator[Tensor]:
-    """Yield the waveforms (samples,) of all clips in their order."""
-    for waveform in load_each(manifest, partial(load_clip, sample_rate=sample_rate), workers):
-        if isinstance(waveform, AudioError):
-            raise waveform
-        yield waveform

@@ -15,7 +15,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import meters, metrics
 from fairseq.optim import FairseqOptimizer
 from fairseq.tasks import FairseqTask
-from omegaconf import II, MISSING
+from omegaconf import II, MISSING, OmegaConf
 from torch import Tensor, nn
 
 from amae_plugin.data.augment import AUGMENTATIONS, Augmentation, build_augmentations, read_choice
@@ -89,6 +89,8 @@ class AudioTask(FairseqTask):
         Raises:
             UserError: a setting cannot be used, or, for a run, there is no folder of manifests.
         """
+        if from_checkpoint and OmegaConf.is_missing(cfg, "data"):
+            cfg.data = "."  # nothing is read there
         task = cls(cfg)
         if not (from_checkpoint or task.data.is_dir()):
             raise UserError(f"task.data={cfg.data}: there is no folder {task.data}; amae manifest makes one")

@@ -19,12 +19,18 @@ from torch.utils.data import get_worker_info
 
 from amae_plugin.data.dataset import AudioDataset, Item
 from amae_plugin.errors import UserError
+from amae_plugin.fairseq_plugin.hydra import in_words
 from amae_plugin.fairseq_plugin.optim import set_overrides
 from amae_plugin.models.settings import ModelConfig
 
 Values = Dict[str, Any]
 """A batch of a task, or the log of a step."""
 Kind = TypeVar("Kind", bound=nn.Module)
+FINE_TUNED = (
+    "model.w2v_path is the checkpoint of a {kind}, which is fine-tuned already: give the pretraining checkpoint that "
+    "it began from (to train the same model on, give it as checkpoint.finetune_from_model instead)"
+)
+"""Message for a fine-tuned model in place of a pretrained one."""
 
 
 class FairseqAudioDataset(FairseqDataset):
@@ -119,9 +125,11 @@ class TrainedModel(BaseFairseqModel):
 
     Attributes:
         plain_config: config class of the plain model.
+        kind: noun for a downstream model in messages.
     """
 
     plain_config: Type[ModelConfig]
+    kind: str
 
     @classmethod
     def build_model(cls, cfg: Any, task: FairseqTask) -> "TrainedModel":
@@ -138,6 +146,15 @@ class TrainedModel(BaseFairseqModel):
         if cfg.compile:
             model.compile_blocks()
         return model
+
+    def remove_pretraining_modules(self) -> None:
+        """Refuse to be the pretrained encoder of a speech recipe, which only a pretraining model is.
+
+        Raises:
+            UserError: always.
+        """
+        with in_words():
+            raise UserError(FINE_TUNED.format(kind=self.kind))
 
 
 def plain_module(model: nn.Module, kind: Type[Kind]) -> Kind:

@@ -75,10 +75,9 @@ class DownstreamTask(AudioTask):
         pretrained = None
         if not from_checkpoint:
             self.check_best_metric({"loss": False, **self.measures}, self.condition)
-        with open_dict(cfg):
-            cfg.update(self.sizes())
-            if not from_checkpoint:
-                pretrained = self._read_pretrained(cfg.pretrained) if cfg.get("pretrained") else None
+            pretrained = self._read_pretrained(cfg.pretrained) if cfg.get("pretrained") else None
+            with open_dict(cfg):
+                cfg.update(self.sizes())
                 cfg.encoder = self._encoder_settings(cfg, pretrained)
         self.default_input = find_system(cfg.encoder).input(cfg.encoder)
         model = super().build_model(cfg, from_checkpoint)

@@ -39,6 +39,11 @@ def ending_in_words() -> Iterator[None]:
         raise SystemExit(2) from error
 
 
+def in_words() -> contextlib.AbstractContextManager[None]:
+    """Return :func:`ending_in_words` in a command that Hydra runs; elsewhere, errors go on to the caller."""
+    return ending_in_words() if HydraConfig.initialized() else contextlib.nullcontext()
+
+
 class RegisterPlugin(Callback):
     """Registers the plugin by being imported, prepares fairseq for a run, and returns the run's result.
 

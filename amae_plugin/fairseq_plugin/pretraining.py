@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.audio_task import AudioTask, AudioTaskConfig
 from amae_plugin.fairseq_plugin.bases import SummedCriterion, TrainedModel, Values, plain_module
+from amae_plugin.fairseq_plugin.speech import SpeechConfig, SpeechEncoder
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
 from amae_plugin.models.base import PretrainingModel, summed_losses
 from amae_plugin.models.eat import EAT, EATConfig
@@ -58,9 +59,15 @@ class AmaePretraining(AudioTask):
     _draws = False
 
     def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> nn.Module:
-        """Build the model, and note what input its system expects."""
+        """Build the model, and note what input its system expects.
+
+        fairseq fills in the settings of a checkpoint that lacks some; how its input was made must be in the file.
+        """
         self.default_input = find_system(cfg).input(cfg)
+        settings = dict(cfg)
         model = super().build_model(cfg, from_checkpoint)
+        in_file = getattr(self.cfg, "_parent", None) if from_checkpoint else None
+        model.prepare_speech(cfg, settings, self.cfg if in_file is None else in_file.task)
         if not from_checkpoint:
             names = ("loss", *(f"loss_{name}" for name in model.loss_weights))
             self.check_best_metric(dict.fromkeys(names, False), "in pretraining")
@@ -182,7 +189,7 @@ def _loss_scale(optimizer: FairseqOptimizer) -> float:
 
 
 @dataclass
-class AmaeAudioMAEConfig(AudioMAEConfig, FairseqDataclass):
+class AmaeAudioMAEConfig(AudioMAEConfig, SpeechConfig):
     """Settings of :class:`AmaeAudioMAE`."""
 
     input_length: int = II("task.target_length")
@@ -190,28 +197,28 @@ class AmaeAudioMAEConfig(AudioMAEConfig, FairseqDataclass):
 
 
 @register_model("amae_audio_mae", dataclass=AmaeAudioMAEConfig)
-class AmaeAudioMAE(AudioMAE, TrainedModel):
+class AmaeAudioMAE(SpeechEncoder, AudioMAE, TrainedModel):
     """Audio-MAE as fairseq trains it."""
 
     plain_config = AudioMAEConfig
 
 
 @dataclass
-class AmaeMAEASTConfig(MAEASTConfig, FairseqDataclass):
+class AmaeMAEASTConfig(MAEASTConfig, SpeechConfig):
     """Settings of :class:`AmaeMAEAST`."""
 
     num_mel_bins: Optional[int] = II("task.num_mel_bins")  # type: ignore[assignment]
 
 
 @register_model("amae_mae_ast", dataclass=AmaeMAEASTConfig)
-class AmaeMAEAST(MAEAST, TrainedModel):
+class AmaeMAEAST(SpeechEncoder, MAEAST, TrainedModel):
     """MAE-AST as fairseq trains it."""
 
     plain_config = MAEASTConfig
 
 
 @dataclass
-class AmaeSSASTConfig(SSASTConfig, FairseqDataclass):
+class AmaeSSASTConfig(SSASTConfig, SpeechConfig):
     """Settings of :class:`AmaeSSAST`."""
 
     input_length: int = II("task.target_length")
@@ -219,14 +226,14 @@ class AmaeSSASTConfig(SSASTConfig, FairseqDataclass):
 
 
 @register_model("amae_ssast", dataclass=AmaeSSASTConfig)
-class AmaeSSAST(SSAST, TrainedModel):
+class AmaeSSAST(SpeechEncoder, SSAST, TrainedModel):
     """SSAST as fairseq trains it."""
 
     plain_config = SSASTConfig
 
 
 @dataclass
-class AmaeM2DConfig(M2DConfig, FairseqDataclass):
+class AmaeM2DConfig(M2DConfig, SpeechConfig):
     """Settings of :class:`AmaeM2D`."""
 
     input_length: int = II("task.target_length")
@@ -234,14 +241,14 @@ class AmaeM2DConfig(M2DConfig, FairseqDataclass):
 
 
 @register_model("amae_m2d", dataclass=AmaeM2DConfig)
-class AmaeM2D(M2D, TrainedModel):
+class AmaeM2D(SpeechEncoder, M2D, TrainedModel):
     """M2D as fairseq trains it."""
 
     plain_config = M2DConfig
 
 
 @dataclass
-class AmaeEATConfig(EATConfig, FairseqDataclass):
+class AmaeEATConfig(EATConfig, SpeechConfig):
     """Settings of :class:`AmaeEAT`."""
 
     input_length: int = II("task.target_length")
@@ -249,7 +256,7 @@ class AmaeEATConfig(EATConfig, FairseqDataclass):
 
 
 @register_model("amae_eat", dataclass=AmaeEATConfig)
-class AmaeEAT(EAT, TrainedModel):
+class AmaeEAT(SpeechEncoder, EAT, TrainedModel):
     """EAT as fairseq trains it."""
 
     plain_config = EATConfig

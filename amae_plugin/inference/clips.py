@@ -410,6 +410,18 @@ def load_each(
     return iter(torch.utils.data.DataLoader(_Loads(sources, load), batch_size=None, num_workers=workers))
 
 
+def load_all(clips: SizedItems[Clip], sample_rate: int, workers: int) -> Iterator[Tensor]:
+    """Load the clips of a manifest, or of a part of it, in order: (samples,) each.
+
+    Raises:
+        AudioError: one cannot be decoded.
+    """
+    for waveform in load_each(clips, partial(load_clip, sample_rate=sample_rate), workers):
+        if isinstance(waveform, AudioError):
+            raise waveform
+        yield waveform
+
+
 class _Loads(torch.utils.data.Dataset):
     def __init__(self, sources: SizedItems[Source], load: Callable[[Source], Result]):
         self.sources = sources

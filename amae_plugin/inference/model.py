@@ -188,8 +188,8 @@ class AudioModel(nn.Module):
         Raises:
             UserError: see :meth:`embed`; or the layer does not exist.
         """
-        if layer is not None and not -self.num_layers <= layer < self.num_layers:
-            raise UserError(f"layer {layer}: this encoder has the layers 0 to {self.num_layers - 1}")
+        if layer is not None:
+            self.require_layer(layer)
         waveforms, single = self._waveforms(audio, sample_rate)
         with torch.inference_mode():
             found = [states if layer is None else states[layer] for states, _ in self.encode(waveforms)]
@@ -313,6 +313,15 @@ class AudioModel(nn.Module):
     def steps_in(self, samples: int) -> int:
         """Count the time steps of a waveform with this number of samples."""
         return self._layout(self._frames(samples)).steps
+
+    def require_layer(self, layer: int) -> None:
+        """Refuse the number of a layer that does not exist.
+
+        Raises:
+            UserError: it does not.
+        """
+        if not -self.num_layers <= layer < self.num_layers:
+            raise UserError(f"layer {layer}: this encoder has the layers 0 to {self.num_layers - 1}")
 
     def timestamps(self, steps: int) -> Tensor:
         """Return the centres (T,) float64 of the first time steps, in seconds.

@@ -6,8 +6,9 @@ width.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from amae_plugin.models.settings import DownstreamConfig, ModelConfig, PretrainingConfig, Settings
-from amae_plugin.modules.blocks import drop_paths
+from amae_plugin.modules.blocks import Attention, Dropout, drop_paths
 from amae_plugin.modules.compute import compile_modules
-from amae_plugin.modules.embedding import Positions, Size2d, grid_size, patchify, unpatchify
+from amae_plugin.modules.embedding import PatchEmbed, Positions, Size2d, grid_size, patchify, unpatchify
 from amae_plugin.modules.masking import Masking, Noise, attention_padding
 from amae_plugin.modules.moving_average import MovingAverage
 
@@ -40,7 +41,9 @@ class Encoder(nn.Module, ABC):
         num_mel_bins: F.
         patch_size: frames and bands of a patch.
         patch_stride: frames and bands from one patch to the next; equal to the patch unless patches overlap.
+        patch_embed: embedding of the patches.
         positions: position table.
+        layerdrop: probability that a batch skips a block in training (LayerDrop, Fan et al. 2020).
         blocks: transformer blocks.
         norm: norm after the last block; the identity if the last block ends with a norm.
     """
@@ -49,6 +52,8 @@ class Encoder(nn.Module, ABC):
     masks_padding: bool
     decays_embedding = True
     joins_bands = False
+    layerdrop = 0.0
+    patch_embed: PatchEmbed
     positions: Positions
     blocks: nn.ModuleList
     norm: nn.Module
@@ -66,13 +71,17 @@ class Encoder(nn.Module, ABC):
         """Mean and standard deviation that the encoder has learned for its input; None without an input norm."""
         return None
 
-    def patches(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Size2d]:
+    def patches(
+        self, source: Tensor, padding_mask: Tensor | None = None, learned: bool = False
+    ) -> tuple[Tensor, Size2d]:
         """Cut a spectrogram (B, T, F) into patches (B, L, P), and return them and their grid.
 
         Args:
             source: log-mel values as the system expects them.
             padding_mask: (B, T) bool, True = beyond the clip's end; matters only to a system that normalises its input
                 by the clips of the batch.
+            learned: whether such a system takes the statistics that it has learned, in training too, so that a clip
+                does not depend on the others.
 
         Raises:
             ValueError: see :meth:`grid`.
@@ -96,17 +105,43 @@ class Encoder(nn.Module, ABC):
             (B, prefix + K, D) after the final norm, class tokens first.
         """
 
-    def run_blocks(self, x: Tensor, padding_mask: Tensor | None, indices: Iterable[int] | None = None) -> Tensor:
+    def run_blocks(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
         """Pass tokens (B, N, D), prefix included, through the blocks and the final norm.
 
         Args:
             x: tokens.
             padding_mask: (B, N), True = not attended to.
-            indices: blocks to run; all if None.
         """
-        for index in range(len(self.blocks)) if indices is None else indices:
-            x = self.blocks[index](x, padding_mask)
+        kept = [True] * len(self.blocks)
+        if self.training and self.layerdrop:
+            # Drawn on the CPU, so that the choice of the blocks never waits for a GPU.
+            kept = (torch.rand(len(self.blocks)) >= self.layerdrop).tolist()
+        for block in itertools.compress(self.blocks, kept):
+            x = block(x, padding_mask)
         return self.norm(x)
+
+    def set_dropout(self, **probabilities: float | None) -> None:
+        """Change the dropout of training, whatever the system trained with.
+
+        Args:
+            probabilities: by fairseq's names, in [0, 1); None leaves one as it is. ``dropout_input`` is that of the
+                embedded tokens, ``dropout`` of the branches of the blocks, ``attention_dropout`` of the attention
+                weights, ``activation_dropout`` of what follows an MLP's activation; see also :attr:`layerdrop`.
+
+        Raises:
+            ValueError: a probability is out of range.
+        """
+        chosen = {name: p for name, p in probabilities.items() if p is not None}
+        for name, p in chosen.items():
+            check_probability(name, p)
+        self.layerdrop = chosen.get("layerdrop", self.layerdrop)
+        for path, module in self.named_modules():
+            if isinstance(module, Attention):
+                module.dropout = chosen.get("attention_dropout", module.dropout)
+            elif isinstance(module, Dropout):
+                place = {"patch_embed": "dropout_input", "mlp": "activation_dropout"}
+                name = place.get(path.split(".")[-2] if "." in path else "", "dropout")
+                module.p = chosen.get(name, module.p)
 
     def with_prefix(self, padding_mask: Tensor | None) -> Tensor | None:
         """Extend a padding mask (B, K) of patch tokens to all tokens (B, prefix + K); class tokens are no padding."""
@@ -234,8 +269,7 @@ class DownstreamModel(Model):
 
     def __init__(self, config: DownstreamConfig):
         super().__init__()
-        if not 0 <= config.drop_path < 1:
-            raise ValueError(f"model.drop_path must be at least 0 and below 1, not {config.drop_path}")
+        check_probability("drop_path", config.drop_path)
         self.config = config
 
     @classmethod
@@ -408,3 +442,13 @@ def summed_losses(model: PretrainingModel, output: Mapping[str, Tensor], scored:
     sums = {name: (values * scored).sum() for name, values in losses.items()}
     total = torch.stack([model.loss_weights[name] * value for name, value in sums.items()]).sum()
     return {"loss": total, **sums}
+
+
+def check_probability(name: str, value: float) -> None:
+    """Refuse a probability of dropout that is out of range.
+
+    Raises:
+        ValueError: it is outside [0, 1).
+    """
+    if not 0 <= value < 1:
+        raise ValueError(f"model.{name} must be at least 0 and below 1, not {value}")

@@ -4,12 +4,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Tuple, Type, TypeVar, Union, get_args, get_origin
+from typing import Any, Dict, Optional, Tuple, Type, TypeVar, Union, get_args, get_origin
 
 from amae_plugin.modules.masking import Masking, build_masking
 
 Settings = Mapping[str, Any]
 """Plain values by name, a section of a recipe or a checkpoint. A model section has its registered name as ``_name``."""
+DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "dropout_input", "layerdrop")
+"""Names of the dropouts of an encoder's training."""
 Config = TypeVar("Config", bound="ModelConfig")
 T = TypeVar("T")
 
@@ -76,6 +78,58 @@ class PretrainingConfig(ModelConfig):
             ValueError: no strategy has that name, an option is unknown, or a parameter is out of range.
         """
         return build_masking(self.masking, vars(self), self.mask_options)
+
+
+@dataclass(frozen=True)
+class SpeechSettings:
+    """What a recipe of fairseq for speech changes in an encoder, by fairseq's names.
+
+    A null is the system's own value: what it was pretrained with if it has such a dropout, else 0. The defaults of the
+    masks are those of wav2vec 2.0's pretraining. Lengths of masks in time count time steps.
+
+    Raises:
+        ValueError: a probability or a length is out of range, a factor is negative, or a mask is none of those drawn.
+    """
+
+    dropout: Optional[float] = setting(None, "dropout of the branches of the blocks")
+    attention_dropout: Optional[float] = setting(None, "dropout of the attention weights")
+    activation_dropout: Optional[float] = setting(None, "dropout after an MLP's activation")
+    dropout_input: Optional[float] = setting(None, "dropout of the embedded tokens")
+    layerdrop: Optional[float] = setting(None, "probability that a batch skips a block")
+    encoder_layerdrop: Optional[float] = setting(None, "the same; this name goes before")
+    drop_path: float = setting(0.0, "stochastic depth: rate of the last block")
+    feature_grad_mult: float = setting(1.0, "factor of the gradient of the patch embedding; 0: it is frozen")
+    mask_prob: float = setting(0.65, "hidden share of the time steps, spans that overlap counted twice")
+    mask_length: int = setting(10, "time steps of a hidden span")
+    mask_selection: str = setting("static", "lengths of the spans: static, all equal")
+    no_mask_overlap: bool = setting(False, "must be false: spans may overlap")
+    mask_dropout: float = setting(0.0, "share of the hidden steps that are shown again")
+    mask_channel_prob: float = setting(0.0, "share of the channels of embedded tokens that become 0, likewise")
+    mask_channel_length: int = setting(10, "channels of a span")
+    mask_channel_selection: str = setting("static", "lengths of the spans: static, all equal")
+    no_mask_channel_overlap: bool = setting(False, "must be false: spans may overlap")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"model.drop_path must be at least 0 and below 1, not {self.drop_path}")
+        for name in ("mask_prob", "mask_channel_prob", "mask_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"model.{name} must be between 0 and 1, not {getattr(self, name)}")
+        for name, drawn in (("selection", "static"), ("overlap", False)):
+            for kind in ("mask", "mask_channel"):
+                key = f"{kind}_{name}" if name == "selection" else f"no_{kind}_{name}"
+                if getattr(self, key) != drawn:
+                    raise ValueError(f"model.{key} must be {str(drawn).lower()}, not {getattr(self, key)}")
+        for name in ("mask_length", "mask_channel_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be at least 1, not {getattr(self, name)}")
+        if self.feature_grad_mult < 0:
+            raise ValueError(f"model.feature_grad_mult must be at least 0, not {self.feature_grad_mult}")
+
+    def dropouts(self) -> Dict[str, Optional[float]]:
+        """Return the arguments of :meth:`Encoder.set_dropout`."""
+        found = {name: getattr(self, name) for name in DROPOUTS}
+        return found if self.encoder_layerdrop is None else {**found, "layerdrop": self.encoder_layerdrop}
 
 
 @dataclass

@@ -42,16 +42,21 @@ def init_linear(module: nn.Module, init_weight: Callable[[Tensor], object]) -> N
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them, on (..., D)."""
+    """Two linear layers with a GELU between them, on (..., D).
+
+    Attributes:
+        dropout: dropout after the GELU, without effect unless its probability is changed.
+    """
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
         self.fc1 = Linear(dim, hidden_dim)
+        self.dropout = Dropout(0.0)
         self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., D)."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.dropout(F.gelu(self.fc1(x))))
 
 
 class Attention(nn.Module):
@@ -156,7 +161,11 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """ViT's pre-norm transformer block, the same function as timm's ``Block``."""
+    """ViT's pre-norm transformer block, the same function as timm's ``Block``.
+
+    Attributes:
+        dropout: dropout of both branches, without effect unless its probability is changed.
+    """
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0):
         super().__init__()
@@ -166,11 +175,12 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path2 = DropPath()
+        self.dropout = Dropout(0.0)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """(B, L, D) to (B, L, D); tokens where ``padding_mask`` (B, L) is True are not attended to."""
-        x = x + self.drop_path1(self.attn(self.norm1(x), padding_mask))
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
+        x = x + self.drop_path1(self.dropout(self.attn(self.norm1(x), padding_mask)))
+        return x + self.drop_path2(self.dropout(self.mlp(self.norm2(x))))
 
 
 class PostNormBlock(nn.Module):

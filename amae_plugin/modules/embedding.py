@@ -9,6 +9,9 @@ Positions are fixed sines and cosines or learned, on a grid of patches or along 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
+
+from amae_plugin.modules.blocks import Dropout
 
 Size2d = tuple[int, int]
 """Pair (time, frequency)."""
@@ -70,19 +73,20 @@ def unpatchify(patches: Tensor, grid: Size2d, patch_size: Size2d) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """Linear embedding of patches, stored as a convolution as in published checkpoints."""
+    """Linear embedding of patches, stored as a convolution as in published checkpoints, with dropout of the result."""
 
-    def __init__(self, patch_size: Size2d, embed_dim: int):
+    def __init__(self, patch_size: Size2d, embed_dim: int, dropout: float = 0.0):
         super().__init__()
         self.patch_size = patch_size
         self.proj = nn.Conv2d(1, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.dropout = Dropout(dropout)
 
     def forward(self, patches: Tensor) -> Tensor:
         """Embed patches (B, L, P) as (B, L, D).
 
         The input is patches, not a spectrogram, since a masked autoencoder embeds only the visible ones.
         """
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        return self.dropout(F.linear(patches, self.proj.weight.flatten(1), self.proj.bias))
 
 
 def sincos_1d(positions: Tensor, dim: int) -> Tensor:
@@ -119,6 +123,11 @@ class Positions(nn.Module):
 
     kind: str
     grid: Size2d | None = None
+
+    @property
+    def extends(self) -> bool:
+        """Whether positions beyond the table exist, and leave those of the table as they are."""
+        return self.grid is None
 
 
 class LearnedPositions(Positions):
@@ -218,6 +227,11 @@ class GridPositions(Positions):
     def kind(self) -> str:  # type: ignore[override]
         """Description for people."""
         return "fixed 2-D sine-cosine" if self.is_sincos else "fixed, a table that is not the 2-D sine-cosine one"
+
+    @property
+    @override
+    def extends(self) -> bool:
+        return self.is_sincos
 
     @property
     def is_sincos(self) -> bool:

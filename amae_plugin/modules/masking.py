@@ -416,6 +416,32 @@ def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
     return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
+def random_spans(lengths: Tensor, size: int, share: float, span: int) -> Tensor:
+    """Draw the spans that fine-tuning hides (wav2vec 2.0, Baevski et al. 2020, section 3.1).
+
+    A row gets ``share * length / span`` spans, rounded at random. They lie inside the row and may overlap, so they hide
+    less than the share. A span is never longer than half the row.
+
+    Args:
+        lengths: (B,) int64, valid places of each row.
+        size: places of a row, L.
+        share: of the places, counting those of several spans several times.
+        span: places of a span.
+
+    Returns:
+        (B, L) bool, True = hidden.
+    """
+    spans = (lengths // 2).clamp(min=1, max=span)
+    noise = torch.rand(len(lengths), size, device=lengths.device)
+    places = torch.arange(size, device=lengths.device)
+    noise = noise.masked_fill(places > (lengths - spans)[:, None], torch.inf)
+    count = (share * lengths / spans + torch.rand(len(lengths), device=lengths.device)).long()
+    count = count.clamp(max=lengths - spans + 1).where(lengths > 1, 0)
+    started = (noise.argsort(dim=1).argsort(dim=1) < count[:, None]).long().cumsum(dim=1)
+    before = started.gather(1, (places - spans[:, None]).clamp(min=0))
+    return started > before.where(places >= spans[:, None], 0)
+
+
 def _num_kept(length: int, ratio: float) -> int:
     return max(1, int(length * (1 - ratio)))
 

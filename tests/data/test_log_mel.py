@@ -232,3 +232,17 @@ def test_a_front_end_is_a_class_and_an_entry(monkeypatch):
     assert ModelInput.from_settings(model_input.settings(), SYSTEM) == model_input
     with pytest.raises(ValueError, match="'doubling' has no inverse"):
         invert(spectrogram, model_input.front_end, 8)
+
+
+@pytest.mark.parametrize(
+    "features", [LogMel(), MAE_AST, SlaneyLogMel(), Doubling()], ids=["kaldi", "povey", "slaney", "of its own"]
+)
+def test_clips_of_a_padded_batch_have_the_frames_that_they_have_alone(features):
+    lengths = [8001, 2, 399, 400, 3210]
+    waveforms = torch.rand(5, 8001, generator=torch.Generator().manual_seed(1)) - 0.3
+    batch = features.batch(waveforms, torch.tensor(lengths))
+    for waveform, length, spectrogram in zip(waveforms, lengths, batch):
+        alone = features(waveform[:length])
+        assert_same(spectrogram[: len(alone)], alone)
+        if not isinstance(features, Doubling):
+            assert len(alone) == features.frames_in(np.array(length))

@@ -16,6 +16,7 @@ from amae_plugin.modules.masking import (
     TimeMasking,
     build_masking,
     cloned_noise,
+    random_spans,
     seeded_noise,
     seeded_normal,
     take_tokens,
@@ -409,3 +410,24 @@ def test_taken_tokens_are_those_at_the_positions():
     tokens = torch.arange(24.0).view(2, 4, 3)
     taken = take_tokens(tokens, torch.tensor([[3, 0], [1, 1]]))
     assert torch.equal(taken, torch.stack([tokens[0, [3, 0]], tokens[1, [1, 1]]]))
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.floats(0, 1), st.integers(1, 70), st.integers(0, 99))
+def test_spans_lie_inside_their_row_and_are_as_long_as_they_should_be(lengths, share, span, seed):
+    torch.manual_seed(seed)
+    hidden = random_spans(torch.tensor(lengths), 60, share, span)
+    for row, length in zip(hidden, lengths):
+        assert not row[length:].any()
+        if length < 2 or not share:
+            assert not row.any()
+        starts = torch.cat([row[:1], row[1:] & ~row[:-1]]).sum()
+        assert row.sum() >= starts * min(span, max(1, length // 2))
+
+
+def test_spans_hide_the_share_of_independent_spans():
+    torch.manual_seed(0)
+    hidden = random_spans(torch.full((200,), 500), 500, 0.65, 10)
+    assert pytest.approx(hidden.float().mean().item(), abs=0.02) == 1 - (1 - 0.065) ** 10
+    hidden = random_spans(torch.full((2000,), 500), 500, 0.02, 10)
+    assert hidden.float().mean().item() == pytest.approx(0.02, rel=0.1)  # spans hardly overlap
+    assert not random_spans(torch.tensor([50]), 50, 0.0, 10).any()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from amae_plugin.models.base import DownstreamModel
+from amae_plugin.models.base import DownstreamModel, check_probability
 from amae_plugin.models.ctc.config import CTCConfig
 from amae_plugin.models.registry import find_system
 from amae_plugin.models.settings import Settings
@@ -74,8 +74,7 @@ class CTC(DownstreamModel):
             raise ValueError(f"a recogniser needs units besides the blank, not model.num_units={config.num_units}")
         if config.sub_steps < 1:
             raise ValueError(f"model.sub_steps must be at least 1, not {config.sub_steps}")
-        if not 0 <= config.dropout < 1:
-            raise ValueError(f"model.dropout must be at least 0 and below 1, not {config.dropout}")
+        check_probability("dropout", config.dropout)
         self.masks_time = SpanMasking(config.mask_ratio_time, config.mask_length)
         self.masks_bands = SpanMasking(config.mask_ratio_frequency, config.mask_length_frequency)
         settings = config.encoder or {}

@@ -2,11 +2,10 @@
 
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from amae_plugin.models.base import Encoder
+from amae_plugin.models.base import Encoder, check_probability
 from amae_plugin.models.mae_ast.config import MAEASTConfig
 from amae_plugin.models.mae_ast.input_norm import InputNorm
 from amae_plugin.modules.blocks import Dropout, PostNormBlock, init_linear
@@ -30,13 +29,11 @@ class MAEASTEncoder(Encoder):
     def __init__(self, config: MAEASTConfig):
         super().__init__(config)
         for name in ("dropout", "attention_dropout", "dropout_input", "layerdrop"):
-            if not 0 <= getattr(config, name) < 1:
-                raise ValueError(f"model.{name} must be at least 0 and below 1, not {getattr(config, name)}")
+            check_probability(name, getattr(config, name))
         self.grid(self.patch_size[0], config.num_mel_bins)
         self.layerdrop = config.layerdrop
         self.input_norm = InputNorm()
-        self.patch_embed = PatchEmbed(self.patch_size, config.embed_dim)
-        self.dropout_input = Dropout(config.dropout_input)
+        self.patch_embed = PatchEmbed(self.patch_size, config.embed_dim, config.dropout_input)
         self.positions = SequencePositions(config.embed_dim)
         self.norm_pre = nn.LayerNorm(config.embed_dim)
         self.dropout = Dropout(config.dropout)
@@ -53,29 +50,22 @@ class MAEASTEncoder(Encoder):
     def forward(
         self, patches: Tensor, grid: Size2d, visible: Tensor | None = None, padding_mask: Tensor | None = None
     ) -> Tensor:
-        positions = self.positions(grid[0] * grid[1], patches.device)
+        positions = self.positions(grid[0] * grid[1], patches.device).to(self.norm_pre.weight.dtype)
         if visible is not None:
             patches = take_tokens(patches, visible)
             positions = take_tokens(positions.expand(len(patches), -1, -1), visible)
-        x = self.dropout_input(self.patch_embed(patches)) + positions
+        x = self.patch_embed(patches) + positions
         x = self.dropout(self.norm_pre(x))
-        return self.run_blocks(x, padding_mask, self._blocks_to_run())
+        return self.run_blocks(x, padding_mask)
 
     @override
-    def patches(self, source: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Size2d]:
-        return super().patches(self.input_norm(source, padding_mask))
+    def patches(
+        self, source: Tensor, padding_mask: Tensor | None = None, learned: bool = False
+    ) -> tuple[Tensor, Size2d]:
+        return super().patches(self.input_norm(source, padding_mask, learned))
 
     @property
     @override
     def input_statistics(self) -> tuple[float, float]:
         norm = self.input_norm
         return norm.running_mean.item(), (norm.running_var + norm.eps).sqrt().item()
-
-    def _blocks_to_run(self) -> list[int]:
-        """Draw the blocks to run: in training, the batch skips each at random (LayerDrop, Fan et al. 2020)."""
-        indices = range(len(self.blocks))
-        if not self.training or not self.layerdrop:
-            return list(indices)
-        # Drawn on the CPU, so that the choice of the blocks never waits for a GPU.
-        kept = (torch.rand(len(self.blocks)) >= self.layerdrop).tolist()
-        return [index for index in indices if kept[index]]

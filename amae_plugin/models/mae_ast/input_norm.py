@@ -26,16 +26,18 @@ class InputNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(1))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
-    def forward(self, source: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    def forward(self, source: Tensor, padding_mask: Tensor | None = None, learned: bool = False) -> Tensor:
         """Normalise (B, T, F) in float32.
 
         Args:
             source: log-mel values.
             padding_mask: (B, T) bool, True = beyond the clip's end; these frames become 0, the mean.
+            learned: use the running statistics in training too, and leave them as they are.
         """
         source = source.float()
         padded = None if padding_mask is None else padding_mask[:, :, None]
-        mean, var = self._batch_statistics(source, padded) if self.training else (self.running_mean, self.running_var)
+        of_batch = self.training and not learned
+        mean, var = self._batch_statistics(source, padded) if of_batch else (self.running_mean, self.running_var)
         x = (source - mean) * ((var + self.eps).rsqrt() * _SCALE)
         return x if padded is None else x.masked_fill(padded, 0.0)
 
