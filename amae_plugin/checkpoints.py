@@ -371,7 +371,7 @@ class Checkpoint:
         if isinstance(model.encoder.norm, nn.Identity):
             state = {name: value for name, value in state.items() if not name.startswith("norm.")}
         elif not any(name.startswith("norm.") for name in state):
-            remedy = "start from its pretraining, or have a classifier with model.pooling=mean"
+            remedy = "start from its pretraining checkpoint, or, for a classifier, set model.pooling=mean"
             raise UserError(f"{self.path}: has no final norm of the encoder, which this model needs; {remedy}")
         try:
             model.encoder.load_state_dict(state)

@@ -81,7 +81,7 @@ def test_encoders_are_taken_from_pretraining_and_from_classifiers(tmp_path: Path
     again.load_encoder(second)
     assert all(torch.equal(v, first.encoder.state_dict()[name]) for name, v in second.encoder.state_dict().items())
     if pooling == "mean":
-        with pytest.raises(UserError, match=r"no final norm.*model\.pooling must be mean"):
+        with pytest.raises(UserError, match=r"no final norm.*; .*, or, for a classifier, set model\.pooling=mean"):
             again.load_encoder(classifier(pooling="cls"))
 
 
