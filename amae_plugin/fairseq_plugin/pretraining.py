@@ -64,7 +64,7 @@ class AmaePretraining(AudioTask):
         fairseq fills in the settings of a checkpoint that lacks some; how its input was made must be in the file.
         """
         self.default_input = find_system(cfg).input(cfg)
-        settings = dict(cfg)
+        settings = dict(cfg) if from_checkpoint else {**cfg, "speech": None}
         model = super().build_model(cfg, from_checkpoint)
         in_file = getattr(self.cfg, "_parent", None) if from_checkpoint else None
         model.prepare_speech(cfg, settings, self.cfg if in_file is None else in_file.task)

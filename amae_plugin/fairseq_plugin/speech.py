@@ -9,7 +9,7 @@ and of SpeechBrain's ``FairseqWav2Vec2``.
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from types import SimpleNamespace
 from typing import Any, Dict, Optional
 
@@ -82,7 +82,8 @@ class SpeechEncoder(PretrainingModel):
         Raises:
             UserError: a setting cannot be used.
         """
-        given = dict(settings.get("speech") or {})
+        section = settings.get("speech") or {}
+        given = {each.name: section[each.name] for each in fields(SpeechSettings) if each.name in section}
         self._is_complete = bool(given)
         if not given and settings.get("mask_length") is not None:  # a span of pretraining, which a recipe overwrites
             given["mask_length"] = settings["mask_length"]
@@ -91,7 +92,8 @@ class SpeechEncoder(PretrainingModel):
             self._speech = SpeechSettings(**{**given, **own})
             self.encoder.set_dropout(**self._speech.dropouts())
         except ValueError as error:
-            raise UserError(str(error)) from None
+            with in_words():
+                raise UserError(str(error)) from None
         for name, rest in _ABSENT.items():
             if settings.get(name, rest) not in (rest, None):
                 logger.warning(f"model.{name}={settings[name]} has no effect: this encoder has no such thing")
