@@ -67,7 +67,7 @@ def test_what_cannot_be_written_is_refused_in_a_sentence(
         "layer 9: this encoder has the layers 0 to 1": [manifest, "--layer", 9],
         "--rank 2: the ranks of 2 shards are 0 to 1": [manifest, "--layer", 1, "--rank", 2, "--shards", 2],
         "shard 0 of 50 is empty, as there are 5 clips": [manifest, "--layer", 1, "--shards", 50],
-        "--timestamps goes with --format npz": [manifest, "--layer", 1, "--timestamps"],
+        "--timestamps and --pooling go with --format npz": [manifest, "--layer", 1, "--pooling", "cls"],
     }
     for sentence, arguments in cases.items():
         assert embed(checkpoint, *arguments, *out) == 2
