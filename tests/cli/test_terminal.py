@@ -107,6 +107,7 @@ WITH_WORKERS = {
     "predict": ["model.pt", "clips"],
     "reconstruct": ["model.pt", "clips", "--out", "page"],
     "stats": ["manifests"],
+    "transcribe": ["model.pt", "clips"],
 }
 
 
