@@ -34,6 +34,7 @@ MICRO = [
     "optimization.max_update=90",
     "dataset.validate_interval_updates=40",
     "checkpoint.save_interval_updates=40",
+    "checkpoint.best_checkpoint_metric=wer",
     "model.mask_ratio_time=0",
     "model.mask_ratio_frequency=0",
     "model.dropout=0",
