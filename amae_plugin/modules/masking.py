@@ -263,6 +263,7 @@ class InverseBlockMasking(RankedMasking):
         ranks, places = noise(2 * length).unflatten(1, (length, 2)).unbind(2)
         valid = _num_valid(ranks, padding_mask)
         blocks = (valid.double() * ((1 - self.mask_ratio + self.surplus) / self.side**2)).long().clamp(min=1)
+        blocks = blocks.minimum(valid)  # a block a place, with padding as without
         drawn = torch.arange(length, device=ranks.device) < blocks
         centres = torch.zeros_like(ranks).scatter_add_(1, (places * valid).long(), drawn.to(ranks.dtype))
         after = self.side // 2

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from amae_plugin.modules.masking import (
@@ -391,6 +391,7 @@ def test_padding_is_never_hidden_and_the_number_depends_on_the_valid_tokens_only
 
 
 @given(strategy=strategies, grid=grids, more=st.integers(0, 20), seeds=seeds)
+@example(strategy=InverseBlockMasking(0.00390625, 1), grid=(1, 16), more=1, seeds=[1])  # more blocks than tokens
 def test_a_clip_has_the_same_mask_however_much_padding_follows(strategy, grid, more, seeds):
     assume(not isinstance(strategy, TimeFrequencyMasking))
     longer = (grid[0] + more, grid[1])
