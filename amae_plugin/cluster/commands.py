@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 from amae_plugin.errors import UserError
 
-_ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
-_ENDED |= {"REVOKED", "TIMEOUT", "UNKNOWN"}  # all others pass: SIGNALING, say, while a job is told that it is preempted
+# All other states pass: a job is SIGNALING, say, while SLURM tells it that it is preempted.
+_ENDED = {
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
+    *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT", "UNKNOWN"),
+}
 _IMPOSSIBLE = re.compile(r"Partition(Config|NodeLimit|TimeLimit)\b|BadConstraints\b|\w+PerJob(Limit)?\b")
 """Reasons that no waiting mends; a node or a partition that is down or drained has others."""
 

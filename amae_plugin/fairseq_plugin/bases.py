@@ -21,7 +21,6 @@ from amae_plugin.data.dataset import AudioDataset, Item
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.hydra import in_words
 from amae_plugin.fairseq_plugin.optim import set_overrides
-from amae_plugin.models.settings import ModelConfig
 
 Values = Dict[str, Any]
 """A batch of a task, or the log of a step."""
@@ -128,7 +127,7 @@ class TrainedModel(BaseFairseqModel):
         kind: noun for a downstream model in messages.
     """
 
-    plain_config: Type[ModelConfig]
+    plain_config: Type[Any]
     kind: str
 
     @classmethod

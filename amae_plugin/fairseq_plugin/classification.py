@@ -187,5 +187,3 @@ class AmaeClassifierConfig(ClassifierConfig, TrainedDownstreamConfig):
 @register_model("amae_classifier", dataclass=AmaeClassifierConfig)
 class AmaeClassifier(Classifier, TrainedDownstreamModel):
     """A classifier as fairseq trains it."""
-
-    plain_config = ClassifierConfig

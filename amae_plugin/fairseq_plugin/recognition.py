@@ -215,7 +215,6 @@ class AmaeCTCConfig(CTCConfig, TrainedDownstreamConfig):
 class AmaeCTC(CTC, TrainedDownstreamModel):
     """A recogniser as fairseq trains it."""
 
-    plain_config = CTCConfig
     frozen_updates = 0
 
     @classmethod

@@ -14,8 +14,7 @@ from amae_plugin.inference.windows import Windows
 class TimedWord(NamedTuple):
     """Word with its place in a clip, in seconds.
 
-    CTC puts a unit where it is sure of it, not where its sound begins, so the times are good to about a tenth of a
-    second.
+    CTC puts a unit where it is sure of it, not where its sound begins.
     """
 
     word: str

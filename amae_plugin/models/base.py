@@ -10,6 +10,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -257,6 +258,10 @@ class DownstreamModel(Model):
         kind: noun for the model in messages.
         tells: plural of what the model tells of a clip.
         task: registered name of the fairseq task and of the criterion that train the model.
+        plain_config: class of the settings.
+        size: name of the setting that is the number of outputs.
+        head: last layer.
+        frozen: whether the encoder computes as in evaluation, in training too.
 
     Raises:
         ValueError: ``config.drop_path`` is outside [0, 1).
@@ -266,14 +271,17 @@ class DownstreamModel(Model):
     kind: str
     tells: str
     task: str
+    plain_config: type[DownstreamConfig]
+    size: str
+    head: nn.Linear
 
     def __init__(self, config: DownstreamConfig):
         super().__init__()
         check_probability("drop_path", config.drop_path)
         self.config = config
+        self.frozen = False
 
     @classmethod
-    @abstractmethod
     def from_settings(cls, settings: Settings) -> DownstreamModel:
         """Build the model of a model section.
 
@@ -281,15 +289,26 @@ class DownstreamModel(Model):
             UserError: the encoder's section names no system.
             ValueError: the settings make no model.
         """
+        return cls(cls.plain_config.from_settings(settings))
 
     @classmethod
-    @abstractmethod
     def check_sizes(cls, settings: Settings, state: Mapping[str, Tensor]) -> None:
-        """Compare the sizes of what follows the encoder with weights, before a model of such sizes takes memory.
+        """Compare the number of outputs with weights, before a model of such a size takes memory.
 
         Raises:
-            ValueError: a setting is of a wrong type, or a size is not that of the weights.
+            ValueError: a setting is of a wrong type, or the number is not that of the weights.
         """
+        outputs, weight = getattr(cls.plain_config.from_settings(settings), cls.size), state.get("head.weight")
+        if weight is None or len(weight) != outputs:
+            found = "no head (Missing head.weight)" if weight is None else f"{len(weight)}"
+            raise ValueError(f"model.{cls.size} is {outputs}, but the weights have {found}")
+
+    @override
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
 
     def drop_paths(self, noise: Noise) -> AbstractContextManager[None]:
         """Let clips skip branches of the encoder in training, as ``config.drop_path`` says."""

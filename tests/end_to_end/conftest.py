@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -141,9 +141,14 @@ for arguments in json.loads(sys.argv[1]):
 
 def train_in_turn(folder: Path, runs: Sequence[Sequence[str]], recipe: str) -> list[Run]:
     """Train with each of these overrides as the command would, but in one process: what it imports takes long."""
-    commands = [command(recipe, folder / str(index), overrides) for index, overrides in enumerate(runs)]
+    folders = [folder / str(index) for index in range(len(runs))]
+    return run_in_turn({each: command(recipe, each, overrides) for each, overrides in zip(folders, runs)})
+
+
+def run_in_turn(commands: Mapping[Path, Sequence[str]]) -> list[Run]:
+    """Run training commands in one process, each for its folder."""
     done = subprocess.run(
-        [str(BIN / "python"), "-c", IN_TURN, json.dumps(commands)],
+        [str(BIN / "python"), "-c", IN_TURN, json.dumps(list(commands.values()))],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -152,8 +157,8 @@ def train_in_turn(folder: Path, runs: Sequence[Sequence[str]], recipe: str) -> l
         check=False,
     )
     parts = re.split(r"^EXIT CODE (\d+)\n", done.stdout, flags=re.M)
-    assert len(parts) == 2 * len(runs) + 1, done.stdout
-    return [Run(folder / str(i), parts[2 * i], int(parts[2 * i + 1])) for i in range(len(runs))]
+    assert len(parts) == 2 * len(commands) + 1, done.stdout
+    return [Run(folder, parts[2 * i], int(parts[2 * i + 1])) for i, folder in enumerate(commands)]
 
 
 def train_on_two_ranks(folder: Path, *overrides: str, recipe: str = "pretrain_audio_mae_tiny") -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
-from conftest import BIN, IN_TURN, Run, environment, train
+from conftest import Run, environment, run_in_turn, train
 
 from amae_plugin.data.manifest import write_manifest
 
@@ -83,7 +82,7 @@ def pretrained(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fine_tune(pretrained: Path, speech: Path, folder: Path) -> list[Run]:
     """Train by CTC, train a decoder, and try what is fine-tuned already, one after the other in one process."""
-    commands = []
+    commands = {}
     for name, changes, path in (
         ("ctc", {}, pretrained),
         ("seq2seq", SEQ2SEQ, pretrained),
@@ -97,23 +96,9 @@ def fine_tune(pretrained: Path, speech: Path, folder: Path) -> list[Run]:
         (folder / "config" / f"{name}.yaml").write_text(content)
         settings = [f"task.data={speech}", f"model.w2v_path={path}", f"common.user_dir={PLUGIN}"]
         settings += [f"hydra.run.dir={folder / name}", f"checkpoint.save_dir={folder / name / 'checkpoints'}"]
-        commands.append(
-            ["fairseq-hydra-train", "--config-dir", str(folder / "config"), "--config-name", name, *settings]
-        )
-    done = subprocess.run(
-        [str(BIN / "python"), "-c", IN_TURN, json.dumps(commands)],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    parts = re.split(r"^EXIT CODE (\d+)\n", done.stdout, flags=re.M)
-    assert len(parts) == 7, done.stdout
-    return [
-        Run(folder / name, parts[2 * i], int(parts[2 * i + 1])) for i, name in enumerate(("ctc", "seq2seq", "again"))
-    ]
+        configured = ["--config-dir", str(folder / "config"), "--config-name", name]
+        commands[folder / name] = ["fairseq-hydra-train", *configured, *settings]
+    return run_in_turn(commands)
 
 
 def decode(checkpoint: Path, speech: Path, folder: Path) -> list[str]:

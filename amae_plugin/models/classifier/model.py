@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +10,6 @@ from typing_extensions import override
 from amae_plugin.models.base import DownstreamModel
 from amae_plugin.models.classifier.config import ClassifierConfig
 from amae_plugin.models.registry import find_system
-from amae_plugin.models.settings import Settings
 from amae_plugin.modules.embedding import Size2d
 from amae_plugin.modules.masking import (
     Noise,
@@ -58,6 +55,8 @@ class Classifier(DownstreamModel):
     kind = "classifier"
     tells = "classes"
     task = "amae_classification"
+    plain_config = ClassifierConfig
+    size = "num_classes"
     output_name = "logits"
 
     def __init__(self, config: ClassifierConfig):
@@ -94,20 +93,8 @@ class Classifier(DownstreamModel):
         nn.init.zeros_(self.head.bias)
         self.masking = TimeFrequencyMasking(config.mask_ratio_time, config.mask_ratio_frequency)
 
+        self.frozen = config.frozen
         self.encoder.requires_grad_(not config.frozen)
-
-    @classmethod
-    @override
-    def from_settings(cls, settings: Settings) -> Classifier:
-        return cls(ClassifierConfig.from_settings(settings))
-
-    @classmethod
-    @override
-    def check_sizes(cls, settings: Settings, state: Mapping[str, Tensor]) -> None:
-        classes, head = ClassifierConfig.from_settings(settings).num_classes, state.get("head.weight")
-        if head is None or len(head) != classes:
-            found = "no head (Missing head.weight)" if head is None else f"{len(head)}"
-            raise ValueError(f"model.num_classes is {classes}, but the weights have {found}")
 
     def forward(
         self, source: Tensor, mask: Tensor | None = None, seed: Tensor | None = None, padding_mask: Tensor | None = None
@@ -140,7 +127,7 @@ class Classifier(DownstreamModel):
         visible, unused = self._visible(patches, grid, mask, noise, padding_mask)
         with (
             self.matrix_precision(source.device),
-            torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen),
+            torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen),
             self.drop_paths(noise),
         ):
             tokens = self.encoder(patches, grid, visible, attention_padding(unused)).float()
@@ -175,10 +162,3 @@ class Classifier(DownstreamModel):
         if not self.encoder.training or not (self.config.mask_ratio_time or self.config.mask_ratio_frequency):
             return None, padding
         return gather_ids(self.masking(noise, grid, padding), padding, self.masking.num_visible(grid))
-
-    @override
-    def train(self, mode: bool = True) -> Classifier:
-        super().train(mode)
-        if self.config.frozen:
-            self.encoder.eval()
-        return self

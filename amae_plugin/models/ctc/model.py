@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +11,6 @@ from typing_extensions import override
 from amae_plugin.models.base import DownstreamModel, check_probability
 from amae_plugin.models.ctc.config import CTCConfig
 from amae_plugin.models.registry import find_system
-from amae_plugin.models.settings import Settings
 from amae_plugin.modules.blocks import Dropout
 from amae_plugin.modules.embedding import Size2d
 from amae_plugin.modules.masking import Noise, SpanMasking, attention_padding, seeded_noise
@@ -65,11 +63,12 @@ class CTC(DownstreamModel):
     kind = "recogniser"
     tells = "words"
     task = "amae_ctc"
+    plain_config = CTCConfig
+    size = "num_units"
     output_name = "log_probs"
 
     def __init__(self, config: CTCConfig):
         super().__init__(config)
-        self.frozen = False
         if config.num_units < 2:
             raise ValueError(f"a recogniser needs units besides the blank, not model.num_units={config.num_units}")
         if config.sub_steps < 1:
@@ -94,30 +93,10 @@ class CTC(DownstreamModel):
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    @classmethod
-    @override
-    def from_settings(cls, settings: Settings) -> CTC:
-        return cls(CTCConfig.from_settings(settings))
-
-    @classmethod
-    @override
-    def check_sizes(cls, settings: Settings, state: Mapping[str, Tensor]) -> None:
-        units, head = CTCConfig.from_settings(settings).num_units, state.get("head.weight")
-        if head is None or len(head) != units:
-            found = "no head (Missing head.weight)" if head is None else f"{len(head)}"
-            raise ValueError(f"model.num_units is {units}, but the weights have {found}")
-
     def freeze(self, frozen: bool) -> None:
         """Freeze the encoder, which then computes as in evaluation and gets gradients of 0, or thaw it."""
         self.frozen = frozen
         self.train(self.training)
-
-    @override
-    def train(self, mode: bool = True) -> CTC:
-        super().train(mode)
-        if self.frozen:
-            self.encoder.eval()
-        return self
 
     def forward(
         self, source: Tensor, mask: Tensor | None = None, seed: Tensor | None = None, padding_mask: Tensor | None = None
