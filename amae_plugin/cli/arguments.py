@@ -36,3 +36,11 @@ def above_zero(text: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
     return number
+
+
+def add_formats(parser: argparse.ArgumentParser) -> None:
+    """Add the formats of the pictures that a command writes."""
+    text = "formats of the pictures: png (the default), pdf, svg"
+    parser.add_argument(
+        "--format", dest="formats", nargs="+", choices=("png", "pdf", "svg"), default=["png"], help=text
+    )

@@ -1,18 +1,18 @@
 """Compare the systems on equal data, pretrained for equal time and fine-tuned for equal updates.
 
 Pretrains every system with its small recipe for the same wall-clock time on one manifest, fine-tunes each on one
-labelled manifest, and writes comparison.json, comparison.md and comparison.png. The learning rate of pretraining
-follows the clock, so that each system makes as many updates as fit. Beside fine-tuning, the table has the accuracy of a
-k-NN and of a linear probe on the pretrained features; with several seeds, means and standard deviations. Run again,
-also with more seeds, it continues where it stopped.
+labelled manifest, and writes comparison.json, .md, .csv, .tex and a picture. The learning rate of pretraining follows
+the clock, so that each system makes as many updates as fit. Beside fine-tuning, the table has the accuracy of a k-NN
+and of a linear probe on the pretrained features; with several seeds, means and standard deviations. Run again, also
+with more seeds, it continues where it stopped.
 """
 
 import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from amae_plugin.cli.arguments import natural, positive
-from amae_plugin.runs.comparison import CONTESTANTS, Comparison, compare, markdown
+from amae_plugin.cli.arguments import add_formats, natural, positive
+from amae_plugin.runs.comparison import CONTESTANTS, Comparison, compare, notes, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--systems", type=str.upper, nargs="+", default=default.systems, help=systems)
     add("--seeds", type=natural, nargs="+", default=default.seeds, help="seeds to train each with (1)")
     change, recipe = "KEY=VALUE", "change the fine-tuning recipe"
+    add_formats(parser)
     add("--set", dest="overrides", nargs="+", default=[], metavar=change, help="change the pretraining recipes")
     add("--set-fine-tuning", dest="fine_tuning_overrides", nargs="+", default=[], metavar=change, help=recipe)
 
@@ -37,5 +38,5 @@ def run(args: argparse.Namespace) -> None:
     """Train and evaluate every contestant, and print the table of results."""
     comparison = Comparison(**{field.name: vars(args)[field.name] for field in fields(Comparison)})
     results = compare(comparison)
-    print(markdown(results, comparison))
-    print(f"comparison.json, comparison.md and comparison.png are in {args.root}")
+    print(f"{table(results).text('pipe')}\n\n{notes(results, comparison)}\n")
+    print(f"comparison.json, .md, .csv, .tex and the picture are in {args.root}")

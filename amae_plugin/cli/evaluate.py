@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from amae_plugin.checkpoints import Checkpoint
-from amae_plugin.cli.arguments import positive
+from amae_plugin.cli.arguments import add_formats, natural, positive
 from amae_plugin.cli.clips import add_model
 from amae_plugin.errors import printable
 from amae_plugin.evaluation.report import EVALUATIONS, Result, summary, write, write_measures
@@ -33,12 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--crops", type=positive, default=1, metavar="N", help=crops)
     add("--out", type=Path, metavar="DIR", help="results (evaluation/<split> in the folder of the checkpoint's run)")
     add("--json", type=Path, metavar="FILE", help="another file for the measures")
+    resamples = "resamples of the clips for confidence intervals; 0: none (%(default)s)"
+    add("--resamples", type=natural, default=1000, metavar="N", help=resamples)
+    add_formats(parser)
     add("--skip-bad-audio", action="store_true", help="leave out and list clips that cannot be decoded")
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the measures, write all results, and list the clips that were left out."""
-    options = Options(args.crops, args.batch_size, args.workers, args.device, args.skip_bad_audio)
+    options = Options(
+        args.crops, args.batch_size, args.workers, args.device, args.skip_bad_audio, resamples=args.resamples
+    )
     checkpoint = Checkpoint.read(args.checkpoint)
     folder = args.checkpoint.absolute().parent
     folder = folder.parent if folder.name == "checkpoints" else folder  # a checkpoint may have left its run's folder
@@ -59,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
         listed = "".join(f"\n  {printable(path)}: {reason}" for path, reason in result.skipped.items())
         print(f"left out, as they cannot be decoded: {len(result.skipped):,} clips{listed}", file=sys.stderr)
     print(summary(result))
-    written = write(result, out)
+    written = write(result, out, args.formats)
     if args.json:
         write_measures(args.json, result)
         written.append(args.json)

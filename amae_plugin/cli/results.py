@@ -9,8 +9,13 @@ from amae_plugin.evaluation.sweep import summarize
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the sweep; its subfolders are the runs")
+    out = "also write the table, as the ending asks: .md, .csv or .tex (LaTeX, booktabs)"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=out)
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the results."""
-    print(summarize(args.folder))
+    table = summarize(args.folder)
+    print(table.text())
+    if args.out:
+        print(f"\nwritten: {table.write(args.out)}")

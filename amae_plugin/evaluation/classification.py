@@ -3,7 +3,7 @@
 import csv
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.scoring import Options, score_clips
 from amae_plugin.files import reading
+from amae_plugin.metrics.bootstrap import Interval, multi_label_intervals, single_label_intervals
 from amae_plugin.metrics.classification import MultiLabelMetrics, SingleLabelMetrics, multi_label, single_label
 from amae_plugin.models.base import Model
 
@@ -40,6 +41,7 @@ class Evaluation:
         targets: classes of each clip, (M, C) bool.
         measures: measures of the whole split; their type depends on whether a clip has one label or several.
         skipped: paths of clips that could not be decoded, which no other attribute counts, and the reasons.
+        intervals: confidence intervals of the headline's measures; empty if none were asked for.
     """
 
     checkpoint: Path
@@ -54,6 +56,7 @@ class Evaluation:
     targets: np.ndarray
     measures: SingleLabelMetrics | MultiLabelMetrics
     skipped: Mapping[str, str]
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
 
     @property
     def headline(self) -> dict[str, float]:
@@ -104,6 +107,9 @@ def evaluate(
     targets = np.zeros((len(manifest), len(classes)), bool)
     targets[np.repeat(np.arange(len(labels)), np.diff(labels.offsets)), labels.ids] = True
     targets = targets[scored.clips]
+    measure, resample = (multi_label, multi_label_intervals) if multi else (single_label, single_label_intervals)
+    classes_of_clips = targets if multi else targets.argmax(axis=1)
+    resamples = options.seeds_of_resamples()
     return Evaluation(
         checkpoint=checkpoint.path,
         data=data,
@@ -115,8 +121,9 @@ def evaluate(
         pieces=scored.pieces,
         probabilities=scored.values,
         targets=targets,
-        measures=multi_label(scored.values, targets) if multi else single_label(scored.values, targets.argmax(axis=1)),
+        measures=measure(scored.values, classes_of_clips),
         skipped={manifest.name(clip): reason for clip, reason in scored.skipped.items()},
+        intervals=resample(scored.values, classes_of_clips, resamples) if options.resamples else {},
     )
 
 

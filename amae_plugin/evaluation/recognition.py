@@ -1,8 +1,8 @@
 """Evaluation of recognisers on a whole split."""
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from amae_plugin.errors import UserError
 from amae_plugin.evaluation.scoring import Options
 from amae_plugin.inference.clips import load_each
 from amae_plugin.inference.model import AudioRecognizer
+from amae_plugin.metrics.bootstrap import Interval, rate_interval
 from amae_plugin.metrics.recognition import TextErrors
 from amae_plugin.modules.compute import choose_device, enough_memory
 
@@ -34,6 +35,7 @@ class Recognition:
         hypotheses: what the most probable units of all steps spell.
         errors: errors of each clip.
         skipped: paths of clips that could not be decoded, which no other attribute counts, and the reasons.
+        intervals: confidence intervals of the error rates of ``total``, by its names; empty if none were asked for.
     """
 
     checkpoint: Path
@@ -44,6 +46,7 @@ class Recognition:
     hypotheses: tuple[str, ...]
     errors: tuple[TextErrors, ...]
     skipped: Mapping[str, str]
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
 
     @property
     def total(self) -> TextErrors:
@@ -109,6 +112,7 @@ def recognize(
             f"{manifest.path}: no clip can be decoded; the first one, {manifest.name(clip)}: {first.reason}"
         )
     references = [units.spell(lines[clip].split()) for clip in found]
+    errors = tuple(map(TextErrors.between, references, hypotheses))
     return Recognition(
         checkpoint=checkpoint.path,
         data=data,
@@ -116,6 +120,16 @@ def recognize(
         clips=tuple(map(manifest.name, found)),
         references=tuple(references),
         hypotheses=tuple(hypotheses),
-        errors=tuple(map(TextErrors.between, references, hypotheses)),
+        errors=errors,
         skipped={manifest.name(clip): error.reason or str(error) for clip, error in skipped.items()},
+        intervals=_intervals(errors, options) if options.resamples else {},
     )
+
+
+def _intervals(errors: Sequence[TextErrors], options: Options) -> dict[str, Interval]:
+    """Resample the clips, and return the interval of each error rate."""
+    kinds = {kind: [vars(each)[kind] for each in errors] for kind in vars(TextErrors())}
+    return {
+        kind: rate_interval([one.total for one in each], [one.length for one in each], options.seeds_of_resamples())
+        for kind, each in kinds.items()
+    }

@@ -15,14 +15,16 @@ from amae_plugin.errors import printable
 from amae_plugin.evaluation.classification import Evaluation, evaluate
 from amae_plugin.evaluation.recognition import Recognition, recognize
 from amae_plugin.evaluation.scoring import Options
+from amae_plugin.evaluation.tables import SUFFIXES, Table
 from amae_plugin.evaluation.verification import Verification
-from amae_plugin.files import replacing, write_csv, write_json, writing
+from amae_plugin.files import write_csv, write_json, writing
+from amae_plugin.metrics.bootstrap import LEVEL, Interval
 from amae_plugin.metrics.classification import SingleLabelMetrics
 from amae_plugin.models.base import DownstreamModel
 from amae_plugin.models.classifier import Classifier
 from amae_plugin.models.ctc import CTC
 from amae_plugin.visual import plot_class_scores, plot_confusion
-from amae_plugin.visual.style import shorten
+from amae_plugin.visual.style import save, shorten
 
 Result = Union[Evaluation, Recognition, Verification]
 R = TypeVar("R", Evaluation, Recognition, Verification)
@@ -35,7 +37,7 @@ _TOP = 10  # classes of a clip that are written instead
 _ROWS = 5  # classes and confusions in a table
 _WIDTH = 100  # characters of a text that are shown
 _ERRORS = ("substitutions", "deletions", "insertions")
-_LABELS = {"macro_f1": "macro F1", "d_prime": "d'"}
+_LABELS = {"macro_f1": "macro F1", "d_prime": "d'", "f1": "F1"}
 _THRESHOLD = 0.5  # probability from which a class of several counts as predicted
 
 
@@ -44,6 +46,7 @@ class _Report(Generic[R]):
     """How a result is told.
 
     Attributes:
+        measures: table of the measures that are one number, for a page or a paper.
         summary: measures in words and tables.
         values: what JSON holds besides the checkpoint, the data and the skipped clips.
         rows: rows of a table, a header first.
@@ -51,6 +54,7 @@ class _Report(Generic[R]):
         picture: function that gives a picture and the name of its file.
     """
 
+    measures: Callable[[R], Table]
     summary: Callable[[R], str]
     values: Callable[[R], Mapping[str, object]]
     rows: Callable[[R], Iterator[Sequence[object]]]
@@ -85,11 +89,17 @@ def write_measures(path: Path, result: Result) -> None:
         write_json(path, _as_json(result))
 
 
-def write(result: Result, folder: Path) -> list[Path]:
+def write(result: Result, folder: Path, formats: Sequence[str] = ("png",)) -> list[Path]:
     """Write the files of an evaluation to a folder, which is made if it does not exist.
 
     They are ``metrics.json``, ``predictions.csv`` and, of a classifier, a picture, ``confusion.png`` or
-    ``class_ap.png``; for trials, ``trials.json`` and ``scores.csv``.
+    ``class_ap.png``; for trials, ``trials.json`` and ``scores.csv``. The measures that are one number are also in a
+    table beside the JSON file, as Markdown, CSV and LaTeX.
+
+    Args:
+        result: the evaluation.
+        folder: folder to write to.
+        formats: formats of the picture, of those that matplotlib writes.
 
     Returns:
         Paths of the files.
@@ -100,22 +110,35 @@ def write(result: Result, folder: Path) -> list[Path]:
     report = _report(result)
     paths = [folder / name for name in report.files]
     write_measures(paths[0], result)
+    paths += [report.measures(result).write(paths[0].with_suffix(suffix)) for suffix in SUFFIXES]
     with writing(folder, "the results there"):
         write_csv(paths[1], report.rows(result))
         if report.picture is not None:
             name, figure = report.picture(result)
-            paths.append(folder / name)
-            with replacing(paths[2]) as partial:
-                figure.savefig(partial, format="png")
+            paths += save(figure, folder / name, formats)
     return paths
+
+
+def _headline(result: Evaluation) -> Table:
+    header, clips = ["measure", "value", "clips"], f"{len(result.clips):,}"
+    rows = [[_LABELS.get(name, name), f"{value:.4f}", clips] for name, value in result.headline.items()]
+    return _with_intervals(header, rows, result.intervals)
+
+
+def _with_intervals(header: list[str], rows: list[list[str]], intervals: Mapping[str, Interval]) -> Table:
+    """Make a table, with a column of intervals after the values if there are any."""
+    if intervals:
+        header.insert(2, f"{LEVEL:.0%} interval")
+        for row, interval in zip(rows, intervals.values(), strict=True):
+            row.insert(2, str(interval))
+    return Table(header, rows)
 
 
 def _classification_summary(result: Evaluation) -> str:
     head = f"{result.split}: {len(result.clips):,} clips, {len(result.classes):,} classes"
     if result.crops > 1:
         head += f"\n{_longer(result):,} clips are longer than the input, each in {result.crops} pieces"
-    headline = _table([(_LABELS.get(name, name), f"{value:.4f}") for name, value in result.headline.items()])
-    parts = [head, headline, *_class_tables(result)]
+    parts = [head, _headline(result).text(), *_class_tables(result)]
     if absent := [shorten(name) for name, count in zip(result.display_names, result.counts) if not count]:
         has, is_ = ("class has", "is") if len(absent) == 1 else ("classes have", "are")
         named = "; ".join(absent[:_ROWS] + ["..."] * (len(absent) > _ROWS))
@@ -133,6 +156,7 @@ def _classification_values(result: Evaluation) -> dict[str, object]:
         "clips_longer_than_input": _longer(result) if result.crops > 1 else None,
         "multi_label": not isinstance(result.measures, SingleLabelMetrics),
         **{name: _finite(value) for name, value in result.headline.items()},
+        "intervals": _finite_intervals(result.intervals),
         "classes": [dict(zip(columns, row)) for row in zip(*columns.values())],
     }
     if isinstance(result.measures, SingleLabelMetrics) and len(result.classes) <= _EVERY_CLASS_UP_TO:
@@ -161,23 +185,27 @@ def _class_tables(result: Evaluation) -> Iterator[str]:
     counts, measures = result.counts, result.measures
     if isinstance(measures, SingleLabelMetrics):
         # Of equally bad classes, the most frequent come first.
-        order = [index for index in np.lexsort((-counts, measures.f1)) if counts[index]]
-        yield _class_table(result, "worst classes", "F1", measures.f1, order[:_ROWS])
+        order = [index for index in np.lexsort((-counts, measures.f1)) if measures.f1[index] < 1]
+        if order:
+            yield _class_table(result, "worst classes", measures.by_class, order[:_ROWS])
         yield from _confusion_table(result, measures.confusion)
         return
     scores = measures.average_precision
     order = [index for index in np.argsort(-scores, kind="stable") if counts[index]]
     if len(order) <= 2 * _ROWS:
-        yield _class_table(result, "classes, best first", "AP", scores, order)
+        yield _class_table(result, "classes, best first", {"AP": scores}, order)
     else:
-        yield _class_table(result, "best classes", "AP", scores, order[:_ROWS])
-        yield _class_table(result, "worst classes", "AP", scores, order[: -_ROWS - 1 : -1])
+        yield _class_table(result, "best classes", {"AP": scores}, order[:_ROWS])
+        yield _class_table(result, "worst classes", {"AP": scores}, order[: -_ROWS - 1 : -1])
 
 
-def _class_table(result: Evaluation, title: str, measure: str, scores: np.ndarray, classes: Sequence[int]) -> str:
+def _class_table(result: Evaluation, title: str, scores: Mapping[str, np.ndarray], classes: Sequence[int]) -> str:
     names, counts = result.display_names, result.counts
-    rows = [(shorten(names[index]), f"{scores[index]:.4f}", f"{counts[index]:,}") for index in classes]
-    return _table([(title, measure, "clips"), *rows])
+    rows = [
+        (shorten(names[index]), *(f"{values[index]:.4f}" for values in scores.values()), f"{counts[index]:,}")
+        for index in classes
+    ]
+    return Table((title, *(_LABELS.get(name, name) for name in scores), "clips"), rows).text()
 
 
 def _confusion_table(result: Evaluation, confusion: np.ndarray) -> Iterator[str]:
@@ -192,14 +220,7 @@ def _confusion_table(result: Evaluation, confusion: np.ndarray) -> Iterator[str]
         if errors[label, chosen]
     ]
     if rows:
-        yield _table([("most frequent confusions", "clips", "of"), *rows])
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Align columns, the first to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    aligned = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
-    return "\n".join(map("  ".join, aligned))
+        yield Table(("most frequent confusions", "clips", "of"), rows).text()
 
 
 def _prediction_rows(result: Evaluation) -> Iterator[list[str]]:
@@ -215,6 +236,11 @@ def _prediction_rows(result: Evaluation) -> Iterator[list[str]]:
         top = [text for index in order[:_TOP] for text in (classes[index], scores[index])]
         chosen = [",".join(classes[index] for index in indices) for indices in (np.flatnonzero(targets), predicted)]
         yield [clip, *chosen, ",".join(scores[index] for index in predicted), *(scores if everything else top)]
+
+
+def _verification_measures(result: Verification) -> Table:
+    row = ("equal error rate", f"{result.equal_error_rate:.4f}", f"{len(result.scores):,}", f"{result.clips:,}")
+    return Table(("measure", "value", "trials", "clips"), [row])
 
 
 def _verification_summary(result: Verification) -> str:
@@ -236,14 +262,19 @@ def _trial_rows(result: Verification) -> Iterator[list[str]]:
         yield [*pair, str(int(same)), _digits(score)]
 
 
+def _error_rates(result: Recognition) -> Table:
+    rows = [
+        [name, f"{found.rate:.4f}", *(f"{vars(found)[key]:,}" for key in ("length", *_ERRORS))]
+        for name, found in vars(result.total).items()
+    ]
+    return _with_intervals(["", "error rate", "number", *_ERRORS], rows, result.intervals)
+
+
 def _recognition_summary(result: Recognition) -> str:
-    rows: list[tuple[str, ...]] = [("", "error rate", "number", *_ERRORS)]
-    for name, found in vars(result.total).items():
-        rows.append((name, f"{found.rate:.4f}", *(f"{vars(found)[key]:,}" for key in ("length", *_ERRORS))))
     # Of clips with equally many errors, those of the manifest's beginning come first.
     order = sorted(range(len(result.clips)), key=lambda clip: -result.errors[clip].words.total)[:_ROWS]
     worst = [_compared(result, clip) for clip in order if result.errors[clip].words.total]
-    parts = [f"{result.split}: {len(result.clips):,} clips", _table(rows)]
+    parts = [f"{result.split}: {len(result.clips):,} clips", _error_rates(result).text()]
     return "\n\n".join([*parts, "\n".join(["worst clips", *worst])] if worst else parts)
 
 
@@ -258,7 +289,8 @@ def _compared(result: Recognition, clip: int) -> str:
 def _recognition_values(result: Recognition) -> dict[str, object]:
     rates = {name: _finite(value) for name, value in result.total.headline.items()}
     counts = {name: vars(found) for name, found in vars(result.total).items()}
-    return {"split": result.split, "clips": len(result.clips), **rates, **counts}
+    intervals = dict(zip(rates, _finite_intervals(result.intervals).values()))
+    return {"split": result.split, "clips": len(result.clips), **rates, "intervals": intervals, **counts}
 
 
 def _text_rows(result: Recognition) -> Iterator[list[object]]:
@@ -273,14 +305,22 @@ def _digits(value: float) -> str:
     return f"{value:.10g}"
 
 
+def _finite_intervals(intervals: Mapping[str, Interval]) -> dict[str, list[float | None]]:
+    return {name: list(map(_finite, interval)) for name, interval in intervals.items()}
+
+
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
 _REPORTS: Mapping[type, _Report[Any]] = {
-    Evaluation: _Report(_classification_summary, _classification_values, _prediction_rows, picture=_draw),
-    Recognition: _Report(_recognition_summary, _recognition_values, _text_rows),
+    Evaluation: _Report(_headline, _classification_summary, _classification_values, _prediction_rows, picture=_draw),
+    Recognition: _Report(_error_rates, _recognition_summary, _recognition_values, _text_rows),
     Verification: _Report(
-        _verification_summary, _verification_values, _trial_rows, files=("trials.json", "scores.csv")
+        _verification_measures,
+        _verification_summary,
+        _verification_values,
+        _trial_rows,
+        files=("trials.json", "scores.csv"),
     ),
 }

@@ -1,6 +1,6 @@
 """Scoring: values of a model for the clips of a manifest, averaged over the pieces of longer clips."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ class Options:
         device: device or its name: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"``, which prefers a GPU.
         skip_bad_audio: leave out clips that cannot be decoded instead of stopping at the first.
         progress: show a progress bar on standard error.
+        resamples: number of resamples of the clips for confidence intervals; with 0, there are none.
     """
 
     crops: int = 1
@@ -39,10 +40,15 @@ class Options:
     device: str | torch.device = "auto"
     skip_bad_audio: bool = False
     progress: bool = True
+    resamples: int = 0
 
     def __post_init__(self) -> None:
         if self.crops < 1 or self.batch_size < 1 or self.workers < 0:
             raise ValueError("crops and batch_size must be at least 1, and workers 0 or more")
+
+    def seeds_of_resamples(self) -> Iterable[int]:
+        """Return a seed for each resample, with a progress bar if they are many."""
+        return tqdm(range(self.resamples), desc="resampling", disable=not self.progress, delay=1, leave=False)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.errors import UserError
+from amae_plugin.evaluation.tables import Table
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def read_results(folder: str | os.PathLike[str]) -> list[RunResult]:
     return results
 
 
-def summarize(folder: str | os.PathLike[str]) -> str:
+def summarize(folder: str | os.PathLike[str]) -> Table:
     """Return a table of the runs of a sweep, with their mean and (sample) standard deviation.
 
     Raises:
@@ -67,6 +68,6 @@ def summarize(folder: str | os.PathLike[str]) -> str:
     rows = [*((result.name, result.last, result.best) for result in results), ("mean", *values.mean(axis=0))]
     if len(results) > 1:
         rows.append(("std", *values.std(axis=0, ddof=1)))
-    width = max(len(name) for name, _, _ in rows)
-    lines = [f"{folder}: {results[0].metric}", f"{'':{width}}  {'last':>8} {'best':>8}"]
-    return "\n".join([*lines, *(f"{name:{width}}  {last:8.4f} {best:8.4f}" for name, last, best in rows)])
+    return Table(
+        (results[0].metric, "last", "best"), [(name, f"{last:.4f}", f"{best:.4f}") for name, last, best in rows]
+    )

@@ -112,7 +112,7 @@ class RegisterPlugin(Callback):
         from amae_plugin.evaluation.sweep import summarize
 
         try:
-            print(summarize(user_path(config.hydra.sweep.dir)))
+            print(summarize(user_path(config.hydra.sweep.dir)).text())
         except UserError as error:
             # Of a sweep that failed, the error that made it fail is the one to read.
             print(f"no summary of the sweep: {error}")

@@ -20,12 +20,16 @@ class SingleLabelMetrics:
     Attributes:
         accuracy: share of clips whose class was chosen, in [0, 1].
         macro_f1: mean of *f1* over the classes that have clips.
-        f1: (C,) float64; NaN for a class without clips, even if it was chosen.
+        precision: (C,) float64, 0 for a class never chosen; NaN for a class without clips, even if it was chosen.
+        recall: (C,) float64, likewise.
+        f1: (C,) float64, likewise.
         confusion: (C, C) int64; row: the clip's class, column: the chosen one.
     """
 
     accuracy: float
     macro_f1: float
+    precision: np.ndarray
+    recall: np.ndarray
     f1: np.ndarray
     confusion: np.ndarray
 
@@ -37,7 +41,7 @@ class SingleLabelMetrics:
     @property
     def by_class(self) -> dict[str, np.ndarray]:
         """Measures (C,) of each class, by the names in reports."""
-        return {"f1": self.f1}
+        return {"precision": self.precision, "recall": self.recall, "f1": self.f1}
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,13 @@ def single_label(scores: ArrayLike, targets: ArrayLike) -> SingleLabelMetrics:
     if targets.min() < 0 or targets.max() >= classes:
         raise ValueError(f"targets must be in [0, {classes}), found {targets.min()} to {targets.max()}")
     chosen, present = scores.argmax(axis=1), np.unique(targets)
-    f1 = np.full(classes, np.nan)
-    f1[present] = sklearn.metrics.f1_score(targets, chosen, labels=present, average=None, zero_division=0.0)
+    by_class = np.full((3, classes), np.nan)  # precision, recall, F1
+    by_class[:, present] = sklearn.metrics.precision_recall_fscore_support(
+        targets, chosen, labels=present, zero_division=0.0
+    )[:3]
     confusion = sklearn.metrics.confusion_matrix(targets, chosen, labels=np.arange(classes))
-    return SingleLabelMetrics(float((chosen == targets).mean()), float(f1[present].mean()), f1, confusion)
+    accuracy, macro_f1 = (float(values.mean()) for values in (chosen == targets, by_class[2, present]))
+    return SingleLabelMetrics(accuracy, macro_f1, *by_class, confusion)
 
 
 def multi_label(scores: ArrayLike, targets: ArrayLike) -> MultiLabelMetrics:

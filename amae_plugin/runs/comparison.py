@@ -18,6 +18,7 @@ from amae_plugin.evaluation.classification import evaluate
 from amae_plugin.evaluation.frozen import embed_split, frozen_accuracies
 from amae_plugin.evaluation.report import write
 from amae_plugin.evaluation.scoring import Options
+from amae_plugin.evaluation.tables import SUFFIXES, Table
 from amae_plugin.files import write_json
 from amae_plugin.inference.model import load_model
 from amae_plugin.metrics.spread import Spread
@@ -26,6 +27,7 @@ from amae_plugin.recipes import model_settings, override, recipe_number
 from amae_plugin.runs.statistics import front_end_of, read_or_measure
 from amae_plugin.runs.training import Training, available_cpus, complete, read_losses, recipe_arguments
 from amae_plugin.visual import plot_comparison
+from amae_plugin.visual.style import save
 
 FINE_TUNING = "finetune_audio_mae_tiny"
 _MAX_UPDATE = 10_000_000
@@ -59,6 +61,7 @@ class Comparison:
         seeds: random seeds; each contestant is trained with each.
         overrides: Hydra overrides of every pretraining.
         fine_tuning_overrides: Hydra overrides of every fine-tuning.
+        formats: formats of the picture.
     """
 
     pretraining: Path
@@ -72,6 +75,7 @@ class Comparison:
     seeds: Sequence[int] = (1,)
     overrides: Sequence[str] = ()
     fine_tuning_overrides: Sequence[str] = ()
+    formats: Sequence[str] = ("png",)
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.systems if name not in CONTESTANTS]
@@ -120,7 +124,7 @@ class Result:
 
 
 def compare(comparison: Comparison) -> list[Result]:
-    """Run everything, and write ``comparison.json``, ``comparison.md`` and ``comparison.png`` into the folder.
+    """Run everything, and write ``comparison.json``, ``.md``, ``.csv``, ``.tex`` and ``.png`` into the folder.
 
     Raises:
         UserError: a training failed, or the folder holds one with other settings.
@@ -132,20 +136,22 @@ def compare(comparison: Comparison) -> list[Result]:
     data = {name: str(vars(comparison)[name].absolute()) for name in ("pretraining", "fine_tuning")}
     figures = {**data, "minutes": minutes, "updates": updates, "systems": [asdict(result) for result in results]}
     write_json(comparison.root / "comparison.json", figures)
-    (comparison.root / "comparison.md").write_text(markdown(results, comparison), encoding="utf-8")
+    for suffix in SUFFIXES:
+        table(results).write(comparison.root / f"comparison{suffix}")
+    with (comparison.root / "comparison.md").open("a", encoding="utf-8") as file:
+        file.write(f"\n{notes(results, comparison)}\n")
     title = f"Accuracy after {minutes:g} minutes of pretraining; fine-tuning: {updates:,} updates"
     if len(comparison.seeds) > 1:
         title += f"\nmean and standard deviation of {len(comparison.seeds)} seeds"
     figure = plot_comparison(_accuracies(results), ylabel="accuracy", title=title, chance=_chance(comparison))
-    figure.savefig(comparison.root / "comparison.png")
+    save(figure, comparison.root / "comparison", comparison.formats)
     return results
 
 
-def markdown(results: Sequence[Result], comparison: Comparison) -> str:
-    """Write the results as a table, a row for each contestant; with several seeds, means and standard deviations."""
+def table(results: Sequence[Result]) -> Table:
+    """Make a table with a row for each contestant; with several seeds, means and standard deviations."""
     accuracies = _accuracies(results)
-    header = ["system", "pretraining", "updates", "clips seen", "clips/s", *accuracies]
-    rows = [header, ["---"] * len(header)]
+    rows = []
     for name in dict.fromkeys(result.system for result in results):
         runs = [result for result in results if result.system == name]
         figures = ["none", "", "", ""]
@@ -157,14 +163,19 @@ def markdown(results: Sequence[Result], comparison: Comparison) -> str:
             figures = [f"{seconds:,.0f} s", f"{updates:,.0f}", f"{clips:,.0f}", f"{rate:,.1f}"]
         spreads = (str(Spread.of(by_system[name])) if name in by_system else "" for by_system in accuracies.values())
         rows.append([name, *figures, *spreads])
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    notes = [f"Accuracy on `test`; by chance: {_chance(comparison):.1%}."]
+    return Table(["system", "pretraining", "updates", "clips seen", "clips/s", *accuracies], rows)
+
+
+def notes(results: Sequence[Result], comparison: Comparison) -> str:
+    """Say what the table's accuracies are of."""
+    clips = len(Manifest.read(comparison.fine_tuning / "test.tsv"))
+    notes = [f"Accuracy on the {clips:,} clips of `test`; by chance: {_chance(comparison):.1%}."]
     notes += [f"Fine-tuning: {comparison.updates:,} updates."]
     if any(result.frozen for result in results):
         notes += ["k-NN and linear probe: frozen features, all labels."]
     if len(comparison.seeds) > 1:
         notes += [f"Mean ± standard deviation of the seeds {', '.join(map(str, comparison.seeds))}."]
-    return f"{table}\n\n{' '.join(notes)}\n"
+    return " ".join(notes)
 
 
 def _accuracies(results: Sequence[Result]) -> dict[str, dict[str, list[float]]]:

@@ -1,11 +1,15 @@
 """Colours, sizes, titles and axes that the pictures share."""
 
 import textwrap
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
-from matplotlib import patheffects
+from matplotlib import patheffects, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from amae_plugin.files import replacing
 
 BLUE, RED, GREEN, PURPLE, OCHRE, SLATE = PALETTE = ("#3b6fb6", "#d1495b", "#4f8a5b", "#7a5195", "#d9962e", "#6b7a87")
 GRID = "#d8dde1"
@@ -28,6 +32,19 @@ def new_figure(width: float, height: float, title: str | None) -> Figure:
     if title is not None:
         figure.suptitle(wrap(title, width - 0.2, _TITLE_SIZE), fontsize=_TITLE_SIZE, parse_math=False)
     return figure
+
+
+def save(figure: Figure, path: Path, formats: Sequence[str] = ("png",)) -> list[Path]:
+    """Save a figure once in each format, under the name of *path* with the format as its ending.
+
+    Letters stay letters in the vector formats, so that a paper's figure can be searched and edited.
+    """
+    paths = [path.with_suffix(f".{each}") for each in formats]
+    with rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):
+        for each in paths:
+            with replacing(each) as partial:
+                figure.savefig(partial, format=each.suffix[1:])
+    return paths
 
 
 def open_axes(ax: Axes, grid: Literal["both", "x", "y"]) -> None:

@@ -20,6 +20,7 @@ from amae_plugin.metrics.verification import equal_error_rate
 
 CLASSES = ["bark", "meow", "moo", "unheard"]
 PNG = b"\x89PNG"
+TABLES = {"metrics.md", "metrics.csv", "metrics.tex"}
 
 
 def rows_of(path):
@@ -55,7 +56,7 @@ def test_one_label_a_clip(single, tmp_path, capsys, write_checkpoint):
     copy = tmp_path / "elsewhere" / "copy.json"
     assert evaluate(checkpoint, single, "--batch-size", "7", "--json", str(copy)) == 0
     out = tmp_path / "run" / "evaluation" / "test"
-    assert {path.name for path in out.iterdir()} == {"metrics.json", "predictions.csv", "confusion.png"}
+    assert {path.name for path in out.iterdir()} == {*TABLES, "metrics.json", "predictions.csv", "confusion.png"}
     assert (out / "confusion.png").read_bytes().startswith(PNG)
     metrics = json.loads((out / "metrics.json").read_text())
     assert json.loads(copy.read_text()) == metrics
@@ -79,22 +80,30 @@ def test_one_label_a_clip(single, tmp_path, capsys, write_checkpoint):
     for index, name in enumerate(CLASSES[:3]):
         chosen = sum(row[index] for row in confusion)
         f1.append(2 * confusion[index][index] / (10 + chosen))
-        assert metrics["classes"][index]["name"] == name
-        assert metrics["classes"][index]["clips"] == 10
-        assert metrics["classes"][index]["f1"] == pytest.approx(f1[-1])
-    assert metrics["classes"][3] == {"name": "unheard", "display_name": "unheard", "clips": 0, "f1": None}
+        found = metrics["classes"][index]
+        assert (found["name"], found["clips"], found["recall"]) == (name, 10, confusion[index][index] / 10)
+        assert found["f1"] == pytest.approx(f1[-1])
+        assert found["precision"] == pytest.approx(confusion[index][index] / max(chosen, 1))
+    nothing = dict.fromkeys(("precision", "recall", "f1"))
+    assert metrics["classes"][3] == {"name": "unheard", "display_name": "unheard", "clips": 0, **nothing}
     assert metrics["macro_f1"] == pytest.approx(sum(f1) / 3)
 
     output, errors = capsys.readouterr()
     assert "30/30" in errors
     assert "test: 30 clips, 4 classes" in output
-    assert f"accuracy  {metrics['accuracy']:.4f}" in output
-    assert f"macro F1  {metrics['macro_f1']:.4f}" in output
+    for name, key in (("accuracy", "accuracy"), ("macro F1", "macro_f1")):
+        low, high = metrics["intervals"][key]
+        assert low < metrics[key] < high
+        row = [name, f"{metrics[key]:.4f}", f"{low:.4f} to {high:.4f}", "30"]
+        assert " ".join(row) in " ".join(output.split())
+        assert row in [list(found.values()) for found in rows_of(out / "metrics.csv")]
+    assert (out / "metrics.md").read_text().startswith("| measure ")
+    assert r"\toprule" in (out / "metrics.tex").read_text()
     assert "1 class has no clip in this split and is left out of the means: unheard" in output
     worst = min(range(3), key=f1.__getitem__)
     lines = output.splitlines()
     table = lines.index(next(line for line in lines if line.startswith("worst classes")))
-    assert lines[table + 1].split() == [CLASSES[worst], f"{f1[worst]:.4f}", "10"]
+    assert [lines[table + 1].split()[place] for place in (0, 3, 4)] == [CLASSES[worst], f"{f1[worst]:.4f}", "10"]
     most = max(
         ((confusion[one][other], one, other) for one in range(4) for other in range(4) if one != other),
         key=lambda entry: entry[0],
@@ -116,7 +125,7 @@ def test_several_labels_a_clip(several, tmp_path, capsys, write_checkpoint):
     checkpoint = write_checkpoint(tmp_path / "last.pt", CLASSES, multi_label=True)
     assert evaluate(checkpoint, several) == 0
     out = tmp_path / "evaluation" / "test"  # the checkpoint lies in no folder of checkpoints
-    assert {path.name for path in out.iterdir()} == {"metrics.json", "predictions.csv", "class_ap.png"}
+    assert {path.name for path in out.iterdir()} == {*TABLES, "metrics.json", "predictions.csv", "class_ap.png"}
     assert (out / "class_ap.png").read_bytes().startswith(PNG)
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["multi_label"] is True
@@ -147,8 +156,8 @@ def test_several_labels_a_clip(several, tmp_path, capsys, write_checkpoint):
         assert 0 < len(chosen) < len(CLASSES)
 
     output = capsys.readouterr().out
-    headline = f"mAP {metrics['mAP']:.4f} mAUC {metrics['mAUC']:.4f} d' {metrics['d_prime']:.4f}"
-    assert headline in " ".join(output.split())
+    for name, key in (("mAP", "mAP"), ("mAUC", "mAUC"), ("d'", "d_prime")):
+        assert f"{name} {metrics[key]:.4f} {metrics['intervals'][key][0]:.4f} to" in " ".join(output.split())
     best = ["Dog, barking", "Cat", "Cow"][int(np.argmax(precisions))]
     lines = output.splitlines()
     assert lines[lines.index(next(line for line in lines if "best first" in line)) + 1].startswith(best)
@@ -230,7 +239,7 @@ def test_trials(trials, tmp_path, capsys, write_checkpoint, kind):
     path = write_checkpoint(tmp_path / "run" / "checkpoints" / "x.pt", CLASSES if kind == "classifier" else None)
     assert evaluate(path, trials, "--trials", "--crops", "2") == 0
     out = tmp_path / "run" / "evaluation" / "trials"
-    assert {path.name for path in out.iterdir()} == {"trials.json", "scores.csv"}
+    assert {path.name for path in out.iterdir()} == {"trials.json", "scores.csv", "trials.md", "trials.csv", "trials.tex"}
     model = Checkpoint.read(path).model()
     model_input = ModelInput(LogMel(num_mel_bins=64), target_length=64, mean=-6.0, std=4.0)
     manifest = Manifest.read(trials / "trials.tsv")

@@ -33,7 +33,8 @@ def test_error_rates_and_the_worst_clips(tmp_path, data, capsys, write_recognise
     path = write_recogniser(tmp_path / "run" / "checkpoints" / "best.pt")
     assert evaluate(path, data, "--batch-size", "3") == 0
     folder = tmp_path / "run" / "evaluation" / "test"
-    assert {file.name for file in folder.iterdir()} == {"metrics.json", "predictions.csv"}
+    tables = {"metrics.md", "metrics.csv", "metrics.tex"}
+    assert {file.name for file in folder.iterdir()} == {*tables, "metrics.json", "predictions.csv"}
     output, errors = capsys.readouterr()
     assert "6/6" in errors
     with (folder / "predictions.csv").open(newline="") as file:
@@ -54,8 +55,10 @@ def test_error_rates_and_the_worst_clips(tmp_path, data, capsys, write_recognise
     for name, found in vars(expected).items():
         assert sum(int(row[f"{name}_insertions"]) for row in rows) == found.insertions
         line = next(line for line in output.splitlines() if line.startswith(name))
-        assert line.split()[1:3] == [f"{found.rate:.4f}", str(found.length)]
-        assert line.split()[3:] == [str(found.substitutions), str(found.deletions), str(found.insertions)]
+        low, high = metrics["intervals"][{"words": "wer", "characters": "cer"}[name]]
+        assert low <= found.rate <= high
+        assert line.split()[1:6] == [f"{found.rate:.4f}", f"{low:.4f}", "to", f"{high:.4f}", str(found.length)]
+        assert line.split()[6:] == [str(found.substitutions), str(found.deletions), str(found.insertions)]
     totals = [TextErrors.between(one, other).words.total for one, other in zip(*pairs)]
     worst = max(range(6), key=totals.__getitem__)
     lines = output.splitlines()
