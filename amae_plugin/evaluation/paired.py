@@ -57,8 +57,8 @@ def compare_predictions(first: str | os.PathLike[str], second: str | os.PathLike
         what = f"{len(missing):,} clips are in one of them only, first {missing[0]}" if missing else ""
         what = what or (f"their labels differ, first of {differing[0]}" if differing else "they repeat clips")
         raise UserError(f"{first}, {second}: {what}; compare two models on the same split")
-    hits = [np.array([row[path] for path, _ in labels[0]], bool) for row in right]
-    return Pair(*hits, mcnemar(*hits))
+    one, other = (np.array([row[path] for path, _ in labels[0]], bool) for row in right)
+    return Pair(one, other, mcnemar(one, other))
 
 
 def _read(path: str | os.PathLike[str]) -> tuple[list[tuple[str, str]], dict[str, bool]]:

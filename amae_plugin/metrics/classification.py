@@ -97,7 +97,8 @@ def single_label(scores: ArrayLike, targets: ArrayLike) -> SingleLabelMetrics:
     )[:3]
     confusion = sklearn.metrics.confusion_matrix(targets, chosen, labels=np.arange(classes))
     accuracy, macro_f1 = (float(values.mean()) for values in (chosen == targets, by_class[2, present]))
-    return SingleLabelMetrics(accuracy, macro_f1, *by_class, confusion)
+    precision, recall, f1 = by_class
+    return SingleLabelMetrics(accuracy, macro_f1, precision, recall, f1, confusion)
 
 
 def multi_label(scores: ArrayLike, targets: ArrayLike) -> MultiLabelMetrics:
