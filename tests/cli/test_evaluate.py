@@ -21,6 +21,7 @@ from amae_plugin.metrics.verification import equal_error_rate
 CLASSES = ["bark", "meow", "moo", "unheard"]
 PNG = b"\x89PNG"
 TABLES = {"metrics.md", "metrics.csv", "metrics.tex"}
+TRIALS = {"trials.md", "trials.csv", "trials.tex"}
 
 
 def rows_of(path):
@@ -239,7 +240,7 @@ def test_trials(trials, tmp_path, capsys, write_checkpoint, kind):
     path = write_checkpoint(tmp_path / "run" / "checkpoints" / "x.pt", CLASSES if kind == "classifier" else None)
     assert evaluate(path, trials, "--trials", "--crops", "2") == 0
     out = tmp_path / "run" / "evaluation" / "trials"
-    assert {path.name for path in out.iterdir()} == {"trials.json", "scores.csv", "trials.md", "trials.csv", "trials.tex"}
+    assert {path.name for path in out.iterdir()} == {"trials.json", "scores.csv", *TRIALS}
     model = Checkpoint.read(path).model()
     model_input = ModelInput(LogMel(num_mel_bins=64), target_length=64, mean=-6.0, std=4.0)
     manifest = Manifest.read(trials / "trials.tsv")
