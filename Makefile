@@ -19,7 +19,7 @@ setup: $(INSTALLED)
 
 # fairseq is compiled, which needs torch: so torch comes first, and the build does not fetch another one for itself.
 $(INSTALLED): setup.py constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit(f"$(PYTHON) is Python {v}, and 3.11 or later is needed: make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; (3, 11) <= sys.version_info < (3, 14) or sys.exit(f"$(PYTHON) is Python {v}, and 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo '--- PyTorch: some gigabytes to download'
 	@$(PIP_INSTALL) torch torchaudio numpy cython setuptools wheel $(BRIEFLY)

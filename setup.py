@@ -16,7 +16,7 @@ setup(
     packages=[*find_packages(include=["amae_plugin", "amae_plugin.*"]), "hydra_plugins"],
     package_dir={"hydra_plugins": "slurm/hydra_plugins"},
     package_data={"amae_plugin.interop": ["*.jinja"], "amae_plugin.visual": ["*.css", "*.jinja", "*.js"]},
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.14",
     install_requires=[
         "torch>=2.6",  # before, reading a file of weights alone could run code of the file (CVE-2025-32434)
         "torchaudio",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigValueError, OmegaConfBaseException
+from omegaconf.errors import ConfigValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from amae_plugin.cluster.lock import is_in_use
 from amae_plugin.data.manifest import Manifest
@@ -78,6 +78,8 @@ def reason(error: OmegaConfBaseException) -> str:
         if isinstance(origin, UserError):  # of a value that a recipe computes
             return str(origin)
         origin = origin.__context__
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is not set, and has no default: give {error.full_key}=..."
     sentence = str(error).split("\n", 1)[0]
     return f"{error.full_key}: {sentence}" if error.full_key else sentence
 

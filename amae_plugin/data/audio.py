@@ -1,7 +1,7 @@
 """Decode a clip: from a file, a stored zip member or a segment of a long file to a mono waveform at one sample rate.
 
-soundfile decodes wav, flac, ogg, mp3 and the other formats of libsndfile. PyAV, which the extra ``amae-plugin[video]``
-installs, decodes what libsndfile does not (mkv, mp4, webm, m4a...), or only in part (chained Ogg, FLAC from a pipe).
+soundfile decodes wav, flac, ogg, mp3 and the other formats of libsndfile. PyAV, if it is installed, decodes what
+libsndfile does not (mkv, mp4, webm, m4a...), or only in part (chained Ogg, FLAC from a pipe).
 
 The samples of a clip are those that decoding from its beginning gives. A header's length is used where something bears
 it out, and otherwise decoding tells. A seek is used where it is exact, and otherwise all is decoded from the beginning.
@@ -346,7 +346,7 @@ def _open_source(file: BinaryIO, name: str, stack: ExitStack) -> _Source:
     try:
         return stack.enter_context(_Container(file, name))
     except ImportError:
-        remedy = "PyAV, which decodes mp4, mkv, m4a and many more, is not installed: pip install 'amae-plugin[video]'"
+        remedy = "PyAV, which decodes mp4, mkv, m4a and many more, is not installed: pip install av"
         raise AudioError(name, f"{reason}; {remedy}") from None
     except AudioError as error:
         if reason.startswith(_UNKNOWN):

@@ -47,7 +47,7 @@ class Espeak:
             self._library = ctypes.CDLL(espeakng_loader.get_library_path())
             data = espeakng_loader.get_data_path()
         except ImportError as error:
-            raise UserError("the demo needs the package espeakng-loader: pip install 'amae-plugin[demo]'") from error
+            raise UserError("the demo needs the package espeakng-loader: pip install espeakng-loader") from error
         except (OSError, RuntimeError) as error:
             raise UserError(f"espeakng-loader is installed but does not load ({error}): reinstall it") from error
         # eSpeak NG ignores a path of more than 160 bytes, which an environment deep in a home has: a link is shorter.

@@ -1,4 +1,4 @@
-"""A learning rate that follows the clock."""
+"""Cosine schedules of the learning rate that end with the run."""
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 import time
@@ -15,6 +15,18 @@ from omegaconf import II
 from amae_plugin.errors import UserError
 
 
+@register_lr_scheduler("amae_cosine", dataclass=CosineLRScheduleConfig)
+class Cosine(CosineLRSchedule):
+    """fairseq's cosine schedule, whose last value stays after the last update.
+
+    fairseq sets, and logs, a learning rate for the update after it, which would be the first of the next period.
+    """
+
+    def step_update(self, num_updates: float) -> float:
+        """Set the learning rate after an update."""
+        return super().step_update(min(num_updates, self.cfg.max_update - 1))
+
+
 @dataclass
 class CosineByTimeConfig(CosineLRScheduleConfig):
     """Settings of :class:`CosineByTime`: those of fairseq's ``cosine``, and the time."""
@@ -23,7 +35,7 @@ class CosineByTimeConfig(CosineLRScheduleConfig):
 
 
 @register_lr_scheduler("amae_cosine_by_time", dataclass=CosineByTimeConfig)
-class CosineByTime(CosineLRSchedule):
+class CosineByTime(Cosine):
     """fairseq's cosine schedule for a run that ends with ``optimization.stop_time_hours``, however fast the machine is.
 
     The schedule's ``max_update`` updates are spread over the time, of which warm-up takes the share ``warmup_updates /
@@ -51,8 +63,7 @@ class CosineByTime(CosineLRSchedule):
         if dist.is_initialized():
             dist.broadcast_object_list(seconds, src=0)
         share = seconds[0] / (3600 * self.cfg.stop_time_hours)
-        # At max_update, fairseq would begin its next period.
-        return super().step_update(min(share * self.cfg.max_update, self.cfg.max_update - 1))
+        return super().step_update(share * self.cfg.max_update)
 
     def state_dict(self) -> Dict[str, Any]:
         """Add the time so far, in seconds, to fairseq's state; only the first process is asked for it."""

@@ -73,7 +73,7 @@ def export(checkpoint: Checkpoint, folder: Path, formats: Sequence[str]) -> Expo
     if not forms:
         raise UserError(f"{checkpoint.path}: {' '.join(refused.values())}")
     if missing := [name for form in forms.values() for name in form.packages if not importlib.util.find_spec(name)]:
-        raise UserError(f"the export needs {', '.join(missing)}: pip install 'amae-plugin[export]'")
+        raise UserError(f"the export needs {', '.join(missing)}: pip install {' '.join(missing)}")
     page = folder / model_card.FILE
     with writing(folder):
         if folder.exists() and any(folder.iterdir()) and not (page.is_file() and model_card.is_own(page)):

@@ -156,7 +156,7 @@ except UserError as error:
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True
     )
-    assert "pip install 'amae-plugin[demo]'" in done.stdout
+    assert "pip install espeakng-loader" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["shadow"]
 
 

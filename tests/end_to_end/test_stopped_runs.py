@@ -78,7 +78,7 @@ def test_values_that_no_run_can_have_and_a_run_that_its_epochs_end(corpus: Path,
     refused = {
         "dataset.batch_size=3": "task.clips_per_update=8 is not a multiple of dataset.batch_size=3 times 1 devices",
         "dataset.batch_size=null": "dataset.batch_size=null: must be 1 or more, or set optimization.update_freq",
-        "task.data=???": "task.data: Missing mandatory value",
+        "task.data=???": "task.data is not set, and has no default",
         "task.std=null": "std: Incompatible value 'None' for field of type 'float'",
         "task.std=0": "task: std is 0.0, must be above 0 and finite",
         "optimizer.betas=[1.5,0.9]": "optimizer: Invalid beta parameter at index 0: 1.5",
@@ -113,7 +113,7 @@ def test_a_finished_run_and_settings_that_do_not_fit_its_checkpoint(whole: Run, 
         (statistics, f"{last} was trained with another input of the model: task.mean"),
         (width, f"Cannot load model parameters from checkpoint {last}: size mismatch for encoder.cls_token"),
         (missing, "checkpoint.restore_file=nowhere.pt: there is no such file"),
-        (warmup, "lr_scheduler=cosine has no learning rate for update 14"),
+        (warmup, "lr_scheduler=amae_cosine has no learning rate for update 14"),
     ):
         assert (run.returncode, message in run.output) == (2, True), run.output
         assert "Traceback" not in run.output

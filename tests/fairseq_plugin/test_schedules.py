@@ -9,26 +9,38 @@ from typing import Any
 import pytest
 import torch
 from fairseq.logging import metrics
+from fairseq.optim.lr_scheduler.cosine_lr_scheduler import CosineLRSchedule, CosineLRScheduleConfig
 from omegaconf import OmegaConf
 from torch import nn
 
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.optim import AmaeAdamW
-from amae_plugin.fairseq_plugin.schedules import CosineByTime, CosineByTimeConfig
+from amae_plugin.fairseq_plugin.schedules import Cosine, CosineByTime, CosineByTimeConfig
 
 HOUR = 3600.0
+OPTIMIZER = OmegaConf.create({"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "lr": [0.01]})
 
 
 def schedule(**settings: Any) -> CosineByTime:
     chosen = {"lr": [0.01], "stop_time_hours": 1.0, "max_update": 1000, "warmup_updates": 100, "warmup_init_lr": 0.0}
     cfg = OmegaConf.create({**OmegaConf.to_container(OmegaConf.structured(CosineByTimeConfig)), **chosen, **settings})
-    optimizer = OmegaConf.create({"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "lr": [0.01]})
-    return CosineByTime(cfg, AmaeAdamW(optimizer, [nn.Parameter(torch.zeros(1))]))
+    return CosineByTime(cfg, AmaeAdamW(OPTIMIZER, [nn.Parameter(torch.zeros(1))]))
 
 
 @pytest.fixture(autouse=True)
 def no_trainer() -> None:
     metrics.reset()
+
+
+def test_the_last_learning_rate_stays() -> None:
+    cfg = OmegaConf.structured(CosineLRScheduleConfig)
+    cfg = OmegaConf.merge(cfg, {"lr": [0.01], "max_update": 1000, "warmup_updates": 100, "min_lr": 1e-6})
+    rates = []
+    for kind in (CosineLRSchedule, Cosine):
+        made = kind(cfg, AmaeAdamW(OPTIMIZER, [nn.Parameter(torch.zeros(1))]))
+        rates.append([made.step_update(update) for update in (0, 50, 100, 500, 999, 1000)])
+    assert rates[1][:-1] == rates[0][:-1]
+    assert rates[1][-1] == rates[1][-2] < 1.1e-6 < rates[0][-1]
 
 
 def learning_rate(after: float, **settings: Any) -> float:
