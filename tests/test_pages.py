@@ -8,6 +8,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
+
+from amae_plugin import __version__
+from amae_plugin.models.registry import SYSTEMS
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("amae_plugin", "config", "manifests", "slurm")
@@ -42,6 +46,12 @@ def test_the_main_page_is_short() -> None:
 def test_the_main_page_leads_to_every_page() -> None:
     links = re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text())
     assert {ROOT / link for link in links} >= set(PAGES) - {ROOT / "README.md"}
+
+
+def test_the_paper_of_every_system_can_be_cited() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == __version__
+    assert {system.title for system in SYSTEMS.values()} | {"AST"} <= {paper["notes"] for paper in cited["references"]}
 
 
 def test_every_recipe_is_on_its_page() -> None:
