@@ -20,6 +20,7 @@ COMMANDS = {
     "manifest": "write the manifests of a corpus",
     "plan": "time and resources of a recipe on GPUs",
     "predict": "predict the classes of audio files with a classifier",
+    "probe": "k-NN and linear probes of a checkpoint's frozen features, by layer",
     "reconstruct": "a page to see and hear what a pretrained model fills in",
     "results": "validation results of a sweep's runs, with mean and std",
     "significance": "whether two classifiers differ by more than chance",

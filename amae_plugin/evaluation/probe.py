@@ -1,0 +1,224 @@
+"""Frozen features, layer by layer: which layer of an encoder tells clips apart best, and how well all do together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from amae_plugin.data.labels import LABELS_NAME, Labels
+from amae_plugin.data.manifest import Manifest
+from amae_plugin.data.trials import Trials
+from amae_plugin.evaluation.frozen import NEIGHBOURS, STRENGTHS, Examples, linear_probe, nearest_neighbours
+from amae_plugin.evaluation.tables import Table
+from amae_plugin.inference.clips import load_all
+from amae_plugin.inference.model import AudioModel
+from amae_plugin.metrics.classification import multi_label
+from amae_plugin.metrics.verification import cosine_scores, equal_error_rate
+
+_SPLITS = ("train", "valid", "test")
+_MAX_ITERATIONS = 300
+
+
+@dataclass(frozen=True)
+class Probing:
+    """Results of the probes of L layers on a split.
+
+    Attributes:
+        checkpoint: checkpoint file.
+        data: folder of manifests.
+        clips: number of clips of ``test``.
+        measure: what the values are: ``accuracy``, or ``mAP`` if clips have several labels.
+        values: values in [0, 1] of each layer, (L,) float64, by probe: ``k-NN``, ``linear probe``.
+        weighted: value of the probe that weighs the layers.
+        weights: its weights, (L,) float64, which add up to 1.
+        equal_error_rates: equal error rate of each layer on the folder's trials, (L,) float64; None without trials.
+    """
+
+    checkpoint: Path
+    data: Path
+    clips: int
+    measure: str
+    values: dict[str, np.ndarray]
+    weighted: float
+    weights: np.ndarray
+    equal_error_rates: np.ndarray | None
+
+    @property
+    def table(self) -> Table:
+        """A row for each layer."""
+        columns = {f"{name}, {self.measure}": values for name, values in self.values.items()}
+        columns["weight"] = self.weights
+        if self.equal_error_rates is not None:
+            columns["equal error rate"] = self.equal_error_rates
+        rows = [(str(layer), *(f"{value:.4f}" for value in row)) for layer, row in enumerate(zip(*columns.values()))]
+        blanks = [""] * (len(columns) - len(self.values) - 1)
+        all_layers = [("all, weighted", "", f"{self.weighted:.4f}", "1.0000", *blanks)]
+        return Table(("layer", *columns), [*rows, *all_layers])
+
+    @property
+    def as_json(self) -> dict[str, object]:
+        """Everything, in JSON's types."""
+        rates = self.equal_error_rates
+        return {
+            "checkpoint": str(self.checkpoint.absolute()),
+            "data": str(self.data.absolute()),
+            "clips": self.clips,
+            "measure": self.measure,
+            "layers": {name: values.tolist() for name, values in self.values.items()},
+            "weighted": {"value": self.weighted, "weights": self.weights.tolist()},
+            "equal_error_rates": None if rates is None else rates.tolist(),
+        }
+
+
+def probe(model: AudioModel, data: Path, workers: int = 0) -> Probing:
+    """Fit probes of each layer's features, means over whole clips, on ``train``, and measure them on ``test``.
+
+    The strength of a linear probe's penalty is the best of :data:`STRENGTHS` on ``valid``. The weighted probe is a
+    linear one of a weighted mean of all layers, whose weights are trained with it (SUPERB, Yang et al. 2021, section
+    2.2). Layer 0 is the input of the first block, layer i the output of block i, and the last one the encoder's output.
+
+    Args:
+        model: model whose features are probed.
+        data: folder of ``train``, ``valid`` and ``test``, with labels; and of ``trials.tsv`` and ``trials.txt``, if
+            there are trials to verify.
+        workers: number of processes that decode; with 0, this one does.
+
+    Raises:
+        UserError: a file is missing or malformed, all clips of ``train`` have the same label, a clip cannot be decoded,
+            or a value of the model is not finite.
+    """
+    manifests = [Manifest.read(data / f"{split}.tsv").require_clips() for split in _SPLITS]
+    labels = [
+        Labels.read(data / f"{split}.lbl", data / LABELS_NAME, len(manifest), multi=True)
+        for split, manifest in zip(_SPLITS, manifests)
+    ]
+    several = any(len(each.ids) > len(each) for each in labels)
+    trials = data / "trials.txt"
+    pairs = Trials.read(trials, trial_clips := Manifest.read(data / "trials.tsv")) if trials.exists() else None
+    splits = [
+        Examples(_layers(model, manifest, split, workers), _multi_hot(each) if several else each.ids)
+        for manifest, each, split in zip(manifests, labels, _SPLITS)
+    ]
+    rates = None
+    if pairs is not None:
+        features = _layers(model, trial_clips, "trials", workers).swapaxes(0, 1)
+        rates = np.array([equal_error_rate(cosine_scores(each, pairs.pairs), pairs.same) for each in features])
+    fit = _several_labels if several else _one_label
+    layers = tqdm(range(model.num_layers), desc="probes", unit="layer")
+    by_layer = np.array([fit([_of_layer(split, layer) for split in splits]) for layer in layers])
+    weighted, weights = _weighted(splits, several)
+    return Probing(
+        checkpoint=model.checkpoint.path,
+        data=data,
+        clips=len(splits[-1].targets),
+        measure="mAP" if several else "accuracy",
+        values={"k-NN": by_layer[:, 0], "linear probe": by_layer[:, 1]},
+        weighted=weighted,
+        weights=weights,
+        equal_error_rates=rates,
+    )
+
+
+def _layers(model: AudioModel, manifest: Manifest, split: str, workers: int) -> np.ndarray:
+    """Compute the features (N, L, D) of each layer for the clips of a manifest."""
+    waveforms = load_all(manifest, model.sample_rate, workers)
+
+    def means() -> Iterator[Tensor]:
+        for states, _ in model.encode(waveforms):
+            yield states.mean(dim=1).cpu()
+
+    with torch.inference_mode():
+        return torch.stack(list(tqdm(means(), f"features of {split}", len(manifest), unit="clip"))).numpy()
+
+
+def _of_layer(split: Examples, layer: int) -> Examples:
+    return Examples(split.features[:, layer], split.targets)
+
+
+def _multi_hot(labels: Labels) -> np.ndarray:
+    return torch.stack([labels.multi_hot(clip) for clip in range(len(labels))]).numpy()
+
+
+def _one_label(splits: Sequence[Examples]) -> tuple[float, float]:
+    train, valid, test = splits
+    return float(nearest_neighbours(train).score(*test)), float(linear_probe(train, valid).score(*test))
+
+
+def _several_labels(splits: Sequence[Examples]) -> tuple[float, float]:
+    train, _, test = splits
+    votes = KNeighborsRegressor(min(NEIGHBOURS, len(train.targets)), weights="distance", metric="cosine")
+    near = make_pipeline(StandardScaler(), votes).fit(*train).predict(test.features)
+    linear, _ = _weighted([Examples(split.features[:, None], split.targets) for split in splits], several=True)
+    return _mean_average_precision(near, test.targets), linear
+
+
+def _mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
+    return multi_label(scores, targets).mean_average_precision
+
+
+def _weighted(splits: Sequence[Examples], several: bool) -> tuple[float, np.ndarray]:
+    """Fit the weighted probe with each strength, and return the value and the weights of the best on ``valid``."""
+    mean, std = splits[0].features.mean(axis=0), splits[0].features.std(axis=0)
+    train, valid, test = (
+        Examples(((split.features - mean) / np.where(std > 0, std, 1)).astype(np.float32), split.targets)
+        for split in splits
+    )
+    found = [_WeightedProbe(train, several, strength) for strength in tqdm(STRENGTHS, "weighted probe", leave=False)]
+    best = max(found, key=lambda each: each.score(valid))
+    return best.score(test), best.weights
+
+
+class _WeightedProbe(nn.Module):
+    """Linear classifier of the weighted mean of standardised layers, with the loss and penalty of scikit-learn's.
+
+    The penalty is also one of the weights' logarithms, or else the layer that fits the training clips takes everything.
+    """
+
+    def __init__(self, train: Examples, several: bool, strength: float):
+        super().__init__()
+        features, targets = torch.from_numpy(train.features), torch.from_numpy(train.targets)
+        self.several = several
+        classes = targets.shape[1] if several else int(targets.max()) + 1
+        self.layers = nn.Parameter(torch.zeros(features.shape[1]))
+        self.head = nn.Linear(features.shape[2], classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        loss = F.binary_cross_entropy_with_logits if several else F.cross_entropy
+        solver = torch.optim.LBFGS(self.parameters(), max_iter=_MAX_ITERATIONS, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            solver.zero_grad()
+            squares = self.head.weight.square().sum() + self.layers.square().sum()
+            penalty = squares / (2 * strength * len(features))
+            fitted = loss(self(features), targets if several else targets.long(), reduction="sum") / len(features)
+            (total := fitted + penalty).backward()
+            return total
+
+        solver.step(closure)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the scores (N, C) of features (N, L, D)."""
+        return self.head(torch.einsum("nld,l->nd", features, self.layers.softmax(dim=0)))
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Weights of the layers."""
+        return self.layers.detach().double().softmax(dim=0).numpy()
+
+    @torch.no_grad()
+    def score(self, examples: Examples) -> float:
+        """Measure the accuracy; mAP if clips have several labels."""
+        scores = self(torch.from_numpy(examples.features)).numpy()
+        if self.several:
+            return _mean_average_precision(scores, examples.targets)
+        return float((scores.argmax(axis=1) == examples.targets).mean())
