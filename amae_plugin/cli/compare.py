@@ -11,8 +11,8 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from amae_plugin.cli.arguments import natural, positive
-from amae_plugin.runs.comparison import CONTESTANTS, Comparison, compare, markdown
+from amae_plugin.cli.arguments import add_config_dir, natural, positive
+from amae_plugin.runs.settings import CONTESTANTS, Comparison
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pretrain", dest="pretraining", type=Path, required=True, metavar="DIR", help="manifests train, valid")
     add("--fine-tune", dest="fine_tuning", type=Path, required=True, metavar="DIR", help="labelled: train, valid, test")
     add("--out", dest="root", type=Path, required=True, metavar="DIR", help="folder for all results")
-    add("--config-dir", type=Path, default=default.config_dir, metavar="DIR", help="recipes (%(default)s)")
+    add_config_dir(parser)
     add("--minutes", type=float, default=default.minutes, help="time of each pretraining (%(default)s)")
     add("--updates", type=positive, default=default.updates, help="length of each fine-tuning (%(default)s)")
     add("--fractions", type=float, nargs="+", default=default.fractions, help="shares of the labels (%(default)s)")
@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train and evaluate every contestant, and print the table of results."""
     comparison = Comparison(**{field.name: vars(args)[field.name] for field in fields(Comparison)})
+    from amae_plugin.runs.comparison import compare, markdown
+
     results = compare(comparison)
     print(markdown(results, comparison))
     print(f"comparison.json, comparison.md and comparison.png are in {args.root}")

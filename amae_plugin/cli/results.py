@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from amae_plugin.evaluation.sweep import summarize
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
@@ -13,4 +11,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the results."""
+    from amae_plugin.evaluation.sweep import summarize
+
     print(summarize(args.folder))
