@@ -104,6 +104,10 @@ def test_pretraining_never_waits(fake: FakeTensorMode, variant: Variant) -> None
             model.config.bf16 = bf16
             found = watch(AmaeMaskedPrediction(None, score_padding), model, sample(padded))
             assert not found.waits and (torch.bfloat16 in found.products) == bf16
+        model.config.bf16 = False
+        with torch.autocast("cuda", torch.float16):  # fairseq's common.amp
+            found = watch(AmaeMaskedPrediction(None, True), model, sample(padded=True))
+        assert not found.waits and torch.float16 in found.products
         with Watch() as following:
             model.after_update(1, 10)
         assert not following.waits
