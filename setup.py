@@ -12,10 +12,14 @@ setup(
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="MIT",
-    # Hydra looks for its plugins in the namespace hydra_plugins.
-    packages=[*find_packages(include=["amae_plugin", "amae_plugin.*"]), "hydra_plugins"],
-    package_dir={"hydra_plugins": "slurm/hydra_plugins"},
-    package_data={"amae_plugin.interop": ["*.jinja"], "amae_plugin.visual": ["*.css", "*.jinja", "*.js"]},
+    # Hydra looks for its plugins in the namespace hydra_plugins; the recipes are installed within the package.
+    packages=[*find_packages(include=["amae_plugin", "amae_plugin.*"]), "amae_plugin.config", "hydra_plugins"],
+    package_dir={"amae_plugin.config": "config", "hydra_plugins": "slurm/hydra_plugins"},
+    package_data={
+        "amae_plugin.config": ["**/*.yaml"],
+        "amae_plugin.interop": ["*.jinja"],
+        "amae_plugin.visual": ["*.css", "*.jinja", "*.js"],
+    },
     python_requires=">=3.11,<3.14",
     install_requires=[
         "torch>=2.6",  # before, reading a file of weights alone could run code of the file (CVE-2025-32434)

@@ -16,6 +16,7 @@ ROOMS = (
     "errors",
     "files",
     "processes",
+    "recipe_files",
     "weight_files",
     "data",
     "corpora",
@@ -35,6 +36,7 @@ ROOMS = (
     "runs",
     "demo",
     "cli",
+    "__main__",
 )
 FAIRSEQ_SIDE = "fairseq_plugin"
 

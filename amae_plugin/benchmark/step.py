@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from amae_plugin.benchmark.candidates import find_candidate
 from amae_plugin.errors import UserError
-from amae_plugin.processes import end_with_parent
+from amae_plugin.processes import end_with_parent, signals_held_back
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -62,7 +62,9 @@ def measure_in_new_process(spec: StepSpec) -> dict[str, float | int | None]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=_prepare_worker) as pool:
         try:
-            return pool.submit(measure_step, spec).result()
+            with signals_held_back():  # a process that is half started is not among the children that are ended
+                measured = pool.submit(measure_step, spec)
+            return measured.result()
         except BrokenProcessPool:
             reason = f"the system ended the measurement in {spec.precision}, most likely for want of memory"
             raise UserError(f"{reason}; try a --batch below {spec.batch}") from None

@@ -2,7 +2,12 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
+
+from amae_plugin.errors import UserError
+from amae_plugin.recipe_files import recipe_folder
 
 _MOST = 1_000_000_000  # of anything that is counted; far larger numbers overflow
 
@@ -20,6 +25,23 @@ def _whole_number_from(least: int) -> Callable[[str], int]:
 
 natural, positive = _whole_number_from(0), _whole_number_from(1)
 """Types of whole numbers of 0 or more, and of 1 or more."""
+
+
+def add_config_dir(parser: argparse._ActionsContainer, default: object = None) -> None:
+    """Add ``--config-dir``; *default* replaces the folder that is used without it."""
+    text = "folder of the recipes (default: config, or where there is none, the installed ones)"
+    parser.add_argument("--config-dir", type=Path, default=default or recipe_folder(), metavar="DIR", help=text)
+
+
+def device(text: str) -> str:
+    """Check the name of a device; whether the machine has it shows when it is used.
+
+    Raises:
+        UserError: no device can have that name.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise UserError(f"device {text}: must be auto, cpu, cuda or cuda:N")
+    return text
 
 
 def from_zero(text: str) -> float:

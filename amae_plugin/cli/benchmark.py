@@ -5,6 +5,8 @@ process of its own. With --compare it measures all systems, against the textbook
 input or that of their published models; with --data, the clips per second of the data path.
 """
 
+from __future__ import annotations
+
 import argparse
 import itertools
 import json
@@ -12,21 +14,14 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-from amae_plugin.benchmark.candidates import CANDIDATES, FASTER, SLOWER, TEXTBOOK, find_candidate
-from amae_plugin.benchmark.data_path import measure_loader, measure_stages
-from amae_plugin.benchmark.step import PRECISIONS, StepSpec, count_flops, measure_in_new_process
-from amae_plugin.cli.arguments import natural, positive
-from amae_plugin.data.dataset import AudioDataset
-from amae_plugin.data.log_mel import ModelInput
-from amae_plugin.data.manifest import Manifest
+from amae_plugin.cli.arguments import add_config_dir, device, natural, positive
+from amae_plugin.cli.choices import PRECISIONS
 from amae_plugin.errors import UserError
-from amae_plugin.modules.compute import choose_device
-from amae_plugin.recipes import model_settings
+
+if TYPE_CHECKING:
+    from amae_plugin.benchmark.step import StepSpec
 
 Figures = dict[str, Any]
 
@@ -48,15 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=positive, default=16, help="clips of a step or a batch (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
 
-    add = parser.add_argument_group("training step").add_argument
+    group = parser.add_argument_group("training step")
+    add = group.add_argument
     add("--recipe", default="pretrain_audio_mae_base", help="name in --config-dir, or a file (%(default)s)")
-    add("--config-dir", type=Path, default=Path("config"), metavar="DIR", help="recipes (%(default)s)")
+    add_config_dir(group)
     add("--threads", type=positive, default=2, help="CPU threads (%(default)s)")
     add("--steps", type=positive, default=5, help="timed steps, after a warm-up (%(default)s)")
-    add("--device", default="cpu", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    add("--device", type=device, default="cpu", help="auto, cpu, cuda or cuda:N (%(default)s)")
     add("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="(%(default)s)")
     add("--reference", action="store_true", help="add a plain PyTorch model of the same sizes in fp32, the yardstick")
-    add("--compare", action="store_true", help=f"compare {', '.join(CANDIDATES)}")
+    add("--compare", action="store_true", help="compare all systems, and SSAST in two passes")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. model.decoder=hybrid")
 
     add = parser.add_argument_group("data path").add_argument
@@ -70,6 +66,8 @@ def run(args: argparse.Namespace) -> None:
     """Print the figures as a table."""
     if args.compare and args.data is not None:
         raise UserError("--compare measures training steps and --data the data path: give one of them")
+    from amae_plugin.modules.compute import choose_device
+
     args.device = choose_device(args.device)
     figures = (_measure_data if args.data is not None else _compare if args.compare else _measure_training)(args)
     if args.json:
@@ -77,6 +75,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _measure_training(args: argparse.Namespace) -> Figures:
+    from amae_plugin.benchmark.candidates import TEXTBOOK, find_candidate
+    from amae_plugin.recipes import model_settings
+
     settings = model_settings(args.recipe, args.config_dir, args.set)
     find_candidate(settings)
     reference = _measure_all(args, {**settings, "_name": TEXTBOOK}, ["fp32"], None)["fp32"] if args.reference else None
@@ -89,6 +90,8 @@ def _measure_training(args: argparse.Namespace) -> Figures:
 
 
 def _compare(args: argparse.Namespace) -> Figures:
+    from amae_plugin.benchmark.candidates import CANDIDATES, FASTER, SLOWER, TEXTBOOK
+
     settings = {name: _candidate_settings(args, name) for name in CANDIDATES}
     reference = _measure_all(args, settings.pop(TEXTBOOK), ["fp32"], None)["fp32"]
     systems = {name: _measure_all(args, model, args.precision, reference) for name, model in settings.items()}
@@ -105,6 +108,9 @@ def _compare(args: argparse.Namespace) -> Figures:
 
 
 def _candidate_settings(args: argparse.Namespace, name: str) -> Figures:
+    from amae_plugin.benchmark.candidates import CANDIDATES
+    from amae_plugin.recipes import model_settings
+
     candidate = CANDIDATES[name]
     own_length = [f"task.target_length={candidate.target_length}"] if candidate.target_length else []
     changes = [f"model={candidate.sizes}", *own_length, *args.set]
@@ -115,6 +121,8 @@ def _measure_all(
     args: argparse.Namespace, settings: Figures, precisions: Sequence[str], reference: Figures | None
 ) -> dict[str, Figures]:
     """Measure a step in each precision, and count its arithmetic once."""
+    from amae_plugin.benchmark.step import count_flops
+
     rows = {precision: _measure(args, settings, precision, reference) for precision in dict.fromkeys(precisions)}
     print("counting the arithmetic of a step", file=sys.stderr)
     flops = count_flops(_spec(args, settings, "fp32"))
@@ -126,6 +134,8 @@ def _measure_all(
 
 def _measure(args: argparse.Namespace, settings: Figures, precision: str, reference: Figures | None) -> Figures:
     """Measure a step in a process of its own, and relate it to the reference."""
+    from amae_plugin.benchmark.step import measure_in_new_process
+
     row: Figures = measure_in_new_process(_spec(args, settings, precision))
     row["peak_gib"] = row["peak_bytes"] / 2**30
     if row["mask_seconds"] is not None:
@@ -137,10 +147,14 @@ def _measure(args: argparse.Namespace, settings: Figures, precision: str, refere
 
 
 def _spec(args: argparse.Namespace, settings: Figures, precision: str) -> StepSpec:
+    from amae_plugin.benchmark.step import StepSpec
+
     return StepSpec(settings, precision, args.batch, args.threads, args.steps, str(args.device))
 
 
 def _circumstances(args: argparse.Namespace) -> Figures:
+    import torch
+
     on_cpu = args.device.type == "cpu"
     device = f"CPU ({torch.backends.cpu.get_cpu_capability()})" if on_cpu else torch.cuda.get_device_name(args.device)
     return {"device": device, **{name: vars(args)[name] for name in ("recipe", "batch", "threads", "steps")}}
@@ -157,6 +171,13 @@ def _print_table(result: Figures, rows: Mapping[str, Figures]) -> None:
 
 
 def _measure_data(args: argparse.Namespace) -> Figures:
+    import numpy as np
+
+    from amae_plugin.benchmark.data_path import measure_loader, measure_stages
+    from amae_plugin.data.dataset import AudioDataset
+    from amae_plugin.data.log_mel import ModelInput
+    from amae_plugin.data.manifest import Manifest
+
     manifest = Manifest.read(args.data).require_clips()
     wanted = ModelInput(target_length=args.target_length)
     dataset = AudioDataset(manifest, wanted, on_bad_audio="skip", max_bad_audio=len(manifest))

@@ -1,14 +1,18 @@
 """Commands that put audio through a model: their common arguments, and how they end."""
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from amae_plugin.cli.arguments import natural, positive
+from amae_plugin.cli.arguments import device, natural, positive
 from amae_plugin.errors import UserError, printable
-from amae_plugin.inference.clips import ClipFiles
-from amae_plugin.modules.compute import choose_device
+
+if TYPE_CHECKING:
+    from amae_plugin.inference.clips import ClipFiles
 
 
 def add_model(parser: argparse.ArgumentParser, batch_size: int = 16, unit: str = "windows") -> None:
@@ -17,7 +21,7 @@ def add_model(parser: argparse.ArgumentParser, batch_size: int = 16, unit: str =
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint of this plugin")
     add("--batch-size", type=positive, default=batch_size, metavar="N", help=f"{unit} at a time (%(default)s)")
     add("--workers", type=natural, default=os.cpu_count(), metavar="N", help="processes that decode (%(default)s)")
-    add("--device", type=choose_device, default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    add("--device", type=device, default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
 
 
 def add_clips(parser: argparse.ArgumentParser, text: str = "audio file, or folder to search for them") -> None:

@@ -11,8 +11,8 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from amae_plugin.cli.arguments import add_formats, natural, positive
-from amae_plugin.runs.comparison import CONTESTANTS, Comparison, compare, notes, table
+from amae_plugin.cli.arguments import add_config_dir, add_formats, natural, positive
+from amae_plugin.runs.settings import Comparison
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,15 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pretrain", dest="pretraining", type=Path, required=True, metavar="DIR", help="manifests train, valid")
     add("--fine-tune", dest="fine_tuning", type=Path, required=True, metavar="DIR", help="labelled: train, valid, test")
     add("--out", dest="root", type=Path, required=True, metavar="DIR", help="folder for all results")
-    add("--config-dir", type=Path, default=default.config_dir, metavar="DIR", help="recipes (%(default)s)")
+    add_config_dir(parser)
     add("--minutes", type=float, default=default.minutes, help="time of each pretraining (%(default)s)")
     add("--updates", type=positive, default=default.updates, help="length of each fine-tuning (%(default)s)")
     add("--fractions", type=float, nargs="+", default=default.fractions, help="shares of the labels (%(default)s)")
-    systems = f"some of {', '.join(CONTESTANTS)} (default: all)"
-    add("--systems", type=str.upper, nargs="+", default=default.systems, help=systems)
+    add("--systems", type=str.upper, nargs="+", default=default.systems, help="some of the systems, and AST (all)")
     add("--seeds", type=natural, nargs="+", default=default.seeds, help="seeds to train each with (1)")
-    change, recipe = "KEY=VALUE", "change the fine-tuning recipe"
     add_formats(parser)
+    change, recipe = "KEY=VALUE", "change the fine-tuning recipe"
     add("--set", dest="overrides", nargs="+", default=[], metavar=change, help="change the pretraining recipes")
     add("--set-fine-tuning", dest="fine_tuning_overrides", nargs="+", default=[], metavar=change, help=recipe)
 
@@ -37,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train and evaluate every contestant, and print the table of results."""
     comparison = Comparison(**{field.name: vars(args)[field.name] for field in fields(Comparison)})
+    from amae_plugin.runs.comparison import compare, notes, table
+
     results = compare(comparison)
     print(f"{table(results).text('pipe')}\n\n{notes(results, comparison)}\n")
     print(f"comparison.json, .md, .csv, .tex and the picture are in {args.root}")

@@ -6,22 +6,21 @@ tensor. A pretraining checkpoint of this plugin gets the settings that fairseq's
 release wrote it.
 """
 
+from __future__ import annotations
+
 import argparse
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.arguments import above_zero, positive
-from amae_plugin.data.labels import read_names
-from amae_plugin.data.log_mel import WINDOWS
+from amae_plugin.cli.choices import POOLINGS, PUBLISHED, WINDOWS
 from amae_plugin.errors import UserError
 from amae_plugin.files import try_place, writing
-from amae_plugin.inspection import describe, summary
-from amae_plugin.interop.convert import FORMATS, Conversion, convert
-from amae_plugin.models.classifier.model import POOLINGS
-from amae_plugin.models.published import ConversionOptions, PublishedFile
-from amae_plugin.weight_files import UnsafeFileError
+
+if TYPE_CHECKING:
+    from amae_plugin.checkpoints import Checkpoint
+    from amae_plugin.interop.convert import Conversion
 
 _NUMBERS = {
     "--num-heads": "attention heads of the encoder (default: of 64 dimensions each)",
@@ -39,11 +38,11 @@ _PAIRS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments; those about the file set the fields of :class:`ConversionOptions`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "\n".join(["kinds:", *(f"  {name:20}{kind.title}" for name, kind in FORMATS.items())])
+    parser.epilog = "\n".join(["kinds:", *(f"  {name:20}{title}" for name, title in PUBLISHED.items())])
     add = parser.add_argument
     add("source", type=Path, metavar="SOURCE", help="file written by torch.save, or .safetensors file")
     add("out", type=Path, metavar="OUT", help="checkpoint to write")
-    add("--kind", choices=FORMATS, help="kind of SOURCE (default: recognised)")
+    add("--kind", choices=PUBLISHED, help="kind of SOURCE (default: recognised)")
     add("--partial", action="store_true", help="continue if tensors are missing or have no place")
     add("--trust", action="store_true", help="unpickle any object in SOURCE, which runs whatever code it asks for")
     add = parser.add_argument_group("facts that SOURCE may lack").add_argument
@@ -53,17 +52,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(flag, type=positive, nargs=2, metavar=("FRAMES", "BANDS"), help=text)
     add("--pooling", choices=POOLINGS, help="pooling of a classifier (default: as published)")
     labels = "classes of a classifier, one a line (default: numbers)"
-    add("--labels", dest="classes", type=read_names, metavar="FILE", help=labels)
+    add("--labels", dest="classes", type=Path, metavar="FILE", help=labels)
     several = "a clip may have several labels (default: with AudioSet's 527 classes)"
     add("--multi-label", action=argparse.BooleanOptionalAction, help=several)
     add = parser.add_argument_group("input that the model was trained on (default: as published)").add_argument
     add("--mean", type=float, metavar="X", help="mean of the log-mel values")
     add("--std", type=above_zero, metavar="X", help="standard deviation of the log-mel values")
-    add("--window-type", choices=sorted(WINDOWS), help="window of the spectral analysis")
+    add("--window-type", choices=WINDOWS, help="window of the spectral analysis")
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the checkpoint, and say what became of every tensor of the file."""
+    from amae_plugin.data.labels import read_names
+    from amae_plugin.inspection import describe, summary
+    from amae_plugin.interop.convert import convert
+    from amae_plugin.models.published import ConversionOptions, PublishedFile
+    from amae_plugin.weight_files import UnsafeFileError
+
+    args.classes = read_names(args.classes) if args.classes is not None else None
     if args.source.exists() and args.out.exists() and args.out.samefile(args.source):
         raise UserError(f"{args.out}: is SOURCE itself; give another name for the result")
     with writing(args.out, "the checkpoint"):  # before the work
@@ -91,6 +97,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _own(path: Path) -> Checkpoint | None:
     """Read a pretraining checkpoint of this plugin that lacks settings; None if the file is something else."""
+    from amae_plugin.checkpoints import Checkpoint
+
     try:
         checkpoint = Checkpoint.read(path)
         checkpoint.check_settings()

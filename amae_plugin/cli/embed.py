@@ -10,19 +10,20 @@ fairseq's HuBERT go on: SPLIT_RANK_SHARDS.npy, the time steps of a layer of all 
 numbers.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from amae_plugin.cli.arguments import natural, positive
 from amae_plugin.cli.clips import add_clips, conclude
 from amae_plugin.errors import UserError
 from amae_plugin.files import replacing, try_place, writing
-from amae_plugin.inference.clips import ClipFiles
-from amae_plugin.inference.model import load_model
-from amae_plugin.interop.hubert import HubertShard
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +50,11 @@ def run(args: argparse.Namespace) -> int:
         return _write_hubert(args)
     if args.layer is not None or args.rank or args.shards > 1:
         raise UserError("--layer, --rank and --shards go with --format hubert")
+    import numpy as np
+
+    from amae_plugin.inference.clips import ClipFiles
+    from amae_plugin.inference.model import load_model
+
     model = load_model(args.checkpoint, args.device, args.batch_size, teacher=args.teacher, pooling=args.pooling)
     clips = ClipFiles(args.paths, model.input.front_end, args.workers, "embedding")
     in_one_file = args.out.suffix == ".npz"
@@ -87,6 +93,9 @@ def _write_hubert(args: argparse.Namespace) -> int:
         raise UserError("--timestamps and --pooling go with --format npz: hubert's files hold time steps alone")
     if args.rank >= args.shards:
         raise UserError(f"--rank {args.rank}: the ranks of {args.shards} shards are 0 to {args.shards - 1}")
+    from amae_plugin.inference.model import load_model
+    from amae_plugin.interop.hubert import HubertShard
+
     model = load_model(args.checkpoint, args.device, args.batch_size, teacher=args.teacher)
     shards = [HubertShard.of(path, args.rank, args.shards) for path in args.paths]
     for shard in shards:
@@ -108,5 +117,7 @@ def _files(folder: Path, names: Mapping[Path, str]) -> dict[Path, Path]:
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    import numpy as np
+
     with replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)

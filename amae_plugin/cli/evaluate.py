@@ -10,15 +10,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.arguments import add_formats, natural, positive
 from amae_plugin.cli.clips import add_model
 from amae_plugin.errors import printable
-from amae_plugin.evaluation.report import EVALUATIONS, Result, summary, write, write_measures
-from amae_plugin.evaluation.scoring import Options
-from amae_plugin.evaluation.verification import verify
 from amae_plugin.files import try_place, writing
-from amae_plugin.models.classifier import Classifier
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the measures, write all results, and list the clips that were left out."""
+    from amae_plugin.checkpoints import Checkpoint
+    from amae_plugin.evaluation.report import EVALUATIONS, Result, summary, write, write_measures
+    from amae_plugin.evaluation.scoring import Options
+    from amae_plugin.evaluation.verification import verify
+    from amae_plugin.models.classifier import Classifier
+
     options = Options(
         args.crops, args.batch_size, args.workers, args.device, args.skip_bad_audio, resamples=args.resamples
     )

@@ -10,8 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from amae_plugin.checkpoints import Checkpoint
-from amae_plugin.interop.export import FORMATS, TOGETHER, export
+from amae_plugin.cli.choices import EXPORTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,12 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint of this plugin")
     add("folder", type=Path, metavar="DIR", help="folder to write, new or of an earlier export")
-    formats = f"{', '.join(FORMATS)} (default: {' and '.join(TOGETHER)}, as far as they fit)"
-    add("--format", nargs="+", choices=FORMATS, metavar="FORMAT", help=formats)
+    formats = f"{', '.join(EXPORTS)} (default: timm and onnx, as far as they fit)"
+    add("--format", nargs="+", choices=EXPORTS, metavar="FORMAT", help=formats)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the files, and say how far each computes what the checkpoint does."""
+    from amae_plugin.checkpoints import Checkpoint
+    from amae_plugin.interop.export import TOGETHER, export
+
     exported = export(Checkpoint.read(args.checkpoint), args.folder, args.format or TOGETHER)
     for name, difference in exported.differences.items():
         print(f"{name}: computes what the checkpoint does, to {difference:.1e}")

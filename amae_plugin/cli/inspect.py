@@ -4,9 +4,6 @@ import argparse
 import json
 from pathlib import Path
 
-from amae_plugin.checkpoints import Checkpoint
-from amae_plugin.inspection import describe, summary
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
@@ -16,5 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the description."""
+    from amae_plugin.checkpoints import Checkpoint
+    from amae_plugin.inspection import describe, summary
+
     facts = describe(Checkpoint.read(args.checkpoint))
     print(json.dumps(facts, indent=1) if args.json else summary(facts))

@@ -5,6 +5,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from amae_plugin import __version__
 from amae_plugin.cli.terminal import shown
 from amae_plugin.errors import UserError
 from amae_plugin.processes import run_program
@@ -21,6 +22,7 @@ COMMANDS = {
     "plan": "time and resources of a recipe on GPUs",
     "predict": "predict the classes of audio files with a classifier",
     "probe": "k-NN and linear probes of a checkpoint's frozen features, by layer",
+    "recipes": "recipes of training runs: list, print, copy",
     "reconstruct": "a page to see and hear what a pretrained model fills in",
     "results": "validation results of a sweep's runs, with mean and std",
     "significance": "whether two classifiers differ by more than chance",
@@ -43,10 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(given: Sequence[str]) -> int | None:
     parser = argparse.ArgumentParser(prog="amae", description="Tools around the amae_plugin fairseq plugin.")
+    parser.add_argument("--version", action="version", version=f"amae_plugin {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = subparsers.add_parser(name, help=text)
-        if name in given:  # importing the modules of all commands takes seconds
+        if name in given:  # which takes as long as importing its module, and there are many
             module = importlib.import_module(f"amae_plugin.cli.{name}")
             command.description = module.__doc__
             module.add_arguments(command)

@@ -9,7 +9,7 @@ from amae_plugin.cli.arguments import natural
 from amae_plugin.corpora.corpus import Corpus, Layout
 from amae_plugin.corpora.layouts import LAYOUTS
 from amae_plugin.files import try_folder
-from amae_plugin.recipes import override
+from amae_plugin.recipe_files import recipe_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +33,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _report(out: Path, corpus: Corpus, layout: Layout) -> None:
+    from amae_plugin.recipes import override
+
     print(corpus.summary)
     if corpus.classes:
         print(f"classes: {corpus.classes:,}, listed in {out / 'labels.txt'}")
@@ -43,10 +45,12 @@ def _report(out: Path, corpus: Corpus, layout: Layout) -> None:
     labels = [override("task.labels", kind) for kind in list(corpus.units)[:1]]
     settings = shlex.join([override("task.data", out), *labels, "task.mean=...", "task.std=..."])
     print(f"  {shlex.join(['amae', 'stats', str(out)])}")
-    print(f"  fairseq-hydra-train --config-dir config --config-name <recipe> {settings}")
+    print(f"  {_train()} --config-name <recipe> {settings}")
 
 
 def _report_runs(out: Path, corpus: Corpus, layout: Layout) -> None:
+    from amae_plugin.recipes import override
+
     folders = [folder.absolute() for folder in corpus.runs]
     for folder, summary in corpus.runs.items():
         print(f"{folder.name}, files: {summary.size}")
@@ -59,4 +63,8 @@ def _report_runs(out: Path, corpus: Corpus, layout: Layout) -> None:
     recipe, data = (layout.sweep, [out]) if layout.sweep else ("<recipe>", folders)
     settings = shlex.join([override("task.data", *data), "task.mean=...", "task.std=..."])
     print(f"  {shlex.join(['amae', 'stats', str(folders[0])])}")
-    print(f"  fairseq-hydra-train -m --config-dir config --config-name {recipe} {settings}")
+    print(f"  {_train('-m')} --config-name {recipe} {settings}")
+
+
+def _train(*options: str) -> str:
+    return shlex.join(["fairseq-hydra-train", *options, "--config-dir", str(recipe_folder())])

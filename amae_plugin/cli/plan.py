@@ -9,17 +9,10 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
-import torch
-
-from amae_plugin.benchmark.candidates import find_candidate
-from amae_plugin.benchmark.step import StepSpec, count_flops
-from amae_plugin.cli.arguments import above_zero, positive
-from amae_plugin.data.log_mel import LogMel
+from amae_plugin.cli.arguments import above_zero, add_config_dir, positive
 from amae_plugin.errors import UserError
-from amae_plugin.recipes import model_section, open_recipe, whole_number
 
 _UTILISATION = 0.4
 _DECODE_RATE = 123.0
@@ -44,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
     add("--recipe", required=True, help="pretraining recipe: name in --config-dir, or a file")
-    add("--config-dir", type=Path, default=Path("config"), metavar="DIR", help="recipes (%(default)s)")
+    add_config_dir(parser)
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the recipe")
     add("--nodes", nargs="+", type=positive, default=[1], metavar="N", help="estimate for each number (%(default)s)")
     add("--gpus-per-node", type=positive, default=8, metavar="G", help="(%(default)s)")
@@ -73,6 +66,9 @@ def run(args: argparse.Namespace) -> None:
 
 def _read(args: argparse.Namespace) -> SimpleNamespace:
     """Read what a recipe asks for; batches are measured in ``work.unit``, of which ``work.per_clip`` are a clip."""
+    from amae_plugin.data.log_mel import LogMel
+    from amae_plugin.recipes import model_section, open_recipe, whole_number
+
     work = SimpleNamespace(clip_bytes=args.clip_bytes or args.clip_seconds * 2 * 16_000 * _FLAC)
     # The updates that a recipe computes from its manifest follow from --clips here.
     with open_recipe(args.recipe, args.config_dir, [f"++task.clips_per_epoch={args.clips}", *args.set]) as config:
@@ -106,6 +102,11 @@ def _read(args: argparse.Namespace) -> SimpleNamespace:
 
 def _count(args: argparse.Namespace, work: SimpleNamespace) -> None:
     """Count the arithmetic of a step and the parameters of the model."""
+    import torch
+
+    from amae_plugin.benchmark.candidates import find_candidate
+    from amae_plugin.benchmark.step import StepSpec, count_flops
+
     try:
         with torch.device("meta"):
             model = find_candidate(work.settings).build(work.settings)

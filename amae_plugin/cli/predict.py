@@ -8,8 +8,6 @@ from amae_plugin.cli.arguments import positive
 from amae_plugin.cli.clips import add_clips, conclude
 from amae_plugin.errors import UserError, printable
 from amae_plugin.files import try_place, write_csv, write_json, writing
-from amae_plugin.inference.clips import ClipFiles
-from amae_plugin.inference.model import load_model
 
 _FORMATS = (".csv", ".json")
 
@@ -25,6 +23,9 @@ def run(args: argparse.Namespace) -> int:
     """Print or write the predictions and list the files that cannot be used."""
     if args.out is not None and args.out.suffix not in _FORMATS:
         raise UserError(f"--out {args.out}: its name must end in {' or '.join(_FORMATS)}")
+    from amae_plugin.inference.clips import ClipFiles
+    from amae_plugin.inference.model import load_model
+
     model = load_model(args.checkpoint, args.device, args.batch_size)
     model.checkpoint.require_predictions()  # before the work
     if args.out is not None:

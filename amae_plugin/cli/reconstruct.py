@@ -5,28 +5,23 @@ and plays sounds of each clip side by side: original, masked and reconstructed. 
 clip holds the same as picture.png and three WAV files. Of a longer recording it takes --seconds from --start on.
 """
 
+from __future__ import annotations
+
 import argparse
 import math
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from torch import Tensor
-from tqdm import tqdm
-
-from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.arguments import above_zero, from_zero
+from amae_plugin.cli.choices import MASKINGS
 from amae_plugin.cli.clips import add_clips, conclude
-from amae_plugin.data.log_mel import LogMel
 from amae_plugin.errors import UserError, printable
 from amae_plugin.files import replacing, try_place, writing
-from amae_plugin.inference.clips import ClipFiles, Excerpt
-from amae_plugin.inference.reconstruction import Reconstructor
-from amae_plugin.metrics.band_errors import BandErrors
-from amae_plugin.modules.masking import MASKINGS
-from amae_plugin.visual.page import ClipView, render
-from amae_plugin.visual.spectrograms import COLUMNS, NORMALIZED_TARGETS
+
+if TYPE_CHECKING:
+    from amae_plugin.inference.clips import ClipFiles
 
 _PAGE = "index.html"
 _LONGEST = 600  # seconds of a clip, whose page is 130 MB and takes minutes
@@ -49,6 +44,18 @@ def run(args: argparse.Namespace) -> int:
     """Write the page and a folder for each clip, and list the files that cannot be used."""
     if args.seconds > _LONGEST:
         raise UserError(f"--seconds {args.seconds:g}: a page holds at most {_LONGEST} s of a recording; use --start")
+    import numpy as np
+    from torch import Tensor
+    from tqdm import tqdm
+
+    from amae_plugin.checkpoints import Checkpoint
+    from amae_plugin.data.log_mel import LogMel
+    from amae_plugin.inference.clips import ClipFiles, Excerpt
+    from amae_plugin.inference.reconstruction import Reconstructor
+    from amae_plugin.metrics.band_errors import BandErrors
+    from amae_plugin.visual.page import ClipView, render
+    from amae_plugin.visual.spectrograms import COLUMNS, NORMALIZED_TARGETS
+
     options = {name: vars(args)[name] for name in ("strategy", "mask_ratio", "seed", "batch_size", "device")}
     reconstructor = Reconstructor(Checkpoint.read(args.checkpoint), **options)
     front_end, length = reconstructor.input.front_end, reconstructor.input.target_length

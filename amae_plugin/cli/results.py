@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from amae_plugin.evaluation.sweep import summarize
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
@@ -15,6 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the results."""
+    from amae_plugin.evaluation.sweep import summarize
+
     table = summarize(args.folder)
     print(table.text())
     if args.out:

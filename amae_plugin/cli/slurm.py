@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from amae_plugin.cli.arguments import add_config_dir
 from amae_plugin.cluster.commands import cancel, job_states
 from amae_plugin.cluster.submission import find_jobs
 from amae_plugin.errors import UserError
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands."""
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     submit = actions.add_parser("submit", help="submit a run and return")
-    submit.add_argument("--config-dir", default="config", metavar="DIR", help="folder of the recipes (%(default)s)")
+    add_config_dir(submit)
     submit.add_argument("--config-name", required=True, metavar="RECIPE")
     settings = f"settings of fairseq-hydra-train, among them {_RUN_CONFIG}"
     submit.add_argument("overrides", nargs="+", metavar="KEY=VALUE", help=settings)
@@ -48,7 +49,7 @@ def _submit(args: argparse.Namespace) -> int:
         raise UserError(f"say what to ask the cluster for: {_RUN_CONFIG}")
     command = [
         *(sys.executable, "-m", "fairseq_cli.hydra_train", "-m"),
-        *("--config-dir", args.config_dir, "--config-name", args.config_name, *args.overrides),
+        *("--config-dir", str(args.config_dir), "--config-name", args.config_name, *args.overrides),
         # The launcher submits sweeps: this is one of a single run, in the folder that the run has without a sweep.
         *("hydra.sweeper.params=null", "hydra.sweep.dir=${hydra.run.dir}", "hydra.sweep.subdir=."),
         "hydra.launcher.wait=false",

@@ -5,9 +5,7 @@ import os
 from pathlib import Path
 
 from amae_plugin.cli.arguments import natural, positive
-from amae_plugin.data.log_mel import FRONT_ENDS
-from amae_plugin.data.manifest import Manifest
-from amae_plugin.data.statistics import measure
+from amae_plugin.cli.choices import FRONT_ENDS
 from amae_plugin.files import try_file, write_json, writing
 
 
@@ -26,11 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the statistics as settings of a recipe."""
+    from amae_plugin.data import log_mel
+    from amae_plugin.data.manifest import Manifest
+    from amae_plugin.data.statistics import measure
+
     if args.json:
         try_file(args.json)  # before the work
     manifest = Manifest.read(args.manifest / f"{args.split}.tsv" if args.manifest.is_dir() else args.manifest)
     options = {name: vars(args)[name] for name in ("target_length", "clips", "seed", "workers")}
-    figures = measure(manifest, front_end=FRONT_ENDS[args.front_end](), **options)
+    figures = measure(manifest, front_end=log_mel.FRONT_ENDS[args.front_end](), **options)
     clips, frames, skipped = (f"{figures[key]:,}" for key in ("clips", "frames", "skipped"))
     print(f"{clips} clips of {len(manifest):,}, {frames} frames, {skipped} unreadable")
     print(f"task.mean={figures['mean']:.7g} task.std={figures['std']:.7g}")

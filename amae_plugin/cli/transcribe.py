@@ -6,17 +6,20 @@ start and end of each word. A .tsv or .txt file has path, tab and text in each l
 .srt file has the subtitles of one clip. Times are in seconds.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from amae_plugin.cli.clips import add_clips, conclude
 from amae_plugin.data.lines import write_lines
 from amae_plugin.errors import UserError, printable
 from amae_plugin.files import try_place, write_csv, write_json, writing
-from amae_plugin.inference.clips import ClipFiles
-from amae_plugin.inference.model import load_model
-from amae_plugin.inference.transcription import TimedWord, Transcription
+
+if TYPE_CHECKING:
+    from amae_plugin.inference.transcription import TimedWord, Transcription
 
 _FORMATS = (".csv", ".json", ".tsv", ".txt", ".srt")
 # What ends a subtitle: a pause, or more than is read with ease.
@@ -35,6 +38,9 @@ def run(args: argparse.Namespace) -> int:
     """Print or write the texts and list the files that cannot be used."""
     if args.out is not None and args.out.suffix not in _FORMATS:
         raise UserError(f"--out {args.out}: its name must end in {' or '.join(_FORMATS)}")
+    from amae_plugin.inference.clips import ClipFiles
+    from amae_plugin.inference.model import load_model
+
     model = load_model(args.checkpoint, args.device, args.batch_size)
     _ = model.checkpoint.units  # before the work
     clips = ClipFiles(args.paths, model.input.front_end, args.workers, "transcribing")

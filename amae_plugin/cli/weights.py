@@ -3,11 +3,6 @@
 import argparse
 from pathlib import Path
 
-import numpy as np
-
-from amae_plugin.data.labels import LABELS_NAME, Labels
-from amae_plugin.data.manifest import Manifest
-from amae_plugin.data.sampling import balanced_weights
 from amae_plugin.files import replacing, writing
 
 
@@ -19,6 +14,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the weights, and print how they spread."""
+    import numpy as np
+
+    from amae_plugin.data.labels import LABELS_NAME, Labels
+    from amae_plugin.data.manifest import Manifest
+    from amae_plugin.data.sampling import balanced_weights
+
     manifest = Manifest.read(args.folder / f"{args.split}.tsv").require_clips()
     labels = Labels.read(args.folder / f"{args.split}.lbl", args.folder / LABELS_NAME, len(manifest), multi=True)
     weights = balanced_weights(labels)

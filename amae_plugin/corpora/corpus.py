@@ -1,5 +1,7 @@
 """A corpus: its layout, its labelled clips, and the manifests that are written of them."""
 
+from __future__ import annotations
+
 import argparse
 import filecmp
 import itertools
@@ -12,17 +14,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple, Optional
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from tqdm import tqdm
 
 from amae_plugin.corpora.transcripts import KINDS, VOCAB_SIZE, UnitFiles
-from amae_plugin.data.audio import AudioError, AudioHeader, read_header
-from amae_plugin.data.labels import LABELS_NAME, check_class, write_labels, write_names
 from amae_plugin.data.lines import write_lines
-from amae_plugin.data.manifest import expressible, write_manifest
 from amae_plugin.errors import UserError, printable
 from amae_plugin.files import replacing, writing
+
+if TYPE_CHECKING:
+    from amae_plugin.data.audio import AudioHeader
 
 REPORT_NAME = "unreadable.tsv"
 
@@ -156,6 +158,8 @@ def read_headers(root: Path, names: Sequence[str], workers: int = 0) -> Scan:
         names: paths, none twice.
         workers: number of threads; 0 means one a core. More help where the files lie on a network.
     """
+    from amae_plugin.data.audio import AudioHeader
+
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         results = pool.map(lambda name: _header_or_reason(root, name), names)
         found = dict(tqdm(zip(names, results), total=len(names), desc="reading headers", unit="file"))
@@ -196,6 +200,8 @@ def write_corpus(
     Raises:
         UserError: a folder cannot be written, no file can be read, or a class name cannot be expressed.
     """
+    from amae_plugin.data.labels import check_class
+
     for name in classes:
         check_class(name, root)
     if scan is None:
@@ -254,6 +260,9 @@ def _write_run(
     scan: Scan,
 ) -> None:
     """Write the files of a run, whose clips can be read, to an empty folder."""
+    from amae_plugin.data.labels import LABELS_NAME, write_labels, write_names
+    from amae_plugin.data.manifest import write_manifest
+
     if scan.unreadable:
         _write_report(out / REPORT_NAME, scan)
     if classes:
@@ -359,6 +368,9 @@ def prepare_units(
 
 
 def _header_or_reason(root: Path, name: str) -> AudioHeader | str:
+    from amae_plugin.data.audio import AudioError, read_header
+    from amae_plugin.data.manifest import expressible
+
     if not expressible(name):
         return "the name holds a tab or a line break, which a manifest cannot express"
     try:

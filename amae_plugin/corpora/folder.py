@@ -7,7 +7,6 @@ from pathlib import Path
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, find_audio
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, read_headers, write_corpus
 from amae_plugin.corpora.splits import split_names
-from amae_plugin.data.labels import check_class
 from amae_plugin.errors import UserError
 
 _SHOWN = 10  # hidden names in a message
@@ -79,6 +78,8 @@ def build(
 
 
 def _read_classes(folder: Path, names: Sequence[str]) -> list[str]:
+    from amae_plugin.data.labels import check_class
+
     stray = [name for name in names if "/" not in name]
     if stray:
         raise UserError(f"{folder / stray[0]} lies in no class; with labels, every clip must lie in a folder")

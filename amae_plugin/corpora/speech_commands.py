@@ -16,19 +16,24 @@ training script.
   same rules; results on it are not quite comparable to published ones.
 """
 
+from __future__ import annotations
+
 import argparse
 import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, find_listed, find_root, list_audio
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, Scan, Splits, read_headers, write_corpus
-from amae_plugin.data.audio import AudioHeader
 from amae_plugin.data.lines import read_lines
 from amae_plugin.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from amae_plugin.data.audio import AudioHeader
 
 _WORDS = """
     backward bed bird cat dog down eight five follow forward four go happy house learn left marvin nine no off on one
@@ -104,6 +109,8 @@ def _ten_words(
     root: Path, words: Splits, test_root: Path | None, other_words: str, seed: int, workers: int
 ) -> tuple[Splits, Scan, list[str]]:
     """Return splits, headers and warnings of v1-12; what is drawn is drawn from clips that can be read."""
+    import numpy as np
+
     warnings = compare_sizes(words, _PUBLISHED_V1, "clips of all words")
     archive = {} if test_root is None else {"test": _read_test_archive(test_root)}
     warnings += compare_sizes(archive, _PUBLISHED_V1_TEST) if archive else []
@@ -154,6 +161,8 @@ def _draw_silence(
     root: Path, noises: Mapping[str, AudioHeader], split: str, count: int, rng: np.random.Generator
 ) -> list[LabelledClip]:
     """Draw pieces of one second, uniformly over all frames at which one may begin."""
+    import numpy as np
+
     recordings = []
     for path, header in noises.items():
         first, last = (int(share * header.frames) for share in _NOISE_SHARES[split])

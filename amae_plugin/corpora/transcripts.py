@@ -12,9 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import sentencepiece
-
-from amae_plugin.data.transcripts import SPECIAL, Units
 from amae_plugin.errors import UserError, printable
 from amae_plugin.files import reading
 
@@ -88,6 +85,8 @@ class UnitFiles:
         Raises:
             UserError: a file is missing or not what it should be.
         """
+        from amae_plugin.data.transcripts import SPECIAL, Units
+
         units = Units.read(folder, labels)
         files = {}
         for name in (f"dict.{labels}.txt", *([_MODEL_NAME] if labels == "spm" else [])):
@@ -124,6 +123,8 @@ def _splitter(labels: str, model: bytes) -> tuple[Callable[[str], list[str]], It
         return str.split, ()
     if labels == "ltr":
         return lambda text: list(f"{'|'.join(text.split())}|"), ()
+    import sentencepiece
+
     processor = sentencepiece.SentencePieceProcessor()
     processor.LoadFromSerializedProto(model)
     pieces = range(processor.get_piece_size())
@@ -136,6 +137,10 @@ def _learn_pieces(texts: Sequence[str], others: str, vocab_size: int) -> bytes:
 
     Its pieces spell texts as they are, all characters of *others* among them.
     """
+    import sentencepiece
+
+    from amae_plugin.data.transcripts import SPECIAL
+
     if vocab_size <= len(SPECIAL):
         raise UserError(f"--vocab-size {vocab_size}: must be above {len(SPECIAL)}, the number of fairseq's own symbols")
     model = io.BytesIO()
@@ -167,6 +172,8 @@ def _learn_pieces(texts: Sequence[str], others: str, vocab_size: int) -> bytes:
 
 def check_text(text: str) -> str | None:
     """Say what a text holds that no transcript can; None if nothing."""
+    from amae_plugin.data.transcripts import SPECIAL
+
     for character in dict.fromkeys(text):
         if character in _RESERVED:
             return f"'{character}' in the text, {_RESERVED[character]}"

@@ -12,7 +12,6 @@ from pathlib import Path, PurePosixPath
 from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, find_listed
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, read_headers, write_corpus
 from amae_plugin.data.lines import bad_lines, read_lines
-from amae_plugin.data.trials import read_trial_lines
 from amae_plugin.errors import UserError
 
 _TRIALS = "trials"
@@ -43,6 +42,8 @@ def build(
     Raises:
         UserError: a list cannot be read or has a malformed line, or listed files are missing.
     """
+    from amae_plugin.data.trials import read_trial_lines
+
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
     listed = _read_split(_in_or_at(split, root))

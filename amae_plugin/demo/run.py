@@ -29,6 +29,7 @@ from amae_plugin.evaluation.scoring import Options, validation_dataset
 from amae_plugin.files import replacing, write_json
 from amae_plugin.models.base import PretrainingModel
 from amae_plugin.processes import run_program
+from amae_plugin.recipe_files import recipe_folder
 from amae_plugin.recipes import open_recipe, override
 from amae_plugin.runs.statistics import front_end_of, read_or_measure
 from amae_plugin.runs.training import COMMAND, Training, complete, read_losses, recipe_arguments
@@ -212,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m amae_plugin.demo", description="Pretrain a tiny Audio-MAE.")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything (%(default)s)")
-    parser.add_argument("--config-dir", type=Path, default=Path("config"), help="folder of the recipes (%(default)s)")
+    parser.add_argument("--config-dir", type=Path, default=recipe_folder(), help="folder of the recipes (%(default)s)")
     args = parser.parse_args(argv)
 
     def work() -> None:

@@ -60,6 +60,8 @@ class FairseqAudioDataset(FairseqDataset):
         batch: Values = dict(self.dataset.collate(samples))
         if batch:
             batch["net_input"] = {name: batch.pop(name) for name in ("source", "seed", "padding_mask")}
+            if not batch["net_input"]["padding_mask"].any():  # which a GPU would have to be asked
+                batch["net_input"]["padding_mask"] = None
             batch["nsentences"] = len(batch["id"])
             batch["ntokens"] = int(batch.pop("lengths").sum())
         return batch

@@ -58,6 +58,8 @@ def check_settings(cfg: DictConfig) -> None:
     for key, most in _MOST.items():
         if (value := OmegaConf.select(cfg, key)) > most:
             raise UserError(f"{key}={value}: must be {most} or less")
+    if cfg.common.amp and not torch.cuda.is_available():
+        raise UserError("common.amp=true computes in float16, on GPUs alone, and there is none: set model.bf16=true")
     if cfg.dataset.batch_size is None and cfg.dataset.max_tokens is None:
         raise UserError("dataset.batch_size and dataset.max_tokens are both null: set one of them")
     registries = {section: REGISTRIES[section]["registry"] for section in ("optimizer", "lr_scheduler", "criterion")}

@@ -26,6 +26,7 @@ from fairseq.dataclass.utils import overwrite_args_by_name
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.logging import progress_bar
+from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.trainer import Trainer
 from fairseq_cli import train as fairseq_train
 from hydra.core.hydra_config import HydraConfig
@@ -173,6 +174,15 @@ def raise_if_valid_subsets_unintentionally_ignored(train_cfg: DictConfig) -> Non
         raise UserError(f"{folder}: the manifests {', '.join(unused)} would not be used; {remedy}")
 
 
+def step(self: AMPOptimizer) -> None:
+    """Make a step of ``common.amp``, whose gradients :meth:`AMPOptimizer.clip_grad_norm` has divided by the loss scale.
+
+    fairseq hands the scaler another object than there, so the scaler divides them again.
+    """
+    self.scaler.step(self.optimizer)
+    self.scaler.update()
+
+
 def forget_run() -> None:
     """Forget the best result, the early stopping and the TensorBoard files of a run that ends, and close the files.
 
@@ -200,6 +210,7 @@ REPLACEMENTS = (
     (torch_persistent_save, checkpoint_utils),
     (copy, PathManager),
     (raise_if_valid_subsets_unintentionally_ignored, data_utils),
+    (step, AMPOptimizer),
 )
 # Names that functions of fairseq look up: else a replacement would never run, or forget_run would forget nothing.
 LOOKED_UP = {
@@ -209,6 +220,7 @@ LOOKED_UP = {
     "fairseq.trainer:Trainer.load_checkpoint": {"load_checkpoint_to_cpu"},
     "fairseq.trainer:Trainer.save_checkpoint": {"torch_persistent_save"},
     "fairseq.checkpoint_utils:save_checkpoint": {"copy", "best"},
+    "fairseq.optim.amp_optimizer:AMPOptimizer.clip_grad_norm": {"unscale_", "optimizer"},
     "fairseq_cli.train:should_stop_early": {"best", "num_runs"},
     "fairseq.logging.progress_bar:TensorboardProgressBarWrapper._writer": {"_tensorboard_writers"},
 }
@@ -220,7 +232,7 @@ def install() -> None:
         name = function.__name__
         if name not in _originals:
             _originals[name] = getattr(owner, name)
-            setattr(owner, name, staticmethod(function) if inspect.isclass(owner) else function)
+            setattr(owner, name, function)
 
 
 def check() -> None:

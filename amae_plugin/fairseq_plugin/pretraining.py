@@ -137,8 +137,8 @@ class AmaeMaskedPrediction(SummedCriterion):
         output = model(**sample["net_input"])
         plain = plain_module(model, PretrainingModel)
         scored = output["mask"]
-        if not self.score_padding:
-            padding = plain.encoder.patch_padding(sample["net_input"]["padding_mask"])
+        if not self.score_padding and (padding_mask := sample["net_input"]["padding_mask"]) is not None:
+            padding = plain.encoder.patch_padding(padding_mask)
             scored = scored & ~padding.repeat_interleave(len(scored) // len(padding), dim=0)  # clones, clip by clip
         sums = summed_losses(plain, output, scored)
         losses = {"loss": sums.pop("loss"), **{f"loss_{name}": value for name, value in sums.items()}}

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple, Union
 
 import numpy as np
 import torch.nn.functional as F
@@ -185,14 +185,16 @@ class AmaeCTCCriterion(SummedCriterion):
         super().__init__(task)
         self.sentence_avg = sentence_avg
 
-    def forward(self, model: nn.Module, sample: Values, reduce: bool = True) -> Tuple[Tensor, int, Values]:
+    def forward(
+        self, model: nn.Module, sample: Values, reduce: bool = True
+    ) -> Tuple[Tensor, Union[Tensor, int], Values]:
         """Return the loss of a batch of the task, the number by which it is divided, and the log."""
         output, target, lengths = model(**sample["net_input"]), sample["target"], sample["target_lengths"]
         log_probs, steps, units = output["log_probs"], (~output["padding"]).sum(dim=1), self.task.units
         # The data set has no clip with fewer steps than its transcript needs, so an infinite loss is a fault to see.
         options = {"blank": units.blank, "reduction": "sum", "zero_infinity": False}
         loss = F.ctc_loss(log_probs.transpose(0, 1), target, steps, lengths, **options)
-        sample_size = len(target) if self.sentence_avg else int(lengths.sum())
+        sample_size = len(target) if self.sentence_avg else lengths.sum()
         log = self.log({"loss": loss}, sample_size, sample)
         if not self.training:
             paths = [path[:end] for path, end in zip(log_probs.argmax(dim=2).tolist(), steps.tolist())]

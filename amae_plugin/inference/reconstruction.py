@@ -15,7 +15,7 @@ from amae_plugin.inference.windows import Windows
 from amae_plugin.metrics.band_errors import BandErrors, join_visible
 from amae_plugin.models.base import PretrainingModel
 from amae_plugin.models.settings import PretrainingConfig
-from amae_plugin.modules.compute import enough_memory
+from amae_plugin.modules.compute import choose_device, enough_memory
 
 _LOUDEST = 0.9  # largest sample, full scale being 1
 
@@ -66,7 +66,7 @@ class Reconstructor:
             model's own if None.
         seed: random seed of the masks.
         batch_size: windows at a time.
-        device: device of the model.
+        device: device of the model, see :func:`~amae_plugin.modules.compute.choose_device`.
 
     Attributes:
         input: input of the model.
@@ -108,7 +108,7 @@ class Reconstructor:
         self.input = checkpoint.input
         self.seed = seed
         self.batch_size = batch_size
-        self.device = torch.device(device)
+        self.device = choose_device(device)
         self.normalizes_targets = model.normalizes_targets
         config = _masking_settings(model.config, strategy, mask_ratio)
         try:

@@ -202,10 +202,8 @@ class Encoder(nn.Module, ABC):
         return unpatchify(values, self.grid(frames, self.num_mel_bins), self.patch_size)
 
     def relevant_padding(self, padding_mask: Tensor | None) -> Tensor | None:
-        """Return the padding mask (B, T) if a clip has padding and this encoder masks it, else None."""
-        if padding_mask is None or not self.masks_padding or not padding_mask.any():
-            return None  # attention without a mask is faster
-        return padding_mask
+        """Return :func:`marked_padding` of a mask (B, T) if this encoder masks padding, else None."""
+        return marked_padding(padding_mask) if self.masks_padding else None
 
 
 class Model(nn.Module, ABC):
@@ -461,6 +459,17 @@ def summed_losses(model: PretrainingModel, output: Mapping[str, Tensor], scored:
     sums = {name: (values * scored).sum() for name, values in losses.items()}
     total = torch.stack([model.loss_weights[name] * value for name, value in sums.items()]).sum()
     return {"loss": total, **sums}
+
+
+def marked_padding(padding_mask: Tensor | None) -> Tensor | None:
+    """Return a padding mask if a clip has padding, else None: attention without a mask is faster.
+
+    A mask on a GPU is taken to mark some, as the CPU would wait for the answer at every step. Batches of the fairseq
+    tasks have no mask where no clip has padding.
+    """
+    if padding_mask is None or (padding_mask.device.type == "cpu" and not padding_mask.any()):
+        return None
+    return padding_mask
 
 
 def check_probability(name: str, value: float) -> None:

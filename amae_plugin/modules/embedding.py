@@ -217,6 +217,7 @@ class GridPositions(Positions):
         """Return the table (1, 1 + L, D) for a grid, CLS first."""
         if grid == self.grid:
             return self.pos_embed
+        # The first batch of a grid waits for a GPU, which tells what the table is; no other does.
         key = (grid, self.pos_embed.device)
         if key not in self._other_grids:
             with torch.inference_mode(False):  # training must be able to use a table made during inference

@@ -19,7 +19,7 @@ SEPARATION = -100.0
 """Score added to a pair of tokens that share a window but are not neighbours, as in the published code (Swin)."""
 
 _META_DROPOUT = 0.1  # dropout of the relative position bias
-_PADDING = 2  # region of the padding along a side
+_PADDING = 2  # region of the padding along a side, the last
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,15 @@ def plan_windows(grid: Size2d, window: Size2d, shift: Size2d, device: torch.devi
     # Tokens see each other inside regions: the parts of the rolled grid that were contiguous before, and the padding.
     row_region = _regions(rows, grid[0], window[0], shift[0], device)
     column_region = _regions(columns, grid[1], window[1], shift[1], device)
-    region = row_region[:, None] * (int(column_region.max()) + 1) + column_region
+    region = row_region[:, None] * (_PADDING + 1) + column_region
     order = _partition(tokens.roll((-shift[0], -shift[1]), (0, 1)), window)
     region = _partition(region, window)
     separated = region[:, :, None] != region[:, None, :]
     # At the lowest temperature, scores differ by more than SEPARATION, so it would let tokens see padding.
     padding = _partition((row_region == _PADDING)[:, None] | (column_region == _PADDING), window)
     at_edge = padding[:, :, None] != padding[:, None, :]
-    separation = (separated * SEPARATION).masked_fill(at_edge, float("-inf")) if bool(separated.any()) else None
+    whole = shift == (0, 0) and (rows, columns) == grid  # so no window holds two regions
+    separation = None if whole else (separated * SEPARATION).masked_fill(at_edge, float("-inf"))
 
     places = torch.arange(window[0] * window[1], device=device)
     coordinates = torch.stack([places // window[1], places % window[1]], dim=1).float()

@@ -36,7 +36,8 @@ class MultiWindowAttention(Attention):
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         batch, length, dim = x.shape
         query, key, value = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        table = torch.cat([self.relative, self.relative.new_tensor([0.0, -torch.inf])])
+        # Filled there: numbers that come from the CPU would make it wait for a GPU in every block.
+        table = torch.cat([self.relative, *(self.relative.new_full((1,), value) for value in (0.0, -torch.inf))])
         bias = table[_entries(self.windows, length, x.device)].to(query.dtype)
         if padding_mask is not None:
             # Not minus infinity, so that windows of nothing but padding give no NaN.

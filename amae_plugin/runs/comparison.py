@@ -24,6 +24,7 @@ from amae_plugin.inference.model import load_model
 from amae_plugin.metrics.spread import Spread
 from amae_plugin.models.registry import SYSTEMS
 from amae_plugin.recipes import model_settings, override, recipe_number
+from amae_plugin.runs.settings import Comparison
 from amae_plugin.runs.statistics import front_end_of, read_or_measure
 from amae_plugin.runs.training import Training, available_cpus, complete, read_losses, recipe_arguments
 from amae_plugin.visual import plot_comparison
@@ -35,7 +36,6 @@ _MAX_UPDATE = 10_000_000
 _WARM_UP = 0.05
 """Share of pretraining in which the learning rate rises."""
 _DONE = re.compile(r"done training in ([0-9.]+) seconds")
-
 CONTESTANTS: Mapping[str, str | None] = {
     **{system.title.upper(): f"pretrain_{name.removeprefix('amae_')}_tiny" for name, system in SYSTEMS.items()},
     "AST": None,
@@ -43,54 +43,6 @@ CONTESTANTS: Mapping[str, str | None] = {
 """Pretraining recipes by contestant: all systems, and AST, which is not pretrained."""
 _FROM_SCRATCH = "amae_ssast_mini"
 """The network of AST, from ``config/model``: the one that SSAST pretrains."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Settings of a comparison; the same comparison run again continues where it stopped.
-
-    Attributes:
-        pretraining: folder of the manifests ``train`` and ``valid`` for all pretraining.
-        fine_tuning: folder of the labelled manifests ``train``, ``valid`` and ``test`` for all fine-tuning.
-        root: folder for all results.
-        config_dir: folder of the recipes.
-        minutes: time of each pretraining.
-        updates: length of each fine-tuning.
-        fractions: shares of the labels; each contestant is fine-tuned with each.
-        systems: names of the contestants.
-        seeds: random seeds; each contestant is trained with each.
-        overrides: Hydra overrides of every pretraining.
-        fine_tuning_overrides: Hydra overrides of every fine-tuning.
-        formats: formats of the picture.
-    """
-
-    pretraining: Path
-    fine_tuning: Path
-    root: Path
-    config_dir: Path = Path("config")
-    minutes: float = 10.0
-    updates: int = 800
-    fractions: Sequence[float] = (1.0, 0.1)
-    systems: Sequence[str] = tuple(CONTESTANTS)
-    seeds: Sequence[int] = (1,)
-    overrides: Sequence[str] = ()
-    fine_tuning_overrides: Sequence[str] = ()
-    formats: Sequence[str] = ("png",)
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.systems if name not in CONTESTANTS]
-        if unknown or not self.systems:
-            raise UserError(f"--systems: no {', '.join(unknown) or 'system'}; there are {', '.join(CONTESTANTS)}")
-        if self.minutes <= 0 or self.updates < 1:
-            raise UserError("--minutes must be above 0 and --updates 1 or more")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: must be different numbers, one or more")
-        if not self.fractions or not all(0 < fraction <= 1 for fraction in self.fractions):
-            raise UserError("--fractions must be above 0 and at most 1")
-        for folder, splits in ((self.pretraining, ("train", "valid")), (self.fine_tuning, ("train", "valid", "test"))):
-            missing = [f"{split}.tsv" for split in splits if not (folder / f"{split}.tsv").is_file()]
-            if missing:
-                raise UserError(f"{folder}: has no {', '.join(missing)}; amae manifest makes them")
 
 
 @dataclass
@@ -127,11 +79,14 @@ def compare(comparison: Comparison) -> list[Result]:
     """Run everything, and write ``comparison.json``, ``.md``, ``.csv``, ``.tex`` and ``.png`` into the folder.
 
     Raises:
-        UserError: a training failed, or the folder holds one with other settings.
+        UserError: a system has no such name, a training failed, or the folder holds one with other settings.
     """
+    systems = comparison.systems or tuple(CONTESTANTS)
+    if unknown := [name for name in systems if name not in CONTESTANTS]:
+        raise UserError(f"--systems: no {', '.join(unknown)}; there are {', '.join(CONTESTANTS)}")
     comparison.root.mkdir(parents=True, exist_ok=True)
     # All contestants with one seed come first, so that what an interrupted comparison leaves can be compared.
-    results = [_run(comparison, name, seed) for seed in comparison.seeds for name in comparison.systems]
+    results = [_run(comparison, name, seed) for seed in comparison.seeds for name in systems]
     minutes, updates = comparison.minutes, comparison.updates
     data = {name: str(vars(comparison)[name].absolute()) for name in ("pretraining", "fine_tuning")}
     figures = {**data, "minutes": minutes, "updates": updates, "systems": [asdict(result) for result in results]}

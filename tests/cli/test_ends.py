@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from amae_plugin.processes import run_program
 
@@ -24,9 +26,12 @@ model: {_name: amae_audio_mae, patch_size: [8, 8], embed_dim: 24, depth: 1, num_
 def commands(folder: Path) -> dict[str, list[str]]:
     """Commands that take minutes in processes of their own, by name; they find what they need in a folder."""
     (folder / "recipe.yaml").write_text(PRETRAINING)
+    soundfile.write(folder / "clip.wav", np.zeros(160_000), 16_000)
+    (folder / "train.tsv").write_text(".\n" + "clip.wav\t160000\n" * 100_000)
     recipe = ["--config-dir", str(folder), "--recipe", "recipe", "--precision", "fp32"]
     return {
         "benchmark": [str(BIN / "amae"), "benchmark", *recipe, "--steps", "100000"],
+        "stats": [str(BIN / "amae"), "stats", str(folder), "--clips", "0", "--workers", "2"],
         "demo": [str(BIN / "python"), "-m", "amae_plugin.demo", "--out", str(folder / "demo")],
     }
 
@@ -63,6 +68,8 @@ def is_running(pid: int) -> bool:
     ("name", "number"),
     [
         ("benchmark", signal.SIGINT),
+        ("benchmark", signal.SIGTERM),
+        ("stats", signal.SIGTERM),
         ("demo", signal.SIGTERM),
         ("demo", signal.SIGKILL),
     ],

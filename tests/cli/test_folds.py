@@ -7,6 +7,7 @@ import soundfile
 from amae_plugin.cli.main import main
 from amae_plugin.data.labels import Labels
 from amae_plugin.data.manifest import Manifest
+from amae_plugin.recipe_files import recipe_folder
 
 FOLDS = ("fold1", "fold2", "fold3", "fold4", "fold5")
 WORDS = ("dog", "rain", "siren")
@@ -80,7 +81,7 @@ def test_esc50(esc50, tmp_path, capsys, monkeypatch):
     assert all(f"  {out / fold}\n" in output for fold in FOLDS)
     assert f"amae stats {out / 'fold1'}\n" in output
     assert (
-        "fairseq-hydra-train -m --config-dir config --config-name finetune_audio_mae_esc50 "
+        f"fairseq-hydra-train -m --config-dir {recipe_folder()} --config-name finetune_audio_mae_esc50 "
         f"task.data={out} task.mean=... task.std=..."
     ) in output
     assert errors.count("warning: fold 4: 2 clips, as published there are 400") == 1

@@ -90,7 +90,7 @@ def test_stats_of_a_sample_of_a_split(manifests, tmp_path, capsys):
 
 
 def test_figures_that_cannot_be_written_are_not_measured(manifests, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("amae_plugin.cli.stats.measure", None)
+    monkeypatch.setattr("amae_plugin.data.statistics.measure", None)
     path = tmp_path / "none" / "figures.json"
     assert main(["stats", str(manifests), "--json", str(path)]) == 2
     message = f"amae: {path}: cannot write there (No such file or directory); make the folder first\n"

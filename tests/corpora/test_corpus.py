@@ -1,10 +1,10 @@
 import errno
 import os
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
-from amae_plugin.corpora import corpus as corpus_module
 from amae_plugin.corpora.audio_files import find_listed, find_root
 from amae_plugin.corpora.corpus import LabelledClip, write_corpus
 from amae_plugin.errors import UserError
@@ -70,7 +70,7 @@ def test_a_class_with_a_comma_is_refused(tmp_path, sound):
     assert not (tmp_path / "train.tsv").exists()
 
 
-@pytest.mark.parametrize("failing", ["write_names", "write_labels", "write_manifest"])
+@pytest.mark.parametrize("failing", ["labels.write_names", "labels.write_labels", "manifest.write_manifest"])
 def test_a_set_that_cannot_be_written_whole_leaves_the_old_one(tmp_path, sound, rows, monkeypatch, failing):
     for name in "ab":
         sound(tmp_path / "root" / f"{name}.wav")
@@ -87,8 +87,8 @@ def test_a_set_that_cannot_be_written_whole_leaves_the_old_one(tmp_path, sound, 
 
     write("a", "x")
     before = {path: path.read_bytes() for run in runs for path in run.iterdir()}
-    original = getattr(corpus_module, failing)
-    monkeypatch.setattr(corpus_module, failing, full)
+    original = resolve_name(f"amae_plugin.data.{failing}")
+    monkeypatch.setattr(f"amae_plugin.data.{failing}", full)
     with pytest.raises(UserError, match=r"fold2: cannot write the manifests there \(No space left"):
         write("b", "y")
     assert {path: path.read_bytes() for run in runs for path in run.iterdir()} == before

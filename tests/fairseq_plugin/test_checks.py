@@ -31,6 +31,7 @@ LINEAR = {"_name": "polynomial_decay", "warmup_updates": 10, "lr": [1e-3]}
         ({"dataset": {"required_batch_size_multiple": 0}}, "required_batch_size_multiple=0: must be 1 or more"),
         ({"common": {"seed": -1}}, "common.seed=-1: must be 0 or more"),
         ({"common": {"seed": 2**32}}, "common.seed=4294967296: must be 2147483647 or less"),
+        ({"common": {"amp": True}}, "common.amp=true computes in float16, on GPUs alone, .* set model.bf16=true"),
         ({"optimizer": {"weight_decay": float("nan")}}, "optimizer.weight_decay=nan: must be 0 or more"),
         ({"optimizer": {"_name": "amae_adam"}}, "optimizer._name=amae_adam: .*; the nearest are amae_adamw"),
         ({"criterion": {"_name": "amae"}}, "criterion._name=amae: there is none of that name"),
@@ -44,12 +45,13 @@ LINEAR = {"_name": "polynomial_decay", "warmup_updates": 10, "lr": [1e-3]}
         ({"lr_scheduler": {**LINEAR, "total_num_update": 100}}, ""),
     ],
 )
-def test_numbers_that_contradict_each_other(changes: dict, message: str) -> None:
+def test_numbers_that_contradict_each_other(changes: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base = OmegaConf.structured(FairseqConfig())
     plain = {"dataset": {"batch_size": 4}, "optimization": {"max_update": 100}}
     cfg = OmegaConf.merge(base, plain, {key: value for key, value in changes.items() if key != "lr_scheduler"})
     schedule = changes.get("lr_scheduler", {})
     cfg.lr_scheduler = schedule if "_name" in schedule else {**COSINE, **schedule}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match=message) if message else nullcontext():
         check_settings(cfg)
 

@@ -13,9 +13,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from fairseq import checkpoint_utils
 from fairseq.dataclass.configs import DatasetConfig
 from fairseq.logging import progress_bar
+from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.trainer import Trainer
 from fairseq_cli import train as fairseq_train
 from omegaconf import OmegaConf
@@ -23,6 +25,7 @@ from omegaconf import OmegaConf
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin import patches
 from amae_plugin.fairseq_plugin.hydra import RegisterPlugin
+from amae_plugin.fairseq_plugin.optim import AmaeSGD, AmaeSGDConfig
 from amae_plugin.files import remove_partial_files
 
 SIZE = 32 * 2**20
@@ -166,3 +169,15 @@ def test_a_run_leaves_no_result_and_no_open_file_to_the_next(tmp_path: Path, no_
     # Its best result, 0.9, and its one result that was no better do not count.
     assert [fairseq_train.should_stop_early(cfg, accuracy) for accuracy in (0.4, 0.3, 0.2)] == [False, False, True]
     assert progress_bar._tensorboard_writers == {}
+
+
+def test_a_step_of_amp_divides_the_gradients_by_the_loss_scale_once() -> None:
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = AMPOptimizer.__new__(AMPOptimizer)
+    optimizer.fp32_optimizer = AmaeSGD(AmaeSGDConfig(momentum=0.0, lr=[0.5]), [weight])
+    optimizer._grad_scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    optimizer.backward(weight.sum())
+    assert weight.grad == 8
+    optimizer.clip_grad_norm(0.0)
+    patches.step(optimizer)
+    assert weight.item() == 0.5

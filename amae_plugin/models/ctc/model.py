@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from amae_plugin.models.base import DownstreamModel, check_probability
+from amae_plugin.models.base import DownstreamModel, check_probability, marked_padding
 from amae_plugin.models.ctc.config import CTCConfig
 from amae_plugin.models.registry import find_system
 from amae_plugin.modules.blocks import Dropout
@@ -120,8 +120,7 @@ class CTC(DownstreamModel):
             ValueError: the patch does not divide the spectrogram, this is longer than the input, or the mask has
                 another shape.
         """
-        if padding_mask is not None and not padding_mask.any():
-            padding_mask = None  # attention without a mask is faster
+        padding_mask = marked_padding(padding_mask)
         patches, grid = self.encoder.patches(source, padding_mask)
         if grid[0] > self.longest[0]:
             raise ValueError(f"{source.shape[1]} frames are more than the model's input, {self.config.input_length}")
@@ -130,6 +129,7 @@ class CTC(DownstreamModel):
         padding = None
         if padding_mask is not None:
             columns = self.steps.columns((~padding_mask).sum(dim=1))
+            # Once a batch with padding the CPU waits here for a GPU. PyTorch's CTC loss waits for the lengths as well.
             grid = (int(columns.max()), grid[1])
             padding = torch.arange(grid[0], device=source.device) >= columns[:, None]
             patches = patches[:, : grid[0] * grid[1]]

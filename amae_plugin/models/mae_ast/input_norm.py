@@ -48,7 +48,7 @@ class InputNorm(nn.Module):
     def _batch_statistics(self, source: Tensor, padded: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the mean and the biased variance of the valid frames, and update the running statistics."""
         if padded is None:
-            count = torch.tensor(source.numel(), device=source.device)
+            count = torch.full((), source.numel(), device=source.device)
             var, mean = torch.var_mean(source, correction=0)
         else:
             count = ((~padded).sum() * source.shape[2]).clamp(min=1)

@@ -1,0 +1,28 @@
+"""Names that arguments take, written out here because reading them from their registries imports PyTorch.
+
+A test compares each with its registry.
+"""
+
+FRONT_ENDS = ("kaldi", "slaney")
+WINDOWS = ("hanning", "povey")
+MASKINGS = (
+    *("random", "time", "frequency", "time_frequency", "random_batched"),
+    *("chunk", "span", "cluster", "inverse_block"),
+)
+POOLINGS = ("mean", "cls", "avgtok", "avgcls", "token_mean", "time_concat")
+PRECISIONS = ("fp32", "bf16")
+EXPORTS = ("timm", "onnx", "hf")
+PUBLISHED = {
+    "audio_mae": "Audio-MAE, pretrained",
+    "audio_mae_finetuned": "Audio-MAE, fine-tuned",
+    "image_mae": "MAE of images, as the start of an Audio-MAE",
+    "mae_ast": "MAE-AST, pretrained",
+    "ssast": "SSAST, pretrained",
+    "ast": "AST, or SSAST fine-tuned",
+    "image_vit": "ViT or DeiT of images, as the start of an SSAST",
+    "m2d": "M2D, pretrained",
+    "m2d_finetuned": "M2D, fine-tuned",
+    "eat": "EAT, pretrained",
+    "eat_finetuned": "EAT, fine-tuned",
+}
+"""Kinds of published files, and what each is."""
