@@ -20,7 +20,7 @@ from amae_plugin.corpora.transcripts import KINDS, VOCAB_SIZE, UnitFiles
 from amae_plugin.data.audio import AudioError, AudioHeader, read_header
 from amae_plugin.data.labels import LABELS_NAME, check_class, write_labels, write_names
 from amae_plugin.data.lines import write_lines
-from amae_plugin.data.manifest import expressible, write_manifest
+from amae_plugin.data.manifest import ARCHIVES, Clip, expressible, write_manifest
 from amae_plugin.errors import UserError, printable
 from amae_plugin.files import replacing, writing
 
@@ -147,7 +147,7 @@ class Layout:
 
 
 def read_headers(root: Path, names: Sequence[str], workers: int = 0) -> Scan:
-    """Read the headers of files below *root* in parallel, with a progress bar.
+    """Read the headers of files below *root*, or of members of archives there, in parallel, with a progress bar.
 
     Threads, because libsndfile runs without Python's lock and processes were slower (7,858 ogg files on 2 cores).
 
@@ -362,7 +362,8 @@ def _header_or_reason(root: Path, name: str) -> AudioHeader | str:
     if not expressible(name):
         return "the name holds a tab or a line break, which a manifest cannot express"
     try:
-        header = read_header(root / name)
+        clip = Clip.of(str(root), name)
+        header = read_header(clip if clip.kind in ARCHIVES else root / name)
     except AudioError as error:
         return error.reason or str(error)
     return header if header.frames > 0 else "holds no samples"
