@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "export a checkpoint to timm's Vision Transformer and to ONNX",
     "inspect": "describe a checkpoint: model, input, training, measures",
     "manifest": "write the manifests of a corpus",
+    "pack": "pack the clips of manifests into tar shards, resampled once",
     "plan": "time and resources of a recipe on GPUs",
     "predict": "predict the classes of audio files with a classifier",
     "reconstruct": "a page to see and hear what a pretrained model fills in",

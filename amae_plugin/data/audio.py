@@ -195,6 +195,19 @@ def _read_header(file: Clip | str | os.PathLike[str], count: Callable[[_Source],
         raise AudioError(name, error.strerror or str(error)) from None
 
 
+def read_rate(clip: Clip) -> int:
+    """Read the sample rate of a clip's file, in Hz.
+
+    Raises:
+        AudioError: the file is missing or is not audio.
+    """
+    try:
+        with _bytes(clip) as file, _open(file, str(clip)) as source:
+            return source.rate
+    except OSError as error:
+        raise AudioError(str(clip), error.strerror or str(error)) from None
+
+
 def read_rates(manifest: Manifest, default: int) -> np.ndarray:
     """Read the sample rates of a manifest's files in parallel, with a progress bar if it takes long.
 
@@ -205,9 +218,8 @@ def read_rates(manifest: Manifest, default: int) -> np.ndarray:
     @functools.lru_cache(maxsize=_SHARE)  # the segments of a file follow each other
     def rate(file: Clip) -> int:
         try:
-            with _bytes(file) as opened, _open(opened, str(file)) as source:
-                return source.rate
-        except (AudioError, OSError):
+            return read_rate(file)
+        except AudioError:
             return default  # decoding the clip will tell what is wrong
 
     def rate_of(index: int) -> int:
