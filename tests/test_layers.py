@@ -142,6 +142,7 @@ print(new)
             "criterion:amae_ctc",
             "criterion:amae_masked_prediction",
             "criterion:amae_reconstruction",
+            "lr_scheduler:amae_cosine",
             "lr_scheduler:amae_cosine_by_time",
             "model:amae_audio_mae",
             "model:amae_classifier",

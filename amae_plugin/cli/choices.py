@@ -12,6 +12,7 @@ MASKINGS = (
 POOLINGS = ("mean", "cls", "avgtok", "avgcls", "token_mean", "time_concat")
 PRECISIONS = ("fp32", "bf16")
 EXPORTS = ("timm", "onnx", "hf")
+PACKINGS = ("flac", "wav")
 PUBLISHED = {
     "audio_mae": "Audio-MAE, pretrained",
     "audio_mae_finetuned": "Audio-MAE, fine-tuned",

@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "export a checkpoint to timm's Vision Transformer and to ONNX",
     "inspect": "describe a checkpoint: model, input, training, measures",
     "manifest": "write the manifests of a corpus",
+    "pack": "pack the clips of manifests into tar shards, resampled once",
     "plan": "time and resources of a recipe on GPUs",
     "predict": "predict the classes of audio files with a classifier",
     "probe": "k-NN and linear probes of a checkpoint's frozen features, by layer",

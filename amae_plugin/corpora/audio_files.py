@@ -68,7 +68,7 @@ def find_audio(folder: Path, extensions: Collection[str] = AUDIO_EXTENSIONS) -> 
                 with os.scandir(folder / name) as entries:
                     for entry in sorted(entries, key=lambda entry: entry.name):
                         path = f"{name}/{entry.name}" if name else entry.name
-                        if entry.name.startswith(".") or entry.name in _HIDDEN_NAMES:
+                        if is_hidden(entry.name):
                             if entry.is_dir() or entry.name.lower().endswith(suffixes):
                                 found.hidden.append(path)
                         elif entry.is_symlink():
@@ -81,6 +81,11 @@ def find_audio(folder: Path, extensions: Collection[str] = AUDIO_EXTENSIONS) -> 
             found.problems[name or "."] = error.strerror or str(error)
     found.names.sort()
     return found
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a file or folder of this name is hidden from its user."""
+    return name.startswith(".") or name in _HIDDEN_NAMES
 
 
 def list_audio(folder: Path, pattern: str) -> list[str]:

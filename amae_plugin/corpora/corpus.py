@@ -149,7 +149,7 @@ class Layout:
 
 
 def read_headers(root: Path, names: Sequence[str], workers: int = 0) -> Scan:
-    """Read the headers of files below *root* in parallel, with a progress bar.
+    """Read the headers of files below *root*, or of members of archives there, in parallel, with a progress bar.
 
     Threads, because libsndfile runs without Python's lock and processes were slower (7,858 ogg files on 2 cores).
 
@@ -369,12 +369,13 @@ def prepare_units(
 
 def _header_or_reason(root: Path, name: str) -> AudioHeader | str:
     from amae_plugin.data.audio import AudioError, read_header
-    from amae_plugin.data.manifest import expressible
+    from amae_plugin.data.manifest import ARCHIVES, Clip, expressible
 
     if not expressible(name):
         return "the name holds a tab or a line break, which a manifest cannot express"
     try:
-        header = read_header(root / name)
+        clip = Clip.of(str(root), name)
+        header = read_header(clip if clip.kind in ARCHIVES else root / name)
     except AudioError as error:
         return error.reason or str(error)
     return header if header.frames > 0 else "holds no samples"

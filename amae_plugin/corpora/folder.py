@@ -5,8 +5,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, find_audio
-from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, read_headers, write_corpus
-from amae_plugin.corpora.splits import split_names
+from amae_plugin.corpora.corpus import Corpus, Layout, read_headers, write_corpus
+from amae_plugin.corpora.splits import draw_splits
 from amae_plugin.errors import UserError
 
 _SHOWN = 10  # hidden names in a message
@@ -67,14 +67,8 @@ def build(
     ]
 
     fractions = {split: share for split, share in (("valid", valid_fraction), ("test", test_fraction)) if share}
-    splits: dict[str, list[LabelledClip]] = {split: [] for split in ("train", *fractions)}
-    for label, names in groups.items():
-        few = bool(labels) and len(names) <= len(fractions)
-        if few:
-            warnings.append(f"{label[0]}: all {len(names)} clips are in train, too few for every split")
-        for split, part in split_names(names, {} if few else fractions, seed).items():
-            splits[split] += [LabelledClip(name, label) for name in part]
-    return write_corpus(folder, {out: splits}, readable, warnings=warnings, scan=scan)
+    splits, more = draw_splits(groups, fractions, seed)
+    return write_corpus(folder, {out: splits}, readable, warnings=[*warnings, *more], scan=scan)
 
 
 def _read_classes(folder: Path, names: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from amae_plugin.corpora.corpus import Splits
+from amae_plugin.corpora.corpus import LabelledClip, Splits
 from amae_plugin.errors import UserError
 
 FOLDS = (1, 2, 3, 4, 5)
@@ -38,6 +38,29 @@ def split_names(names: Sequence[str], fractions: Mapping[str, float], seed: int)
         count = min(max(1, round(len(names) * fraction)), len(splits["train"]) - for_others)
         splits[split], splits["train"] = splits["train"][:count], splits["train"][count:]
     return {split: sorted(part) for split, part in splits.items()}
+
+
+def draw_splits(
+    groups: Mapping[tuple[str, ...], Sequence[str]], fractions: Mapping[str, float], seed: int
+) -> tuple[dict[str, list[LabelledClip]], list[str]]:
+    """Choose clips at random for each split of *fractions*, from each class alike, and return warnings.
+
+    A class with too few clips for every split goes into ``train`` as a whole.
+
+    Args:
+        groups: paths of the clips by their labels; no labels for clips without.
+        fractions: see :func:`split_names`.
+        seed: seed of the choice.
+    """
+    splits: dict[str, list[LabelledClip]] = {split: [] for split in ("train", *fractions)}
+    warnings = []
+    for labels, names in groups.items():
+        few = bool(labels) and len(names) <= len(fractions)
+        if few:
+            warnings.append(f"{labels[0]}: all {len(names)} clips are in train, too few for every split")
+        for split, part in split_names(names, {} if few else fractions, seed).items():
+            splits[split] += [LabelledClip(name, labels) for name in part]
+    return splits, warnings
 
 
 def add_fold(parser: argparse.ArgumentParser, what: str) -> None:

@@ -161,7 +161,7 @@ class Noise(Augmentation):
 
     def normalized(self, spectrogram: Tensor, rng: np.random.Generator) -> Tensor:
         """Add noise to (frames, bins) and shift them in time."""
-        noise = torch.from_numpy(rng.random(spectrogram.shape, dtype=np.float32))
+        noise = torch.from_numpy(rng.random(spectrogram.shape, dtype=np.float32)).to(spectrogram.device)
         noisy = spectrogram + noise * (rng.random() * self.amplitude)
         return torch.roll(noisy, int(rng.integers(-self.frames, self.frames, endpoint=True)), dims=0)
 

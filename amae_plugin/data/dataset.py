@@ -4,22 +4,23 @@ import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 import torch.utils.data
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from amae_plugin.data.audio import AudioError, Crop, load_clip, read_rates, resampled_length
 from amae_plugin.data.augment import Augmentation
+from amae_plugin.data.features import BATCH_LENGTHS, FEATURES, Features, Pending
 from amae_plugin.data.labels import Labels
-from amae_plugin.data.log_mel import ModelInput, fit_length
+from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.data.manifest import Manifest
 
 logger = logging.getLogger(__name__)
 
-BATCH_LENGTHS = ("fixed", "longest", "shortest")
 # Streams of random numbers: the second one of a clip, and that of an epoch's draws.
 _BATCH_CROP, _DRAWS = 1, 2
 
@@ -30,6 +31,8 @@ class Item(TypedDict, total=False):
     Attributes:
         id: index of the item.
         source: (frames, num_mel_bins) float32, normalised; with ``batch_length="fixed"`` padded to target_length.
+        waveform: (samples,) float32 in place of *source* with ``features="device"``.
+        generator: with it, the state in which the random generator of a training clip is left; None otherwise.
         length: frames before the padding begins.
         seed: seed in [0, 2**63) of everything else that is random about the item, such as its mask.
         target: (C,) float32, only with labels: 1 for the clip's classes, 0 for others, in between after mixup.
@@ -37,6 +40,8 @@ class Item(TypedDict, total=False):
 
     id: int
     source: Tensor
+    waveform: Tensor
+    generator: dict[str, Any] | None
     length: int
     seed: int
     target: Tensor
@@ -81,7 +86,14 @@ class Sampling:
             return self.pool
         rng = np.random.default_rng(clip_seed(self.seed, epoch, 0, _DRAWS))
         shares = self.weights.astype(np.float64)
-        return self.pool[rng.choice(len(self.pool), self.samples, p=shares / shares.sum())]
+        # What rng.choice() does, but with the numbers looked up in their order, which takes a quarter of the time.
+        bounds = np.cumsum(shares / shares.sum())
+        bounds /= bounds[-1]
+        numbers = rng.random(self.samples)
+        order = np.argsort(numbers)
+        drawn = np.empty(self.samples, np.int64)
+        drawn[order] = np.searchsorted(bounds, numbers[order], side="right")
+        return self.pool[drawn]
 
 
 @dataclass(eq=False)
@@ -109,6 +121,8 @@ class AudioDataset(torch.utils.data.Dataset):
         manifest_rate: sample rate of all files in Hz, which saves reading it from each of them for :attr:`frames`.
         on_bad_audio: ``"raise"`` stops at a clip that cannot be decoded; ``"skip"`` logs it and leaves it out.
         max_bad_audio: number of clips that may be skipped, by all workers of this process and in all epochs together.
+        features: ``"workers"``: items are spectrograms; ``"device"``: they are waveforms, which :attr:`chain` turns
+            into the same spectrograms a batch at a time, where the model is.
         epoch: current epoch.
 
     Raises:
@@ -128,6 +142,7 @@ class AudioDataset(torch.utils.data.Dataset):
     manifest_rate: int | None = None
     on_bad_audio: str = "raise"
     max_bad_audio: int = 100
+    features: str = "workers"
     epoch: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -138,20 +153,35 @@ class AudioDataset(torch.utils.data.Dataset):
             raise ValueError(f"target_length={frames} is not a multiple of length_multiple={multiple}")
         if self.on_bad_audio not in ("raise", "skip"):
             raise ValueError(f"on_bad_audio is '{self.on_bad_audio}', must be 'raise' or 'skip'")
+        if self.features not in FEATURES:
+            raise ValueError(f"features is '{self.features}', must be one of {', '.join(FEATURES)}")
         if self.labels is not None and len(self.labels) != len(self.manifest):
             raise ValueError(f"{len(self.labels)} labels do not fit {len(self.manifest)} clips")
         self._augmentations = self.augmentations if self.train else ()
-        self.set_epoch(0)
+        self._drawn: np.ndarray | None = None
         # Clips of the manifest that were skipped, in memory that all workers share.
         self._skipped = torch.zeros(len(self.manifest), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
-        return len(self.manifest) if self._clips is None else len(self._clips)
+        sampling = self.sampling
+        return len(self.manifest) if sampling is None else sampling.samples or len(sampling.pool)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's clips, crops and augmentations; workers see it if they are started afterwards."""
         self.epoch = epoch
-        self._clips = None if self.sampling is None else self.sampling.draw(epoch)
+        self._drawn = None if self.sampling is None else self.sampling.draw(epoch)
+
+    @property
+    def _clips(self) -> np.ndarray | None:
+        """Clips of the manifest that the items of this epoch are made of; None for all of them in order."""
+        if self._drawn is None:
+            self.set_epoch(self.epoch)
+        return self._drawn
+
+    @property
+    def chain(self) -> Features:
+        """What happens to a clip's log-mel spectrogram."""
+        return Features(self.input, self.augmentations, self.batch_length)
 
     @property
     def frames(self) -> np.ndarray:
@@ -193,15 +223,12 @@ class AudioDataset(torch.utils.data.Dataset):
                     target = weight * target + (1 - weight) * self.labels.multi_hot(other)
         if waveform is None:
             return None
-        log_mel = self.input.front_end(waveform)
-        length = min(len(log_mel), self.input.target_length)
-        source = fit_length(log_mel, self.input.target_length if self.batch_length == "fixed" else length)
-        for augmentation in self._augmentations:
-            source = augmentation.log_mel(source, rng)
-        source = self.input.normalize(source)
-        for augmentation in self._augmentations:
-            source = augmentation.normalized(source, rng)
-        item = Item(id=index, source=source, length=length, seed=seed)
+        length = min(int(self.input.front_end.frames_in(np.array(len(waveform)))), self.input.target_length)
+        item = Item(id=index, length=length, seed=seed)
+        if self.features == "device":
+            item["waveform"], item["generator"] = waveform, dict(rng.bit_generator.state) if self.train else None
+        else:
+            item["source"] = self.chain.source(self.input.front_end(waveform), rng if self.train else None)
         if target is not None:
             item["target"] = target
         return item
@@ -246,22 +273,32 @@ class AudioDataset(torch.utils.data.Dataset):
             more = f"{count} clips could not be decoded, more than task.max_bad_audio={self.max_bad_audio} allows"
             raise AudioError(f"{more}; the last one: {error}")
 
-    def collate(self, items: Sequence[Item | None]) -> dict[str, Tensor]:
+    def collate(self, items: Sequence[Item | None]) -> dict[str, Any]:
         """Make a batch of B clips of one length T.
 
         Returns:
             ``id`` (B,) int64, ``source`` (B, T, F) float32, ``lengths`` (B,) int64, ``padding_mask`` (B, T) bool, True
             from the end of a clip on, ``seed`` (B,) int64, and with labels ``target`` (B, C) float32; an empty dict if
-            no clip could be decoded.
+            no clip could be decoded. With ``features="device"``, the arguments of :meth:`Features.batch` take the place
+            of ``source``: ``waveforms`` (B, S) float32, ``samples`` (B,) int64 and ``pending``.
         """
         good = [item for item in items if item is not None]
         if not good:
             return {}
         frames = self._frames_of_batch([item["length"] for item in good])
         lengths = torch.tensor([min(item["length"], frames) for item in good])
-        batch = {key: torch.tensor([item[key] for item in good]) for key in ("id", "seed")}
+        batch: dict[str, Any] = {key: torch.tensor([item[key] for item in good]) for key in ("id", "seed")}
         batch |= {"lengths": lengths, "padding_mask": torch.arange(frames) >= lengths[:, None]}
-        batch["source"] = torch.stack([self._fit(item, frames) for item in good])
+        positions = [self._batch_position(item, frames) for item in good]
+        if self.features == "device":
+            waveforms = [item["waveform"] for item in good]
+            batch["waveforms"] = pad_sequence(waveforms, batch_first=True)
+            batch["samples"] = torch.tensor([len(waveform) for waveform in waveforms])
+            generators = [item["generator"] for item in good]
+            batch["pending"] = Pending([item["length"] for item in good], frames, positions, generators)
+        else:
+            fitted = (self.chain.fit(item["source"], frames, position) for item, position in zip(good, positions))
+            batch["source"] = torch.stack(list(fitted))
         if self.labels is not None:
             batch["target"] = torch.stack([item["target"] for item in good])
         return batch
@@ -273,10 +310,8 @@ class AudioDataset(torch.utils.data.Dataset):
             return -(-max(lengths) // self.length_multiple) * self.length_multiple
         return max(1, min(lengths) // self.length_multiple) * self.length_multiple
 
-    def _fit(self, item: Item, frames: int) -> Tensor:
-        source, position = item["source"], self.crop_position
-        if len(source) == frames:
-            return source
-        if self.train:
-            position = np.random.default_rng(self._seed(item["id"], _BATCH_CROP)).random()
-        return fit_length(source, frames, position, self.input.silence)
+    def _batch_position(self, item: Item, frames: int) -> float:
+        """Choose the piece of a clip that is longer than its batch."""
+        if not self.train or item["length"] <= frames:
+            return self.crop_position
+        return float(np.random.default_rng(self._seed(item["id"], _BATCH_CROP)).random())

@@ -64,7 +64,12 @@ class Labels:
         offsets = np.zeros(length + 1, np.int64)
         problems: dict[int, str] = {}
         for number, line in enumerate(lines, 1):
-            labels = (line,) if line in index else dict.fromkeys(label.strip() for label in line.split(","))
+            found = [index.get(label, -1) for label in line.split(",")]
+            if -1 not in found and (len(found) == 1 or (multi and len(set(found)) == len(found))):
+                ids.extend(found)
+                offsets[number] = len(ids)
+                continue
+            labels = dict.fromkeys(label.strip() for label in line.split(","))
             unknown = [label for label in labels if label not in index]
             if not line:
                 problems[number] = "empty, but every clip needs a label"

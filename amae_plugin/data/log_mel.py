@@ -192,13 +192,14 @@ class LogMel(FrontEnd):
         emphasised = frames.clone()
         emphasised[..., 1:].sub_(frames[..., :-1], alpha=PREEMPHASIS)
         emphasised[..., 0].mul_(1 - PREEMPHASIS)  # Kaldi takes a frame's first sample for the one before it
-        emphasised.mul_(self.window.to(waveform.device))
+        window, mel_filters = _constants(self, waveform.device)
+        emphasised.mul_(window)
         spectrum = torch.fft.rfft(emphasised, n=self.fft_size)
         power = spectrum.real.square().add_(spectrum.imag.square())
         # The last bit of a one-row product depends on the number of threads; that of two rows does not.
         count = power.shape[-2]
         rows = power if count > 1 else power.expand(*power.shape[:-2], 2, -1)
-        mel = rows @ self.mel_filters.to(waveform.device)
+        mel = rows @ mel_filters
         return mel[..., :count, :].clamp_(min=_EPSILON).log_()
 
 
@@ -273,6 +274,12 @@ class SlaneyLogMel(FrontEnd):
     @override
     def _hz_of_mel(self, mel: np.ndarray) -> np.ndarray:
         return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp(_SLANEY / 27 * np.maximum(mel - 15, 0)))
+
+
+@functools.cache
+def _constants(front_end: LogMel, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return window and filters on a device, to which they are copied once."""
+    return front_end.window.to(device), front_end.mel_filters.to(device)
 
 
 @functools.cache

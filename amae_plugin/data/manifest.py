@@ -4,8 +4,8 @@ The first line is the root folder; every other line is ``path<TAB>samples``. A p
 absolute) and takes one of three forms:
 
 * ``path``                       a whole file;
-* ``archive.zip:offset:length``  a member stored without compression in a zip archive: *length* bytes from byte
-  *offset* (fairseq's stored-zip entries);
+* ``archive:offset:length``      a member of a ``.tar``, or one stored without compression in a ``.zip``: *length* bytes
+  from byte *offset* (fairseq's stored-zip entries);
 * ``path:start:frames``          a segment of a longer file, in frames at the file's own sample rate.
 
 ``samples`` is the clip's length at the file's own sample rate. A relative root is relative to the folder that holds the
@@ -33,6 +33,8 @@ from amae_plugin.files import reading, replacing, utf_16_remedy
 _FORMAT_HELP = "expected '<path><TAB><samples>'; `amae manifest` writes such files"
 _SCAN_BYTES = 1 << 24  # bytes scanned for separators at a time, which bounds the temporary memory
 _MAX_DIGITS = 18  # always fits int64
+ARCHIVES = ("tar", "zip")
+"""Kinds of clips that are members of an archive, and the extensions of those archives."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,25 @@ class Clip:
 
     Attributes:
         path: absolute path of the file or archive.
-        kind: ``"file"``, ``"zip"`` or ``"segment"``.
-        start: first byte of a zip member, or first frame of a segment at the file's own rate; 0 for a file.
-        length: bytes of a zip member or frames of a segment; 0 for a whole file.
+        kind: ``"file"``, ``"segment"``, or one of :data:`ARCHIVES`.
+        start: first byte of a member, or first frame of a segment at the file's own rate; 0 for a file.
+        length: bytes of a member or frames of a segment; 0 for a whole file.
     """
 
     path: str
     kind: str = "file"
     start: int = 0
     length: int = 0
+
+    @classmethod
+    def of(cls, root: str, name: str) -> Clip:
+        """Return the clip that an entry of a manifest with this root names."""
+        head, numbers = _split(name)
+        path = os.path.join(root, head)  # noqa: PTH118 - called for every clip, and Path is slow
+        if not numbers:
+            return cls(path)
+        extension = head[-3:].lower() if head[-4:-3] == "." else ""
+        return cls(path, extension if extension in ARCHIVES else "segment", *numbers)
 
     def __str__(self) -> str:
         return self.path if self.kind == "file" else f"{self.path}:{self.start}:{self.length}"
@@ -132,11 +144,7 @@ class Manifest:
 
     def __getitem__(self, index: int) -> Clip:
         """Return the clip of line ``index + 2``."""
-        head, numbers = _split(self.name(index))
-        path = os.path.join(self.root, head)  # noqa: PTH118 - called for every clip, and Path is slow
-        if not numbers:
-            return Clip(path)
-        return Clip(path, "zip" if head.lower().endswith(".zip") else "segment", *numbers)
+        return Clip.of(self.root, self.name(index))
 
     def __reduce__(self) -> tuple[object, tuple[Path]]:
         return Manifest.read, (self.path,)

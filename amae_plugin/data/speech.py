@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ class SpeechDataset(AudioDataset):
         return None if item is None else SpeechItem(**item, units=units)
 
     @override
-    def collate(self, items: Sequence[Item | None]) -> dict[str, Tensor]:
+    def collate(self, items: Sequence[Item | None]) -> dict[str, Any]:
         """Make a batch; to the result of :meth:`AudioDataset.collate` come the transcripts.
 
         They are ``target`` (B, S) int64, padded with fairseq's ``<pad>``, and ``target_lengths`` (B,) int64.

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from amae_plugin.data.augment import AUGMENTATIONS, Augmentation, build_augmentations, read_choice
 from amae_plugin.data.dataset import AudioDataset
+from amae_plugin.data.features import Features
 from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
@@ -57,6 +58,9 @@ class AudioTaskConfig(FairseqDataclass):
     augmentations: Any = setting(
         "roll,magnitude", f"names ({', '.join(AUGMENTATIONS)}) or {{name: parameters}}, in order; or null"
     )
+    features: str = setting(
+        "workers", "log-mel spectrograms are computed by the workers that decode, or in batches on the training device"
+    )
     on_bad_audio: str = setting("raise", "a clip that cannot be decoded: raise stops, skip counts and logs it")
     max_bad_audio: int = setting(100, "number of clips that may be skipped, on each device, in all epochs together")
     clips_per_update: Optional[int] = setting(None, "global batch; recipes compute update_freq, lr and updates from it")
@@ -80,6 +84,7 @@ class AudioTask(FairseqTask):
         super().__init__(cfg)
         self.data = user_path(cfg.data)
         self.data_wait = meters.StopwatchMeter()
+        self.chain = Features(ModelInput(), (), "fixed")  # that of the data sets, once they are made
         self.default_input = ModelInput()  # the system's; fairseq builds the model before it loads data
 
     @classmethod
@@ -131,12 +136,13 @@ class AudioTask(FairseqTask):
         self, manifest: Manifest, split: str, kind: Type[AudioDataset] = AudioDataset, **settings: Any
     ) -> None:
         """Make the data set of a split; the split ``train`` is shuffled, cropped at random and augmented."""
-        same = ("seed", "batch_length", "length_multiple", "on_bad_audio", "max_bad_audio")
+        same = ("seed", "batch_length", "length_multiple", "on_bad_audio", "max_bad_audio", "features")
         settings.update({name: self.cfg[name] for name in same}, manifest_rate=self.cfg.sample_rate)
         settings.update(augmentations=self.augmentations, train=split.startswith("train"))
         try:
             model_input = ModelInput.from_settings(self.cfg, self.default_input)
-            self.datasets[split] = FairseqAudioDataset(kind(manifest, model_input, **settings))
+            dataset = kind(manifest, model_input, **settings)
+            self.datasets[split], self.chain = FairseqAudioDataset(dataset), dataset.chain
         except ValueError as error:
             raise UserError(f"task: {error}") from None
 
@@ -236,6 +242,7 @@ class AudioTask(FairseqTask):
         """
         stand_in = sample.get(STAND_IN, False)
         with naming_memory("dataset.batch_size"):
+            sample = self._with_source(sample)
             step = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad or stand_in)
         return _without_count(*step) if stand_in else step
 
@@ -247,8 +254,16 @@ class AudioTask(FairseqTask):
         """
         stand_in = sample.get(STAND_IN, False)
         with torch.compiler.set_stance("force_eager"), naming_memory("dataset.batch_size_valid"):
-            step = super().valid_step(sample, model, criterion)
+            step = super().valid_step(self._with_source(sample), model, criterion)
         return _without_count(*step) if stand_in else step
+
+    def _with_source(self, sample: Values) -> Values:
+        """Return the batch with the model's input, computed on its device if it holds waveforms."""
+        if "waveforms" not in sample:
+            return sample
+        with torch.no_grad():
+            source = self.chain.batch(sample["waveforms"], sample["samples"], sample["pending"])
+        return {**sample, "net_input": {**sample["net_input"], "source": source}}
 
     def optimizer_step(self, optimizer: FairseqOptimizer, model: nn.Module, update_num: int) -> None:
         """Step, and log the seconds waited for data since the last one."""

@@ -114,8 +114,9 @@ class AmaeClassificationTask(DownstreamTask):
         cfg = self.cfg
         if cfg.label_fraction == 1 and cfg.balanced_samples is None:
             return None
-        pool = class_subset(labels, cfg.label_fraction, cfg.seed)
+        pool = np.arange(len(labels))
         if cfg.label_fraction < 1:
+            pool = class_subset(labels, cfg.label_fraction, cfg.seed)
             logger.info(f"{split}: {len(pool):,} of {len(labels):,} clips, as task.label_fraction says")
         if cfg.balanced_samples is None:
             return Sampling(pool)

@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import List, Optional, Tuple
 
@@ -102,7 +102,7 @@ class AmaePretraining(AudioTask):
         # matplotlib takes a second to import: only runs that draw pay for it.
         from amae_plugin.visual import draw_clips
 
-        dataset = self.datasets[self.cfg.valid_subset.split(",")[0]].dataset
+        dataset = replace(self.datasets[self.cfg.valid_subset.split(",")[0]].dataset, features="workers")
         step = max(1, len(dataset) // self.cfg.pictures)
         clips = list(range(0, len(dataset), step))[: self.cfg.pictures]
         with torch.compiler.set_stance("force_eager"):

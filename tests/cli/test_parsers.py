@@ -13,6 +13,7 @@ from amae_plugin.benchmark.step import PRECISIONS
 from amae_plugin.cli import choices
 from amae_plugin.cli.main import COMMANDS, main
 from amae_plugin.corpora.layouts import LAYOUTS
+from amae_plugin.corpora.packing import FORMATS as PACKINGS
 from amae_plugin.data.log_mel import FRONT_ENDS, WINDOWS
 from amae_plugin.interop.convert import FORMATS as PUBLISHED
 from amae_plugin.interop.export import FORMATS as EXPORTS
@@ -84,6 +85,7 @@ def test_choices_are_those_of_the_registries() -> None:
     assert set(choices.POOLINGS) == set(POOLINGS)
     assert set(choices.PRECISIONS) == set(PRECISIONS)
     assert set(choices.EXPORTS) == set(EXPORTS)
+    assert set(choices.PACKINGS) == set(PACKINGS)
     assert {name: kind.title for name, kind in PUBLISHED.items()} == choices.PUBLISHED
 
 

@@ -1,6 +1,7 @@
 """What the layouts of all corpora have in common, on a small copy of each corpus."""
 
 import codecs
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,17 @@ def labelled_folder(root, sound):
         sound(root / "dog" / f"{number}.wav")
         sound(root / "rain" / f"{number}.wav")
     return [str(root), "--labels", "--test-fraction", "0.2"]
+
+
+def shards(root, sound):
+    root.mkdir(parents=True)
+    for split in ("train", "valid"):
+        with tarfile.open(root / f"{split}.tar", "w") as archive:
+            for number in range(3):
+                sound(root / "clip.wav")
+                archive.add(root / "clip.wav", f"{number}.wav")
+                (root / "clip.wav").unlink()
+    return [str(root)]
 
 
 def speech_commands(root, sound):
@@ -103,7 +115,7 @@ def iemocap(root, sound):
 
 
 LISTED = (speech_commands, voxceleb1, audioset, esc50, iemocap, text)
-EXAMPLES = (*LISTED, librispeech, labelled_librispeech, folder, labelled_folder)
+EXAMPLES = (*LISTED, shards, librispeech, labelled_librispeech, folder, labelled_folder)
 
 
 @pytest.fixture(params=EXAMPLES, ids=lambda example: example.__name__)

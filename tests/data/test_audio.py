@@ -3,6 +3,7 @@ import os
 import pickle
 import re
 import socket
+import tarfile
 import zipfile
 
 import av
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torchaudio
 
 from amae_plugin.data.audio import AudioError, AudioHeader, Crop, load_clip, read_header, resample
 from amae_plugin.data.manifest import Clip
@@ -127,20 +129,61 @@ def test_a_segment_of_a_container_equals_the_slice_of_the_whole(tmp_path, name, 
         assert min(shifts) < 2e-3
 
 
-@pytest.mark.parametrize("name", ["a.flac", "a.ogg", "a.wav"])
-def test_stored_zip_entries_are_read_where_they_lie(tmp_path, name):
-    soundfile.write(tmp_path / name, tone(1.0, 22_050, 2), 22_050)
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("name", ["a.flac", "a.ogg", "a.wav", "a.mp3"])
+def test_members_of_archives_are_read_where_they_lie(tmp_path, name, kind):
+    path = Clip(str(tmp_path / name))
+    soundfile.write(path.path, tone(1.0, 22_050, 2), 22_050)
+    (tmp_path / "b.wav").write_bytes((tmp_path / name).read_bytes())  # what follows is audio, too
     content = (tmp_path / name).read_bytes()
-    with zipfile.ZipFile(tmp_path / "all.zip", "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("first.txt", "x" * 1000)
-        archive.writestr(name, content)
-    offset = (tmp_path / "all.zip").read_bytes().index(content)
-    clip = Clip(str(tmp_path / "all.zip"), "zip", offset, len(content))
-    assert torch.equal(load_clip(clip), load_clip(Clip(str(tmp_path / name))))
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "all.zip", "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr("first.txt", "x" * 1000)
+            archive.write(tmp_path / name, name)
+            archive.write(tmp_path / "b.wav", "b.wav")
+    else:
+        with tarfile.open(tmp_path / "all.tar", "w") as archive:
+            archive.add(tmp_path / name, name)
+            archive.add(tmp_path / "b.wav", "b.wav")
+    whole = (tmp_path / f"all.{kind}").read_bytes()
+    offset = whole.index(content)
+    clip = Clip(str(tmp_path / f"all.{kind}"), kind, offset, len(content))
+    assert torch.equal(load_clip(clip), load_clip(path))
+    assert torch.equal(load_clip(clip, crop=Crop(3_000, 0.7)), load_clip(path, crop=Crop(3_000, 0.7)))
+    assert read_header(clip) == read_header(path.path)
     with pytest.raises(AudioError, match="ends 1 bytes before"):
-        load_clip(Clip(clip.path, "zip", offset, len((tmp_path / "all.zip").read_bytes()) - offset + 1))
+        load_clip(Clip(clip.path, kind, offset, len(whole) - offset + 1))
     with pytest.raises(AudioError, match="the archive ends"):  # and no room was made for the bytes
-        load_clip(Clip(clip.path, "zip", 10**30, 10**15))
+        load_clip(Clip(clip.path, kind, 10**30, 10**15))
+
+
+def test_of_a_long_member_only_the_wanted_piece_is_read(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", tone(60.0, 16_000), 16_000)
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        archive.add(tmp_path / "a.wav", "a.wav")
+    offset = (tmp_path / "all.tar").read_bytes().index(b"RIFF")
+    read, preadv = [], os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *arguments: read.append(preadv(*arguments)) or read[-1])
+    clip = Clip(str(tmp_path / "all.tar"), "tar", offset, (tmp_path / "a.wav").stat().st_size)
+    crop = Crop(16_000, 0.9)
+    assert torch.equal(load_clip(clip, crop=crop), load_clip(Clip(str(tmp_path / "a.wav")), crop=crop))
+    assert 32_000 <= sum(read) < 64_000
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
+def test_samples_are_those_that_libsndfile_gives(tmp_path, subtype):
+    samples = np.concatenate([[-1.0, 1 - 2**-15, 0.0, 2**-15, -(2**-15)], tone(0.1, 16_000)[:, 0]])
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype)
+    expected, _ = soundfile.read(tmp_path / "a.wav", dtype="float32")
+    assert np.array_equal(load_clip(Clip(str(tmp_path / "a.wav"))).numpy(), expected)
+
+
+@pytest.mark.parametrize("rate", [8_000, 12_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000])
+def test_resampling_is_torchaudios(rate):
+    for samples in (1, 2, 47, 48, 49, rate // 10 + 1):
+        waveform = torch.randn(samples, generator=torch.Generator().manual_seed(samples))
+        expected = torchaudio.transforms.Resample(rate, 16_000)(waveform)
+        torch.testing.assert_close(resample(waveform, rate, 16_000), expected, rtol=0, atol=2e-6)
 
 
 def test_a_container_in_a_zip(tmp_path):

@@ -9,10 +9,10 @@ from torch.utils.data import DataLoader
 
 import amae_plugin.data.dataset as dataset_module
 from amae_plugin.data.audio import AudioError, load_clip
-from amae_plugin.data.augment import Augmentation, Magnitude, Mixup, Noise, Roll, SpecAugment
+from amae_plugin.data.augment import Augmentation, Magnitude, Mixup, Noise, ResizedCrop, Roll, SpecAugment
 from amae_plugin.data.dataset import AudioDataset, Sampling, clip_seed
 from amae_plugin.data.labels import Labels
-from amae_plugin.data.log_mel import LogMel, ModelInput, fit_length
+from amae_plugin.data.log_mel import LogMel, ModelInput, SlaneyLogMel, fit_length
 from amae_plugin.data.manifest import Manifest, write_manifest
 
 INPUT = ModelInput(target_length=64, mean=-5.0, std=4.0)
@@ -130,6 +130,41 @@ def test_short_clips_are_padded_before_they_are_normalised(good):
     assert torch.equal(item["source"], INPUT.normalize(fit_length(log_mel, 64)))
     assert (item["source"][28:] == 5.0 / 8.0).all()
     assert AudioDataset(good, INPUT)[4]["length"] == 1
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("batch_length", ["fixed", "longest", "shortest"])
+@pytest.mark.parametrize("front_end", [LogMel(), LogMel(window_type="povey"), SlaneyLogMel()], ids=["", "povey", "m2d"])
+def test_spectrograms_of_a_batch_on_a_device_are_those_of_the_workers(good, short, front_end, batch_length, train):
+    everything = (
+        Roll(),
+        Magnitude(),
+        Mixup(0.5),
+        SpecAugment(8, 16),
+        Noise(),
+        ResizedCrop(),
+        SpecAugment(8, 0.2, True),
+    )
+    settings = {"augmentations": everything, "train": train, "batch_length": batch_length, "seed": 3}
+    for manifest in (good, short):
+        workers, device = (
+            AudioDataset(manifest, ModelInput(front_end, 64, -5.0, 4.0), features=place, **settings)
+            for place in ("workers", "device")
+        )
+        one, other = (each.collate([each[index] for index in range(6)]) for each in (workers, device))
+        computed = device.chain.batch(*(other.pop(key) for key in ("waveforms", "samples", "pending")))
+        torch.testing.assert_close(computed, one.pop("source"), rtol=0, atol=1e-4)
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_draws_are_those_of_numpys_choice():
+    weights = np.random.default_rng(1).random(500).astype(np.float32)
+    weights[::7] = 0
+    sampling = Sampling(np.arange(500) * 2, weights, samples=3000, seed=3)
+    shares = weights.astype(np.float64)
+    rng = np.random.default_rng(clip_seed(3, 5, 0, stream=2))
+    expected = sampling.pool[rng.choice(500, 3000, p=shares / shares.sum())]
+    assert np.array_equal(sampling.draw(5), expected)
 
 
 def test_silence_is_a_clip_like_any_other(good):

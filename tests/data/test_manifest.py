@@ -41,13 +41,19 @@ def test_what_is_written_is_read(tmp_path_factory, rows):
 
 
 @settings(max_examples=60)
-@given(stem=NAME, start=st.integers(0, 2**40), length=st.integers(0, 2**40), archive=st.booleans())
-def test_zip_entries_and_segments_with_colons_in_the_path(tmp_path_factory, stem, start, length, archive):
+@given(
+    stem=NAME,
+    start=st.integers(0, 2**40),
+    length=st.integers(0, 2**40),
+    extension=st.sampled_from(["zip", "tar", "TAR", "wav", "tar.gz", "guitar"]),
+)
+def test_members_of_archives_and_segments_with_colons_in_the_path(tmp_path_factory, stem, start, length, extension):
     folder = tmp_path_factory.mktemp("manifest")
-    path = f"{stem}.zip" if archive else f"{stem}.wav"
+    path = f"{stem}.{extension}"
+    kind = extension.lower() if extension.lower() in ("zip", "tar") else "segment"
     write_manifest(folder / "train.tsv", folder, [(f"{path}:{start}:{length}", 5)])
     clip = Manifest.read(folder / "train.tsv")[0]
-    assert clip == Clip(f"{folder}/{path}", "zip" if archive else "segment", start, length)
+    assert clip == Clip(f"{folder}/{path}", kind, start, length)
     assert str(clip) == f"{folder}/{path}:{start}:{length}"
 
 

@@ -1,0 +1,51 @@
+"""Pack the clips of manifests into tar shards, decoded and resampled once.
+
+The shards, their manifests and the labels, transcripts and weights that lie beside the manifests are written to one
+folder, which can be moved as a whole. The command continues what was interrupted.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from amae_plugin.cli.arguments import positive
+from amae_plugin.cli.choices import PACKINGS
+from amae_plugin.files import try_folder
+
+_MEGABYTE = 1_000_000
+_SHOWN = 10  # clips left out that are named
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add = parser.add_argument
+    add("manifest", type=Path, metavar="MANIFEST_OR_DIR", help="a manifest, or a folder of manifests")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the shards and their manifests")
+    add("--format", choices=PACKINGS, default="flac", help="flac is smaller, wav faster to read (%(default)s)")
+    add("--rate", type=positive, metavar="HZ", help="sample rate to resample to, 16000 for all systems (each file's)")
+    add("--shard-size", type=positive, default=1000, metavar="MB", help="size of a shard, about (%(default)s)")
+    add("--workers", type=positive, default=os.cpu_count(), metavar="N", help="processes (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Pack, and say what was packed; the exit code is 1 if clips were left out."""
+    from amae_plugin.corpora.packing import Packing, find_manifests, pack
+
+    try_folder(args.out, "the shards there")  # before the work
+    packing = Packing(args.format, args.rate, args.shard_size * _MEGABYTE)
+    code = 0
+    for manifest in find_manifests(args.manifest):
+        packed = pack(manifest, args.out, packing, args.workers)
+        done = ", packed before" if packed.done_before else ""
+        print(f"{packed.manifest}: {packed.clips:,} clips in {packed.shards:,} shards, {packed.size:,} bytes{done}")
+        for warning in packed.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        if packed.clipped:
+            print(f"warning: cut off at full scale: {packed.clipped:,} clips", file=sys.stderr)
+        if packed.unreadable:
+            code = 1
+            shown = [f"  {name}: {reason}" for name, reason in list(packed.unreadable.items())[:_SHOWN]]
+            listed = f"left out, as listed in {args.out / 'unreadable.tsv'}: {len(packed.unreadable):,} clips"
+            print("\n".join([listed, *shown]), file=sys.stderr)
+    return code

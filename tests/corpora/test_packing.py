@@ -1,0 +1,194 @@
+"""Packed clips are those that were packed, with all that belongs to them, also where packing was interrupted."""
+
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from amae_plugin.cli.main import main
+from amae_plugin.corpora.packing import Packing, pack
+from amae_plugin.data.audio import load_clip, read_rate
+from amae_plugin.data.augment import Magnitude, Roll
+from amae_plugin.data.dataset import AudioDataset
+from amae_plugin.data.labels import Labels, write_labels, write_names
+from amae_plugin.data.log_mel import ModelInput
+from amae_plugin.data.manifest import Manifest, write_manifest
+from amae_plugin.data.sampling import read_weights
+from amae_plugin.errors import UserError
+
+
+def noise(number: int, samples: int = 4_000, channels: int = 1) -> np.ndarray:
+    return np.random.default_rng(number).uniform(-1, 1, (samples, channels))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six clips of all kinds, with labels, transcripts and weights: clip i has the class i % 2."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    soundfile.write(folder / "0.wav", noise(0), 16_000)
+    soundfile.write(folder / "1.flac", noise(1), 44_100)
+    soundfile.write(folder / "2.wav", noise(2), 8_000, subtype="PCM_24")
+    soundfile.write(folder / "3.wav", noise(3, channels=2), 16_000)  # whose mean has 17 bits
+    soundfile.write(folder / "4.wav", noise(4, 9_000), 22_050)
+    with zipfile.ZipFile(folder / "5.zip", "w") as archive:
+        archive.write(folder / "0.wav", "a.wav")
+    start = (folder / "5.zip").read_bytes().index(b"RIFF")
+    names = ["0.wav", "1.flac", "2.wav", "3.wav", "4.wav:1000:4000"]
+    member = f"5.zip:{start}:{(folder / '0.wav').stat().st_size}"
+    write_manifest(folder / "train.tsv", folder, [(name, 4_000) for name in (*names, member)])
+    write_names(folder / "labels.txt", ["even", "odd"])
+    write_labels(folder / "train.lbl", [[("even", "odd")[number % 2]] for number in range(6)])
+    (folder / "train.ltr").write_text("".join(f"{number} |\n" for number in range(6)))
+    (folder / "dict.ltr.txt").write_text("| 6\n")
+    np.save(folder / "train.weights.npy", np.arange(1, 7, dtype=np.float32))
+    return folder
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["flac", "wav"])
+def test_a_model_hears_the_same_where_nothing_is_resampled(folder: Path, tmp_path: Path, kind: str) -> None:
+    assert main(["pack", str(folder), "--out", str(tmp_path / "out"), "--format", kind, "--workers", "1"]) == 0
+    (tmp_path / "out").rename(tmp_path / "moved")
+    before, after = (Manifest.read(place / "train.tsv") for place in (folder, tmp_path / "moved"))
+    assert after.sizes.tolist() == before.sizes.tolist()
+    assert {after[index].kind for index in range(6)} == {"tar"}
+    settings = {"augmentations": (Roll(), Magnitude()), "train": True}
+    one, other = (AudioDataset(manifest, ModelInput(target_length=16), **settings) for manifest in (before, after))
+    for index in range(6):
+        assert read_rate(after[index]) == read_rate(before[index])
+        assert torch.equal(one[index]["source"], other[index]["source"])
+    copied = ("train.lbl", "train.ltr", "train.weights.npy", "labels.txt", "dict.ltr.txt")
+    assert all((tmp_path / "moved" / name).read_bytes() == (folder / name).read_bytes() for name in copied)
+    with tarfile.open(tmp_path / "moved" / "train-000000.tar") as archive:
+        assert [member.name for member in archive] == [f"{number:09d}.{kind}" for number in range(6)]
+
+
+@pytest.mark.parametrize("kind", ["flac", "wav"])
+def test_what_is_resampled_is_rounded_to_16_bits(folder: Path, tmp_path: Path, kind: str) -> None:
+    packed = pack(folder / "train.tsv", tmp_path / "out", Packing(kind, 16_000))
+    before, after = (Manifest.read(place / "train.tsv") for place in (folder, tmp_path / "out"))
+    assert (packed.clips, packed.clipped > 0) == (6, kind == "flac")  # noise of full scale, resampled, exceeds it
+    assert after.sizes.tolist() == [len(load_clip(before[index])) for index in range(6)]
+    for index in range(6):
+        expected = load_clip(before[index])
+        assert read_rate(after[index]) == 16_000
+        within = expected.clamp(-1, 1 - 2**-15) if kind == "flac" else expected
+        assert (load_clip(after[index]) - within).abs().max() <= (0 if index == 3 else 2**-16)
+
+
+def test_clips_that_cannot_be_decoded_are_left_out_with_their_lines(folder: Path, tmp_path: Path) -> None:
+    (folder / "1.flac").write_bytes(b"broken" * 50)
+    (folder / "4.wav").unlink()
+    assert main(["pack", str(folder / "train.tsv"), "--out", str(tmp_path / "out"), "--workers", "1"]) == 1
+    out = tmp_path / "out"
+    manifest = Manifest.read(out / "train.tsv")
+    labels = Labels.read(out / "train.lbl", out / "labels.txt", len(manifest))
+    assert labels.ids.tolist() == [0, 0, 1, 1]
+    assert (out / "train.ltr").read_text() == "0 |\n2 |\n3 |\n5 |\n"
+    assert read_weights(out / "train.weights.npy", 4).tolist() == [1, 3, 4, 6]
+    report = (out / "unreadable.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in report] == ["1.flac", "4.wav:1000:4000"]
+    for name in ("0.wav", "2.wav", "3.wav", "5.zip"):
+        (folder / name).unlink()
+    with pytest.raises(UserError, match=r"none of its clips can be decoded; see .*unreadable\.tsv"):
+        pack(folder / "train.tsv", tmp_path / "other", Packing())
+
+
+def test_trials_name_the_clips_of_the_shards(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for number in range(3):
+        soundfile.write(folder / f"{number}.wav", noise(number), 16_000)
+    (folder / "1.wav").write_bytes(b"broken" * 50)
+    write_manifest(folder / "trials.tsv", folder, [(f"{number}.wav", 4_000) for number in range(3)])
+    (folder / "trials.txt").write_text("1 0.wav 2.wav\n0 0.wav 1.wav\n0 2.wav 0.wav\n")
+    pack(folder / "trials.tsv", out, Packing())
+    first, second = (Manifest.read(out / "trials.tsv").name(index) for index in range(2))
+    assert (out / "trials.txt").read_text() == f"1 {first} {second}\n0 {second} {first}\n"
+
+
+PACK = "import sys; from amae_plugin.cli.main import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_packing_is_continued_to_the_same_bytes(tmp_path: Path, number: signal.Signals) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for index in range(60):
+        soundfile.write(folder / f"{index}.wav", noise(index, 40_000), 16_000)
+    write_manifest(folder / "train.tsv", folder, [(f"{index}.wav", 40_000) for index in range(60)])
+    command = ["pack", str(folder / "train.tsv"), "--out", str(out), "--rate", "8000", "--workers", "1"]
+    small = f"from amae_plugin.cli import pack; pack._MEGABYTE = 50_000; {PACK}"
+    process = subprocess.Popen([sys.executable, "-c", small, *command, "--shard-size", "2"], stderr=subprocess.DEVNULL)
+    while not (out / "train-000001.tar").exists():
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(number)
+    assert process.wait(60) == {signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
+    assert not (out / "train.tsv").exists()
+    first = (out / "train-000000.tar").stat()
+    settings = Packing("flac", 8_000, 100_000)
+    assert pack(folder / "train.tsv", out, settings).clips == 60
+    assert (out / "train-000000.tar").stat().st_ino == first.st_ino
+    pack(folder / "train.tsv", tmp_path / "whole", settings, workers=2)
+    assert files(out) == files(tmp_path / "whole")
+    assert len(list(out.glob("train-*.tar"))) > 5
+    assert pack(folder / "train.tsv", out, settings).done_before
+
+
+def refused(folder: Path, out: Path, settings: Packing | None = None) -> str:
+    with pytest.raises(UserError) as error:
+        pack(folder / "train.tsv", out, settings or Packing())
+    return str(error.value)
+
+
+def test_a_folder_of_other_files_is_refused(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "its own would replace" in refused(folder, folder)
+    out.mkdir()
+    (out / "train-000000.tar").touch()
+    assert "that this command did not write" in refused(folder, out)
+    (out / "train-000000.tar").unlink()
+    (out / "labels.txt").write_text("others\n")
+    assert "labels.txt: another than" in refused(folder, out)
+    (out / "labels.txt").unlink()
+    pack(folder / "train.tsv", out, Packing())
+    assert "packed with rate None, not 8000" in refused(folder, out, Packing(rate=8_000))
+    (out / "train.pack.json").write_text("[]")
+    assert "not a record of amae pack" in refused(folder, out)
+
+
+def test_what_was_written_is_compared_with_what_was_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = soundfile.write
+
+    def write_wrongly(file: object, samples: np.ndarray, *arguments: object, **options: object) -> None:
+        write(file, samples // 2, *arguments, **options)
+
+    monkeypatch.setattr(soundfile, "write", write_wrongly)
+    assert "0.wav: the flac that was written of it does not give its samples" in refused(folder, tmp_path / "a")
+    monkeypatch.setattr(soundfile, "write", write)
+    add = tarfile.TarFile.addfile
+
+    def add_zeros(archive: tarfile.TarFile, member: tarfile.TarInfo, file: object) -> None:
+        add(archive, member, io.BytesIO(bytes(member.size)))
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", add_zeros)
+    assert "the disk gives back other bytes" in refused(folder, tmp_path / "b")
+    assert not list((tmp_path / "b").glob("*.tar"))
