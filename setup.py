@@ -30,6 +30,7 @@ setup(
         "rapidfuzz",
         "safetensors",
         "scikit-learn",
+        "scipy",
         "sentencepiece",
         "soundfile",
         "submitit",

@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": "predict the classes of audio files with a classifier",
     "reconstruct": "a page to see and hear what a pretrained model fills in",
     "results": "validation results of a sweep's runs, with mean and std",
+    "retrieve": "find pictures by sound and sounds by picture, with a model of both",
     "slurm": "submit a run as a SLURM job, and follow it",
     "stats": "mean and standard deviation of a corpus, for normalisation",
     "transcribe": "text of audio files, by a recogniser, with time stamps",

@@ -26,7 +26,8 @@ from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.bases import FairseqAudioDataset, Values
 from amae_plugin.fairseq_plugin.batches import STAND_IN, EpochBatches
 from amae_plugin.fairseq_plugin.hydra import user_path
-from amae_plugin.models.settings import setting
+from amae_plugin.models.registry import find_system
+from amae_plugin.models.settings import Settings, setting
 from amae_plugin.modules.compute import is_out_of_memory
 
 
@@ -47,6 +48,13 @@ class AudioTaskConfig(FairseqDataclass):
     normalization: Optional[str] = setting(
         None, "two_std: (x - mean) / (2 std); one_std; model: by the model itself; null: the system's"
     )
+    modalities: Any = setting(
+        None, "what the model takes of a clip, of audio and image; null: all that it can, a downstream model audio alone"
+    )
+    image_size: Optional[int] = setting(None, "side in pixels of the pictures; null: the system's (224)")
+    image_crop: Optional[str] = setting(None, "piece of a picture in training: center, random; null: the system's (center)")
+    image_flip: Optional[bool] = setting(None, "mirror half of the pictures in training; null: the system's (false)")
+    image_frames: Optional[int] = setting(None, "equidistant frames of a video, one of which training draws; null: 10")
     batch_length: str = setting(
         "fixed", "clips of a batch: fixed (padded to target_length), longest (padded to it) or shortest (cropped to it)"
     )
@@ -75,6 +83,8 @@ class AudioTask(FairseqTask):
     """Base of the tasks of this plugin."""
 
     source_dictionary = target_dictionary = None  # audio has none
+    takes = ("audio",)
+    """What models of this task can take of a clip, if their system can."""
 
     def __init__(self, cfg: AudioTaskConfig):
         super().__init__(cfg)
@@ -97,6 +107,27 @@ class AudioTask(FairseqTask):
         if not from_checkpoint and (cfg.bf16 or cfg.fp16):
             raise UserError("common.bf16 and common.fp16 do not work with these models: set model.bf16=true instead")
         return task
+
+    def choose_modalities(self, settings: Settings, default: Sequence[str]) -> Tuple[str, ...]:
+        """Return what an encoder takes of a clip, as ``task.modalities`` says.
+
+        Args:
+            settings: section of the encoder.
+            default: what it takes if the setting is null.
+
+        Raises:
+            UserError: the system or the task cannot take it, or there is no such thing.
+        """
+        chosen = self.cfg.modalities
+        if chosen is None:
+            return tuple(default)
+        names = tuple(chosen.split(",") if isinstance(chosen, str) else chosen)
+        system = find_system(settings)
+        can = [name for name in system.encoder_class.modalities if name in self.takes]
+        if not names or len(set(names)) < len(names) or not set(names) <= set(can):
+            which = f"{system.title} takes {' and '.join(can)} of a clip here"
+            raise UserError(f"task.modalities={','.join(map(str, names))}: {which}, so it must be some of {', '.join(can)}")
+        return tuple(name for name in can if name in names)
 
     def check_best_metric(self, measures: Mapping[str, bool], condition: str) -> None:
         """Check by what fairseq chooses the best checkpoint.

@@ -59,7 +59,8 @@ class FairseqAudioDataset(FairseqDataset):
         """Make a batch in fairseq's form; empty, which fairseq skips, if no clip of it could be decoded."""
         batch: Values = dict(self.dataset.collate(samples))
         if batch:
-            batch["net_input"] = {name: batch.pop(name) for name in ("source", "seed", "padding_mask")}
+            inputs = ("source", "seed", "padding_mask", "image")
+            batch["net_input"] = {name: batch.pop(name) for name in inputs if name in batch}
             batch["nsentences"] = len(batch["id"])
             batch["ntokens"] = int(batch.pop("lengths").sum())
         return batch

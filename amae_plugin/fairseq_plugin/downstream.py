@@ -79,6 +79,9 @@ class DownstreamTask(AudioTask):
             with open_dict(cfg):
                 cfg.update(self.sizes())
                 cfg.encoder = self._encoder_settings(cfg, pretrained)
+                modalities = self.choose_modalities(cfg.encoder, default=("audio",))
+                if len(find_system(cfg.encoder).encoder_class.modalities) > 1:
+                    cfg.encoder.modalities = list(modalities)
         self.default_input = find_system(cfg.encoder).input(cfg.encoder)
         model = super().build_model(cfg, from_checkpoint)
         if pretrained is not None:
@@ -164,6 +167,7 @@ class TrainedDownstreamConfig(FairseqDataclass):
     pretrained: Optional[str] = setting(None, "checkpoint that gives the encoder; null: model.encoder from scratch")
     imagenet: Optional[str] = setting(None, "file of timm's ViT or DeiT weights to start from, if the system can")
     layer_decay: float = setting(0.75, "learning rate of a layer over that of the one above it")
+    head_lr: float = setting(1.0, "learning rate of what follows the encoder over that of the encoder's last layer")
 
 
 class TrainedDownstreamModel(TrainedModel):
@@ -174,7 +178,14 @@ class TrainedDownstreamModel(TrainedModel):
         """Build the model from a config whose interpolations are resolved; the task loads pretrained weights."""
         if not 0 < cfg.layer_decay <= 1:
             raise UserError(f"model.layer_decay={cfg.layer_decay}: must be above 0 and at most 1")
+        if not 0 < cfg.head_lr < math.inf:
+            raise UserError(f"model.head_lr={cfg.head_lr}: must be above 0")
         model = super().build_model(cfg, task)
         depth = len(model.encoder.blocks) + 1
-        set_overrides(model, lambda name: cfg.layer_decay ** (depth - model.layer_index(name)))  # BEiT, MAE
+
+        def lr_scale(name: str) -> float:
+            own = 1.0 if name.startswith("encoder.") else cfg.head_lr  # AST, CAV-MAE
+            return own * cfg.layer_decay ** (depth - model.layer_index(name))  # BEiT, MAE
+
+        set_overrides(model, lr_scale)
         return model

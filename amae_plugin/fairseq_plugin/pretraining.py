@@ -55,6 +55,7 @@ class AmaePretrainingConfig(AudioTaskConfig):
 class AmaePretraining(AudioTask):
     """Masked-autoencoder pretraining on unlabelled audio."""
 
+    takes = ("audio", "image")
     _writer: Optional[SummaryWriter] = None
     _draws = False
 
@@ -63,6 +64,12 @@ class AmaePretraining(AudioTask):
 
         fairseq fills in the settings of a checkpoint that lacks some; how its input was made must be in the file.
         """
+        if not from_checkpoint:
+            modalities = self.choose_modalities(cfg, default=find_system(cfg).encoder_class.modalities)
+            if "audio" not in modalities:
+                raise UserError(f"task.modalities={','.join(modalities)}: pretraining needs audio, with or without image")
+            if "modalities" in cfg:
+                cfg.modalities = list(modalities)
         self.default_input = find_system(cfg).input(cfg)
         settings = dict(cfg) if from_checkpoint else {**cfg, "speech": None}
         model = super().build_model(cfg, from_checkpoint)
