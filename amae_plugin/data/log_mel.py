@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from amae_plugin.data.images import ImageInput
+
 _EPSILON = torch.finfo(torch.float32).eps  # Kaldi's floor under the logarithm
 _SLANEY = math.log(6.4)  # in 27 mels of Slaney's scale
 _PIECE_FRAMES = 4096  # computed at a time
@@ -294,6 +296,7 @@ class ModelInput:
         mean: mean of the corpus's log-mel values (``amae stats``); the default is AudioSet's, as Audio-MAE gives it.
         std: their standard deviation.
         normalization: use of *mean* and *std*, one of :data:`NORMALIZATIONS`.
+        image: image of the clip that the model takes as well; None if it only hears.
 
     Raises:
         ValueError: there is no such normalisation, or *mean* or *std* is none that values could have.
@@ -304,6 +307,7 @@ class ModelInput:
     mean: float = -4.2677393
     std: float = 4.5689974
     normalization: str = "two_std"
+    image: ImageInput | None = None
 
     def __post_init__(self) -> None:
         if self.normalization not in NORMALIZATIONS:
@@ -342,7 +346,7 @@ class ModelInput:
     def settings(self) -> dict[str, str | int | float]:
         """Describe the input by plain values, under their names in the task section."""
         front_end = {key: getattr(self.front_end, key) for key in ("num_mel_bins", "window_type")}
-        others = {key: value for key, value in vars(self).items() if key != "front_end"}
+        others = {key: value for key, value in vars(self).items() if key not in ("front_end", "image")}
         return {"front_end": self.front_end.name, **front_end, **others}
 
     @property

@@ -4,7 +4,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
@@ -25,6 +25,7 @@ from amae_plugin.fairseq_plugin.bases import SummedCriterion, TrainedModel, Valu
 from amae_plugin.fairseq_plugin.speech import SpeechConfig, SpeechEncoder
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
 from amae_plugin.models.base import PretrainingModel, summed_losses
+from amae_plugin.models.cav_mae import CAVMAE, CAVMAEConfig
 from amae_plugin.models.eat import EAT, EATConfig
 from amae_plugin.models.m2d import M2D, M2DConfig
 from amae_plugin.models.mae_ast import MAEAST, MAEASTConfig
@@ -267,3 +268,21 @@ class AmaeEAT(SpeechEncoder, EAT, TrainedModel):
     """EAT as fairseq trains it."""
 
     plain_config = EATConfig
+
+
+@dataclass
+class AmaeCAVMAEConfig(CAVMAEConfig, SpeechConfig):
+    """Settings of :class:`AmaeCAVMAE`; a null of the task leaves a setting to the system."""
+
+    input_length: int = II("task.target_length")
+    num_mel_bins: Optional[int] = II("task.num_mel_bins")  # type: ignore[assignment]
+    image_size: Optional[int] = II("oc.select:task.image_size,null")  # type: ignore[assignment]
+    modalities: Any = II("oc.select:task.modalities,null")
+    imagenet: Optional[str] = setting(None, "file of an image MAE's weights to start from, in all branches")
+
+
+@register_model("amae_cav_mae", dataclass=AmaeCAVMAEConfig)
+class AmaeCAVMAE(SpeechEncoder, CAVMAE, TrainedModel):
+    """CAV-MAE as fairseq trains it."""
+
+    plain_config = CAVMAEConfig

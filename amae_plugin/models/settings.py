@@ -150,6 +150,8 @@ def _fits(value: object, kind: Any) -> bool:
         return any(_fits(value, each) for each in get_args(kind))
     if get_origin(kind) is tuple:
         parts = get_args(kind)
+        if parts[-1] is Ellipsis:
+            return isinstance(value, tuple) and all(_fits(each, parts[0]) for each in value)
         return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
     if kind is float:
         return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
@@ -160,4 +162,4 @@ def _in_words(kind: Any) -> str:
     words = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a name", type(None): "null"}
     if get_origin(kind) is Union:
         return " or ".join(map(_in_words, get_args(kind)))
-    return words.get(kind, "a pair of whole numbers")
+    return "a list of names" if Ellipsis in get_args(kind) else words.get(kind, "a pair of whole numbers")
