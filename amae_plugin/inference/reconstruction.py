@@ -1,5 +1,6 @@
 """Reconstruction: a pretrained model fills in hidden parts of clips of any length, and of their pictures."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -204,9 +205,12 @@ def fill_pictures(
     """
     if "image" not in inputs or model_input.image is None:
         return []
-    filled = model.reconstruct_image(inputs["image"], output["image_prediction"], output["image_mask"])
-    hidden = model.expand_image_mask(output["image_mask"])
-    shown = [model_input.image.denormalize(values.float().cpu()).clamp(0, 1) for values in (inputs["image"], filled)]
+    image, mask = inputs["image"], output["image_mask"]
+    filled = model.reconstruct_image(image, output["image_prediction"], mask)
+    side = math.isqrt(mask.shape[1])  # of a square of patches
+    pixels = image.shape[-1] // side
+    hidden = mask.unflatten(1, (side, side)).repeat_interleave(pixels, 1).repeat_interleave(pixels, 2)
+    shown = [model_input.image.denormalize(values.float().cpu()).clamp(0, 1) for values in (image, filled)]
     return [FilledPicture(*each) for each in zip(shown[0], hidden.cpu(), shown[1])]
 
 
