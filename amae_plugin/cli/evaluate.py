@@ -17,6 +17,7 @@ from amae_plugin.evaluation.scoring import Options
 from amae_plugin.evaluation.verification import verify
 from amae_plugin.files import try_place, writing
 from amae_plugin.models.classifier import Classifier
+from amae_plugin.models.settings import MODALITIES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,8 +4,8 @@ Hides parts of recordings, has a pretraining model fill them in, and writes inde
 and plays sounds of each clip side by side: original, masked and reconstructed. It needs no network. A folder for each
 clip holds the same as picture.png and three WAV files. Of a longer recording it takes --seconds from --start on.
 
-A model of sound and picture also fills in pictures: the frame in the middle of a video's piece, a still that lies beside
-a sound under the same name, or what a manifest (.tsv) lists. Without a picture, it fills in the sound alone.
+A model of sound and picture also fills in pictures: the frame in the middle of a video's piece, a still that lies
+beside a sound under the same name, or what a manifest (.tsv) lists. Without a picture, it fills in the sound alone.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from amae_plugin.cli.arguments import above_zero, from_zero
 from amae_plugin.cli.clips import add_clips, conclude
 from amae_plugin.corpora.audio_files import PICTURE_EXTENSIONS, VIDEO_EXTENSIONS
 from amae_plugin.data.audio import AudioError
-from amae_plugin.data.images import load_picture
 from amae_plugin.data.log_mel import LogMel
 from amae_plugin.data.manifest import Manifest, Picture
+from amae_plugin.data.pictures import load_picture
 from amae_plugin.errors import UserError, printable
 from amae_plugin.files import replacing, try_place, writing
 from amae_plugin.inference.clips import ClipFiles, Excerpt

@@ -65,14 +65,16 @@ def _searches(checkpoint: Checkpoint, result: Retrieval, queries: int) -> tuple[
     """Prepare queries of both directions for the page: pictures by sound, and sounds by picture."""
     manifest = Manifest.read(result.data / f"{result.split}.tsv")
     dataset = validation_dataset(checkpoint, manifest)
-    crop = Crop(dataset.input.samples, dataset.crop_position)
+    image, crop = dataset.input.image, Crop(dataset.input.samples, dataset.crop_position)
 
     def sound_of(index: int) -> Medium:
         waveform = load_clip(manifest[result.sound_of[index]], dataset.input.sample_rate, crop)
         return sound(printable(result.sounds[index]), waveform, dataset.input.sample_rate)
 
     def picture_of(index: int) -> Medium:
-        return picture(printable(result.pictures[index]), image.denormalize(dataset[result.picture_of[index]]["image"]))
+        item = dataset[result.picture_of[index]]
+        assert item is not None and image is not None
+        return picture(printable(result.pictures[index]), image.denormalize(item["image"]))
 
     return (
         _search(result.rankings[SOUND_TO_PICTURE], result.pairs, queries, sound_of, picture_of),

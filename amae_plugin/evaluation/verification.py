@@ -49,7 +49,8 @@ def verify(
 ) -> Verification:
     """Score all trials.
 
-    The features are those of the sound: the input of a classifier's head, or the mean of a pretraining model's patch tokens.
+    The features are those of the sound alone: the input of a classifier's head, or the mean of a pretraining model's
+    patch tokens.
 
     Args:
         checkpoint: checkpoint of any model of this plugin, or its file.

@@ -49,10 +49,10 @@ class AudioTaskConfig(FairseqDataclass):
         None, "two_std: (x - mean) / (2 std); one_std; model: by the model itself; null: the system's"
     )
     modalities: Any = setting(
-        None, "what the model takes of a clip, of audio and image; null: all that it can, a downstream model audio alone"
+        None, "of a clip, what the model takes: audio, image; null: all that it can, in downstream tasks audio"
     )
     image_size: Optional[int] = setting(None, "side in pixels of the pictures; null: the system's (224)")
-    image_crop: Optional[str] = setting(None, "piece of a picture in training: center, random; null: the system's (center)")
+    image_crop: Optional[str] = setting(None, "part of a picture in training: center, random; null: the system's")
     image_flip: Optional[bool] = setting(None, "mirror half of the pictures in training; null: the system's (false)")
     image_frames: Optional[int] = setting(None, "equidistant frames of a video, one of which training draws; null: 10")
     batch_length: str = setting(
@@ -126,7 +126,9 @@ class AudioTask(FairseqTask):
         can = [name for name in system.encoder_class.modalities if name in self.takes]
         if not names or len(set(names)) < len(names) or not set(names) <= set(can):
             which = f"{system.title} takes {' and '.join(can)} of a clip here"
-            raise UserError(f"task.modalities={','.join(map(str, names))}: {which}, so it must be some of {', '.join(can)}")
+            raise UserError(
+                f"task.modalities={','.join(map(str, names))}: {which}, so it must be some of {', '.join(can)}"
+            )
         return tuple(name for name in can if name in names)
 
     def check_best_metric(self, measures: Mapping[str, bool], condition: str) -> None:

@@ -68,7 +68,9 @@ class AmaePretraining(AudioTask):
         if not from_checkpoint:
             modalities = self.choose_modalities(cfg, default=find_system(cfg).encoder_class.modalities)
             if "audio" not in modalities:
-                raise UserError(f"task.modalities={','.join(modalities)}: pretraining needs audio, with or without image")
+                raise UserError(
+                    f"task.modalities={','.join(modalities)}: pretraining needs audio, with or without image"
+                )
             if "modalities" in cfg:
                 cfg.modalities = list(modalities)
         self.default_input = find_system(cfg).input(cfg)

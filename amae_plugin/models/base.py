@@ -471,6 +471,21 @@ class PretrainingModel(Model):
         patches = torch.where(mask[..., None], prediction, patchify(source, patch_size))
         return unpatchify(patches, self.encoder.grid(source.shape[1], source.shape[2]), patch_size)
 
+    def reconstruct_image(self, image: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+        """Return pictures (B, 3, S, S) with the visible patches of ``image`` and the predicted hidden ones.
+
+        The hidden patches of ``image`` have no influence. Only for models that are given pictures.
+
+        Args:
+            image: (B, 3, S, S), the input of :meth:`forward`.
+            prediction: (B, M, Q), predicted by :meth:`forward` in evaluation mode.
+            mask: (B, M) bool, True = hidden.
+
+        Raises:
+            ValueError: this model takes no pictures.
+        """
+        raise ValueError("this model takes no pictures")
+
     @property
     def draws(self) -> bool:
         """Whether an objective predicts the spectrogram itself, which can be drawn."""

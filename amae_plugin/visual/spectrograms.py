@@ -157,7 +157,11 @@ def draw_clips(
     original, reconstructed = (dataset.input.denormalize(values.double().cpu()) for values in (source, reconstructed))
     drawn = [
         Reconstruction(
-            original[clip, :length], hidden[clip, :length].cpu(), reconstructed[clip, :length], windows=1, picture=picture
+            original[clip, :length],
+            hidden[clip, :length].cpu(),
+            reconstructed[clip, :length],
+            windows=1,
+            picture=picture,
         )
         for clip, (length, picture) in enumerate(itertools.zip_longest(batch["lengths"].tolist(), pictures))
     ]

@@ -4,9 +4,8 @@
 from dataclasses import dataclass
 from typing import Tuple
 
-from amae_plugin.models.settings import PretrainingConfig, setting
+from amae_plugin.models.settings import MODALITIES, PretrainingConfig, setting
 
-MODALITIES = ("audio", "image")
 DIRECTIONS = ("image_to_sound", "sound_to_image", "both")
 
 

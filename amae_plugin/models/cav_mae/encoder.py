@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from amae_plugin.models.base import Encoder
-from amae_plugin.models.cav_mae.config import MODALITIES, CAVMAEConfig
+from amae_plugin.models.cav_mae.config import CAVMAEConfig
+from amae_plugin.models.settings import MODALITIES
 from amae_plugin.modules.blocks import Block, RenormedBlock, init_linear
 from amae_plugin.modules.embedding import GridPositions, PatchEmbed, Size2d, patchify_image
 from amae_plugin.modules.masking import take_tokens

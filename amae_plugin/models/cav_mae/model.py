@@ -123,16 +123,8 @@ class CAVMAE(MaskedAutoencoder):
             found["contrastive"] = self._contrast(output["embedding"], output["image_embedding"])
         return found
 
+    @override
     def reconstruct_image(self, image: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
-        """Return pictures (B, 3, S, S) with the visible patches of ``image`` and the predicted hidden ones.
-
-        The hidden patches of ``image`` have no influence.
-
-        Args:
-            image: (B, 3, S, S), the input of :meth:`forward`.
-            prediction: (B, M, Q), predicted by :meth:`forward` in evaluation mode.
-            mask: (B, M) bool, True = hidden.
-        """
         patches, grid = patchify_image(image, self.config.image_patch_size)
         if self.normalizes_targets:
             prediction = self.denormalize(prediction, patches, ~mask, grid, _FRAMES_OF_A_SIDE / grid[0])
