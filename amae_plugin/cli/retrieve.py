@@ -68,11 +68,11 @@ def _searches(checkpoint: Checkpoint, result: Retrieval, queries: int) -> tuple[
     image, crop = dataset.input.image, Crop(dataset.input.samples, dataset.crop_position)
 
     def sound_of(index: int) -> Medium:
-        waveform = load_clip(manifest[result.sound_of[index]], dataset.input.sample_rate, crop)
+        waveform = load_clip(manifest[int(result.sound_of[index])], dataset.input.sample_rate, crop)
         return sound(printable(result.sounds[index]), waveform, dataset.input.sample_rate)
 
     def picture_of(index: int) -> Medium:
-        item = dataset[result.picture_of[index]]
+        item = dataset[int(result.picture_of[index])]
         assert item is not None and image is not None
         return picture(printable(result.pictures[index]), image.denormalize(item["image"]))
 

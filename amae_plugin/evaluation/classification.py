@@ -34,6 +34,7 @@ class Evaluation:
         crops: number of pieces of a clip that is longer than the model's input.
         frames: number of frames of a clip's video.
         modalities: what the model was given of a clip.
+        takes: what it can be given.
         classes: names from ``labels.txt``.
         display_names: names of the classes for people; by default the classes.
         clips: manifest paths of the M clips.
@@ -50,6 +51,7 @@ class Evaluation:
     crops: int
     frames: int
     modalities: tuple[str, ...]
+    takes: tuple[str, ...]
     classes: tuple[str, ...]
     display_names: tuple[str, ...]
     clips: tuple[str, ...]
@@ -115,6 +117,7 @@ def evaluate(
         crops=options.crops,
         frames=options.frames,
         modalities=given_modalities(checkpoint, options.modalities),
+        takes=checkpoint.modalities,
         classes=classes,
         display_names=_display_names(data, classes),
         clips=tuple(manifest.name(clip) for clip in scored.clips),

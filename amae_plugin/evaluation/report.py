@@ -114,7 +114,7 @@ def write(result: Result, folder: Path) -> list[Path]:
 
 def _classification_summary(result: Evaluation) -> str:
     head = f"{result.split}: {len(result.clips):,} clips, {len(result.classes):,} classes"
-    if result.modalities != ("audio",):
+    if result.takes != ("audio",):
         head += f", {' and '.join(result.modalities)}"
     if result.frames > 1:
         head += f"\nscores are means over {result.frames} frames of each video"
