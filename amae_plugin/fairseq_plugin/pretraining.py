@@ -282,6 +282,9 @@ class AmaeCAVMAEConfig(CAVMAEConfig, SpeechConfig):
     modalities: Any = II("oc.select:task.modalities,null")
     imagenet: Optional[str] = setting(None, "file of an image MAE's weights to start from, in all branches")
 
+    def __post_init__(self) -> None:
+        """Leave the checks to the plain config: here settings may still be references to others."""
+
 
 @register_model("amae_cav_mae", dataclass=AmaeCAVMAEConfig)
 class AmaeCAVMAE(SpeechEncoder, CAVMAE, TrainedModel):
