@@ -22,7 +22,6 @@ from tqdm import tqdm
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.arguments import above_zero, from_zero
 from amae_plugin.cli.clips import add_clips, conclude
-from amae_plugin.corpora.audio_files import PICTURE_EXTENSIONS, VIDEO_EXTENSIONS
 from amae_plugin.data.audio import AudioError
 from amae_plugin.data.log_mel import LogMel
 from amae_plugin.data.manifest import Manifest, Picture
@@ -37,6 +36,8 @@ from amae_plugin.visual.page import ClipView, render
 from amae_plugin.visual.spectrograms import COLUMNS, NORMALIZED_TARGETS
 
 _PAGE = "index.html"
+VIDEO_EXTENSIONS = ("mp4", "mkv", "webm")
+PICTURE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "gif", "bmp")
 _LONGEST = 600  # seconds of a clip, whose page is 130 MB and takes minutes
 
 
@@ -83,11 +84,13 @@ def run(args: argparse.Namespace) -> int:
     views: list[ClipView] = []
     for path, waveform in clips:
         assert isinstance(waveform, Tensor)  # as excerpts are
+        image = None
         try:
-            place = None if wanted is None else listed.get(path) or _find_picture(path, excerpt, clips.seconds[path])
-            image = None if place is None else wanted(load_picture(place))
-        except AudioError as error:
-            clips.skipped[str(path)] = str(error)
+            if wanted is not None:
+                place = listed.get(path) or _find_picture(path, excerpt, clips.seconds[path])
+                image = None if place is None else wanted(load_picture(place))
+        except AudioError as unusable:
+            clips.skipped[str(path)] = str(unusable)
             continue
         name, windows = printable(names[path]), math.ceil(int(front_end.frames_in(np.array(len(waveform)))) / length)
         # Of one clip, whose windows are filled in and which is then made audible.

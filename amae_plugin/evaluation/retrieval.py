@@ -122,5 +122,5 @@ def retrieve(
 
 def _embed(model: Model, inputs: Inputs) -> Tensor:
     """Return the mean tokens (B, 2 D) of sounds and of pictures, each modality alone."""
-    image = inputs.pop("image")
-    return torch.cat([model.features(**inputs), model.image_features(image)], dim=1)
+    sounds = model.features(inputs["source"], inputs["padding_mask"])
+    return torch.cat([sounds, model.image_features(inputs["image"])], dim=1)

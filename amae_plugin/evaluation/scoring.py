@@ -19,8 +19,8 @@ from amae_plugin.inference.windows import CENTRE, frame_positions, piece_positio
 from amae_plugin.models.base import Model
 from amae_plugin.modules.compute import choose_device, enough_memory
 
-Inputs = dict[str, Tensor | None]
-"""Arguments of a model by name: normalised log-mel values ``source`` (B, T, F) and their ``padding_mask`` (B, T), and
+Inputs = dict[str, Tensor]
+"""Arguments of a model by name: normalised log-mel values ``source`` (B, T, F) with their ``padding_mask`` (B, T), and
 pictures ``image`` (B, 3, S, S)."""
 
 
@@ -162,12 +162,10 @@ def given_modalities(checkpoint: Checkpoint, modalities: Sequence[str] | None) -
 
 
 def model_inputs(batch: Mapping[str, Tensor], modalities: Sequence[str], device: torch.device) -> Inputs:
-    """Move a batch's arguments of a model to a device; without audio, ``source`` is None."""
+    """Move what of a batch is given to a model to its device."""
     names = {"audio": ("source", "padding_mask"), "image": ("image",)}
-    inputs: Inputs = {} if "audio" in modalities else {"source": None}
-    for name in itertools.chain.from_iterable(names[modality] for modality in modalities):
-        inputs[name] = batch[name].to(device, non_blocking=True)
-    return inputs
+    given = itertools.chain.from_iterable(names[modality] for modality in modalities)
+    return {name: batch[name].to(device, non_blocking=True) for name in given}
 
 
 def require_directions(

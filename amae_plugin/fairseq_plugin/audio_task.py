@@ -83,7 +83,7 @@ class AudioTask(FairseqTask):
     """Base of the tasks of this plugin."""
 
     source_dictionary = target_dictionary = None  # audio has none
-    takes = ("audio",)
+    takes: Tuple[str, ...] = ("audio",)
     """What models of this task can take of a clip, if their system can."""
 
     def __init__(self, cfg: AudioTaskConfig):

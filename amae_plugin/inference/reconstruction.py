@@ -163,8 +163,8 @@ class Reconstructor:
         hidden, reconstructed = (windows.first(torch.cat(values)) for values in zip(*parts))
         self.checkpoint.require_finite(reconstructed[None])
         # Visible values stay as they were: normalising them and back would round them.
-        filled = torch.where(hidden, reconstructed, original)
-        return Reconstruction(original, hidden, filled, len(windows.starts), next(iter(pictures), None))
+        merged = torch.where(hidden, reconstructed, original)
+        return Reconstruction(original, hidden, merged, len(windows.starts), next(iter(pictures), None))
 
     def _fill_in(
         self, original: Tensor, windows: Windows, at: int, image: Tensor | None

@@ -111,10 +111,10 @@ def picture_panels(picture: FilledPicture) -> tuple[np.ndarray, np.ndarray, np.n
     """Return original, masked and reconstructed picture, (S, S, 3) from 0 to 1 each; what is hidden is grey."""
     grey = torch.tensor(to_rgb(_HIDDEN))[:, None, None]
     masked = torch.where(picture.hidden, grey, picture.original)
-    original, masked, reconstructed = (
+    first, second, third = (
         values.permute(1, 2, 0).numpy() for values in (picture.original, masked, picture.reconstructed)
     )
-    return original, masked, reconstructed
+    return first, second, third
 
 
 def draw_clips(

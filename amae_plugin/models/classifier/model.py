@@ -104,7 +104,7 @@ class Classifier(DownstreamModel):
 
     def forward(
         self,
-        source: Tensor | None,
+        source: Tensor | None = None,
         mask: Tensor | None = None,
         seed: Tensor | None = None,
         padding_mask: Tensor | None = None,
