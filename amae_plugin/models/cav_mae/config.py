@@ -6,7 +6,7 @@ from typing import Tuple
 
 from amae_plugin.models.settings import PretrainingConfig, setting
 
-MODALITIES = ("audio", "image")
+MODALITIES: Tuple[str, ...] = ("audio", "image")
 DIRECTIONS = ("image_to_sound", "sound_to_image", "both")
 
 
