@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import meters, metrics
 from fairseq.optim import FairseqOptimizer
 from fairseq.tasks import FairseqTask
-from omegaconf import II, MISSING, OmegaConf
+from omegaconf import II, MISSING, DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from amae_plugin.data.augment import AUGMENTATIONS, Augmentation, build_augmentations, read_choice
@@ -26,9 +27,13 @@ from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.bases import FairseqAudioDataset, Values
 from amae_plugin.fairseq_plugin.batches import STAND_IN, EpochBatches
 from amae_plugin.fairseq_plugin.hydra import user_path
+from amae_plugin.models.base import Model
+from amae_plugin.models.published import PublishedFile
 from amae_plugin.models.registry import find_system
 from amae_plugin.models.settings import Settings, setting
 from amae_plugin.modules.compute import is_out_of_memory
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -130,6 +135,27 @@ class AudioTask(FairseqTask):
                 f"task.modalities={','.join(map(str, names))}: {which}, so it must be some of {', '.join(can)}"
             )
         return tuple(name for name in can if name in names)
+
+    @staticmethod
+    def load_image_weights(model: Model, settings: DictConfig, path: str) -> None:
+        """Load the weights of an image model into the encoder of a new model.
+
+        Args:
+            model: the model.
+            settings: its encoder's section.
+            path: file of the weights, from ``model.imagenet``.
+
+        Raises:
+            UserError: the system never starts from images, or the file cannot be read or does not fit.
+        """
+        load = find_system(settings).load_image_weights
+        if load is None:
+            raise UserError(f"model.imagenet={path}: {settings._name} cannot start from an image model")
+        try:
+            load(model.encoder, PublishedFile.read(user_path(path)).state)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"model.imagenet={path}: no ViT/DeiT of the encoder's sizes: {error}") from None
+        logger.info(f"encoder: {path}")
 
     def check_best_metric(self, measures: Mapping[str, bool], condition: str) -> None:
         """Check by what fairseq chooses the best checkpoint.

@@ -25,8 +25,6 @@ from amae_plugin.fairseq_plugin.bases import TrainedModel, Values
 from amae_plugin.fairseq_plugin.batches import STAND_IN
 from amae_plugin.fairseq_plugin.hydra import user_path
 from amae_plugin.fairseq_plugin.optim import set_overrides
-from amae_plugin.models.base import DownstreamModel
-from amae_plugin.models.published import PublishedFile
 from amae_plugin.models.registry import find_system
 from amae_plugin.models.settings import setting
 
@@ -88,19 +86,8 @@ class DownstreamTask(AudioTask):
             pretrained.load_encoder(model)
             logger.info(f"encoder: {pretrained.path}, {pretrained.encoder_settings['_name']}")
         elif cfg.get("imagenet") and not from_checkpoint:
-            self._load_image_weights(model, cfg)
-            logger.info(f"encoder: {cfg.imagenet}")
+            self.load_image_weights(model, cfg.encoder, cfg.imagenet)
         return model
-
-    @staticmethod
-    def _load_image_weights(model: DownstreamModel, cfg: DictConfig) -> None:
-        load = find_system(cfg.encoder).load_image_weights
-        if load is None:
-            raise UserError(f"model.imagenet={cfg.imagenet}: {cfg.encoder._name} cannot start from an image model")
-        try:
-            load(model.encoder, PublishedFile.read(user_path(cfg.imagenet)).state)
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"model.imagenet={cfg.imagenet}: no ViT/DeiT of model.encoder's sizes: {error}") from None
 
     def _encoder_settings(self, cfg: DictConfig, pretrained: Optional[Checkpoint]) -> DictConfig:
         input_sizes = {"input_length": self.cfg.target_length}

@@ -78,6 +78,8 @@ class AmaePretraining(AudioTask):
         model = super().build_model(cfg, from_checkpoint)
         in_file = getattr(self.cfg, "_parent", None) if from_checkpoint else None
         model.prepare_speech(cfg, settings, self.cfg if in_file is None else in_file.task)
+        if cfg.get("imagenet") and not from_checkpoint:
+            self.load_image_weights(model, cfg, cfg.imagenet)
         if not from_checkpoint:
             names = ("loss", *(f"loss_{name}" for name in model.loss_weights))
             self.check_best_metric(dict.fromkeys(names, False), "in pretraining")

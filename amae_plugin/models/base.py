@@ -164,6 +164,9 @@ class Encoder(nn.Module, ABC):
         """
         raise ValueError("this encoder takes no pictures")
 
+    def hear_only(self) -> None:
+        """Give up what the encoder has for pictures, if anything."""
+
     @property
     def layers(self) -> Sequence[nn.Module]:
         """Blocks by layer; of several in a list, which different modalities pass through, a clip skips all or none."""

@@ -10,7 +10,7 @@ from amae_plugin.modules.masking import Masking, build_masking
 
 Settings = Mapping[str, Any]
 """Plain values by name, a section of a recipe or a checkpoint. A model section has its registered name as ``_name``."""
-MODALITIES = ("audio", "image")
+MODALITIES: Tuple[str, ...] = ("audio", "image")
 """What a model can take of a clip."""
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "dropout_input", "layerdrop")
 """Names of the dropouts of an encoder's training."""

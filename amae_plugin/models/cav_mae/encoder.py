@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -111,25 +112,29 @@ class CAVMAEEncoder(Encoder):
         An encoder of both that is given one encodes it twice, as the one of two and on its own, as published for clips
         that lack the other.
         """
-        sounds = patches is not None and grid is not None and "audio" in self.modalities
-        pictures = image is not None and self.image is not None
-        if not (sounds or pictures):
-            raise ValueError(f"the clips have nothing that this encoder takes, which is {' or '.join(self.modalities)}")
-        own, seen = None, None
-        if sounds:
-            own = self.own_tokens(patches, grid, visible, padding_mask)
-        if pictures:
+        seen = None
+        if image is not None and self.image is not None:
             seen = self.image.own_tokens(*self.image.patches(image))
-        if own is not None and seen is not None:
-            return [self.joint(torch.cat([own, seen], dim=1))]
-        alone = self(patches, grid, visible, padding_mask, own) if seen is None else self.image(seen)
-        return [alone] if self.joint is None else [self.joint(own if seen is None else seen), alone]
+        if patches is not None and grid is not None and "audio" in self.modalities:
+            own = self.own_tokens(patches, grid, visible, padding_mask)
+            if seen is not None and self.joint is not None:
+                return [self.joint(torch.cat([own, seen], dim=1))]
+            alone = self(patches, grid, visible, padding_mask, own)
+        elif seen is not None and self.image is not None:
+            own, alone = seen, self.image(seen)
+        else:
+            raise ValueError(f"the clips have nothing that this encoder takes, which is {' or '.join(self.modalities)}")
+        return [alone] if self.joint is None else [self.joint(own), alone]
 
     @override
     def encode_image(self, image: Tensor) -> Tensor:
         if self.image is None:
             return super().encode_image(image)
         return self.image(self.image.own_tokens(*self.image.patches(image)))
+
+    @override
+    def hear_only(self) -> None:
+        self.modalities, self.image, self.joint = Encoder.modalities, None, None
 
     @property
     @override
@@ -155,7 +160,7 @@ class ImageBranch(nn.Module):
         self.modality_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.positions = image_positions(config, dim)
         own = (_block(config) for _ in range(num_own))
-        self.blocks = nn.ModuleList([*own, *map(RenormedBlock, blocks[num_own:])])
+        self.blocks = nn.ModuleList([*own, *(RenormedBlock(cast(Block, block)) for block in blocks[num_own:])])
         self.num_own = num_own
         self.norm = nn.LayerNorm(dim, eps=EPS)
 
@@ -195,7 +200,7 @@ class JointBranch(nn.Module):
     def __init__(self, config: CAVMAEConfig, blocks: nn.ModuleList):
         super().__init__()
         layers = range(config.depth - config.shared_depth, config.depth)
-        self.blocks = nn.ModuleDict({str(layer): RenormedBlock(blocks[layer]) for layer in layers})
+        self.blocks = nn.ModuleDict({str(layer): RenormedBlock(cast(Block, blocks[layer])) for layer in layers})
         self.norm = nn.LayerNorm(config.embed_dim, eps=EPS)
 
     def forward(self, own: Tensor) -> Tensor:

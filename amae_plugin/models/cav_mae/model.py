@@ -88,8 +88,8 @@ class CAVMAE(MaskedAutoencoder):
                 latent = self._encode_sound(patches, grid, visible)
                 prediction = self.decoder(latent, visible, grid)
             return {**output, "prediction": prediction.float(), "latent": latent}
-        image_branch = self.encoder.image
-        if image_branch is None:
+        image_branch, joint_branch = self.encoder.image, self.encoder.joint
+        if image_branch is None or joint_branch is None:
             raise ValueError("this model takes sounds alone, but is given pictures")
         image_patches, image_grid = image_branch.patches(image)
         noise = seeded_noise(image, None if seed is None else ~seed)  # whatever the sound's mask has drawn
@@ -97,7 +97,7 @@ class CAVMAE(MaskedAutoencoder):
         with self.matrix_precision(source.device):
             heard = self.encoder.own_tokens(patches, grid, visible)
             seen = image_branch.own_tokens(image_patches, image_grid, image_visible)
-            latent = self.encoder.joint(torch.cat([heard, seen], dim=1))
+            latent = joint_branch(torch.cat([heard, seen], dim=1))
             predictions = self.decoder.predict_both(latent, visible, grid, image_visible, image_grid)
             # As published, here alone: of several shared blocks only the last.
             embedding = self.encoder.norm(self.encoder.blocks[-1](heard))

@@ -94,7 +94,7 @@ def test_gradients(golden: Golden) -> None:
     mean_losses(model, model(golden.source, golden.image, **golden.masks))["loss"].backward()
     gradients = golden.part("grad/")
     names = CAVMAEPretrained().names(golden.state)
-    assert len(gradients) == 7
+    assert len(gradients) == 8
     for published, expected in gradients.items():
         if published == "patch_embed_a.proj.weight":
             expected = expected.transpose(2, 3)
