@@ -43,6 +43,7 @@ class Encoder(nn.Module, ABC):
         num_heads: number of attention heads.
         num_mel_bins: F.
         patch_size: frames and bands of a patch.
+        image_patch_size: pixels of either side of a picture's patch; None if the encoder takes no pictures.
         patch_stride: frames and bands from one patch to the next; equal to the patch unless patches overlap.
         patch_embed: embedding of the patches.
         positions: position table.
@@ -56,6 +57,7 @@ class Encoder(nn.Module, ABC):
     decays_embedding = True
     joins_bands = False
     modalities: tuple[str, ...] = ("audio",)
+    image_patch_size: int | None = None
     layerdrop = 0.0
     patch_embed: PatchEmbed
     positions: Positions

@@ -54,6 +54,7 @@ class CAVMAEEncoder(Encoder):
         self.positions = GridPositions(self.grid(config.input_length, config.num_mel_bins), dim, time_first=True)
         self.blocks = nn.ModuleList(_block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.image_patch_size = config.image_patch_size if "image" in self.modalities else None
         self.register_module("image", ImageBranch(config, self.blocks) if "image" in self.modalities else None)
         self.register_module("joint", JointBranch(config, self.blocks) if self.modalities == MODALITIES else None)
         _reset_parameters(self)
@@ -135,6 +136,7 @@ class CAVMAEEncoder(Encoder):
     @override
     def hear_only(self) -> None:
         self.modalities, self.image, self.joint = Encoder.modalities, None, None
+        self.image_patch_size = None
 
     @property
     @override
