@@ -40,6 +40,33 @@ def split_names(names: Sequence[str], fractions: Mapping[str, float], seed: int)
     return {split: sorted(part) for split, part in splits.items()}
 
 
+def split_classes(
+    groups: Mapping[tuple[str, ...], Sequence[str]], fractions: Mapping[str, float], seed: int
+) -> tuple[dict[str, dict[str, tuple[str, ...]]], list[str]]:
+    """Split the files of each class on its own, so that all splits have about the same shares of classes.
+
+    A class with too few files for every split goes into training as a whole.
+
+    Args:
+        groups: the files of each class; those without a class under ``()``.
+        fractions: see :func:`split_names`.
+        seed: see :func:`split_names`.
+
+    Returns:
+        Files with their classes in each split, and warnings.
+    """
+    used = {split: fraction for split, fraction in fractions.items() if fraction}
+    splits: dict[str, dict[str, tuple[str, ...]]] = {split: {} for split in ("train", *used)}
+    warnings = []
+    for label, names in groups.items():
+        few = bool(label) and len(names) <= len(used)
+        if few:
+            warnings.append(f"{label[0]}: all {len(names)} clips are in train, too few for every split")
+        for split, part in split_names(names, {} if few else used, seed).items():
+            splits[split] |= dict.fromkeys(part, label)
+    return splits, warnings
+
+
 def add_fold(parser: argparse.ArgumentParser, what: str) -> None:
     """Add ``--fold``; *what* says what the fold of that number is for."""
     text = f"{what}; all: each in turn, written to DIR/fold1, DIR/fold2, ..."

@@ -31,7 +31,6 @@ def write_video(
     times: Sequence[int] = tuple(range(0, 2_000, 100)),
     rotation: int = 0,
     pixel_ratio: Fraction | None = None,
-    seconds_of_sound: float = 0,
     **options: str,
 ) -> Path:
     """Write frames that get brighter, with a white corner at the upper left, shown from these milliseconds on."""
@@ -44,7 +43,6 @@ def write_video(
             stream.set_display_rotation(rotation)
         if pixel_ratio is not None:
             stream.sample_aspect_ratio = pixel_ratio
-        sound = container.add_stream("aac", rate=16_000, layout="mono") if seconds_of_sound else None
         for number, time in enumerate(times):
             pixels = np.full((SIZE[1], SIZE[0], 3), number * STEP, np.uint8)
             pixels[:8, :16] = 255
@@ -52,13 +50,6 @@ def write_video(
             frame.pts, frame.time_base = time, Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-        if sound is not None:
-            noise = np.random.default_rng(0).normal(0, 0.1, (1, int(seconds_of_sound * 16_000))).astype(np.float32)
-            whole = av.AudioFrame.from_ndarray(noise, "fltp", "mono")
-            whole.sample_rate = 16_000
-            for piece in av.AudioResampler("fltp", "mono", 16_000, 1024).resample(whole):
-                container.mux(sound.encode(piece))
-            container.mux(sound.encode(None))
     return path
 
 
