@@ -166,6 +166,9 @@ class Encoder(nn.Module, ABC):
         """
         raise ValueError("this encoder takes no pictures")
 
+    def freeze_idle(self) -> None:
+        """Freeze what no result for clips with all of the modalities depends on; distributed training waits for it."""
+
     def hear_only(self) -> None:
         """Give up what the encoder has for pictures, if anything."""
 

@@ -28,8 +28,8 @@ class CAVMAEEncoder(Encoder):
 
     The encoder itself is the sound's branch: its last ``shared_depth`` blocks are shared, and the norms in them are the
     sound's. ``image`` is the picture's branch, and ``joint`` the way of both together through the shared blocks;
-    ``config.modalities`` says which of the two exist. An encoder of pictures alone keeps the sound's own parts, frozen,
-    beside the blocks that it uses. A state dict may hold branches that the encoder lacks.
+    ``config.modalities`` says which of the two exist. An encoder of pictures alone keeps the sound's own parts beside
+    the blocks that it uses. A state dict may hold branches that the encoder lacks.
 
     Letters in shapes: B clips, L patches, K visible ones, P values in a patch, D width, S pixels of a side.
 
@@ -58,11 +58,6 @@ class CAVMAEEncoder(Encoder):
         self.register_module("image", ImageBranch(config, self.blocks) if "image" in self.modalities else None)
         self.register_module("joint", JointBranch(config, self.blocks) if self.modalities == MODALITIES else None)
         _reset_parameters(self)
-        if "audio" not in self.modalities:
-            norms = (norm for block in self.blocks[self.num_own :] for norm in (block.norm1, block.norm2))
-            for part in (self.patch_embed, self.blocks[: self.num_own], self.norm, *norms):
-                part.requires_grad_(False)
-            self.modality_token.requires_grad_(False)
         self.register_load_state_dict_pre_hook(_leave_out_branches)
 
     @override
@@ -132,6 +127,20 @@ class CAVMAEEncoder(Encoder):
         if self.image is None:
             return super().encode_image(image)
         return self.image(self.image.own_tokens(*self.image.patches(image)))
+
+    @override
+    def freeze_idle(self) -> None:
+        if self.image is None:
+            return
+        shared = self.blocks[self.num_own :]
+        idle = [self.norm, *(norm for block in shared for norm in (block.norm1, block.norm2))]
+        if self.joint is None:
+            idle += [self.patch_embed, self.blocks[: self.num_own]]
+            self.modality_token.requires_grad_(False)
+        else:
+            idle += [self.image.norm, self.image.blocks[self.num_own :]]
+        for part in idle:
+            part.requires_grad_(False)
 
     @override
     def hear_only(self) -> None:

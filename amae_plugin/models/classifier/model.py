@@ -99,6 +99,7 @@ class Classifier(DownstreamModel):
         self.masking = TimeFrequencyMasking(config.mask_ratio_time, config.mask_ratio_frequency)
 
         self.frozen = config.frozen
+        self.encoder.freeze_idle()
         if config.frozen:
             self.encoder.requires_grad_(False)
 
