@@ -4,8 +4,8 @@ Hides parts of recordings, has a pretraining model fill them in, and writes inde
 and plays sounds of each clip side by side: original, masked and reconstructed. It needs no network. A folder for each
 clip holds the same as picture.png and three WAV files. Of a longer recording it takes --seconds from --start on.
 
-A model of sound and picture also fills in pictures: the frame in the middle of a video's piece, a still that lies
-beside a sound under the same name, or what a manifest (.tsv) lists. Without a picture, it fills in the sound alone.
+A model of sound and picture also fills in pictures: the frame in the middle of a video's piece, a picture that lies
+beside a sound under its name, or what a manifest (.tsv) lists. Without a picture, it fills in the sound alone.
 """
 
 import argparse
@@ -22,6 +22,8 @@ from tqdm import tqdm
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.arguments import above_zero, from_zero
 from amae_plugin.cli.clips import add_clips, conclude
+from amae_plugin.corpora.audio_files import VIDEO_EXTENSIONS
+from amae_plugin.corpora.pairs import picture_beside
 from amae_plugin.data.audio import AudioError
 from amae_plugin.data.log_mel import LogMel
 from amae_plugin.data.manifest import Manifest, Picture
@@ -36,8 +38,6 @@ from amae_plugin.visual.page import ClipView, render
 from amae_plugin.visual.spectrograms import COLUMNS, NORMALIZED_TARGETS
 
 _PAGE = "index.html"
-VIDEO_EXTENSIONS = ("mp4", "mkv", "webm")
-PICTURE_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "gif", "bmp")
 _LONGEST = 600  # seconds of a clip, whose page is 130 MB and takes minutes
 
 
@@ -142,11 +142,11 @@ def _list(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, Picture]]:
 
 
 def _find_picture(path: Path, excerpt: Excerpt, seconds: float) -> Picture | None:
-    """Find the picture of a recording that lasts so many seconds: its video, or a still beside it; None without one."""
+    """Find the picture of a recording that lasts so many seconds: its video, or one beside it; None without one."""
     if path.suffix.lower().lstrip(".") in VIDEO_EXTENSIONS:
         return Picture(str(path), excerpt.start, min(excerpt.seconds, seconds - excerpt.start))
-    stills = (path.with_suffix(f".{extension}") for extension in PICTURE_EXTENSIONS)
-    return next((Picture(str(still)) for still in stills if still.is_file()), None)
+    found = picture_beside(path)
+    return None if found is None else Picture(str(found))
 
 
 def _make_room(out: Path, clips: ClipFiles) -> dict[Path, str]:

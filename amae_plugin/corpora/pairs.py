@@ -99,6 +99,17 @@ def build(
     return write_corpus(folder, {out: clips}, readable, warnings=warnings, scan=scan)
 
 
+def picture_beside(sound: Path) -> Path | None:
+    """Find the picture in a sound's folder that belongs to it by its name; None if there is none.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    names = [path.name for path in sound.parent.iterdir() if path.suffix.lower()[1:] in PICTURE_EXTENSIONS]
+    found = _find_picture(sound.name, _first_of_each_name(names))
+    return None if found is None else sound.parent / found
+
+
 def _first_of_each_name(pictures: Iterable[str]) -> dict[str, str]:
     """Choose one picture of each name without extension."""
 

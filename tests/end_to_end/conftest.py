@@ -289,14 +289,13 @@ def ssast_checkpoint(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -
 def cav_mae_runs(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
     """Of CAV-MAE: six updates at once, and three and then three more."""
     whole, parts = (tmp_path_factory.mktemp(name) for name in ("whole", "parts"))
-    settings = [f"task.data={pairs}", "lr_scheduler._name=fixed", "task.picture_interval=6"]
+    settings = [f"task.data={pairs}", "+lr_scheduler.max_update=6", "task.picture_interval=6"]
     runs = [(whole, 6), (parts, 3), (parts / ".." / parts.name, 6)]
-    return run_in_turn(
-        {
-            folder: command("pretrain_cav_mae_tiny", folder.resolve(), [*settings, f"optimization.max_update={updates}"])
-            for folder, updates in runs
-        }
-    )
+    commands = {}
+    for folder, updates in runs:
+        overrides = [*settings, f"optimization.max_update={updates}"]
+        commands[folder] = command("pretrain_cav_mae_tiny", folder.resolve(), overrides)
+    return run_in_turn(commands)
 
 
 @pytest.fixture(scope="session")
