@@ -3,6 +3,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EXPORT = ["onnx", "onnxruntime", "onnxscript", "timm", "transformers>=5"]
+VIDEO = ["av", "pillow", "torchvision"]
 README = Path(__file__).parent / "README.md"
 
 setup(
@@ -45,11 +46,10 @@ setup(
         "wrapt",
     ],
     extras_require={
-        "video": ["av"],
+        "video": VIDEO,
         "demo": ["espeakng-loader"],
         "export": EXPORT,
         "dev": [
-            "av",
             "editdistance",
             "hypothesis",
             "mypy",
@@ -58,6 +58,7 @@ setup(
             "pytest-xdist",
             "ruff",
             *EXPORT,
+            *VIDEO,
         ],
     },
     entry_points={"console_scripts": ["amae=amae_plugin.cli.main:main"]},

@@ -165,6 +165,11 @@ class Checkpoint:
         return find_system(self.encoder_settings)
 
     @property
+    def modalities(self) -> tuple[str, ...]:
+        """What the model takes of a clip, of ``audio`` and ``image``."""
+        return tuple(self.encoder_settings.get("modalities") or self.system.encoder_class.modalities)
+
+    @property
     def downstream(self) -> type[DownstreamModel] | None:
         """Class of the downstream model; None for a pretraining checkpoint."""
         return DOWNSTREAM.get(self.model_settings["_name"])

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from amae_plugin.checkpoints import Checkpoint
+from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.data.transcripts import SPECIAL
 from amae_plugin.errors import UserError
-from amae_plugin.models.base import Model, PretrainingModel
+from amae_plugin.models.base import Encoder, Model, PretrainingModel
 
 Facts = dict[str, Any]
 """Facts in JSON's types, by name."""
@@ -31,7 +32,10 @@ _SETTINGS: dict[str, tuple[str, str, Sequence[type]]] = {
 }
 """Sections, names and types of the settings of a run, by their names in the description."""
 # Settings of a pretraining model in a summary.
-_PRETRAINING = ("masking", "mask_ratio", "decoder", "decoder_embed_dim", "decoder_depth", "norm_pix_loss")
+_PRETRAINING = (
+    *("masking", "mask_ratio", "image_mask_ratio", "decoder", "decoder_embed_dim", "decoder_depth", "norm_pix_loss"),
+    *("contrastive_weight", "contrastive_temperature", "contrastive_direction", "contrastive_all_ranks"),
+)
 
 
 def describe(checkpoint: Checkpoint) -> Facts:
@@ -57,11 +61,14 @@ def describe(checkpoint: Checkpoint) -> Facts:
         "parameters": {**parts, "total": parts.total()},
         "embed_dim": encoder.embed_dim,
         "depth": len(encoder.blocks),
+        "shared_depth": checkpoint.encoder_settings.get("shared_depth"),
         "num_heads": encoder.num_heads,
         "positions": {"kind": encoder.positions.kind, "grid": encoder.positions.grid},
         "patch_size": encoder.patch_size,
         "patch_stride": encoder.patch_stride,
         "grid": encoder.grid(model_input.target_length, model_input.num_mel_bins),
+        "modalities": list(encoder.modalities),
+        "image": _image(encoder, model_input),
         "draws": isinstance(model, PretrainingModel) and model.draws,
         "teacher": _teacher(model, checkpoint),
         "input": {
@@ -95,7 +102,9 @@ def summary(facts: Facts) -> str:
         "checkpoint": facts["path"],
         "recipe": facts["recipe"],
         "model": " on ".join(dict.fromkeys((facts["model"], facts["encoder"]))),
-        "encoder": _join(f"{name} {facts[name]}" for name in ("embed_dim", "depth", "num_heads")),
+        "encoder": _join(
+            f"{name} {facts[name]}" for name in ("embed_dim", "depth", "shared_depth", "num_heads") if facts[name]
+        ),
         "pretraining": _join(f"{name} {settings[name]}" for name in _PRETRAINING if name in settings),
         "tokens": f"patches of {size[0]} frames x {size[1]} bands"
         + (f" every {stride[0]} frames and {stride[1]} bands" if stride != size else "")
@@ -106,6 +115,7 @@ def summary(facts: Facts) -> str:
         "input": f"{taken['frames']} frames ({taken['seconds']:.4g} s), {taken['num_mel_bins']} mel bands, "
         f"{taken['window_type']} windows of {taken['window_ms']:g} ms every {taken['shift_ms']:g} ms at "
         f"{taken['sample_rate']:,} Hz",
+        "image": facts["image"] and _describe_image(**facts["image"]),
         "normalised": f"{_FORMULAS[taken['normalization']]}, mean {taken['mean']:.8g}, std {taken['std']:.8g}, "
         f"{taken['statistics']}",
         "training": _training(facts),
@@ -139,6 +149,19 @@ def _describe_teacher(parts: Sequence[str], schedule: str, decay: float | None) 
     named = f"{', '.join(others)} and {last}" if others else last
     reached = None if decay is None else f"at last {decay:.7g}"
     return _join([f"moving average of the encoder's {named}, decay {schedule}", reached])
+
+
+def _image(encoder: Encoder, model_input: ModelInput) -> Facts | None:
+    """Describe the image that an encoder takes, and its patches."""
+    taken, patch_size = model_input.image, encoder.image_patch_size
+    if taken is None or patch_size is None:
+        return None
+    side = taken.size // patch_size
+    return {**asdict(taken), "patch_size": patch_size, "grid": (side, side)}
+
+
+def _describe_image(size: int, patch_size: int, grid: Sequence[int], **_: object) -> str:
+    return f"{size} x {size} pixels, patches of {patch_size} x {patch_size}, {grid[0]} x {grid[1]} (rows x columns)"
 
 
 def _grid(grid: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from PIL import Image
 from torch import nn
 
 from amae_plugin.data.labels import write_labels, write_names
@@ -34,6 +35,19 @@ ENCODER = {
     "decoder_depth": 1,
     "decoder_num_heads": 2,
 }
+
+SEEING = {
+    "_name": "amae_cav_mae",
+    **{name: value for name, value in ENCODER.items() if name != "_name"},
+    "depth": 2,
+    "image_size": 32,
+}
+"""An encoder that takes pictures as well."""
+
+
+@pytest.fixture(scope="session")
+def seeing() -> dict[str, Any]:
+    return dict(SEEING)
 
 
 @pytest.fixture(scope="session")
@@ -113,6 +127,7 @@ def write_split() -> Callable[..., Path]:
     """Writes clips, their manifest and their labels to a folder; clip i is ``<i>.flac``.
 
     A clip is (labels, seconds, sample rate): a tone whose pitch and loudness change from its beginning to its end.
+    Pictures, one a clip, are names of files; those that end in .png are written, noise of a colour each.
     """
 
     def write(
@@ -120,6 +135,7 @@ def write_split() -> Callable[..., Path]:
         clips: Sequence[tuple[Sequence[str], float, int]],
         classes: Sequence[str] = (),
         split: str = "test",
+        pictures: Sequence[str] = (),
     ) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         rows = []
@@ -130,7 +146,11 @@ def write_split() -> Callable[..., Path]:
             sweep = np.sin(2 * np.pi * (low * time + (high - low) * time**2 / (2 * seconds)))
             samples = 0.2 * sweep * np.linspace(rng.uniform(0.1, 1), 1, len(time)) + rng.normal(0, 0.01, len(time))
             soundfile.write(folder / f"{index}.flac", samples, rate)
-            rows.append((f"{index}.flac", len(samples)))
+            rows.append((f"{index}.flac", len(samples), *pictures[index : index + 1]))
+        for name in {name for name in pictures if name.endswith(".png")}:
+            rng = np.random.default_rng(sum(name.encode()))
+            pixels = rng.integers(0, 255, 3) * rng.uniform(0.5, 1, (40, 60, 1))
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name)
         write_manifest(folder / f"{split}.tsv", ".", rows)
         if classes:
             write_names(folder / "labels.txt", classes)

@@ -132,6 +132,7 @@ print(new)
     assert run(script) == str(
         [
             "arch:amae_audio_mae",
+            "arch:amae_cav_mae",
             "arch:amae_classifier",
             "arch:amae_ctc",
             "arch:amae_eat",
@@ -145,6 +146,7 @@ print(new)
             "lr_scheduler:amae_cosine",
             "lr_scheduler:amae_cosine_by_time",
             "model:amae_audio_mae",
+            "model:amae_cav_mae",
             "model:amae_classifier",
             "model:amae_ctc",
             "model:amae_eat",

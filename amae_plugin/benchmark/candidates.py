@@ -1,7 +1,8 @@
 """Models that can be measured, by the ``_name`` of a recipe's model section: how to build, feed and train each."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from amae_plugin.errors import UserError
 from amae_plugin.models.audio_mae import AudioMAEConfig
 from amae_plugin.models.base import PretrainingModel, summed_losses
 from amae_plugin.models.registry import SYSTEMS
+from amae_plugin.models.system import System
 from amae_plugin.modules.embedding import grid_size
 from amae_plugin.modules.masking import ClipNoise
 
@@ -63,16 +65,18 @@ def _of_system(name: str) -> Candidate:
     system = SYSTEMS[name]
     length = system.default_input.target_length
     own = None if length == ModelInput().target_length else length
-    return Candidate(name, system.model, _inputs, _loss, _mask, target_length=own)
+    return Candidate(name, system.model, partial(_inputs, system), _loss, _mask, target_length=own)
 
 
-def _inputs(settings: _Settings, batch: int) -> tuple[Tensor, Tensor]:
-    """Spectrograms (B, T, F) and seeds (B,)."""
-    return torch.randn(batch, settings["input_length"], settings["num_mel_bins"]), torch.arange(batch)
+def _inputs(system: System, settings: _Settings, batch: int) -> tuple[Tensor, ...]:
+    """Spectrograms (B, T, F), seeds (B,) and, for a system that takes them, pictures (B, 3, S, S)."""
+    sounds = torch.randn(batch, settings["input_length"], settings["num_mel_bins"]), torch.arange(batch)
+    image = system.input(settings).image
+    return sounds if image is None else (*sounds, torch.randn(batch, 3, image.size, image.size))
 
 
-def _loss(model: PretrainingModel, source: Tensor, seed: Tensor) -> Tensor:
-    output = model(source, seed=seed)
+def _loss(model: PretrainingModel, source: Tensor, seed: Tensor, image: Tensor | None = None) -> Tensor:
+    output = model(source, seed=seed, **({} if image is None else {"image": image}))
     return summed_losses(model, output, output["mask"])["loss"] / output["mask"].sum()
 
 
@@ -84,7 +88,7 @@ def _loss_in_two_passes(model: PretrainingModel, source: Tensor, seed: Tensor) -
     return torch.stack(means).sum()
 
 
-def _mask(model: PretrainingModel, source: Tensor, seed: Tensor) -> Tensor:
+def _mask(model: PretrainingModel, source: Tensor, seed: Tensor, image: Tensor | None = None) -> Tensor:
     return model.masking(ClipNoise(seed), model.encoder.grid(source.shape[1], source.shape[2]))
 
 
@@ -100,7 +104,7 @@ def _textbook_inputs(settings: _Settings, batch: int) -> tuple[Tensor]:
 
 CANDIDATES: dict[str, Candidate] = {
     **{name: _of_system(name) for name in SYSTEMS},
-    TWO_PASS_SSAST: Candidate("amae_ssast", SYSTEMS["amae_ssast"].model, _inputs, _loss_in_two_passes, _mask),
+    TWO_PASS_SSAST: replace(_of_system("amae_ssast"), loss=_loss_in_two_passes),
     TEXTBOOK: Candidate("amae_audio_mae", _textbook, _textbook_inputs, lambda model, x: model(x), optimized=False),
 }
 

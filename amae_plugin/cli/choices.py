@@ -12,6 +12,7 @@ MASKINGS = (
 POOLINGS = ("mean", "cls", "avgtok", "avgcls", "token_mean", "time_concat")
 PRECISIONS = ("fp32", "bf16")
 EXPORTS = ("timm", "onnx", "hf")
+MODALITIES = ("audio", "image")
 PACKINGS = ("flac", "wav")
 PUBLISHED = {
     "audio_mae": "Audio-MAE, pretrained",
@@ -25,5 +26,7 @@ PUBLISHED = {
     "m2d_finetuned": "M2D, fine-tuned",
     "eat": "EAT, pretrained",
     "eat_finetuned": "EAT, fine-tuned",
+    "cav_mae": "CAV-MAE, pretrained",
+    "cav_mae_finetuned": "CAV-MAE, fine-tuned",
 }
 """Kinds of published files, and what each is."""

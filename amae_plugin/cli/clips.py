@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,19 @@ def add_clips(parser: argparse.ArgumentParser, text: str = "audio file, or folde
     """Add the checkpoint, the audio files, which *text* describes, and how they are processed."""
     add_model(parser)
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=text)
+
+
+def results_folder(checkpoint: Path) -> Path:
+    """Return the folder of a checkpoint's run; a checkpoint may have left it."""
+    folder = checkpoint.absolute().parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
+def tell_skipped(skipped: Mapping[str, str]) -> None:
+    """List the clips of a manifest that were left out, with the reasons, on standard error."""
+    if skipped:
+        listed = "".join(f"\n  {printable(path)}: {reason}" for path, reason in skipped.items())
+        print(f"left out, as they cannot be decoded: {len(skipped):,} clips{listed}", file=sys.stderr)
 
 
 def conclude(clips: ClipFiles) -> int:

@@ -7,12 +7,11 @@ features of the pairs of clips in DIR/trials.txt, prints the equal error rate, a
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from amae_plugin.cli.arguments import add_formats, natural, positive
-from amae_plugin.cli.clips import add_model
-from amae_plugin.errors import printable
+from amae_plugin.cli.choices import MODALITIES
+from amae_plugin.cli.clips import add_model, results_folder, tell_skipped
 from amae_plugin.files import try_place, writing
 
 
@@ -26,6 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--trials", action="store_true", help="verify speakers by DIR/trials.tsv and DIR/trials.txt")
     crops = "average over N evenly spaced pieces of clips longer than the model's input; 1: the centre (%(default)s)"
     add("--crops", type=positive, default=1, metavar="N", help=crops)
+    frames = "average over N evenly spaced frames of each video; 1: the middle one (%(default)s)"
+    add("--frames", type=positive, default=1, metavar="N", help=frames)
+    only = "what a model of audio and image is given (default: all that it takes)"
+    add("--modalities", nargs="+", choices=MODALITIES, metavar="NAME", help=f"{only}: {', '.join(MODALITIES)}")
     add("--out", type=Path, metavar="DIR", help="results (evaluation/<split> in the folder of the checkpoint's run)")
     add("--json", type=Path, metavar="FILE", help="another file for the measures")
     resamples = "resamples of the clips for confidence intervals; 0: none (%(default)s)"
@@ -42,13 +45,10 @@ def run(args: argparse.Namespace) -> None:
     from amae_plugin.evaluation.verification import verify
     from amae_plugin.models.classifier import Classifier
 
-    options = Options(
-        args.crops, args.batch_size, args.workers, args.device, args.skip_bad_audio, resamples=args.resamples
-    )
+    names = ("crops", "frames", "modalities", "batch_size", "workers", "device", "skip_bad_audio", "resamples")
+    options = Options(**{name: vars(args)[name] for name in names})
     checkpoint = Checkpoint.read(args.checkpoint)
-    folder = args.checkpoint.absolute().parent
-    folder = folder.parent if folder.name == "checkpoints" else folder  # a checkpoint may have left its run's folder
-    out = args.out or folder / "evaluation" / ("trials" if args.trials else args.split)
+    out = args.out or results_folder(args.checkpoint) / "evaluation" / ("trials" if args.trials else args.split)
     with writing(out):  # before work that would be lost if its results could not be written
         try_place(out / "metrics.json")
     if args.json:
@@ -61,9 +61,7 @@ def run(args: argparse.Namespace) -> None:
         raise checkpoint.no(Classifier)
     else:
         result = EVALUATIONS[checkpoint.downstream](checkpoint, args.data, args.split, options)
-    if result.skipped:
-        listed = "".join(f"\n  {printable(path)}: {reason}" for path, reason in result.skipped.items())
-        print(f"left out, as they cannot be decoded: {len(result.skipped):,} clips{listed}", file=sys.stderr)
+    tell_skipped(result.skipped)
     print(summary(result))
     written = write(result, out, args.formats)
     if args.json:

@@ -26,6 +26,7 @@ COMMANDS = {
     "recipes": "recipes of training runs: list, print, copy",
     "reconstruct": "a page to see and hear what a pretrained model fills in",
     "results": "validation results of a sweep's runs, with mean and std",
+    "retrieve": "find pictures by sound and sounds by picture, with a model of both",
     "significance": "whether two classifiers differ by more than chance",
     "slurm": "submit a run as a SLURM job, and follow it",
     "stats": "mean and standard deviation of a corpus, for normalisation",

@@ -1,7 +1,8 @@
-"""Predict the most probable classes of audio files with a classifier."""
+"""Predict the most probable classes of audio files with a classifier; one of sound and picture hears them alone."""
 
 import argparse
 import itertools
+import sys
 from pathlib import Path
 
 from amae_plugin.cli.arguments import positive
@@ -28,6 +29,11 @@ def run(args: argparse.Namespace) -> int:
 
     model = load_model(args.checkpoint, args.device, args.batch_size)
     model.checkpoint.require_predictions()  # before the work
+    if "image" in model.checkpoint.modalities:
+        print(
+            f"{args.checkpoint}: takes sound and picture, and is given the sound alone; `amae evaluate` gives it both",
+            file=sys.stderr,
+        )
     if args.out is not None:
         with writing(args.out):  # before the work, which is in vain if its results cannot be written
             try_place(args.out)

@@ -12,6 +12,7 @@ from pathlib import Path
 from amae_plugin.errors import UserError
 
 AUDIO_EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "au", "m4a", "mp4", "mkv", "webm")
+VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "mov", "m4v", "avi", "mpg", "mpeg", "ts", "flv", "wmv", "ogv", "3gp")
 
 _SHOWN = 10  # missing files named in a message
 # What a system, an archiver or a file server puts beside the files of its user, and hides.

@@ -15,7 +15,14 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
-from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, find_audio, report_missing
+from amae_plugin.corpora.audio_files import (
+    AUDIO_EXTENSIONS,
+    VIDEO_EXTENSIONS,
+    add_allow_missing,
+    compare_sizes,
+    find_audio,
+    report_missing,
+)
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, write_corpus
 from amae_plugin.data.lines import bad_lines
 from amae_plugin.errors import UserError
@@ -34,7 +41,14 @@ _LABELS_NAME = "class_labels_indices.csv"
 
 
 def build(
-    tables: Sequence[str], audio: Path, labels: Path, out: Path, *, allow_missing: bool = False, workers: int = 0
+    tables: Sequence[str],
+    audio: Path | None,
+    labels: Path,
+    out: Path,
+    *,
+    videos: Path | None = None,
+    allow_missing: bool = False,
+    workers: int = 0,
 ) -> Corpus:
     """Write a manifest with labels for each split.
 
@@ -45,7 +59,8 @@ def build(
     Args:
         tables: paths of ``*_train_segments.csv``, ``eval_segments.csv``..., or ``split=path`` where the file name does
             not tell the split.
-        audio: folder of the clips.
+        audio: folder of the clips; None where they are videos.
+        videos: folder of the clips as videos, whose pictures are listed as well.
         labels: ``class_labels_indices.csv``.
         out: folder of the manifests.
         allow_missing: whether listed clips that do not exist are left out.
@@ -57,22 +72,22 @@ def build(
     classes = _read_classes(labels)
     paths = [_parse_table(table) for table in tables]
     listed = [(split, path, *row) for split, path in paths for row in _read_table(path, set(classes), labels)]
-    files = _find_clips(audio, {ytid for _, _, ytid, _ in listed})
+    root, files = find_clips(audio, videos, {ytid for _, _, ytid, _ in listed})
     missing = [f"{ytid} ({path.name})" for _, path, ytid, _ in listed if ytid not in files]
-    what = f"listed in the tables are not in {audio}, where they may be named {_NAMES}"
+    what = f"listed in the tables are not in {root}, where they may be named {_NAMES}"
     warnings = report_missing(missing, len(listed), what, allow_missing)
     splits: dict[str, list[LabelledClip]] = {split: [] for split, _ in paths}
     by_table: dict[str, list[str]] = {path.stem: [] for _, path in paths}
     for split, path, ytid, mids in listed:
         if ytid in files:
-            splits[split].append(LabelledClip(files[ytid], mids))
+            splits[split].append(LabelledClip(files[ytid], mids, picture=files[ytid] if videos else ""))
             by_table[path.stem].append(ytid)
     warnings += compare_sizes(by_table, {name: size for name, size in _PUBLISHED.items() if name in by_table})
     warnings += compare_sizes({"classes": classes}, {"classes": _PUBLISHED_CLASSES}, "mids")
     if "test" in splits:
         splits.setdefault("valid", splits["test"])
     extras = {_LABELS_NAME: labels.read_bytes()}
-    return write_corpus(audio, {out: splits}, classes, warnings=warnings, extras=extras, workers=workers)
+    return write_corpus(root, {out: splits}, classes, warnings=warnings, extras=extras, workers=workers)
 
 
 def _parse_table(argument: str) -> tuple[str, Path]:
@@ -123,15 +138,25 @@ def _read_table(path: Path, known: Collection[str], labels: Path) -> list[tuple[
     return clips
 
 
-def _find_clips(audio: Path, ytids: set[str]) -> dict[str, str]:
-    """Find the file of each clip, relative to *audio*; of several, the first by name."""
-    found = find_audio(audio)
+def find_clips(audio: Path | None, videos: Path | None, ytids: set[str]) -> tuple[Path, dict[str, str]]:
+    """Find the file of each clip in the folder of sounds or of videos; of several, the first by name.
+
+    Returns:
+        The folder, and for each id that was found the path relative to it.
+
+    Raises:
+        UserError: the folder does not exist, or none was given.
+    """
+    root, extensions = (videos, VIDEO_EXTENSIONS) if audio is None else (audio, AUDIO_EXTENSIONS)
+    if root is None:
+        raise UserError("the folder of the clips is missing: give --audio or --videos")
+    found = find_audio(root, extensions)
     files: dict[str, str] = {}
     # A link may bear the name of a clip, whatever the file that it leads to is called.
     for name in sorted(found.names + found.duplicates):
         if ytid := _match_ytid(PurePosixPath(name).stem, ytids):
             files.setdefault(ytid, name)
-    return files
+    return root, files
 
 
 def _match_ytid(stem: str, ytids: set[str]) -> str | None:
@@ -144,10 +169,17 @@ def _match_ytid(stem: str, ytids: set[str]) -> str | None:
     return next((name for name in candidates if name in ytids), None)
 
 
+def add_folders(parser: argparse.ArgumentParser) -> None:
+    """Add ``--audio`` and ``--videos``, one of which is needed."""
+    folders = parser.add_mutually_exclusive_group(required=True)
+    folders.add_argument("--audio", type=Path, metavar="DIR", help="root of any tree of clips")
+    folders.add_argument("--videos", type=Path, metavar="DIR", help="root of a tree of videos; lists pictures as well")
+
+
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     tables = "the tables; train, eval or valid in a file name tells the split, and tables of one split are joined"
     parser.add_argument("--csv", dest="tables", nargs="+", required=True, metavar="[SPLIT=]FILE", help=tables)
-    parser.add_argument("--audio", type=Path, required=True, metavar="DIR", help="root of any tree of clips")
+    add_folders(parser)
     parser.add_argument("--labels", type=Path, required=True, metavar="FILE", help=_LABELS_NAME)
     add_allow_missing(parser)
 

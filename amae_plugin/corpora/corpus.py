@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, NamedTuple, Optional
+from typing import TYPE_CHECKING, NamedTuple, Optional, TypeVar
 
 from tqdm import tqdm
 
@@ -25,6 +25,7 @@ from amae_plugin.files import replacing, writing
 
 if TYPE_CHECKING:
     from amae_plugin.data.audio import AudioHeader
+    from amae_plugin.data.manifest import Row
 
 REPORT_NAME = "unreadable.tsv"
 
@@ -33,6 +34,9 @@ _USUAL_SPLITS = ("train", "valid", "test", "trials")
 _SUFFIXES = ("tsv", "lbl", *KINDS)  # of the files of a split that are line for line those of its clips
 _RARE = 5  # times that a character occurs in the training texts; no model learns what it hears less often
 _SHOWN = 10  # classes or files named in a message
+
+
+Value = TypeVar("Value")
 
 
 class LabelledClip(NamedTuple):
@@ -46,6 +50,8 @@ class LabelledClip(NamedTuple):
     """First frame and number of frames, if the clip is not the whole file."""
     text: str = ""
     """What is said, in a corpus with transcripts."""
+    picture: str = ""
+    """Path of the picture or video, or ``path:start:length`` in milliseconds; in all clips of a corpus, or none."""
 
     @property
     def name(self) -> str:
@@ -148,8 +154,8 @@ class Layout:
     sweep: str | None = None
 
 
-def read_headers(root: Path, names: Sequence[str], workers: int = 0) -> Scan:
-    """Read the headers of files below *root*, or of members of archives there, in parallel, with a progress bar.
+def read_headers(root: Path, names: Sequence[str], workers: int = 0, *, pictures: bool = False) -> Scan:
+    """Read the headers of files below *root* in parallel, with a progress bar.
 
     Threads, because libsndfile runs without Python's lock and processes were slower (7,858 ogg files on 2 cores).
 
@@ -157,16 +163,27 @@ def read_headers(root: Path, names: Sequence[str], workers: int = 0) -> Scan:
         root: folder that the names are relative to.
         names: paths, none twice.
         workers: number of threads; 0 means one a core. More help where the files lie on a network.
+        pictures: whether a file without a picture counts as unreadable.
     """
     from amae_plugin.data.audio import AudioHeader
 
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        results = pool.map(lambda name: _header_or_reason(root, name), names)
-        found = dict(tqdm(zip(names, results), total=len(names), desc="reading headers", unit="file"))
+    found = _map_files(lambda name: _header_or_reason(root, name, pictures), names, "reading headers", workers)
     return Scan(
         headers={name: header for name, header in found.items() if isinstance(header, AudioHeader)},
         unreadable={name: reason for name, reason in found.items() if isinstance(reason, str)},
     )
+
+
+def check_pictures(root: Path, names: Sequence[str], workers: int = 0) -> dict[str, str]:
+    """Decode pictures below *root* in parallel, with a progress bar; return the reason for each that cannot be."""
+    found = _map_files(lambda name: _picture_problem(root, name), names, "reading pictures", workers)
+    return {name: reason for name, reason in found.items() if reason}
+
+
+def _map_files(function: Callable[[str], Value], names: Sequence[str], what: str, workers: int) -> dict[str, Value]:
+    """Apply a function to files in threads, with a progress bar."""
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        return dict(tqdm(zip(names, pool.map(function, names)), total=len(names), desc=what, unit="file"))
 
 
 def write_corpus(
@@ -205,8 +222,9 @@ def write_corpus(
     for name in classes:
         check_class(name, root)
     if scan is None:
-        clips = (clip for splits in runs.values() for part in splits.values() for clip in part)
-        scan = read_headers(root, list(dict.fromkeys(clip.path for clip in clips)), workers)
+        clips = [clip for splits in runs.values() for part in splits.values() for clip in part]
+        names = list(dict.fromkeys(clip.path for clip in clips))
+        scan = read_headers(root, names, workers, pictures=any(clip.picture for clip in clips))
     if not scan.headers:
         report = next(iter(runs)) / REPORT_NAME
         with writing(report, "the list of unreadable files"):
@@ -274,12 +292,17 @@ def _write_run(
             write_labels(out / f"{split}.lbl", (clip.labels for clip in part))
         for kind in units:
             write_lines(out / f"{split}.{kind.labels}", (kind.line(clip.text) for clip in part))
-        write_manifest(out / f"{split}.tsv", root.absolute(), ((clip.name, _frames(clip, scan)) for clip in part))
+        write_manifest(out / f"{split}.tsv", root.absolute(), (_row(clip, scan) for clip in part))
 
 
 def _write_report(path: Path, scan: Scan) -> None:
     lines = (f"{printable(name)}\t{printable(reason)}\n" for name, reason in scan.unreadable.items())
     path.write_text("".join(lines), encoding="utf-8")
+
+
+def _row(clip: LabelledClip, scan: Scan) -> Row:
+    row = (clip.name, _frames(clip, scan))
+    return (*row, clip.picture) if clip.picture else row
 
 
 def _frames(clip: LabelledClip, scan: Scan) -> int:
@@ -367,7 +390,7 @@ def prepare_units(
     return units, [f"train: {len(rare)} characters occur fewer than {_RARE} times: {shown}; see that they are meant"]
 
 
-def _header_or_reason(root: Path, name: str) -> AudioHeader | str:
+def _header_or_reason(root: Path, name: str, picture: bool) -> AudioHeader | str:
     from amae_plugin.data.audio import AudioError, read_header
     from amae_plugin.data.manifest import ARCHIVES, Clip, expressible
 
@@ -378,4 +401,21 @@ def _header_or_reason(root: Path, name: str) -> AudioHeader | str:
         header = read_header(clip if clip.kind in ARCHIVES else root / name)
     except AudioError as error:
         return error.reason or str(error)
-    return header if header.frames > 0 else "holds no samples"
+    if not header.frames:
+        return "holds no samples"
+    return (_picture_problem(root, name) if picture else "") or header
+
+
+def _picture_problem(root: Path, name: str) -> str:
+    """Return why a picture, or the first frame of a video, cannot be used; empty if it can."""
+    from amae_plugin.data.audio import AudioError
+    from amae_plugin.data.manifest import Picture, expressible
+    from amae_plugin.data.pictures import load_picture
+
+    if not expressible(name):
+        return "the name holds a tab or a line break, which a manifest cannot express"
+    try:
+        load_picture(Picture(os.fspath(root / name)), 0.0)
+    except AudioError as error:
+        return error.reason or str(error)
+    return ""

@@ -1,12 +1,12 @@
 """Any tree of audio files, split at random; with labels, its topmost folders are the classes."""
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, find_audio
-from amae_plugin.corpora.corpus import Corpus, Layout, read_headers, write_corpus
-from amae_plugin.corpora.splits import draw_splits
+from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, Found, find_audio
+from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, read_headers, write_corpus
+from amae_plugin.corpora.splits import split_classes
 from amae_plugin.errors import UserError
 
 _SHOWN = 10  # hidden names in a message
@@ -24,10 +24,7 @@ def build(
     seed: int = 1,
     workers: int = 0,
 ) -> Corpus:
-    """Split a tree; with *labels*, each class on its own, so that all splits have about the same shares of classes.
-
-    A class with too few clips for every split goes into training as a whole. A class without a readable clip is left
-    out.
+    """Split a tree; with *labels*, each class on its own. A class without a readable clip is left out.
 
     Args:
         folder: root of the tree.
@@ -50,28 +47,47 @@ def build(
     if not found.names:
         looked = f"looked for the extensions {' '.join(extensions)} (choose others with --ext)"
         raise UserError(f"{folder}: no audio; {looked}")
-    classes = _read_classes(folder, found.names) if labels else []
+    classes = read_classes(folder, found.names) if labels else []
+    warnings = left_out(found)
+    scan = read_headers(folder, found.names, workers)
+    scan.unreadable.update(found.problems)
+    groups = group_by_class(scan.headers, classes)
+    readable = [name for name in classes if (name,) in groups]
+    warnings += without_clips(classes, groups)
+    splits, few = split_classes(groups, {"valid": valid_fraction, "test": test_fraction}, seed)
+    clips = {split: [LabelledClip(name, label) for name, label in part.items()] for split, part in splits.items()}
+    return write_corpus(folder, {out: clips}, readable, warnings=[*warnings, *few], scan=scan)
+
+
+def left_out(found: Found) -> list[str]:
+    """Return warnings of what was found in a tree and left out."""
     links = len(found.duplicates)
     warnings = [f"links to other files of the tree, left out: {links:,}"] if links else []
     if found.hidden:
         shown = ", ".join(found.hidden[:_SHOWN]) + (", ..." if len(found.hidden) > _SHOWN else "")
         warnings.append(f"hidden, or made by a system, and left out: {shown}")
-    scan = read_headers(folder, found.names, workers)
-    scan.unreadable.update(found.problems)
+    return warnings
+
+
+def group_by_class(names: Iterable[str], classes: Collection[str]) -> dict[tuple[str, ...], list[str]]:
+    """Group files by their topmost folders if there are classes."""
     groups: dict[tuple[str, ...], list[str]] = {}
-    for name in scan.headers:
-        groups.setdefault((name.split("/")[0],) if labels else (), []).append(name)
-    readable = [name for name in classes if (name,) in groups]
-    warnings += [
-        f"{name}: none of its clips can be read, so it is no class" for name in classes if name not in readable
-    ]
-
-    fractions = {split: share for split, share in (("valid", valid_fraction), ("test", test_fraction)) if share}
-    splits, more = draw_splits(groups, fractions, seed)
-    return write_corpus(folder, {out: splits}, readable, warnings=[*warnings, *more], scan=scan)
+    for name in names:
+        groups.setdefault((name.split("/")[0],) if classes else (), []).append(name)
+    return groups
 
 
-def _read_classes(folder: Path, names: Sequence[str]) -> list[str]:
+def without_clips(classes: Iterable[str], groups: Collection[tuple[str, ...]]) -> list[str]:
+    """Return a warning for each class of which no clip can be read."""
+    return [f"{name}: none of its clips can be read, so it is no class" for name in classes if (name,) not in groups]
+
+
+def read_classes(folder: Path, names: Iterable[str]) -> list[str]:
+    """List the topmost folders of a tree as classes.
+
+    Raises:
+        UserError: a file lies in none, or a folder cannot be a class; see :func:`build`.
+    """
     from amae_plugin.data.labels import check_class
 
     stray = [name for name in names if "/" not in name]
@@ -86,14 +102,20 @@ def _read_classes(folder: Path, names: Sequence[str]) -> list[str]:
     return classes
 
 
+def add_splits(parser: argparse.ArgumentParser, test: str = "share for testing") -> None:
+    """Add the options by which a tree is split; *test* explains ``--test-fraction``."""
+    add = parser.add_argument
+    add("--labels", action="store_true", help="the topmost folders of the tree are classes")
+    add("--valid-fraction", type=float, default=0.05, help="share of files held out (%(default)s)")
+    add("--test-fraction", type=float, default=0.0, help=f"{test} (%(default)s)")
+    add("--seed", type=int, default=1, help="seed of the choice of files held out (%(default)s)")
+
+
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add, extensions = parser.add_argument, f"extensions of audio files ({' '.join(AUDIO_EXTENSIONS)})"
     add("folder", type=Path, metavar="DIR", help="root of the tree; symbolic links are followed")
-    add("--labels", action="store_true", help="the topmost folders of the tree are classes")
-    add("--valid-fraction", type=float, default=0.05, help="share of files held out (%(default)s)")
-    add("--test-fraction", type=float, default=0.0, help="share for testing, with --labels (%(default)s)")
+    add_splits(parser, "share for testing, with --labels")
     add("--ext", dest="extensions", nargs="+", default=AUDIO_EXTENSIONS, help=extensions)
-    add("--seed", type=int, default=1, help="seed of the choice of files held out (%(default)s)")
 
 
 LAYOUT = Layout("folder", "any tree of audio files, split at random", _add_arguments, build)

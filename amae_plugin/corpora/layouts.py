@@ -6,12 +6,16 @@ from amae_plugin.corpora import (
     folder,
     iemocap,
     librispeech,
+    pairs,
     shards,
     speech_commands,
     text,
+    vggsound,
+    videos,
     voxceleb1,
 )
 
-_CORPORA = (folder, shards, speech_commands, voxceleb1, audioset, esc50, librispeech, iemocap, text)
+_SPEECH = (speech_commands, voxceleb1, librispeech, iemocap, text)
+_CORPORA = (folder, shards, videos, pairs, *_SPEECH, audioset, esc50, vggsound)
 
 LAYOUTS = {corpus.LAYOUT.name: corpus.LAYOUT for corpus in _CORPORA}

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from amae_plugin.corpora.archives import COMPRESSED, Archive, Member
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, find_audio, is_hidden
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, Scan, read_headers, write_corpus
-from amae_plugin.corpora.splits import draw_splits
+from amae_plugin.corpora.splits import split_classes
 from amae_plugin.errors import UserError
 from amae_plugin.files import open_regular
 
@@ -247,10 +247,9 @@ def _split(
     groups: dict[tuple[str, ...], list[str]] = {}
     for clip in train:
         groups.setdefault(clip.labels if one_each else (), []).append(clip.path)
-    drawn, warnings = draw_splits(groups, wanted, seed)
+    drawn, warnings = split_classes(groups, wanted, seed)
     # In the order of the archives, in which the clips are read fastest.
-    chosen = {clip.path: split for split, part in drawn.items() for clip in part}
-    others = {split: [clip for clip in train if chosen[clip.path] == split] for split in drawn}
+    others = {split: [clip for clip in train if clip.path in part] for split, part in drawn.items()}
     return {**splits, **others}, warnings
 
 

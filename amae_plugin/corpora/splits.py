@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from amae_plugin.corpora.corpus import LabelledClip, Splits
+from amae_plugin.corpora.corpus import Splits
 from amae_plugin.errors import UserError
 
 FOLDS = (1, 2, 3, 4, 5)
@@ -40,26 +40,30 @@ def split_names(names: Sequence[str], fractions: Mapping[str, float], seed: int)
     return {split: sorted(part) for split, part in splits.items()}
 
 
-def draw_splits(
+def split_classes(
     groups: Mapping[tuple[str, ...], Sequence[str]], fractions: Mapping[str, float], seed: int
-) -> tuple[dict[str, list[LabelledClip]], list[str]]:
-    """Choose clips at random for each split of *fractions*, from each class alike, and return warnings.
+) -> tuple[dict[str, dict[str, tuple[str, ...]]], list[str]]:
+    """Split the files of each class on its own, so that all splits have about the same shares of classes.
 
-    A class with too few clips for every split goes into ``train`` as a whole.
+    A class with too few files for every split goes into training as a whole.
 
     Args:
-        groups: paths of the clips by their labels; no labels for clips without.
+        groups: the files of each class; those without a class under ``()``.
         fractions: see :func:`split_names`.
-        seed: seed of the choice.
+        seed: see :func:`split_names`.
+
+    Returns:
+        Files with their classes in each split, and warnings.
     """
-    splits: dict[str, list[LabelledClip]] = {split: [] for split in ("train", *fractions)}
+    used = {split: fraction for split, fraction in fractions.items() if fraction}
+    splits: dict[str, dict[str, tuple[str, ...]]] = {split: {} for split in ("train", *used)}
     warnings = []
-    for labels, names in groups.items():
-        few = bool(labels) and len(names) <= len(fractions)
+    for label, names in groups.items():
+        few = bool(label) and len(names) <= len(used)
         if few:
-            warnings.append(f"{labels[0]}: all {len(names)} clips are in train, too few for every split")
-        for split, part in split_names(names, {} if few else fractions, seed).items():
-            splits[split] += [LabelledClip(name, labels) for name in part]
+            warnings.append(f"{label[0]}: all {len(names)} clips are in train, too few for every split")
+        for split, part in split_names(names, {} if few else used, seed).items():
+            splits[split] |= dict.fromkeys(part, label)
     return splits, warnings
 
 

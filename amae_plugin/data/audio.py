@@ -39,6 +39,9 @@ from amae_plugin.files import open_regular
 if TYPE_CHECKING:
     import av
 
+NO_PYAV = "PyAV, which decodes mp4, mkv, m4a and many more, is not installed: pip install 'amae-plugin[video]'"
+"""Reason and remedy for a file that needs the library."""
+
 LOWEST_RATE, HIGHEST_RATE = 100, 1_000_000
 """Sample rates in Hz beyond which a header is taken to be damaged."""
 
@@ -416,8 +419,7 @@ def _open_source(file: BinaryIO, name: str, stack: ExitStack) -> _Source:
     try:
         return stack.enter_context(_Container(file, name))
     except ImportError:
-        remedy = "PyAV, which decodes mp4, mkv, m4a and many more, is not installed: pip install av"
-        raise AudioError(name, f"{reason}; {remedy}") from None
+        raise AudioError(name, f"{reason}; {NO_PYAV}") from None
     except AudioError as error:
         if reason.startswith(_UNKNOWN):
             raise
@@ -594,14 +596,7 @@ class _Container:
         return _shortage(stated, frames, round(_STATED_SLACK * self.rate))
 
     def _reopen(self) -> av.container.InputContainer:
-        import av
-
-        self._file.seek(0)
-        try:
-            # No other file or address is opened, whatever a playlist says.
-            return av.open(_Positions(self._file), options={"protocol_whitelist": ""}, metadata_errors="replace")
-        except av.FFmpegError as error:
-            raise AudioError(self._name, f"{_UNKNOWN} soundfile or PyAV know, or damaged ({error.strerror})") from None
+        return open_container(self._file, self._name, f"{_UNKNOWN} soundfile or PyAV know, or damaged")
 
     def _has_exact_times(self) -> bool:
         stream = self._stream
@@ -647,6 +642,28 @@ class _Container:
                 self._refused += 1
             except av.FFmpegError as error:
                 raise AudioError(self._name, f"PyAV cannot decode it ({error.strerror})") from None
+
+
+def open_container(file: BinaryIO, name: str, unknown: str) -> av.container.InputContainer:
+    """Open a file in PyAV.
+
+    Args:
+        file: the file, whose position changes.
+        name: name of the clip, for errors.
+        unknown: reason to give for a file that PyAV cannot open.
+
+    Raises:
+        AudioError: PyAV cannot open it.
+        ImportError: PyAV is not installed.
+    """
+    import av
+
+    file.seek(0)
+    try:
+        # No other file or address is opened, whatever a playlist says.
+        return av.open(_Positions(file), options={"protocol_whitelist": ""}, metadata_errors="replace")
+    except av.FFmpegError as error:
+        raise AudioError(name, f"{unknown} ({error.strerror})") from None
 
 
 class _Positions:

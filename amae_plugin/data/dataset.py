@@ -1,4 +1,4 @@
-"""The way of a clip from its manifest row to a batch of normalised log-mel spectrograms."""
+"""The way of a clip from its manifest row to a batch of normalised log-mel spectrograms and images."""
 
 import functools
 import logging
@@ -15,14 +15,16 @@ from torch.nn.utils.rnn import pad_sequence
 from amae_plugin.data.audio import AudioError, Crop, load_clip, read_rates, resampled_length
 from amae_plugin.data.augment import Augmentation
 from amae_plugin.data.features import BATCH_LENGTHS, FEATURES, Features, Pending
+from amae_plugin.data.images import require_torchvision
 from amae_plugin.data.labels import Labels
 from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.data.manifest import Manifest
+from amae_plugin.data.pictures import Window, load_picture
 
 logger = logging.getLogger(__name__)
 
-# Streams of random numbers: the second one of a clip, and that of an epoch's draws.
-_BATCH_CROP, _DRAWS = 1, 2
+# Streams of random numbers: the second one of a clip, that of an epoch's draws, and that of a clip's picture.
+_BATCH_CROP, _DRAWS, _PICTURE = 1, 2, 3
 
 
 class Item(TypedDict, total=False):
@@ -36,6 +38,7 @@ class Item(TypedDict, total=False):
         length: frames before the padding begins.
         seed: seed in [0, 2**63) of everything else that is random about the item, such as its mask.
         target: (C,) float32, only with labels: 1 for the clip's classes, 0 for others, in between after mixup.
+        image: (3, S, S) float32, normalised, only where the model's input has an image.
     """
 
     id: int
@@ -45,6 +48,7 @@ class Item(TypedDict, total=False):
     length: int
     seed: int
     target: Tensor
+    image: Tensor
 
 
 def clip_seed(seed: int, epoch: int, index: int, stream: int = 0) -> int:
@@ -98,11 +102,15 @@ class Sampling:
 
 @dataclass(eq=False)
 class AudioDataset(torch.utils.data.Dataset):
-    """Clips of a manifest as log-mel spectrograms, with their labels if they have any.
+    """Clips of a manifest as log-mel spectrograms, with their images and labels if they have any.
 
     In training, a longer clip is cropped at random and augmented, anew in each epoch; otherwise the piece at
     *crop_position* is taken, without augmentation, and nothing depends on the epoch. Everything random about an item
-    comes from ``clip_seed(seed, epoch, index)``, so the number of workers does not matter.
+    comes from ``clip_seed(seed, epoch, index)``, so the number of workers does not matter. A picture has a stream of
+    its own, so the sound is the same with and without it.
+
+    The picture of a video is a frame of the piece that is heard: in training one at random of
+    ``input.image.training_frames``, otherwise the one at *image_position*. A mixture mixes the images as the sounds.
 
     Attributes:
         manifest: the clips.
@@ -114,12 +122,14 @@ class AudioDataset(torch.utils.data.Dataset):
         seed: random seed of the run.
         crop_position: place of the piece taken of a longer clip when not training, in [0, 1]: 0 is its beginning, 1 its
             end.
+        image_position: place in time of the frame taken of a video when not training, in [0, 1].
         batch_length: frames of the clips of a batch: ``"fixed"``: target_length, shorter clips are padded;
             ``"longest"``: as many as its longest clip has, the others are padded; ``"shortest"``: as many as its
             shortest clip has, the others are cropped once more.
         length_multiple: divisor of the length of a batch, so that patches fit it.
         manifest_rate: sample rate of all files in Hz, which saves reading it from each of them for :attr:`frames`.
-        on_bad_audio: ``"raise"`` stops at a clip that cannot be decoded; ``"skip"`` logs it and leaves it out.
+        on_bad_audio: ``"raise"`` stops at a clip whose sound or picture cannot be decoded; ``"skip"`` logs it and
+            leaves it out.
         max_bad_audio: number of clips that may be skipped, by all workers of this process and in all epochs together.
         features: ``"workers"``: items are spectrograms; ``"device"``: they are waveforms, which :attr:`chain` turns
             into the same spectrograms a batch at a time, where the model is.
@@ -127,6 +137,7 @@ class AudioDataset(torch.utils.data.Dataset):
 
     Raises:
         ValueError: a setting cannot be used, or the labels are not those of the manifest.
+        UserError: the model takes images, but the manifest lists no pictures or torchvision is not installed.
     """
 
     manifest: Manifest
@@ -137,6 +148,7 @@ class AudioDataset(torch.utils.data.Dataset):
     train: bool = False
     seed: int = 1
     crop_position: float = 0.5
+    image_position: float = 0.5
     batch_length: str = "fixed"
     length_multiple: int = 16
     manifest_rate: int | None = None
@@ -157,6 +169,9 @@ class AudioDataset(torch.utils.data.Dataset):
             raise ValueError(f"features is '{self.features}', must be one of {', '.join(FEATURES)}")
         if self.labels is not None and len(self.labels) != len(self.manifest):
             raise ValueError(f"{len(self.labels)} labels do not fit {len(self.manifest)} clips")
+        if self.input.image is not None:
+            self.manifest.require_pictures()
+            require_torchvision()
         self._augmentations = self.augmentations if self.train else ()
         self._drawn: np.ndarray | None = None
         # Clips of the manifest that were skipped, in memory that all workers share.
@@ -209,16 +224,18 @@ class AudioDataset(torch.utils.data.Dataset):
             AudioError: a clip cannot be decoded and ``on_bad_audio`` is ``"raise"``, or too many could not.
         """
         seed = self._seed(index)
-        rng = np.random.default_rng(seed)
+        rng, image_rng = np.random.default_rng(seed), np.random.default_rng(self._seed(index, _PICTURE))
         clip = self.clip(index)
-        waveform = self._load(clip, rng)
+        waveform, image = self._load(clip, rng, image_rng)
         target = None if self.labels is None else self.labels.multi_hot(clip)
         for augmentation in self._augmentations:
             weight = augmentation.draw_weight(rng)
             if waveform is not None and weight < 1:
                 other = self._draw_partner(rng)
-                partner = self._load(other, rng)
+                partner, partner_image = self._load(other, rng, image_rng)
                 waveform = None if partner is None else augmentation.mix(waveform, partner, weight)
+                if image is not None and partner_image is not None:
+                    image = weight * image + (1 - weight) * partner_image
                 if target is not None and self.labels is not None:
                     target = weight * target + (1 - weight) * self.labels.multi_hot(other)
         if waveform is None:
@@ -231,6 +248,8 @@ class AudioDataset(torch.utils.data.Dataset):
             item["source"] = self.chain.source(self.input.front_end(waveform), rng if self.train else None)
         if target is not None:
             item["target"] = target
+        if image is not None:
+            item["image"] = image
         return item
 
     def clip(self, index: int) -> int:
@@ -240,19 +259,31 @@ class AudioDataset(torch.utils.data.Dataset):
     def _seed(self, index: int, stream: int = 0) -> int:
         return clip_seed(self.seed, self.epoch if self.train else 0, index, stream)
 
-    def _load(self, clip: int, rng: np.random.Generator) -> Tensor | None:
-        """Decode a clip of the manifest, and in training augment it; None if it is skipped."""
+    def _load(
+        self, clip: int, rng: np.random.Generator, image_rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor | None] | tuple[None, None]:
+        """Decode sound and image of a clip of the manifest, and in training augment them; None if it is skipped."""
         position = rng.random() if self.train else self.crop_position
         try:
             waveform = self._decode(clip, position)
+            image = self._load_image(clip, position, image_rng)
         except AudioError as error:
             if self.on_bad_audio == "raise":
                 raise
             self._skip(clip, error)
-            return None
+            return None, None
         for augmentation in self._augmentations:
             waveform = augmentation.waveform(waveform, rng)
-        return waveform
+        return waveform, image
+
+    def _load_image(self, clip: int, crop_position: float, rng: np.random.Generator) -> Tensor | None:
+        """Make the image of a clip of the manifest, of which the piece at a position in [0, 1] is heard."""
+        wanted = self.input.image
+        if wanted is None:
+            return None
+        position = wanted.draw_position(rng) if self.train else self.image_position
+        window = Window(self.input.samples / self.input.sample_rate, crop_position)
+        return wanted(load_picture(self.manifest.picture(clip), position, window), rng if self.train else None)
 
     def _decode(self, clip: int, position: float) -> Tensor:
         """Decode a clip of the manifest, or the piece of a longer one at a position in [0, 1]."""
@@ -278,9 +309,10 @@ class AudioDataset(torch.utils.data.Dataset):
 
         Returns:
             ``id`` (B,) int64, ``source`` (B, T, F) float32, ``lengths`` (B,) int64, ``padding_mask`` (B, T) bool, True
-            from the end of a clip on, ``seed`` (B,) int64, and with labels ``target`` (B, C) float32; an empty dict if
-            no clip could be decoded. With ``features="device"``, the arguments of :meth:`Features.batch` take the place
-            of ``source``: ``waveforms`` (B, S) float32, ``samples`` (B,) int64 and ``pending``.
+            from the end of a clip on, ``seed`` (B,) int64, with labels ``target`` (B, C) float32, and with images
+            ``image`` (B, 3, S, S) float32; an empty dict if no clip could be decoded. With ``features="device"``, the
+            arguments of :meth:`Features.batch` take the place of ``source``: ``waveforms`` (B, S) float32, ``samples``
+            (B,) int64 and ``pending``.
         """
         good = [item for item in items if item is not None]
         if not good:
@@ -301,6 +333,8 @@ class AudioDataset(torch.utils.data.Dataset):
             batch["source"] = torch.stack(list(fitted))
         if self.labels is not None:
             batch["target"] = torch.stack([item["target"] for item in good])
+        if self.input.image is not None:
+            batch["image"] = torch.stack([item["image"] for item in good])
         return batch
 
     def _frames_of_batch(self, lengths: Sequence[int]) -> int:

@@ -1,4 +1,4 @@
-"""Waveform to log-mel spectrogram, and what a model takes of it: its length and its normalisation."""
+"""Waveform to log-mel spectrogram, and what a model takes: its length, its normalisation, the image beside it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
+
+from amae_plugin.data.images import ImageInput
 
 _EPSILON = torch.finfo(torch.float32).eps  # Kaldi's floor under the logarithm
 _SLANEY = math.log(6.4)  # in 27 mels of Slaney's scale
@@ -35,6 +37,14 @@ WINDOWS: dict[str, Callable[[int], Tensor]] = {
     "povey": lambda size: torch.hann_window(size, periodic=False).pow(0.85),
 }
 """Analysis windows by name: functions of their length in samples."""
+
+_IMAGE_KEYS = {
+    "image_size": "size",
+    "image_crop": "training_crop",
+    "image_flip": "training_flip",
+    "image_frames": "training_frames",
+}
+"""Settings of the task section, and the fields of the image that they set."""
 
 NORMALIZATIONS: dict[str, float | None] = {"two_std": 2.0, "one_std": 1.0, "model": None}
 """Normalisations by name: the number of standard deviations that become 1; None leaves the values as they are.
@@ -293,7 +303,7 @@ FRONT_ENDS: dict[str, type[FrontEnd]] = {LogMel.name: LogMel, SlaneyLogMel.name:
 
 @dataclass(frozen=True)
 class ModelInput:
-    """Input of a model: how a waveform becomes the spectrogram that it takes.
+    """Input of a model: how a waveform becomes the spectrogram that it takes, and a picture the image.
 
     Attributes:
         front_end: function from the waveform to log-mel values.
@@ -301,6 +311,7 @@ class ModelInput:
         mean: mean of the corpus's log-mel values (``amae stats``); the default is AudioSet's, as Audio-MAE gives it.
         std: their standard deviation.
         normalization: use of *mean* and *std*, one of :data:`NORMALIZATIONS`.
+        image: the image; None for a model of sound alone.
 
     Raises:
         ValueError: there is no such normalisation, or *mean* or *std* is none that values could have.
@@ -311,6 +322,7 @@ class ModelInput:
     mean: float = -4.2677393
     std: float = 4.5689974
     normalization: str = "two_std"
+    image: ImageInput | None = None
 
     def __post_init__(self) -> None:
         if self.normalization not in NORMALIZATIONS:
@@ -326,12 +338,14 @@ class ModelInput:
 
         Args:
             task: settings; of the keys of :meth:`settings`, those that are missing or null are taken from *default*.
+                ``modalities`` tells whether there is an image, as in *default* if it is missing or null.
             default: input of the model's system, with the model's number of bands.
 
         Raises:
             ValueError: a setting that no system decides is missing, or one cannot be used.
         """
-        given = {key: task[key] for key in default.settings() if task.get(key) is not None}
+        keys = replace(default, image=None).settings()
+        given = {key: task[key] for key in keys if task.get(key) is not None}
         given.setdefault("num_mel_bins", default.num_mel_bins)  # the model's, with another front end as well
         needed = ["target_length"]
         if NORMALIZATIONS.get(given.get("normalization", default.normalization)) is not None:
@@ -344,13 +358,18 @@ class ModelInput:
             raise ValueError(f"front_end is '{name}', must be one of {', '.join(FRONT_ENDS)}")
         front_end = default.front_end if name == default.front_end.name else FRONT_ENDS[name]()
         own = {key: given.pop(key) for key in ("num_mel_bins", "window_type") if key in given}
-        return replace(default, front_end=replace(front_end, **own), **given)
+        image = _read_image(task, default.image)
+        return replace(default, front_end=replace(front_end, **own), image=image, **given)
 
-    def settings(self) -> dict[str, str | int | float]:
+    def settings(self) -> dict[str, str | int | float | list[str]]:
         """Describe the input by plain values, under their names in the task section."""
         front_end = {key: getattr(self.front_end, key) for key in ("num_mel_bins", "window_type")}
-        others = {key: value for key, value in vars(self).items() if key != "front_end"}
-        return {"front_end": self.front_end.name, **front_end, **others}
+        others = {key: value for key, value in vars(self).items() if key not in ("front_end", "image")}
+        settings = {"front_end": self.front_end.name, **front_end, **others}
+        if self.image is not None:
+            settings["modalities"] = ["audio", "image"]
+            settings |= {key: getattr(self.image, name) for key, name in _IMAGE_KEYS.items()}
+        return settings
 
     @property
     def sample_rate(self) -> int:
@@ -392,6 +411,15 @@ class ModelInput:
     def spectrogram(self, waveform: Tensor) -> Tensor:
         """Map (samples,) float32 on the CPU to (target_length, F): the centre of a longer clip, or a padded one."""
         return self.normalize(fit_length(self.front_end(waveform), self.target_length))
+
+
+def _read_image(task: Mapping[str, Any], default: ImageInput | None) -> ImageInput | None:
+    """Read the image from the task section; None for sound alone."""
+    if (modalities := task.get("modalities")) is not None:
+        default = (default or ImageInput()) if "image" in modalities else None
+    if default is None:
+        return None
+    return replace(default, **{name: task[key] for key, name in _IMAGE_KEYS.items() if task.get(key) is not None})
 
 
 def _fill(waveform: Tensor, samples: int) -> Tensor:

@@ -10,6 +10,9 @@ absolute) and takes one of three forms:
 
 ``samples`` is the clip's length at the file's own sample rate. A relative root is relative to the folder that holds the
 manifest, so a data set can be moved as one folder.
+
+All lines have a third column, or none: the clip's picture. That is the path of a still or a video, or
+``path:start:length``, a piece of a video in milliseconds. fairseq's own readers take two columns only.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ from amae_plugin.data.lines import bad_lines
 from amae_plugin.errors import UserError
 from amae_plugin.files import reading, replacing, utf_16_remedy
 
-_FORMAT_HELP = "expected '<path><TAB><samples>'; `amae manifest` writes such files"
+_FORMAT_HELP = (
+    "expected '<path><TAB><samples>', and in all lines or none '<TAB><picture>'; `amae manifest` writes such files"
+)
 _SCAN_BYTES = 1 << 24  # bytes scanned for separators at a time, which bounds the temporary memory
 _MAX_DIGITS = 18  # always fits int64
 ARCHIVES = ("tar", "zip")
@@ -67,8 +72,26 @@ class Clip:
         return self.path if self.kind == "file" else f"{self.path}:{self.start}:{self.length}"
 
 
+@dataclass(frozen=True)
+class Picture:
+    """Place of one clip's picture.
+
+    Attributes:
+        path: absolute path of a still or a video.
+        start_s: where the piece of the video begins, in seconds; None for the whole.
+        length_s: length of the piece in seconds; None for the whole.
+    """
+
+    path: str
+    start_s: float | None = None
+    length_s: float | None = None
+
+    def __str__(self) -> str:
+        return self.path if self.start_s is None else f"{self.path} from {self.start_s:g} s on"
+
+
 class Manifest:
-    """A manifest held as one memory-mapped file and three integer arrays (24 bytes a line).
+    """A manifest held as one memory-mapped file and integer arrays (24 bytes a line, 40 with pictures).
 
     Forked workers share all of it, as there are no Python objects per line. A pickled manifest is only its path, and is
     read again where it is unpickled (in workers started with ``spawn``). Made by :meth:`read`.
@@ -79,13 +102,23 @@ class Manifest:
         sizes: (N,) int64, samples of each clip at its file's own sample rate.
     """
 
-    def __init__(self, path: Path, root: str, text: mmap.mmap, starts: np.ndarray, ends: np.ndarray, sizes: np.ndarray):
+    def __init__(
+        self,
+        path: Path,
+        root: str,
+        text: mmap.mmap,
+        starts: np.ndarray,
+        ends: np.ndarray,
+        sizes: np.ndarray,
+        pictures: tuple[np.ndarray, np.ndarray] | None = None,
+    ):
         self.path = path
         self.root = root
         self.sizes = sizes
         self._text = text
         self._starts = starts
         self._ends = ends
+        self._pictures = pictures
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Manifest:
@@ -124,13 +157,16 @@ class Manifest:
 
         tabs = _positions(text, b"\t")
         tabs = tabs[np.searchsorted(tabs, line_ends[0]) :]
-        if len(tabs) != len(ends) or not ((starts < tabs) & (tabs < ends)).all():
+        with_pictures = 2 * len(tabs) > 3 * len(ends)  # as most lines are
+        columns = 1 + with_pictures  # that follow a tab
+        first_tabs, last_tabs = tabs[::columns], tabs[columns - 1 :: columns]
+        if len(tabs) != columns * len(ends) or not ((starts < first_tabs) & (last_tabs + with_pictures < ends)).all():
+            form = ("one path, one tab and one number", "a path, a number and a picture between tabs")[with_pictures]
             lines = enumerate((text[start:end] for start, end in zip(starts, ends)), 2)
-            bad = {number: line for number, line in lines if line.count(b"\t") != 1 or line.startswith(b"\t")}
-            problem = "not one path, one tab and one number in"
-            raise bad_lines(path, {number: f"{problem} '{_show(line)}'" for number, line in bad.items()}, _FORMAT_HELP)
-        sizes = _parse_sizes(path, bytes_, tabs + 1, ends)
-        manifest = cls(path, root, text, starts, tabs, sizes)
+            bad = {number: _show(line) for number, line in lines if _is_malformed(line, columns)}
+            raise bad_lines(path, {number: f"not {form} in '{line}'" for number, line in bad.items()}, _FORMAT_HELP)
+        sizes = _parse_sizes(path, bytes_, first_tabs + 1, last_tabs if with_pictures else ends)
+        manifest = cls(path, root, text, starts, first_tabs, sizes, (last_tabs + 1, ends) if with_pictures else None)
         manifest._refuse_escapes()
         return manifest
 
@@ -149,6 +185,40 @@ class Manifest:
     def __reduce__(self) -> tuple[object, tuple[Path]]:
         return Manifest.read, (self.path,)
 
+    @property
+    def has_pictures(self) -> bool:
+        """Whether the lines name pictures."""
+        return self._pictures is not None
+
+    def picture(self, index: int) -> Picture:
+        """Return the picture of line ``index + 2``.
+
+        Raises:
+            UserError: the manifest has no pictures.
+        """
+        head, numbers = _split(self.picture_name(index))
+        path = os.path.join(self.root, head)  # noqa: PTH118 - called for every clip, and Path is slow
+        return Picture(path, numbers[0] / 1000, numbers[1] / 1000) if numbers else Picture(path)
+
+    def picture_name(self, index: int) -> str:
+        """Return the picture's path as the manifest has it, with ``:start:length``.
+
+        Raises:
+            UserError: the manifest has no pictures.
+        """
+        return self._field(index, *self.require_pictures())
+
+    def require_pictures(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return where the names of the pictures begin and end in the file, both (N,) int64.
+
+        Raises:
+            UserError: the manifest has no pictures.
+        """
+        if self._pictures is None:
+            written = "`amae manifest videos` and `amae manifest pairs` write manifests with pictures"
+            raise UserError(f"{self.path}: lists no pictures; {written}, and task.modalities=[audio] does without")
+        return self._pictures
+
     def require_clips(self) -> Manifest:
         """Return this manifest if it holds clips.
 
@@ -161,9 +231,12 @@ class Manifest:
 
     def name(self, index: int) -> str:
         """Return the path as the manifest has it, with ``:offset:length`` or ``:start:frames``."""
+        return self._field(index, self._starts, self._ends)
+
+    def _field(self, index: int, starts: np.ndarray, ends: np.ndarray) -> str:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.path} has {len(self)} clips, asked for number {index}")
-        return self._text[self._starts[index] : self._ends[index]].decode("utf-8", "surrogateescape")
+        return self._text[starts[index] : ends[index]].decode("utf-8", "surrogateescape")
 
     def _refuse_escapes(self) -> None:
         """Refuse paths that lead elsewhere than they seem to: out of the root, or cut off at a NUL.
@@ -183,14 +256,15 @@ class Manifest:
             raise bad_lines(self.path, dict(sorted(problems.items())), "correct the path")
 
     def _lines_with(self, part: bytes) -> Iterator[tuple[int, str]]:
-        """Yield number and name of each line of a clip that holds *part*."""
-        found = self._text.find(part)
-        while found >= 0:
-            index = int(np.searchsorted(self._starts, found, side="right")) - 1
-            if index >= 0:
-                yield index + 2, self.name(index)
-                found = int(self._ends[index])
-            found = self._text.find(part, found + 1)
+        """Yield number and name of each clip and picture whose name holds *part*."""
+        for starts, ends in ((self._starts, self._ends), *([self._pictures] if self._pictures else [])):
+            found = self._text.find(part)
+            while found >= 0:
+                index = int(np.searchsorted(starts, found, side="right")) - 1
+                if index >= 0 and found < ends[index]:
+                    yield index + 2, self._field(index, starts, ends)
+                    found = int(ends[index])
+                found = self._text.find(part, found + 1)
 
 
 def _split(name: str) -> tuple[str, tuple[int, ...]]:
@@ -201,27 +275,37 @@ def _split(name: str) -> tuple[str, tuple[int, ...]]:
     return name, ()
 
 
-def write_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str], rows: Iterable[tuple[str, int]]) -> None:
+Row = tuple[str, int] | tuple[str, int, str]
+"""A line of a manifest: path, samples, and the picture in a manifest of pictures."""
+
+
+def write_manifest(path: str | os.PathLike[str], root: str | os.PathLike[str], rows: Iterable[Row]) -> None:
     """Write a manifest, whole or not at all.
 
     Args:
         path: file to write or replace, in a folder that exists.
         root: root folder, written as it is given; an absolute path makes the manifest independent of its own place.
-        rows: (path relative to *root*, samples at the file's own rate).
+        rows: path relative to *root*, samples at the file's own rate, and in all rows or none the picture.
 
     Raises:
         UserError: a name holds a tab or a line break, which the format cannot express.
     """
     with replacing(path) as partial, partial.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as out:
-        for name, end in itertools.chain([(os.fspath(root), "")], ((name, f"\t{samples}") for name, samples in rows)):
-            if not expressible(name):
-                raise UserError(f"{path}: {name!r} is blank or holds a tab or a line break; rename it")
-            out.write(f"{name}{end}\n")
+        for name, *others in itertools.chain([(os.fspath(root),)], rows):
+            for text in (name, *others[1:]):
+                if not expressible(text):
+                    raise UserError(f"{path}: {text!r} is blank or holds a tab or a line break; rename it")
+            out.write("\t".join([name, *map(str, others)]) + "\n")
 
 
 def expressible(name: str) -> bool:
     """Tell whether a manifest can hold this name: it is not blank, and holds neither a tab nor a line break."""
     return not any(character in name for character in "\t\n\r") and bool(name.strip())
+
+
+def _is_malformed(line: bytes, columns: int) -> bool:
+    """Tell whether a line has another number of columns after the first, or an empty path or picture."""
+    return line.count(b"\t") != columns or line.startswith(b"\t") or (columns == 2 and line.endswith(b"\t"))
 
 
 def _positions(text: mmap.mmap, character: bytes) -> np.ndarray:

@@ -13,7 +13,7 @@ from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.labels import LABELS_NAME, Labels, read_names
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
-from amae_plugin.evaluation.scoring import Options, score_clips
+from amae_plugin.evaluation.scoring import Inputs, Options, given_modalities, score_clips
 from amae_plugin.files import reading
 from amae_plugin.metrics.bootstrap import Interval, multi_label_intervals, single_label_intervals
 from amae_plugin.metrics.classification import MultiLabelMetrics, SingleLabelMetrics, multi_label, single_label
@@ -33,11 +33,14 @@ class Evaluation:
         data: folder of manifests.
         split: name of the split.
         crops: number of pieces of a clip that is longer than the model's input.
+        frames: number of frames of a clip's video.
+        modalities: what the model was given of a clip.
+        takes: what it can be given.
         classes: names from ``labels.txt``.
         display_names: names of the classes for people; by default the classes.
         clips: manifest paths of the M clips.
-        pieces: number of pieces of each clip, (M,) int64.
-        probabilities: means over the pieces of each clip, (M, C) float64.
+        pieces: number of pieces of each clip, each with each frame, (M,) int64.
+        probabilities: means over these, (M, C) float64.
         targets: classes of each clip, (M, C) bool.
         measures: measures of the whole split; their type depends on whether a clip has one label or several.
         skipped: paths of clips that could not be decoded, which no other attribute counts, and the reasons.
@@ -48,6 +51,9 @@ class Evaluation:
     data: Path
     split: str
     crops: int
+    frames: int
+    modalities: tuple[str, ...]
+    takes: tuple[str, ...]
     classes: tuple[str, ...]
     display_names: tuple[str, ...]
     clips: tuple[str, ...]
@@ -99,9 +105,9 @@ def evaluate(
     labels = Labels.read(data / f"{split}.lbl", data / LABELS_NAME, len(manifest), multi=multi)
     probabilities = checkpoint.probabilities
 
-    def function(model: Model, source: Tensor, padding_mask: Tensor) -> Tensor:
+    def function(model: Model, inputs: Inputs) -> Tensor:
         # In float64, confident scores stay apart for longer before they are rounded to 1.
-        return probabilities(model(source, padding_mask=padding_mask)["logits"].double())
+        return probabilities(model(**inputs)["logits"].double())
 
     scored = score_clips(checkpoint, manifest, function, options)
     targets = np.zeros((len(manifest), len(classes)), bool)
@@ -115,6 +121,9 @@ def evaluate(
         data=data,
         split=split,
         crops=options.crops,
+        frames=options.frames,
+        modalities=given_modalities(checkpoint, options.modalities),
+        takes=checkpoint.modalities,
         classes=classes,
         display_names=_display_names(data, classes),
         clips=tuple(manifest.name(clip) for clip in scored.clips),

@@ -14,7 +14,7 @@ from amae_plugin.data.audio import AudioError, load_clip
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.data.transcripts import read_transcripts
 from amae_plugin.errors import UserError
-from amae_plugin.evaluation.scoring import Options
+from amae_plugin.evaluation.scoring import Options, given_modalities
 from amae_plugin.inference.clips import load_each
 from amae_plugin.inference.model import AudioRecognizer
 from amae_plugin.metrics.bootstrap import Interval, rate_interval
@@ -73,12 +73,13 @@ def recognize(
             ``skip_bad_audio``: none can), the device is missing, or a value of the model is not finite.
     """
     options = options or Options()
-    if options.crops > 1:
-        raise UserError(
-            f"--crops {options.crops}: a recogniser takes whole clips, longer ones in windows; leave it out"
-        )
+    for name in ("crops", "frames"):
+        if (number := getattr(options, name)) > 1:
+            reason = "a recogniser takes whole clips, longer ones in windows, and no pictures"
+            raise UserError(f"--{name} {number}: {reason}; leave it out")
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.read(checkpoint)
+    given_modalities(checkpoint, options.modalities)
     data, units = Path(data), checkpoint.units
     manifest = Manifest.read(data / f"{split}.tsv").require_clips()
     lines = read_transcripts(data / f"{split}.{units.labels}", len(manifest))

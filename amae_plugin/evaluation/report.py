@@ -14,20 +14,22 @@ from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.errors import printable
 from amae_plugin.evaluation.classification import Evaluation, evaluate
 from amae_plugin.evaluation.recognition import Recognition, recognize
+from amae_plugin.evaluation.retrieval import Retrieval
 from amae_plugin.evaluation.scoring import Options
 from amae_plugin.evaluation.tables import SUFFIXES, Table
 from amae_plugin.evaluation.verification import Verification
 from amae_plugin.files import write_csv, write_json, writing
 from amae_plugin.metrics.bootstrap import LEVEL, Interval
 from amae_plugin.metrics.classification import SingleLabelMetrics
+from amae_plugin.metrics.retrieval import DEPTHS
 from amae_plugin.models.base import DownstreamModel
 from amae_plugin.models.classifier import Classifier
 from amae_plugin.models.ctc import CTC
 from amae_plugin.visual import plot_class_scores, plot_confusion
 from amae_plugin.visual.style import save, shorten
 
-Result = Union[Evaluation, Recognition, Verification]
-R = TypeVar("R", Evaluation, Recognition, Verification)
+Result = Union[Evaluation, Recognition, Retrieval, Verification]
+R = TypeVar("R", Evaluation, Recognition, Retrieval, Verification)
 EVALUATIONS: Mapping[type[DownstreamModel], Callable[[Checkpoint, Path, str, Options], Result]]
 EVALUATIONS = {Classifier: evaluate, CTC: recognize}
 """Functions that evaluate a checkpoint on a split of a folder, by the kind of its model."""
@@ -136,6 +138,10 @@ def _with_intervals(header: list[str], rows: list[list[str]], intervals: Mapping
 
 def _classification_summary(result: Evaluation) -> str:
     head = f"{result.split}: {len(result.clips):,} clips, {len(result.classes):,} classes"
+    if result.takes != ("audio",):
+        head += f", {' and '.join(result.modalities)}"
+    if result.frames > 1:
+        head += f"\nscores are means over {result.frames} frames of each video"
     if result.crops > 1:
         head += f"\n{_longer(result):,} clips are longer than the input, each in {result.crops} pieces"
     parts = [head, _headline(result).text(), *_class_tables(result)]
@@ -152,6 +158,8 @@ def _classification_values(result: Evaluation) -> dict[str, object]:
     values: dict[str, object] = {
         "split": result.split,
         "crops": result.crops,
+        "frames": result.frames,
+        "modalities": result.modalities,
         "clips": len(result.clips),
         "clips_longer_than_input": _longer(result) if result.crops > 1 else None,
         "multi_label": not isinstance(result.measures, SingleLabelMetrics),
@@ -177,7 +185,7 @@ def _draw(result: Evaluation) -> tuple[str, Figure]:
 
 def _longer(result: Evaluation) -> int:
     """Count the clips that are longer than the model's input."""
-    return int((result.pieces > 1).sum())
+    return int((result.pieces > result.frames).sum())
 
 
 def _class_tables(result: Evaluation) -> Iterator[str]:
@@ -300,6 +308,37 @@ def _text_rows(result: Recognition) -> Iterator[list[object]]:
         yield [clip, *texts, *vars(errors.words).values(), *vars(errors.characters).values()]
 
 
+def _recalls(result: Retrieval) -> Table:
+    header, *rows = result.table
+    return Table(header, rows)
+
+
+def _retrieval_summary(result: Retrieval) -> str:
+    counts = f"{len(result.pairs):,} pairs of {len(result.sounds):,} sounds and {len(result.pictures):,} pictures"
+    return f"{result.split}: {counts}\n\n{_recalls(result).text()}"
+
+
+def _retrieval_values(result: Retrieval) -> dict[str, object]:
+    counts = {"pairs": len(result.pairs), "sounds": len(result.sounds), "pictures": len(result.pictures)}
+    measures = {
+        direction.replace(" ", "_"): {
+            **{f"recall_at_{depth}": ranking.recall(depth) for depth in DEPTHS},
+            **{f"chance_at_{depth}": ranking.chance(depth) for depth in DEPTHS},
+            "median_rank": ranking.median_rank,
+        }
+        for direction, ranking in result.rankings.items()
+    }
+    return {"split": result.split, **counts, **measures}
+
+
+def _rank_rows(result: Retrieval) -> Iterator[list[str]]:
+    yield ["direction", "query", "rank", "best", "cosine"]
+    names = (result.sounds, result.pictures)
+    for (direction, ranking), (queries, candidates) in zip(result.rankings.items(), (names, names[::-1])):
+        for query, place, best, cosines in zip(queries, ranking.ranks, ranking.best, ranking.similarities):
+            yield [direction, query, str(place), candidates[best[0]], _digits(cosines[0])]
+
+
 def _digits(value: float) -> str:
     """Write enough digits for a ranking of the texts' numbers to be that of the scores."""
     return f"{value:.10g}"
@@ -316,6 +355,9 @@ def _finite(value: float) -> float | None:
 _REPORTS: Mapping[type, _Report[Any]] = {
     Evaluation: _Report(_headline, _classification_summary, _classification_values, _prediction_rows, picture=_draw),
     Recognition: _Report(_error_rates, _recognition_summary, _recognition_values, _text_rows),
+    Retrieval: _Report(
+        _recalls, _retrieval_summary, _retrieval_values, _rank_rows, files=("metrics.json", "ranks.csv")
+    ),
     Verification: _Report(
         _verification_measures,
         _verification_summary,

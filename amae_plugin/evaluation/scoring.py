@@ -1,7 +1,8 @@
-"""Scoring: values of a model for the clips of a manifest, averaged over the pieces of longer clips."""
+"""Scoring: values of a model for the clips of a manifest, averaged over pieces of longer clips and frames of videos."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,9 +15,13 @@ from amae_plugin.data.audio import AudioError
 from amae_plugin.data.dataset import AudioDataset, Item
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
-from amae_plugin.inference.windows import CENTRE, piece_positions
+from amae_plugin.inference.windows import CENTRE, frame_positions, piece_positions
 from amae_plugin.models.base import Model
 from amae_plugin.modules.compute import choose_device, enough_memory
+
+Inputs = dict[str, Tensor]
+"""Arguments of a model by name: normalised log-mel values ``source`` (B, T, F) with their ``padding_mask`` (B, T), and
+pictures ``image`` (B, 3, S, S)."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Options:
         skip_bad_audio: leave out clips that cannot be decoded instead of stopping at the first.
         progress: show a progress bar on standard error.
         resamples: number of resamples of the clips for confidence intervals; with 0, there are none.
+        frames: number of frames of a clip's video, evenly spaced from its beginning on; a single one is the middle one.
+        modalities: what a model of several modalities is given; all that it takes if None.
     """
 
     crops: int = 1
@@ -41,10 +48,12 @@ class Options:
     skip_bad_audio: bool = False
     progress: bool = True
     resamples: int = 0
+    frames: int = 1
+    modalities: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.crops < 1 or self.batch_size < 1 or self.workers < 0:
-            raise ValueError("crops and batch_size must be at least 1, and workers 0 or more")
+        if min(self.crops, self.frames, self.batch_size) < 1 or self.workers < 0:
+            raise ValueError("crops, frames and batch_size must be at least 1, and workers 0 or more")
 
     def seeds_of_resamples(self) -> Iterable[int]:
         """Return a seed for each resample, with a progress bar if they are many."""
@@ -57,8 +66,8 @@ class ClipValues:
 
     Attributes:
         clips: ascending indices into the manifest, (M,) int64.
-        values: means over the pieces of each clip, (M, K) float64.
-        pieces: number of pieces of each clip, (M,) int64.
+        values: means over the pieces of each clip, each with each frame, (M, K) float64.
+        pieces: number of these, (M,) int64.
         skipped: indices of clips that could not be decoded, and the reasons.
     """
 
@@ -71,40 +80,46 @@ class ClipValues:
 def score_clips(
     checkpoint: Checkpoint,
     manifest: Manifest,
-    function: Callable[[Model, Tensor, Tensor], Tensor],
+    function: Callable[[Model, Inputs], Tensor],
     options: Options,
     clips: np.ndarray | None = None,
 ) -> ClipValues:
     """Pass clips through the model of a checkpoint, normalised and cut or padded as in its training.
 
-    The first pass takes one piece of every clip. Clips that fill the model's input count as longer, and further passes
-    take their other pieces. The pieces of a clip that fits exactly are equal.
+    The first pass takes one piece and one frame of every clip, the next ones its other frames. Clips that fill the
+    model's input count as longer, and further passes take their other pieces. The pieces of a clip that fits exactly
+    are equal.
 
     Args:
         checkpoint: checkpoint of any model.
         manifest: clips.
-        function: function from the model, normalised log-mel values (B, T, F) and their padding mask (B, T) to the
-            values (B, K) to average.
-        options: pieces, batches and device.
+        function: function from the model and its inputs to the values (B, K) to average.
+        options: pieces, frames, modalities, batches and device.
         clips: ascending indices into the manifest; all if None.
 
     Raises:
         UserError: the manifest holds no clips, a clip cannot be decoded (with ``skip_bad_audio``: none can), the device
-            or a setting of the checkpoint is missing, or a value of the model is not finite.
+            or a setting of the checkpoint is missing, the model does not take such a modality, the manifest lacks
+            pictures that it takes, or a value of the model is not finite.
     """
     device = choose_device(options.device)
-    datasets = [validation_dataset(checkpoint, manifest, position) for position in piece_positions(options.crops)]
-    left = np.arange(len(manifest.require_clips())) if clips is None else clips
+    modalities = given_modalities(checkpoint, options.modalities)
+    if options.frames > 1 and "image" not in modalities:
+        raise UserError(f"--frames {options.frames}: the model of {checkpoint.path} is given no pictures; leave it out")
+    frames = frame_positions(options.frames)
+    pieces_of_clip = piece_positions(options.crops)
+    left = longer = np.arange(len(manifest.require_clips())) if clips is None else clips
     model = checkpoint.model()
     with enough_memory(device, "the model: use another device"):
         model = model.to(device)
     sums: np.ndarray | None = None
     pieces = np.zeros(len(manifest), np.int64)
     skipped: dict[int, str] = {}
-    with torch.inference_mode(), _progress_bar(len(left), options) as bar:
-        for number, dataset in enumerate(datasets):
-            longer: list[np.ndarray] = []
-            for batch, failures in _batches(dataset, left, options, device):
+    with torch.inference_mode(), _progress_bar(len(left) * len(frames), options) as bar:
+        for number, (piece, frame) in enumerate(itertools.product(range(options.crops), frames)):
+            dataset = validation_dataset(checkpoint, manifest, pieces_of_clip[piece], modalities, frame)
+            full: list[np.ndarray] = []
+            for batch, failures in _batches(dataset, longer if piece else left, options, device):
                 for clip, error in failures:
                     if not options.skip_bad_audio:
                         raise UserError(f"{error}\nGo on without such clips with --skip-bad-audio")
@@ -112,17 +127,17 @@ def score_clips(
                 if batch:
                     ids = batch["id"].numpy()
                     with enough_memory(device, f"{options.batch_size} pieces at a time: lower --batch-size"):
-                        inputs = (batch[name].to(device, non_blocking=True) for name in ("source", "padding_mask"))
-                        values = function(model, *inputs).double().cpu().numpy()
+                        inputs = model_inputs(batch, modalities, device)
+                        values = function(model, inputs).double().cpu().numpy()
                     if sums is None:
                         sums = np.zeros((len(manifest), values.shape[1]))
                     sums[ids] += values
                     pieces[ids] += 1
-                    longer.append(ids[batch["lengths"].numpy() == dataset.input.target_length])
+                    full.append(ids[batch["lengths"].numpy() == dataset.input.target_length])
                 bar.update(len(failures) + (len(batch["id"]) if batch else 0))
             if number == 0:
-                left = np.concatenate([np.zeros(0, np.int64), *longer])
-                bar.total += len(left) * (len(datasets) - 1)
+                left, longer = np.setdiff1d(left, list(skipped)), np.concatenate([np.zeros(0, np.int64), *full])
+                bar.total += len(longer) * (options.crops - 1) * len(frames) - len(skipped) * (len(frames) - 1)
     # A clip is left out if one of its pieces is bad, since the others would not be the requested mean.
     pieces[list(skipped)] = 0
     found = np.flatnonzero(pieces)
@@ -134,18 +149,68 @@ def score_clips(
     return ClipValues(found, means, pieces[found], skipped)
 
 
-def validation_dataset(checkpoint: Checkpoint, manifest: Manifest, position: float = CENTRE) -> AudioDataset:
+def given_modalities(checkpoint: Checkpoint, modalities: Sequence[str] | None) -> tuple[str, ...]:
+    """Return what the model of a checkpoint is given of a clip.
+
+    Args:
+        checkpoint: checkpoint of any model.
+        modalities: some of what it takes; all of it if None.
+
+    Raises:
+        UserError: it does not take them all.
+    """
+    taken = checkpoint.modalities
+    if modalities is None:
+        return taken
+    if not set(modalities) <= set(taken):
+        raise UserError(f"{checkpoint.path}: takes {' and '.join(taken)} of a clip, not {' and '.join(modalities)}")
+    return tuple(name for name in taken if name in modalities)
+
+
+def model_inputs(batch: Mapping[str, Tensor], modalities: Sequence[str], device: torch.device) -> Inputs:
+    """Move what of a batch is given to a model to its device."""
+    names = {"audio": ("source", "padding_mask"), "image": ("image",)}
+    given = itertools.chain.from_iterable(names[modality] for modality in modalities)
+    return {name: batch[name].to(device, non_blocking=True) for name in given}
+
+
+def require_directions(
+    checkpoint: Checkpoint, manifest: Manifest, clips: np.ndarray, values: np.ndarray, what: str = "the features of"
+) -> None:
+    """Refuse features (M, D) of clips of a manifest that are all 0.
+
+    Raises:
+        UserError: those of a clip are.
+    """
+    directionless = ~values.any(axis=1)
+    if directionless.any():
+        clip = manifest.name(int(clips[directionless.argmax()]))
+        raise UserError(f"{checkpoint.path}: {what} {clip} are all 0, so they have no direction to compare")
+
+
+def validation_dataset(
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    position: float = CENTRE,
+    modalities: Sequence[str] | None = None,
+    frame: float = CENTRE,
+) -> AudioDataset:
     """Prepare clips as in the validation of a checkpoint's model.
 
     Args:
         checkpoint: checkpoint of any model.
         manifest: clips.
         position: position of the piece of a longer clip, between 0, its beginning, and 1, its end.
+        modalities: what is taken of a clip; all that the model takes if None.
+        frame: position of the frame of a video, likewise.
 
     Raises:
-        UserError: a setting of the checkpoint is missing.
+        UserError: a setting of the checkpoint is missing, or the manifest lacks pictures that are to be taken.
     """
-    return AudioDataset(manifest, checkpoint.input, crop_position=position)
+    model_input = checkpoint.input
+    if "image" not in given_modalities(checkpoint, modalities):
+        model_input = replace(model_input, image=None)
+    return AudioDataset(manifest, model_input, crop_position=position, image_position=frame)
 
 
 _Batch = tuple[dict[str, Tensor], list[tuple[int, AudioError]]]
@@ -189,5 +254,5 @@ def _batches(dataset: AudioDataset, clips: np.ndarray, options: Options, device:
 
 
 def _progress_bar(clips: int, options: Options) -> tqdm:
-    unit = "clip" if options.crops == 1 else "piece"
+    unit = "clip" if options.crops == options.frames == 1 else "piece"
     return tqdm(total=clips, desc="scoring", unit=unit, disable=not options.progress)

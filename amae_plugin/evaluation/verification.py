@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.data.trials import Trials
 from amae_plugin.errors import UserError
-from amae_plugin.evaluation.scoring import Options, score_clips
+from amae_plugin.evaluation.scoring import Options, require_directions, score_clips
 from amae_plugin.metrics.verification import cosine_scores, equal_error_rate
 
 
@@ -49,7 +49,8 @@ def verify(
 ) -> Verification:
     """Score all trials.
 
-    The features are the input of a classifier's head, or the mean of a pretraining model's patch tokens.
+    The features are those of the sound alone: the input of a classifier's head, or the mean of a pretraining model's
+    patch tokens.
 
     Args:
         checkpoint: checkpoint of any model of this plugin, or its file.
@@ -66,9 +67,9 @@ def verify(
     data = Path(data)
     manifest = Manifest.read(data / "trials.tsv")
     trials = Trials.read(data / "trials.txt", manifest)
-    scored = score_clips(
-        checkpoint, manifest, lambda model, *batch: model.features(*batch), options, np.unique(trials.pairs)
-    )
+    options = replace(options, modalities=("audio",))
+    clips = np.unique(trials.pairs)
+    scored = score_clips(checkpoint, manifest, lambda model, inputs: model.features(**inputs), options, clips)
     kept = np.isin(trials.pairs, scored.clips).all(axis=1)
     pairs, same = trials.pairs[kept], trials.same[kept]
     if len(np.unique(same)) < 2:
@@ -76,10 +77,7 @@ def verify(
             f"{data / 'trials.txt'}: needs trials of both kinds, 1 and 0, and there are {int(same.sum()):,} and "
             f"{int((~same).sum()):,}"
         )
-    directionless = ~scored.values.any(axis=1)
-    if directionless.any():
-        clip = manifest.name(int(scored.clips[directionless.argmax()]))
-        raise UserError(f"{checkpoint.path}: the features of {clip} are all 0, so they have no direction to compare")
+    require_directions(checkpoint, manifest, scored.clips, scored.values)
     scores = cosine_scores(scored.values, np.searchsorted(scored.clips, pairs))
     return Verification(
         checkpoint=checkpoint.path,

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.logging import meters, metrics
 from fairseq.optim import FairseqOptimizer
 from fairseq.tasks import FairseqTask
-from omegaconf import II, MISSING, OmegaConf
+from omegaconf import II, MISSING, DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from amae_plugin.data.augment import AUGMENTATIONS, Augmentation, build_augmentations, read_choice
@@ -27,8 +28,13 @@ from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.bases import FairseqAudioDataset, Values
 from amae_plugin.fairseq_plugin.batches import STAND_IN, EpochBatches
 from amae_plugin.fairseq_plugin.hydra import user_path
-from amae_plugin.models.settings import setting
+from amae_plugin.models.base import Model
+from amae_plugin.models.published import PublishedFile
+from amae_plugin.models.registry import find_system
+from amae_plugin.models.settings import Settings, setting
 from amae_plugin.modules.compute import is_out_of_memory
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -48,6 +54,13 @@ class AudioTaskConfig(FairseqDataclass):
     normalization: Optional[str] = setting(
         None, "two_std: (x - mean) / (2 std); one_std; model: by the model itself; null: the system's"
     )
+    modalities: Any = setting(
+        None, "of a clip, what the model takes: audio, image; null: all that it can, in downstream tasks audio"
+    )
+    image_size: Optional[int] = setting(None, "side in pixels of the pictures; null: the system's (224)")
+    image_crop: Optional[str] = setting(None, "part of a picture in training: center, random; null: the system's")
+    image_flip: Optional[bool] = setting(None, "mirror half of the pictures in training; null: the system's (false)")
+    image_frames: Optional[int] = setting(None, "equidistant frames of a video, one of which training draws; null: 10")
     batch_length: str = setting(
         "fixed", "clips of a batch: fixed (padded to target_length), longest (padded to it) or shortest (cropped to it)"
     )
@@ -79,6 +92,8 @@ class AudioTask(FairseqTask):
     """Base of the tasks of this plugin."""
 
     source_dictionary = target_dictionary = None  # audio has none
+    takes: Tuple[str, ...] = ("audio",)
+    """What models of this task can take of a clip, if their system can."""
 
     def __init__(self, cfg: AudioTaskConfig):
         super().__init__(cfg)
@@ -102,6 +117,50 @@ class AudioTask(FairseqTask):
         if not from_checkpoint and (cfg.bf16 or cfg.fp16):
             raise UserError("common.bf16 and common.fp16 do not work with these models: set model.bf16=true instead")
         return task
+
+    def choose_modalities(self, settings: Settings, default: Sequence[str]) -> Tuple[str, ...]:
+        """Return what an encoder takes of a clip, as ``task.modalities`` says.
+
+        Args:
+            settings: section of the encoder.
+            default: what it takes if the setting is null.
+
+        Raises:
+            UserError: the system or the task cannot take it, or there is no such thing.
+        """
+        chosen = self.cfg.modalities
+        if chosen is None:
+            return tuple(default)
+        names = tuple(chosen.split(",") if isinstance(chosen, str) else chosen)
+        system = find_system(settings)
+        can = [name for name in system.encoder_class.modalities if name in self.takes]
+        if not names or len(set(names)) < len(names) or not set(names) <= set(can):
+            which = f"{system.title} takes {' and '.join(can)} of a clip here"
+            raise UserError(
+                f"task.modalities={','.join(map(str, names))}: {which}, so it must be some of {', '.join(can)}"
+            )
+        return tuple(name for name in can if name in names)
+
+    @staticmethod
+    def load_image_weights(model: Model, settings: DictConfig, path: str) -> None:
+        """Load the weights of an image model into the encoder of a new model.
+
+        Args:
+            model: the model.
+            settings: its encoder's section.
+            path: file of the weights, from ``model.imagenet``.
+
+        Raises:
+            UserError: the system never starts from images, or the file cannot be read or does not fit.
+        """
+        load = find_system(settings).load_image_weights
+        if load is None:
+            raise UserError(f"model.imagenet={path}: {settings._name} cannot start from an image model")
+        try:
+            load(model.encoder, PublishedFile.read(user_path(path)).state)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"model.imagenet={path}: no ViT/DeiT of the encoder's sizes: {error}") from None
+        logger.info(f"encoder: {path}")
 
     def check_best_metric(self, measures: Mapping[str, bool], condition: str) -> None:
         """Check by what fairseq chooses the best checkpoint.

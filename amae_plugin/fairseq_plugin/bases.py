@@ -59,7 +59,8 @@ class FairseqAudioDataset(FairseqDataset):
         """Make a batch in fairseq's form; empty, which fairseq skips, if no clip of it could be decoded."""
         batch: Values = dict(self.dataset.collate(samples))
         if batch:
-            batch["net_input"] = {name: batch.pop(name) for name in ("source", "seed", "padding_mask") if name in batch}
+            inputs = ("source", "seed", "padding_mask", "image")
+            batch["net_input"] = {name: batch.pop(name) for name in inputs if name in batch}
             if not batch["net_input"]["padding_mask"].any():  # which a GPU would have to be asked
                 batch["net_input"]["padding_mask"] = None
             batch["nsentences"] = len(batch["id"])

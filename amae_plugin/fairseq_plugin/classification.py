@@ -65,6 +65,8 @@ class AmaeClassificationTaskConfig(DownstreamTaskConfig):
 class AmaeClassificationTask(DownstreamTask):
     """Single-label or multi-label classification of the clips of a manifest."""
 
+    takes = ("audio", "image")
+
     def __init__(self, cfg: AmaeClassificationTaskConfig):
         super().__init__(cfg)
         if not 0 < cfg.label_fraction <= 1:

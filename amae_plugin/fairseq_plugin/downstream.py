@@ -25,8 +25,6 @@ from amae_plugin.fairseq_plugin.bases import TrainedModel, Values
 from amae_plugin.fairseq_plugin.batches import STAND_IN
 from amae_plugin.fairseq_plugin.hydra import user_path
 from amae_plugin.fairseq_plugin.optim import set_overrides
-from amae_plugin.models.base import DownstreamModel
-from amae_plugin.models.published import PublishedFile
 from amae_plugin.models.registry import find_system
 from amae_plugin.models.settings import setting
 
@@ -79,25 +77,17 @@ class DownstreamTask(AudioTask):
             with open_dict(cfg):
                 cfg.update(self.sizes())
                 cfg.encoder = self._encoder_settings(cfg, pretrained)
+                modalities = self.choose_modalities(cfg.encoder, default=("audio",))
+                if len(find_system(cfg.encoder).encoder_class.modalities) > 1:
+                    cfg.encoder.modalities = list(modalities)
         self.default_input = find_system(cfg.encoder).input(cfg.encoder)
         model = super().build_model(cfg, from_checkpoint)
         if pretrained is not None:
             pretrained.load_encoder(model)
             logger.info(f"encoder: {pretrained.path}, {pretrained.encoder_settings['_name']}")
         elif cfg.get("imagenet") and not from_checkpoint:
-            self._load_image_weights(model, cfg)
-            logger.info(f"encoder: {cfg.imagenet}")
+            self.load_image_weights(model, cfg.encoder, cfg.imagenet)
         return model
-
-    @staticmethod
-    def _load_image_weights(model: DownstreamModel, cfg: DictConfig) -> None:
-        load = find_system(cfg.encoder).load_image_weights
-        if load is None:
-            raise UserError(f"model.imagenet={cfg.imagenet}: {cfg.encoder._name} cannot start from an image model")
-        try:
-            load(model.encoder, PublishedFile.read(user_path(cfg.imagenet)).state)
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"model.imagenet={cfg.imagenet}: no ViT/DeiT of model.encoder's sizes: {error}") from None
 
     def _encoder_settings(self, cfg: DictConfig, pretrained: Optional[Checkpoint]) -> DictConfig:
         input_sizes = {"input_length": self.cfg.target_length}
@@ -164,6 +154,7 @@ class TrainedDownstreamConfig(FairseqDataclass):
     pretrained: Optional[str] = setting(None, "checkpoint that gives the encoder; null: model.encoder from scratch")
     imagenet: Optional[str] = setting(None, "file of timm's ViT or DeiT weights to start from, if the system can")
     layer_decay: float = setting(0.75, "learning rate of a layer over that of the one above it")
+    head_lr: float = setting(1.0, "learning rate of what follows the encoder over that of the encoder's last layer")
 
 
 class TrainedDownstreamModel(TrainedModel):
@@ -174,7 +165,14 @@ class TrainedDownstreamModel(TrainedModel):
         """Build the model from a config whose interpolations are resolved; the task loads pretrained weights."""
         if not 0 < cfg.layer_decay <= 1:
             raise UserError(f"model.layer_decay={cfg.layer_decay}: must be above 0 and at most 1")
+        if not 0 < cfg.head_lr < math.inf:
+            raise UserError(f"model.head_lr={cfg.head_lr}: must be above 0")
         model = super().build_model(cfg, task)
         depth = len(model.encoder.blocks) + 1
-        set_overrides(model, lambda name: cfg.layer_decay ** (depth - model.layer_index(name)))  # BEiT, MAE
+
+        def lr_scale(name: str) -> float:
+            own = 1.0 if name.startswith("encoder.") else cfg.head_lr  # AST, CAV-MAE
+            return own * cfg.layer_decay ** (depth - model.layer_index(name))  # BEiT, MAE
+
+        set_overrides(model, lr_scale)
         return model

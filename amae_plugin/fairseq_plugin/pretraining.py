@@ -4,7 +4,7 @@
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Any, List, Optional, Tuple
 
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
@@ -25,6 +25,7 @@ from amae_plugin.fairseq_plugin.bases import SummedCriterion, TrainedModel, Valu
 from amae_plugin.fairseq_plugin.speech import SpeechConfig, SpeechEncoder
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
 from amae_plugin.models.base import PretrainingModel, summed_losses
+from amae_plugin.models.cav_mae import CAVMAE, CAVMAEConfig
 from amae_plugin.models.eat import EAT, EATConfig
 from amae_plugin.models.m2d import M2D, M2DConfig
 from amae_plugin.models.mae_ast import MAEAST, MAEASTConfig
@@ -55,6 +56,7 @@ class AmaePretrainingConfig(AudioTaskConfig):
 class AmaePretraining(AudioTask):
     """Masked-autoencoder pretraining on unlabelled audio."""
 
+    takes = ("audio", "image")
     _writer: Optional[SummaryWriter] = None
     _draws = False
 
@@ -63,11 +65,21 @@ class AmaePretraining(AudioTask):
 
         fairseq fills in the settings of a checkpoint that lacks some; how its input was made must be in the file.
         """
+        if not from_checkpoint:
+            modalities = self.choose_modalities(cfg, default=find_system(cfg).encoder_class.modalities)
+            if "audio" not in modalities:
+                raise UserError(
+                    f"task.modalities={','.join(modalities)}: pretraining needs audio, with or without image"
+                )
+            if "modalities" in cfg:
+                cfg.modalities = list(modalities)
         self.default_input = find_system(cfg).input(cfg)
         settings = dict(cfg) if from_checkpoint else {**cfg, "speech": None}
         model = super().build_model(cfg, from_checkpoint)
         in_file = getattr(self.cfg, "_parent", None) if from_checkpoint else None
         model.prepare_speech(cfg, settings, self.cfg if in_file is None else in_file.task)
+        if cfg.get("imagenet") and not from_checkpoint:
+            self.load_image_weights(model, cfg, cfg.imagenet)
         if not from_checkpoint:
             names = ("loss", *(f"loss_{name}" for name in model.loss_weights))
             self.check_best_metric(dict.fromkeys(names, False), "in pretraining")
@@ -260,3 +272,24 @@ class AmaeEAT(SpeechEncoder, EAT, TrainedModel):
     """EAT as fairseq trains it."""
 
     plain_config = EATConfig
+
+
+@dataclass
+class AmaeCAVMAEConfig(CAVMAEConfig, SpeechConfig):
+    """Settings of :class:`AmaeCAVMAE`; a null of the task leaves a setting to the system."""
+
+    input_length: int = II("task.target_length")
+    num_mel_bins: Optional[int] = II("task.num_mel_bins")  # type: ignore[assignment]
+    image_size: Optional[int] = II("oc.select:task.image_size,null")  # type: ignore[assignment]
+    modalities: Any = II("oc.select:task.modalities,null")
+    imagenet: Optional[str] = setting(None, "file of an image MAE's weights to start from, in all branches")
+
+    def __post_init__(self) -> None:
+        """Leave the checks to the plain config: here settings may still be references to others."""
+
+
+@register_model("amae_cav_mae", dataclass=AmaeCAVMAEConfig)
+class AmaeCAVMAE(SpeechEncoder, CAVMAE, TrainedModel):
+    """CAV-MAE as fairseq trains it."""
+
+    plain_config = CAVMAEConfig

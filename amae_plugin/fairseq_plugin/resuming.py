@@ -130,8 +130,9 @@ def compare(path: str, state: Mapping[str, Any], trainer: Trainer, resumes: bool
     ):
         remedy = "begin another run (hydra.run.dir=...) with its weights by checkpoint.finetune_from_model"
         raise UserError(f"{path} holds no state of the optimizer, so no run can continue from it; {remedy}")
-    if resumes and (other := [key for key in inputs[0] if inputs[0][key] != inputs[1][key]]):
-        values = ", ".join(f"task.{key} ({inputs[0][key]} there, {inputs[1][key]} here)" for key in other)
+    old, new = inputs
+    if resumes and (other := [key for key in old | new if old.get(key) != new.get(key)]):
+        values = ", ".join(f"task.{key} ({old.get(key)} there, {new.get(key)} here)" for key in other)
         remedy = "restore it, or begin another run (hydra.run.dir=...) by checkpoint.finetune_from_model"
         raise UserError(f"{path} was trained with another input of the model: {values}; {remedy}")
     for key, there, here in _changes(before, now):

@@ -190,6 +190,7 @@ class SpeechEncoder(PretrainingModel):
         tokens = [name for name, _ in self.named_parameters(recurse=False)]
         for name in (*parts, *tokens):
             setattr(self, name, None)  # a module that is None swallows its weights, a parameter does not
+        self.encoder.hear_only()
         self.register_load_state_dict_pre_hook(
             lambda _, state, prefix, *rest: [state.pop(f"{prefix}{name}", None) for name in tokens]
         )

@@ -106,8 +106,8 @@ class AudioModel(nn.Module):
         checkpoint: checkpoint without its weights.
 
     Raises:
-        UserError: the checkpoint's weights do not fit its settings, a setting that describes the input is missing, or
-            the model has no such pooling.
+        UserError: the checkpoint's weights do not fit its settings, a setting that describes the input is missing, the
+            model takes no sound, or it has no such pooling.
     """
 
     def __init__(self, checkpoint: Checkpoint, batch_size: int = 16, pooling: str = "mean", model: Model | None = None):
@@ -119,6 +119,8 @@ class AudioModel(nn.Module):
         self.input = checkpoint.input
         self.model = checkpoint.model() if model is None else model
         self.sample_rate = self.input.sample_rate
+        if "audio" not in checkpoint.modalities:
+            raise UserError(f"{checkpoint.path}: takes pictures alone and no sound; `amae evaluate` measures it")
         if pooling not in self._poolings:
             raise UserError(f"{checkpoint.path}: no pooling {pooling}; there is {', '.join(self._poolings)}")
         self.pooling = pooling

@@ -1,6 +1,7 @@
-"""Reconstruction: a pretrained model fills in hidden parts of clips of any length."""
+"""Reconstruction: a pretrained model fills in hidden parts of clips of any length, and of their pictures."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.dataset import clip_seed
 from amae_plugin.data.inversion import invert
-from amae_plugin.data.log_mel import FLOOR, FrontEnd, fit_length
+from amae_plugin.data.log_mel import FLOOR, FrontEnd, ModelInput, fit_length
 from amae_plugin.errors import UserError
 from amae_plugin.inference.windows import Windows
 from amae_plugin.metrics.band_errors import BandErrors, join_visible
@@ -21,6 +22,21 @@ _LOUDEST = 0.9  # largest sample, full scale being 1
 
 
 @dataclass(frozen=True)
+class FilledPicture:
+    """Reconstructed picture; its values are red, green and blue from 0 to 1.
+
+    Attributes:
+        original: (3, S, S), as the model takes it.
+        hidden: (S, S) bool, True = hidden from the model.
+        reconstructed: (3, S, S) original with the predicted hidden part.
+    """
+
+    original: Tensor
+    hidden: Tensor
+    reconstructed: Tensor
+
+
+@dataclass(frozen=True)
 class Reconstruction:
     """Reconstructed clip of T frames and F mel bands; its log-mel values are natural logarithms.
 
@@ -29,12 +45,14 @@ class Reconstruction:
         hidden: (T, F) bool, True = hidden from the model.
         reconstructed: (T, F) original with the predicted hidden part.
         windows: number of windows of the clip.
+        picture: the clip's picture, filled in together with the first window; None if the model was given none.
     """
 
     original: Tensor
     hidden: Tensor
     reconstructed: Tensor
     windows: int
+    picture: FilledPicture | None = None
 
     @property
     def error(self) -> BandErrors:
@@ -119,12 +137,15 @@ class Reconstructor:
         with enough_memory(self.device, "the model: use another device"):
             self.model = model.to(self.device)
 
-    def __call__(self, waveform: Tensor, advance: Callable[[int], object] = int) -> Reconstruction:
+    def __call__(
+        self, waveform: Tensor, advance: Callable[[int], object] = int, image: Tensor | None = None
+    ) -> Reconstruction:
         """Hide parts of a clip (samples,) at the front end's sample rate and fill them in.
 
         Args:
             waveform: the clip.
             advance: called with the number of windows after each batch of them, to show progress.
+            image: (3, S, S), the picture that goes with every window of the clip, for a model that takes one.
 
         Raises:
             UserError: the model gives values that are not finite.
@@ -132,18 +153,27 @@ class Reconstructor:
         original = self.input.front_end(waveform)
         width = self.input.target_length
         windows = Windows.cover(len(original), width, hop=width)
-        parts = []
+        parts, pictures = [], []
         for at in range(0, len(windows.starts), self.batch_size):
             with enough_memory(self.device, f"{self.batch_size} windows at a time: lower --batch-size"):
-                parts.append(self._fill_in(original, windows, at))
+                *part, filled = self._fill_in(original, windows, at, image)
+            parts.append(part)
+            pictures.extend(filled)
             advance(len(parts[-1][0]))
         hidden, reconstructed = (windows.first(torch.cat(values)) for values in zip(*parts))
         self.checkpoint.require_finite(reconstructed[None])
         # Visible values stay as they were: normalising them and back would round them.
-        return Reconstruction(original, hidden, torch.where(hidden, reconstructed, original), len(windows.starts))
+        merged = torch.where(hidden, reconstructed, original)
+        return Reconstruction(original, hidden, merged, len(windows.starts), next(iter(pictures), None))
 
-    def _fill_in(self, original: Tensor, windows: Windows, at: int) -> tuple[Tensor, Tensor]:
-        """Return the hidden places and the spectrograms, each (B, W, F), of a batch of windows from number *at* on."""
+    def _fill_in(
+        self, original: Tensor, windows: Windows, at: int, image: Tensor | None
+    ) -> tuple[Tensor, Tensor, list[FilledPicture]]:
+        """Fill in a batch of windows from number *at* on.
+
+        Returns:
+            Hidden places and spectrograms, each (B, W, F), and the pictures, none without an image.
+        """
         width = windows.width
         numbers = range(at, min(at + self.batch_size, len(windows.starts)))
         pieces = [original[windows.starts[number] :][:width] for number in numbers]
@@ -151,11 +181,37 @@ class Reconstructor:
         source = self.input.normalize(torch.stack([fit_length(piece, width) for piece in pieces]).to(self.device))
         seeds = torch.tensor([clip_seed(self.seed, 0, number) for number in numbers], device=self.device)
         padding = torch.arange(width, device=self.device) >= lengths[:, None]
+        inputs = {"source": source, "seed": seeds, "padding_mask": padding}
+        if image is not None:
+            inputs["image"] = image.to(self.device).expand(len(source), *image.shape)
         with torch.inference_mode():
-            output = self.model(source, seed=seeds, padding_mask=padding)
+            output = self.model(**inputs)
             drawn = self.model.reconstruct(source, output["prediction"], output["mask"], padding)
         hidden = self.model.encoder.expand_mask(output["mask"], width)
-        return hidden.cpu(), self.input.denormalize(drawn.float()).cpu()
+        pictures = fill_pictures(self.model, self.input, inputs, output)
+        return hidden.cpu(), self.input.denormalize(drawn.float()).cpu(), pictures
+
+
+def fill_pictures(
+    model: PretrainingModel, model_input: ModelInput, inputs: Mapping[str, Tensor], output: Mapping[str, Tensor]
+) -> list[FilledPicture]:
+    """Return the pictures of a batch as a model fills them in; none if it has none.
+
+    Args:
+        model: pretraining model.
+        model_input: its input.
+        inputs: arguments of the model's ``forward`` by name.
+        output: result of ``forward``, in evaluation mode.
+    """
+    if "image" not in inputs or model_input.image is None:
+        return []
+    image, mask = inputs["image"], output["image_mask"]
+    filled = model.reconstruct_image(image, output["image_prediction"], mask)
+    side = math.isqrt(mask.shape[1])  # of a square of patches
+    pixels = image.shape[-1] // side
+    hidden = mask.unflatten(1, (side, side)).repeat_interleave(pixels, 1).repeat_interleave(pixels, 2)
+    shown = [model_input.image.denormalize(values.float().cpu()).clamp(0, 1) for values in (image, filled)]
+    return [FilledPicture(*each) for each in zip(shown[0], hidden.cpu(), shown[1])]
 
 
 def make_audible(

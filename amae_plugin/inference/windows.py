@@ -19,6 +19,11 @@ def piece_positions(pieces: int) -> list[float]:
     return [CENTRE] if pieces == 1 else np.linspace(0, 1, pieces).tolist()
 
 
+def frame_positions(frames: int) -> list[float]:
+    """Space positions of frames evenly from a video's beginning on, as CAV-MAE does; a single one is the middle."""
+    return [CENTRE] if frames == 1 else [frame / frames for frame in range(frames)]
+
+
 @dataclass(frozen=True)
 class Windows:
     """Windows that cover a clip.

@@ -141,8 +141,8 @@ def _published_names(source: PublishedFile, kind: PublishedFormat) -> dict[str, 
         UserError: two tensors have one name here, so one would be lost.
     """
     published: dict[str, str] = {}
-    for name in source.state:
-        other = published.setdefault(kind.rename(name), name)
+    for name, ours in kind.names(source.state).items():
+        other = published.setdefault(ours, name)
         if other != name:
             raise UserError(f"{source.path}, as {kind.name}: {other} and {name} are the same weight; keep one of them")
     return published

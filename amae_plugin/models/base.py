@@ -7,8 +7,9 @@ width.
 from __future__ import annotations
 
 import itertools
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Self
 
@@ -37,10 +38,12 @@ class Encoder(nn.Module, ABC):
         masks_padding: whether the encoder never attends to tokens beyond a clip's end; for other encoders padding is
             part of the clip.
         joins_bands: whether the features of a time step are the tokens of its bands side by side, not their mean.
+        modalities: what the encoder takes of a clip, ``"audio"``, ``"image"`` or both; of the class, what it can take.
         embed_dim: D.
         num_heads: number of attention heads.
         num_mel_bins: F.
         patch_size: frames and bands of a patch.
+        image_patch_size: pixels of either side of a picture's patch; None if the encoder takes no pictures.
         patch_stride: frames and bands from one patch to the next; equal to the patch unless patches overlap.
         patch_embed: embedding of the patches.
         positions: position table.
@@ -53,6 +56,8 @@ class Encoder(nn.Module, ABC):
     masks_padding: bool
     decays_embedding = True
     joins_bands = False
+    modalities: tuple[str, ...] = ("audio",)
+    image_patch_size: int | None = None
     layerdrop = 0.0
     patch_embed: PatchEmbed
     positions: Positions
@@ -113,13 +118,64 @@ class Encoder(nn.Module, ABC):
             x: tokens.
             padding_mask: (B, N), True = not attended to.
         """
-        kept = [True] * len(self.blocks)
+        return self.norm(self.pass_through(self.blocks, x, padding_mask))
+
+    def pass_through(self, blocks: nn.ModuleList, x: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """Pass tokens (B, N, D) through some blocks, of which LayerDrop skips some; see :meth:`run_blocks`."""
+        kept = [True] * len(blocks)
         if self.training and self.layerdrop:
             # Drawn on the CPU, so that the choice of the blocks never waits for a GPU.
-            kept = (torch.rand(len(self.blocks)) >= self.layerdrop).tolist()
-        for block in itertools.compress(self.blocks, kept):
+            kept = (torch.rand(len(blocks)) >= self.layerdrop).tolist()
+        for block in itertools.compress(blocks, kept):
             x = block(x, padding_mask)
-        return self.norm(x)
+        return x
+
+    def views(
+        self,
+        patches: Tensor | None,
+        grid: Size2d | None,
+        visible: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        image: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Encode clips in each of the ways whose means over the tokens a classifier averages.
+
+        Args:
+            patches: see :meth:`forward`; None if the clips have no sound.
+            grid: see :meth:`forward`; None without patches.
+            visible: see :meth:`forward`.
+            padding_mask: see :meth:`forward`.
+            image: (B, 3, S, S) pictures as the system expects them; None if the clips have none. What the encoder does
+                not take has no effect.
+
+        Returns:
+            Tokens (B, prefix + K, D) after a final norm, for each way.
+
+        Raises:
+            ValueError: the clips have nothing that the encoder takes.
+        """
+        if patches is None or grid is None:
+            raise ValueError("the clips have no sound, and this encoder takes nothing else")
+        return [self(patches, grid, visible, padding_mask)]
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Encode pictures (B, 3, S, S) on their own: (B, L, D) after a final norm, row by row.
+
+        Raises:
+            ValueError: this encoder takes no pictures, or the patch does not divide them.
+        """
+        raise ValueError("this encoder takes no pictures")
+
+    def freeze_idle(self) -> None:
+        """Freeze what no result for clips with all of the modalities depends on; distributed training waits for it."""
+
+    def hear_only(self) -> None:
+        """Give up what the encoder has for pictures, if anything."""
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """Blocks by layer; of several in a list, which different modalities pass through, a clip skips all or none."""
+        return tuple(self.blocks)
 
     def set_dropout(self, **probabilities: float | None) -> None:
         """Change the dropout of training, whatever the system trained with.
@@ -232,10 +288,20 @@ class Model(nn.Module, ABC):
             padding_mask: (B, T) bool, True = beyond the clip's end.
         """
 
+    def extract_image_features(self, image: Tensor) -> Tensor:
+        """Encode pictures (B, 3, S, S) on their own: (B, L, D) float32; see :meth:`Encoder.encode_image`."""
+        with self.matrix_precision(image.device):
+            return self.encoder.encode_image(image).float()
+
+    def image_features(self, image: Tensor) -> Tensor:
+        """Return features (B, D) of pictures, as :meth:`features` does of sounds."""
+        return self.extract_image_features(image).mean(dim=1)
+
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
         """Transformer blocks of all parts, which take nearly all the time."""
-        return tuple(block for part in self.children() for block in getattr(part, "blocks", ()))
+        lists = (part for name, part in self.named_modules() if name.split(".")[-1] == "blocks")
+        return tuple(block for blocks in lists for block in blocks.children())
 
     def matrix_precision(self, device: torch.device) -> AbstractContextManager[object]:
         """Return a context in which matrix products run in bfloat16 if configured; all else stays in float32.
@@ -312,18 +378,19 @@ class DownstreamModel(Model):
         """Let clips skip branches of the encoder in training, as ``config.drop_path`` says."""
         if not (self.encoder.training and self.config.drop_path):
             return nullcontext()
-        depth = len(self.encoder.blocks)
-        return drop_paths(self.encoder.blocks, noise(2 * depth).view(-1, depth, 2), self.config.drop_path)
+        layers = self.encoder.layers
+        return drop_paths(layers, noise(2 * len(layers)).view(-1, len(layers), 2), self.config.drop_path)
 
     def layer_index(self, parameter: str) -> int:
         """Return the layer of a parameter, for a layer-wise decay of the learning rate.
 
         It is i + 1 in block i, depth + 1 after the last block, and 0 before the first, unless the encoder's embedding
-        does not decay, see :attr:`Encoder.decays_embedding`.
+        does not decay, see :attr:`Encoder.decays_embedding`. Blocks and norms of the encoder's parts count alike.
         """
-        if parameter.startswith("encoder.blocks."):
-            return int(parameter.split(".")[2]) + 1
-        before = parameter.startswith("encoder.") and not parameter.startswith("encoder.norm.")
+        place = re.match(r"encoder\.(?:\w+\.)?(?:blocks\.(\d+)|(norm))\.", parameter)
+        if place and place[1]:
+            return int(place[1]) + 1
+        before = parameter.startswith("encoder.") and not place
         return 0 if before and self.encoder.decays_embedding else len(self.encoder.blocks) + 1
 
 
@@ -409,6 +476,21 @@ class PretrainingModel(Model):
         patch_size = self.encoder.patch_size
         patches = torch.where(mask[..., None], prediction, patchify(source, patch_size))
         return unpatchify(patches, self.encoder.grid(source.shape[1], source.shape[2]), patch_size)
+
+    def reconstruct_image(self, image: Tensor, prediction: Tensor, mask: Tensor) -> Tensor:
+        """Return pictures (B, 3, S, S) with the visible patches of ``image`` and the predicted hidden ones.
+
+        The hidden patches of ``image`` have no influence. Only for models that are given pictures.
+
+        Args:
+            image: (B, 3, S, S), the input of :meth:`forward`.
+            prediction: (B, M, Q), predicted by :meth:`forward` in evaluation mode.
+            mask: (B, M) bool, True = hidden.
+
+        Raises:
+            ValueError: this model takes no pictures.
+        """
+        raise ValueError("this model takes no pictures")
 
     @property
     def draws(self) -> bool:

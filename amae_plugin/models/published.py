@@ -141,9 +141,13 @@ class PublishedFormat(ABC):
                 return re.sub(pattern, ours, name)
         return name
 
+    def names(self, state: Mapping[str, Tensor]) -> dict[str, str]:
+        """Return this package's names of the parameters of a state dict, which may tell more than a name alone."""
+        return {name: self.rename(name) for name in state}
+
     def rename_all(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename the tensors of a state dict."""
-        return {self.rename(name): tensor for name, tensor in state.items()}
+        return {ours: state[name] for name, ours in self.names(state).items()}
 
 
 def kernel_channels(state: Mapping[str, Tensor], name: str = "patch_embed.proj.weight") -> int:

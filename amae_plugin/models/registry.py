@@ -1,7 +1,7 @@
 """Registry of the systems, by the registered name of their pretraining model."""
 
 from amae_plugin.errors import UserError
-from amae_plugin.models import audio_mae, eat, m2d, mae_ast, ssast
+from amae_plugin.models import audio_mae, cav_mae, eat, m2d, mae_ast, ssast
 from amae_plugin.models.settings import Settings
 from amae_plugin.models.system import System
 
@@ -11,6 +11,7 @@ SYSTEMS: dict[str, System] = {
     "amae_ssast": ssast.SYSTEM,
     "amae_m2d": m2d.SYSTEM,
     "amae_eat": eat.SYSTEM,
+    "amae_cav_mae": cav_mae.SYSTEM,
 }
 
 

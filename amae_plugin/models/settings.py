@@ -10,6 +10,8 @@ from amae_plugin.modules.masking import Masking, build_masking
 
 Settings = Mapping[str, Any]
 """Plain values by name, a section of a recipe or a checkpoint. A model section has its registered name as ``_name``."""
+MODALITIES: Tuple[str, ...] = ("audio", "image")
+"""What a model can take of a clip."""
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "dropout_input", "layerdrop")
 """Names of the dropouts of an encoder's training."""
 Config = TypeVar("Config", bound="ModelConfig")
@@ -150,6 +152,8 @@ def _fits(value: object, kind: Any) -> bool:
         return any(_fits(value, each) for each in get_args(kind))
     if get_origin(kind) is tuple:
         parts = get_args(kind)
+        if parts[-1] is Ellipsis:
+            return isinstance(value, tuple) and all(_fits(each, parts[0]) for each in value)
         return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
     if kind is float:
         return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
@@ -160,4 +164,4 @@ def _in_words(kind: Any) -> str:
     words = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a name", type(None): "null"}
     if get_origin(kind) is Union:
         return " or ".join(map(_in_words, get_args(kind)))
-    return words.get(kind, "a pair of whole numbers")
+    return "a list of names" if Ellipsis in get_args(kind) else words.get(kind, "a pair of whole numbers")

@@ -113,6 +113,13 @@ def check_sizes(config: PretrainingConfig, state: Mapping[str, Tensor]) -> None:
                 f"model.input_length is {length} and model.num_mel_bins {config.num_mel_bins}, which makes {patches:,} "
                 f"patches, but the weights have {table.shape[1]:,} positions"
             )
+    side, pixels = getattr(config, "image_size", None), getattr(config, "image_patch_size", 1)
+    table = state.get("encoder.image.positions.pos_embed")
+    if side is not None and table is not None and table.dim() == 3 and table.shape[1] != 1 + (side // pixels) ** 2:
+        raise ValueError(
+            f"model.image_size is {side} and model.image_patch_size {pixels}, which makes {(side // pixels) ** 2:,} "
+            f"patches, but the weights have {table.shape[1] - 1:,} positions of the image"
+        )
 
 
 def turn_positions(table: Tensor, prefix: int, bands: int) -> Tensor:

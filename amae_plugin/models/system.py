@@ -48,15 +48,27 @@ class System(Generic[E]):
     as_timm: Callable[[E, Size2d, str | None], TimmVit] | None = None
 
     def input(self, settings: Settings) -> ModelInput:
-        """Return the default input of an encoder's section, which may have another number of mel bands."""
+        """Return the default input of an encoder's section, which may have other mel bands, another image or none."""
         bands = settings.get("num_mel_bins") or self.default_input.num_mel_bins
         front_end = replace(self.default_input.front_end, num_mel_bins=bands)
-        return replace(self.default_input, front_end=front_end)
+        image = self.default_input.image
+        if "image" not in (settings.get("modalities") or self.encoder_class.modalities):
+            image = None
+        elif image is not None:
+            image = replace(image, size=settings.get("image_size") or image.size)
+        return replace(self.default_input, front_end=front_end, image=image)
 
     def model(self, settings: Settings) -> PretrainingModel:
         """Build the pretraining model of a model section."""
         return self.model_class(self.config.from_settings(settings))
 
     def encoder(self, settings: Settings) -> E:
-        """Build the encoder of a model section for a downstream task."""
-        return self.encoder_class(self.config.from_settings({**settings, **self.downstream}))
+        """Build the encoder of a model section for a downstream task; it takes sound unless the section says more."""
+        modalities = settings.get("modalities") or Encoder.modalities
+        if unknown := set(modalities).difference(self.encoder_class.modalities):
+            known = " and ".join(self.encoder_class.modalities)
+            raise ValueError(
+                f"model.encoder.modalities has {', '.join(sorted(unknown))}, but {self.title} takes {known}"
+            )
+        changed = {**settings, "modalities": modalities, **self.downstream}
+        return self.encoder_class(self.config.from_settings(changed))

@@ -7,6 +7,7 @@ Letters in shapes: B clips, L tokens, D width, H heads, C width of a head.
 Parameter names are those of timm and of the published checkpoints.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -167,20 +168,42 @@ class Block(nn.Module):
         dropout: dropout of both branches, without effect unless its probability is changed.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0):
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, eps: float = 1e-6):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, num_heads)
         self.drop_path1 = DropPath()
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path2 = DropPath()
         self.dropout = Dropout(0.0)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """(B, L, D) to (B, L, D); tokens where ``padding_mask`` (B, L) is True are not attended to."""
-        x = x + self.drop_path1(self.dropout(self.attn(self.norm1(x), padding_mask)))
-        return x + self.drop_path2(self.dropout(self.mlp(self.norm2(x))))
+        return self.with_norms(x, self.norm1, self.norm2, padding_mask)
+
+    def with_norms(self, x: Tensor, norm1: nn.Module, norm2: nn.Module, padding_mask: Tensor | None = None) -> Tensor:
+        """Do what :meth:`forward` does, with other norms before the attention and the MLP."""
+        x = x + self.drop_path1(self.dropout(self.attn(norm1(x), padding_mask)))
+        return x + self.drop_path2(self.dropout(self.mlp(norm2(x))))
+
+
+class RenormedBlock(nn.Module):
+    """Attention and MLP of a pre-norm block behind norms of its own.
+
+    Its only parameters are the norms; the rest stays the block's.
+    """
+
+    def __init__(self, block: Block):
+        super().__init__()
+        dim, eps = block.norm1.normalized_shape, block.norm1.eps
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self._block = (block,)  # in a tuple, so that PyTorch does not count its parameters here too
+
+    def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D); tokens where ``padding_mask`` (B, L) is True are not attended to."""
+        return self._block[0].with_norms(x, self.norm1, self.norm2, padding_mask)
 
 
 class PostNormBlock(nn.Module):
@@ -223,18 +246,20 @@ def drop_paths(blocks: Iterable[nn.Module], uniform: Tensor, rate: float) -> Ite
     that does not skip a branch gets it divided by the probability that it is kept.
 
     Args:
-        blocks: blocks with a :class:`DropPath` for the attention and one for the MLP, in this order.
+        blocks: blocks with a :class:`DropPath` for the attention and one for the MLP, in this order; or lists of such
+            blocks, which a clip skips together.
         uniform: (B, depth, 2) random numbers in [0, 1), which decide for both branches of every block.
         rate: probability in [0, 1) that a clip skips a branch of the last block.
     """
     scales = drop_path_scales(uniform, rate)
-    paths = [path for block in blocks for path in block.modules() if isinstance(path, DropPath)]
-    for path, scale in zip(paths, scales.flatten(1).unbind(dim=1), strict=True):
-        path.scale = scale[:, None, None]
+    paths = [[path for path in block.modules() if isinstance(path, DropPath)] for block in blocks]
+    for pairs, scale in zip(paths, scales.unbind(dim=1), strict=True):
+        for path, factor in zip(pairs, itertools.cycle(scale.unbind(dim=1))):
+            path.scale = factor[:, None, None]
     try:
         yield
     finally:
-        for path in paths:
+        for path in itertools.chain.from_iterable(paths):
             path.scale = None
 
 

@@ -19,14 +19,22 @@ class MaskedDecoder(nn.Module):
         output_dim: width of a prediction.
         positions: positions of the grid, of width C.
         blocks: blocks of width C.
+        eps: of the norm.
     """
 
-    def __init__(self, embed_dim: int, output_dim: int, positions: GridPositions, blocks: Iterable[nn.Module]):
+    def __init__(
+        self,
+        embed_dim: int,
+        output_dim: int,
+        positions: GridPositions,
+        blocks: Iterable[nn.Module],
+        eps: float = 1e-6,
+    ):
         super().__init__()
         self.embed = nn.Linear(embed_dim, positions.dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, positions.dim))
         self.positions = positions
-        self.norm = nn.LayerNorm(positions.dim, eps=1e-6)
+        self.norm = nn.LayerNorm(positions.dim, eps=eps)
         self.pred = nn.Linear(positions.dim, output_dim)
         self.blocks = nn.ModuleList(blocks)
         self.reset_parameters()
@@ -47,11 +55,14 @@ class MaskedDecoder(nn.Module):
     def place(self, latent: Tensor, visible: Tensor, grid: Size2d) -> tuple[Tensor, Tensor]:
         """Put the latent tokens into their places, and return CLS (B, 1, C) and all tokens (B, L, C)."""
         x = self.embed(latent)
-        batch, _, dim = x.shape
         positions = self.positions(grid)
-        tokens = self.mask_token.to(x.dtype).expand(batch, grid[0] * grid[1], -1)
-        tokens = tokens.scatter(1, visible[..., None].expand(-1, -1, dim), x[:, 1:])
-        return x[:, :1] + positions[:, :1], tokens + positions[:, 1:]
+        return x[:, :1] + positions[:, :1], self.fill(x[:, 1:], visible, positions[:, 1:])
+
+    def fill(self, tokens: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+        """Put tokens (B, K, C) into their places, mask tokens into the others, and add positions (1, L, C)."""
+        batch, _, dim = tokens.shape
+        filled = self.mask_token.to(tokens.dtype).expand(batch, positions.shape[1], -1)
+        return filled.scatter(1, visible[..., None].expand(-1, -1, dim), tokens) + positions
 
     def predict(self, cls: Tensor, tokens: Tensor, blocks: Iterable[nn.Module]) -> Tensor:
         """Run blocks over CLS (B, 1, C) and tokens (B, L, C), and predict all tokens (B, L, output_dim)."""

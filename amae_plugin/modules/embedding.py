@@ -1,4 +1,4 @@
-"""From a spectrogram to tokens with positions, and back.
+"""From a spectrogram or a picture to tokens with positions, and back.
 
 Letters in shapes: B clips, T frames, F mel bands, L tokens, P values in a patch, D width.
 Tokens are *time-major*: token ``t * (F / patch_f) + f`` covers the patch in row ``t`` (time), column ``f`` (frequency).
@@ -72,13 +72,47 @@ def unpatchify(patches: Tensor, grid: Size2d, patch_size: Size2d) -> Tensor:
     return tiles.transpose(2, 3).reshape(batch, grid[0] * patch_size[0], grid[1] * patch_size[1])
 
 
-class PatchEmbed(nn.Module):
-    """Linear embedding of patches, stored as a convolution as in published checkpoints, with dropout of the result."""
+def patchify_image(image: Tensor, patch_size: int) -> tuple[Tensor, Size2d]:
+    """Cut pictures (B, C, height, width) into patches (B, L, P), row by row, and return them and their grid.
 
-    def __init__(self, patch_size: Size2d, embed_dim: int, dropout: float = 0.0):
+    Inside a patch the values run row by row and pixel by pixel, each pixel with its C colours.
+
+    Raises:
+        ValueError: the pictures have another number of dimensions, or the patch does not divide them.
+    """
+    if image.dim() != 4:
+        raise ValueError(f"a batch of pictures is (clips, colours, height, width), not {tuple(image.shape)}")
+    _, colours, height, width = image.shape
+    if min(image.shape) < 1 or height % patch_size or width % patch_size:
+        raise ValueError(
+            f"pictures of {height} x {width} pixels cannot be cut into patches of {patch_size} x {patch_size}: both "
+            "sides must be positive multiples of the patch"
+        )
+    patches = patchify(image.movedim(1, -1).flatten(2), (patch_size, patch_size * colours))
+    return patches, (height // patch_size, width // patch_size)
+
+
+def unpatchify_image(patches: Tensor, grid: Size2d, patch_size: int) -> Tensor:
+    """Inverse of :func:`patchify_image`: (B, L, P) to (B, C, height, width)."""
+    colours = patches.shape[-1] // patch_size**2
+    rows = unpatchify(patches, grid, (patch_size, patch_size * colours))
+    return rows.unflatten(2, (-1, colours)).movedim(-1, 1)
+
+
+class PatchEmbed(nn.Module):
+    """Linear embedding of patches, stored as a convolution as in published checkpoints, with dropout of the result.
+
+    Args:
+        patch_size: frames and bands, or rows and columns, of a patch.
+        embed_dim: D.
+        dropout: probability.
+        channels: values of a place in the patch: 1 in spectrograms, 3 in pictures.
+    """
+
+    def __init__(self, patch_size: Size2d, embed_dim: int, dropout: float = 0.0, channels: int = 1):
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(1, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(channels, embed_dim, kernel_size=patch_size, stride=patch_size)
         self.dropout = Dropout(dropout)
 
     def forward(self, patches: Tensor) -> Tensor:
@@ -86,7 +120,10 @@ class PatchEmbed(nn.Module):
 
         The input is patches, not a spectrogram, since a masked autoencoder embeds only the visible ones.
         """
-        return self.dropout(F.linear(patches, self.proj.weight.flatten(1), self.proj.bias))
+        kernel = self.proj.weight
+        if kernel.shape[1] > 1:
+            kernel = kernel.movedim(1, -1)
+        return self.dropout(F.linear(patches, kernel.flatten(1), self.proj.bias))
 
 
 def sincos_1d(positions: Tensor, dim: int) -> Tensor:

@@ -14,7 +14,7 @@ _RANGES = 2.0
 _NOISE = 0.02  # share of a patch's variance that no neighbour explains
 
 
-def interpolate(values: Tensor, known: Tensor, grid: Size2d, patch_frames: int) -> Tensor:
+def interpolate(values: Tensor, known: Tensor, grid: Size2d, patch_frames: float) -> Tensor:
     """Guess the values of all patches of a grid from the known ones by kriging, the best linear guess by distance.
 
     Known patches nearly keep their values (they are smoothed by a few per cent). Far from all of them, the guess is

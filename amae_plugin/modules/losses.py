@@ -51,6 +51,23 @@ def cosine(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return (2 - 2 * cosines) * mask
 
 
+def contrastive(one: Tensor, other: Tensor, temperature: float, own: Tensor | None = None) -> Tensor:
+    """Return InfoNCE of every clip (B,), which finds itself among N clips by what another modality says of each.
+
+    Scores are cosines over the temperature, and the softmax of a clip runs over all N (Gong et al. 2023, equation 3).
+
+    Args:
+        one: (B, D), of one modality.
+        other: (N, D), of the other.
+        temperature: of the softmax.
+        own: (B,) places of the B clips among the N; the same order if None.
+    """
+    scores = F.normalize(one, dim=-1) @ F.normalize(other, dim=-1).T / temperature
+    if own is None:
+        own = torch.arange(len(one), device=one.device)
+    return F.cross_entropy(scores, own, reduction="none")
+
+
 def feature_variance(features: Tensor) -> Tensor:
     """Return the variance of features (..., D) over all but their last dimension, averaged over D: a scalar.
 

@@ -363,6 +363,28 @@ def build_masking(name: str, settings: Mapping[str, object], options: Mapping[st
     return MASKINGS[name](**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
 
 
+def hide(
+    masking: Masking, patches: Tensor, grid: Size2d, noise: Noise, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return a mask (B, L), True = hidden, and the positions (B, K) of the visible ones of the patches (B, L, P).
+
+    Args:
+        masking: strategy that draws the mask unless it is given.
+        patches: the patches.
+        grid: their number in time and frequency, L in total.
+        noise: source of the random numbers.
+        mask: given mask, which leaves the same number of tokens visible in every clip.
+
+    Raises:
+        ValueError: the given mask is not (B, L), or the clips have different numbers of visible patches.
+    """
+    if mask is None:
+        mask = masking(noise, grid)
+        return mask, visible_ids(mask, masking.num_visible(grid))
+    check_mask(mask, patches)
+    return mask, visible_ids(mask)
+
+
 def visible_ids(mask: Tensor, count: int | None = None) -> Tensor:
     """Return the positions (B, K) of the visible tokens of a mask (B, L), in order.
 

@@ -201,6 +201,7 @@ def _pretraining(comparison: Comparison, title: str, recipe: str, front_end: Fro
         *("lr_scheduler._name=amae_cosine_by_time", f"lr_scheduler.warmup_updates={round(_WARM_UP * _MAX_UPDATE)}"),
         f"optimization.stop_time_hours={comparison.minutes / 60}",
         f"optimization.max_update={_MAX_UPDATE}",
+        "task.modalities=[audio]",  # which all systems take
         # The time is for training; fairseq validates at the end all the same.
         *("task.picture_interval=0", "checkpoint.save_interval_updates=0", "dataset.validate_interval_updates=0"),
     ]

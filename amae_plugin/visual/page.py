@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from amae_plugin.data.log_mel import FrontEnd
 from amae_plugin.files import replacing, writing
-from amae_plugin.inference.reconstruction import Reconstruction, make_audible
+from amae_plugin.inference.reconstruction import FilledPicture, Reconstruction, make_audible
 from amae_plugin.metrics.band_errors import BandErrors
 from amae_plugin.visual import spectrograms
 from amae_plugin.visual.style import ROUND_STEPS
@@ -82,12 +82,9 @@ def render(clips: Sequence[ClipView], front_end: FrontEnd, facts: Mapping[str, s
         front_end: front end of the clips, whose frame shift and mel bands give the axes.
         facts: names and values that the clips have in common.
     """
-    loader = jinja2.PackageLoader(__package__, ".")
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["decibels"] = lambda value: f"{value:.1f} dB" if math.isfinite(value) else "no value"
     bands = front_end.num_mel_bins
     errors = [(clip.reconstruction.error, clip.reconstruction.reference) for clip in clips]
-    return environment.get_template("page.html.jinja").render(
+    return template("page.html.jinja").render(
         facts=facts,
         clips=[_clip(front_end, clip, *of_clip) for clip, of_clip in zip(clips, errors)],
         errors=_errors(front_end, *map(BandErrors.pool, zip(*errors))),
@@ -95,6 +92,14 @@ def render(clips: Sequence[ClipView], front_end: FrontEnd, facts: Mapping[str, s
         bands=bands,
         hz=(front_end.low_hz, front_end.sample_rate / 2),
     )
+
+
+def template(name: str) -> jinja2.Template:
+    """Load a page's template from this folder."""
+    loader = jinja2.PackageLoader(__package__, ".")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["decibels"] = lambda value: f"{value:.1f} dB" if math.isfinite(value) else "no value"
+    return environment.get_template(name)
 
 
 def _clip(front_end: FrontEnd, clip: ClipView, error: BandErrors, reference: BandErrors) -> dict[str, object]:
@@ -111,12 +116,19 @@ def _clip(front_end: FrontEnd, clip: ClipView, error: BandErrors, reference: Ban
         "span": span,
         "ticks": {f"{tick:g}": tick / seconds for tick in _round_ticks(seconds) if tick <= seconds},
         "panels": [
-            (column, _data_url("image/png", _png(picture, span)), _data_url("audio/wav", sound))
+            (column, data_url("image/png", _spectrogram(picture, span)), data_url("audio/wav", sound))
             for column, picture, sound in zip(spectrograms.COLUMNS, pictures, clip.sounds)
         ],
+        "pictures": [] if shown.picture is None else _pictures(shown.picture),
         "error": error.total_rms,
         "errors": _errors(front_end, error, reference),
     }
+
+
+def _pictures(picture: FilledPicture) -> list[tuple[str, str]]:
+    """Give name and address of original, masked and reconstructed picture."""
+    panels = spectrograms.picture_panels(picture)
+    return [(column, data_url("image/png", png(pixels))) for column, pixels in zip(spectrograms.COLUMNS, panels)]
 
 
 def _errors(front_end: FrontEnd, error: BandErrors, reference: BandErrors) -> dict[str, object] | None:
@@ -147,7 +159,7 @@ def _polylines(shares: np.ndarray) -> list[str]:
     return [" ".join(f"{band + 0.5},{1 - shares[band]:.4f}" for band in range(run.start, run.stop)) for run in runs]
 
 
-def _png(decibels: np.ndarray, span: float) -> bytes:
+def _spectrogram(decibels: np.ndarray, span: float) -> bytes:
     """Draw (frames, bands), NaN where hidden, with time to the right and frequency upwards, a pixel a value.
 
     A pixel of a very long clip is the value in the middle of several frames.
@@ -158,5 +170,13 @@ def _png(decibels: np.ndarray, span: float) -> bytes:
     return file.getvalue()
 
 
-def _data_url(kind: str, content: bytes) -> str:
+def png(pixels: np.ndarray) -> bytes:
+    """Draw a picture (S, S, 3) of values from 0 to 1."""
+    file = io.BytesIO()
+    imsave(file, pixels, format="png")
+    return file.getvalue()
+
+
+def data_url(kind: str, content: bytes) -> str:
+    """Write the content of a file of a MIME type as the address of an image or a sound."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,4 +1,4 @@
-"""Spectrograms of clips: original, with a part hidden, and with that part reconstructed."""
+"""Spectrograms and pictures of clips: original, with a part hidden, and with that part reconstructed."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib import colormaps
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.log_mel import DB_PER_NEPER, FrontEnd
-from amae_plugin.inference.reconstruction import Reconstruction
+from amae_plugin.inference.reconstruction import FilledPicture, Reconstruction, fill_pictures
 from amae_plugin.models.base import PretrainingModel
 from amae_plugin.visual.style import ROUND_STEPS, new_figure, wrap
 
@@ -22,20 +23,22 @@ NORMALIZED_TARGETS = "Predicted: the pattern in hidden patches; level and spread
 
 SIDE_BY_SIDE_UP_TO = 4.0
 """Longest clip in seconds whose three panels fit side by side; each panel of a longer one needs a page's width."""
-COLOURS = colormaps["magma"].with_extremes(bad="#a9b4bd")
+_HIDDEN = "#a9b4bd"
+COLOURS = colormaps["magma"].with_extremes(bad=_HIDDEN)
 """Colour map; hidden parts are a cool grey, which no value has."""
 
 _TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000, 16000)
+_PICTURE_INCHES = 1.5
 _LEAST_DB, _MOST_DB = 30.0, 80.0  # limits of the colours' range
 
 
 def plot_reconstructions(
     clips: Sequence[Reconstruction], front_end: FrontEnd, names: Sequence[str] | None = None, title: str | None = None
 ) -> Figure:
-    """Draw each clip in a row: the spectrogram, its visible part, and the reconstruction.
+    """Draw each clip in a row: the spectrogram, its visible part, and the reconstruction; then its picture likewise.
 
-    The panels of a single clip of more than four seconds are below each other instead. Colours are decibels below the
-    loudest value of the clip's original, the same in all columns.
+    The panels of a single clip of more than four seconds are below each other instead. Colours of spectrograms are
+    decibels below the loudest value of the clip's original, the same in all columns.
 
     Args:
         clips: reconstructions of clips of any lengths.
@@ -56,9 +59,14 @@ def plot_reconstructions(
     stacked = len(clips) == 1 and seconds > SIDE_BY_SIDE_UP_TO
     rows, columns = (3, 1) if stacked else (len(clips), 3)
     panel_width = min(max(2.2, seconds * 0.55), 12.0 if stacked else 4.6)
-    figure = new_figure(columns * panel_width + 1.3, 1.55 * rows + 0.75, title)
+    pictured = any(clip.picture is not None for clip in clips)
+    widths = [columns * panel_width + 1.3, *([columns * _PICTURE_INCHES] if pictured else [])]
+    figure = new_figure(sum(widths), 1.55 * rows + 0.75, title)
     figure.set_layout_engine("constrained", h_pad=0.04, w_pad=0.05, hspace=0.03, wspace=0.02)
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    halves = figure.add_gridspec(1, len(widths), width_ratios=widths)
+    grid = halves[0].subgridspec(rows, columns).subplots(squeeze=False, sharex=True, sharey=True)
+    if pictured:
+        _draw_pictures(halves[1].subgridspec(rows, columns).subplots(squeeze=False).reshape(len(clips), 3), clips)
     axes = grid.reshape(len(clips), 3)
     for ax, values in zip(axes.flat, itertools.chain(*panels)):
         extent = (0, len(values) / frames_a_second, 0, values.shape[1])  # time to the right, frequency upwards
@@ -88,6 +96,27 @@ def plot_reconstructions(
     return figure
 
 
+def _draw_pictures(axes: np.ndarray, clips: Sequence[Reconstruction]) -> None:
+    """Draw the pictures of clips on axes (clips, 3), which stay empty for a clip without one."""
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for row, clip in zip(axes, clips):
+        for ax, pixels in zip(row, () if clip.picture is None else picture_panels(clip.picture)):
+            ax.imshow(pixels)
+    for ax, column in zip(axes[0], COLUMNS):
+        ax.set_title(column, fontsize=10, pad=5)
+
+
+def picture_panels(picture: FilledPicture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return original, masked and reconstructed picture, (S, S, 3) from 0 to 1 each; what is hidden is grey."""
+    grey = torch.tensor(to_rgb(_HIDDEN))[:, None, None]
+    masked = torch.where(picture.hidden, grey, picture.original)
+    first, second, third = (
+        values.permute(1, 2, 0).numpy() for values in (picture.original, masked, picture.reconstructed)
+    )
+    return first, second, third
+
+
 def draw_clips(
     model: PretrainingModel, dataset: AudioDataset, clips: Sequence[int], names: Sequence[str] | None = None
 ) -> Figure:
@@ -112,20 +141,29 @@ def draw_clips(
     names, items = zip(*decoded)
     batch = dataset.collate(items)
     device = next(model.parameters()).device
-    source, seed, padding_mask = (batch[key].to(device) for key in ("source", "seed", "padding_mask"))
+    keys = ("source", "seed", "padding_mask", "image")
+    inputs = {key: batch[key].to(device) for key in keys if key in batch}
+    source = inputs["source"]
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            output = model(source, seed=seed, padding_mask=padding_mask)
-            reconstructed = model.reconstruct(source, output["prediction"], output["mask"], padding_mask)
+            output = model(**inputs)
+            reconstructed = model.reconstruct(source, output["prediction"], output["mask"], inputs["padding_mask"])
+            pictures = fill_pictures(model, dataset.input, inputs, output)
     finally:
         model.train(was_training)
     hidden = model.encoder.expand_mask(output["mask"], source.shape[1])
     original, reconstructed = (dataset.input.denormalize(values.double().cpu()) for values in (source, reconstructed))
     drawn = [
-        Reconstruction(original[clip, :length], hidden[clip, :length].cpu(), reconstructed[clip, :length], windows=1)
-        for clip, length in enumerate(batch["lengths"].tolist())
+        Reconstruction(
+            original[clip, :length],
+            hidden[clip, :length].cpu(),
+            reconstructed[clip, :length],
+            windows=1,
+            picture=picture,
+        )
+        for clip, (length, picture) in enumerate(itertools.zip_longest(batch["lengths"].tolist(), pictures))
     ]
     title = NORMALIZED_TARGETS if model.normalizes_targets else None
     return plot_reconstructions(drawn, dataset.input.front_end, names=names, title=title)

@@ -148,6 +148,19 @@ def test_flops_of_eat_count_its_clones_its_teacher_and_the_groups_of_its_convolu
     assert count_flops(spec(settings, 2)) == 2 * (2 * embedding + 3 * 5 * (student + decoder) + teacher)
 
 
+def test_flops_of_cav_mae_count_its_pictures_and_the_shared_block_three_times():
+    settings = {"_name": "amae_cav_mae", "input_length": 64, "num_mel_bins": 32, "patch_size": [8, 8], "embed_dim": 24}
+    settings.update(depth=3, num_heads=3, image_size=32, image_patch_size=8, decoder_embed_dim=16, decoder_depth=2)
+    settings.update(decoder_num_heads=2)
+    sound, image, tokens, values, pixels = 8, 4, 32 + 16, 64, 192
+    alone = 3 * (block_flops(sound, 24, sound) + block_flops(image, 24, image))
+    both = block_flops(sound + image, 24, sound + image) + 2 * (sound + image) * 24 * 16
+    decoder = 2 * block_flops(tokens, 16, tokens) + 2 * 16 * (32 * values + 16 * pixels)
+    embedding = 2 * 24 * (sound * values + image * pixels)
+    cosines = 2 * 2 * 2 * 24
+    assert count_flops(spec(settings, 2)) == 2 * (3 * (alone + both + decoder) + 2 * embedding) + 3 * cosines
+
+
 def test_settings_are_the_recipes_with_sizes_of_its_task_and_changes(config_dir):
     settings = model_settings("tiny_recipe", config_dir, ["model.depth=3", "task.target_length=128"])
     assert (settings["input_length"], settings["num_mel_bins"], settings["depth"]) == (128, 32, 3)
@@ -219,6 +232,7 @@ def test_all_systems_are_compared(config_dir, tmp_path, capsys):
         "amae_ssast": "_name: amae_ssast\npatch_size: [8, 8]\nembed_dim: 24\ndepth: 1\nnum_heads: 3\nmasking: random\n",
         "amae_m2d": MODEL.replace("decoder: global\n", ""),
         "amae_eat": "_name: amae_eat\npatch_size: [8, 8]\nembed_dim: 24\ndepth: 1\nnum_heads: 3\nclones: 2\n",
+        "amae_cav_mae": MODEL.replace("decoder: global\n", "image_size: 16\nimage_patch_size: 8\n"),
     }.items():
         (config_dir / "model" / f"{name}.yaml").write_text(extra.replace("_name: amae_audio_mae", f"_name: {name}"))
     path = tmp_path / "figures.json"

@@ -18,6 +18,7 @@ from amae_plugin.data.log_mel import FRONT_ENDS, WINDOWS
 from amae_plugin.interop.convert import FORMATS as PUBLISHED
 from amae_plugin.interop.export import FORMATS as EXPORTS
 from amae_plugin.models.classifier.model import POOLINGS
+from amae_plugin.models.settings import MODALITIES
 from amae_plugin.modules.masking import MASKINGS
 from amae_plugin.runs.comparison import CONTESTANTS
 
@@ -85,6 +86,7 @@ def test_choices_are_those_of_the_registries() -> None:
     assert set(choices.POOLINGS) == set(POOLINGS)
     assert set(choices.PRECISIONS) == set(PRECISIONS)
     assert set(choices.EXPORTS) == set(EXPORTS)
+    assert set(choices.MODALITIES) == set(MODALITIES)
     assert set(choices.PACKINGS) == set(PACKINGS)
     assert {name: kind.title for name, kind in PUBLISHED.items()} == choices.PUBLISHED
 

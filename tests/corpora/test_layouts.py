@@ -5,6 +5,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from amae_plugin.cli.main import main
 from amae_plugin.corpora.layouts import LAYOUTS
@@ -114,15 +115,39 @@ def iemocap(root, sound):
     return [str(root), "--fold", "2"]
 
 
-LISTED = (speech_commands, voxceleb1, audioset, esc50, iemocap, text)
-EXAMPLES = (*LISTED, shards, librispeech, labelled_librispeech, folder, labelled_folder)
+def videos(root, video):
+    for number in range(6):
+        video(root / f"{number}.mkv")
+    return [str(root), "--test-fraction", "0.2"]
+
+
+def pairs(root, sound):
+    for number in range(6):
+        for name in (f"{number}.wav", f"{number}_again.wav"):
+            sound(root / name)
+        Image.new("L", (2, 2)).save(root / f"{number}.png")
+    return [str(root), "--test-fraction", "0.2"]
+
+
+def vggsound(root, video):
+    rows = [f"clip{number},{number},rain,{'train' if number < 4 else 'test'}" for number in range(6)]
+    for number in range(6):
+        video(root / "clips" / f"clip{number}_{number:06d}.mp4")
+    write_lines(root / "vggsound.csv", rows)
+    return ["--csv", str(root / "vggsound.csv"), "--videos", str(root / "clips")]
+
+
+OF_VIDEOS = (videos, vggsound)
+LISTED = (speech_commands, voxceleb1, audioset, esc50, iemocap, text, vggsound)
+EXAMPLES = (*LISTED, shards, librispeech, labelled_librispeech, folder, labelled_folder, videos, pairs)
 
 
 @pytest.fixture(params=EXAMPLES, ids=lambda example: example.__name__)
-def command(request, tmp_path, sound):
+def command(request, tmp_path, sound, video):
     """A command line without ``--out``, and the folder of the corpus."""
     name = request.param.__name__.removeprefix("labelled_")
-    return ["manifest", name, *request.param(tmp_path / "corpus", sound)]
+    writes = video if request.param in OF_VIDEOS else sound
+    return ["manifest", name, *request.param(tmp_path / "corpus", writes)]
 
 
 def read(out):
@@ -169,7 +194,7 @@ def test_splits_do_not_overlap_and_the_output_says_what_comes_next(command, tmp_
     output = capsys.readouterr().out
     total = sum(map(len, splits.values()))
     assert f"files: {total} (train {len(splits['train'])}," in output
-    assert "16000 Hz" in output and "unreadable: 0\n" in output
+    assert "000 Hz (" in output and "unreadable: 0\n" in output
     assert ("classes: " in output) == bool(labelled)
     assert f"amae stats {out}\n" in output and f"task.data={out} " in output
 

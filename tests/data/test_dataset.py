@@ -1,19 +1,23 @@
 import logging
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 import amae_plugin.data.dataset as dataset_module
 from amae_plugin.data.audio import AudioError, load_clip
 from amae_plugin.data.augment import Augmentation, Magnitude, Mixup, Noise, ResizedCrop, Roll, SpecAugment
 from amae_plugin.data.dataset import AudioDataset, Sampling, clip_seed
+from amae_plugin.data.images import ImageInput
 from amae_plugin.data.labels import Labels
 from amae_plugin.data.log_mel import LogMel, ModelInput, SlaneyLogMel, fit_length
 from amae_plugin.data.manifest import Manifest, write_manifest
+from amae_plugin.errors import UserError
 
 INPUT = ModelInput(target_length=64, mean=-5.0, std=4.0)
 mix = Mixup().mix
@@ -594,3 +598,80 @@ def test_the_frames_told_are_those_of_the_items_at_any_sample_rate(tmp_path, mul
 def test_batch_lengths_that_make_no_sense(short, settings, message):
     with pytest.raises(ValueError, match=message):
         AudioDataset(short, INPUT, **settings)
+
+
+WITH_IMAGE = replace(INPUT, image=ImageInput(size=16, training_crop="random", training_flip=True))
+
+
+@pytest.fixture(scope="module")
+def pairs(folder):
+    """The six clips with pictures, each of its own grey, and a manifest in which the second picture is missing."""
+    for index in range(6):
+        Image.fromarray(np.full((20, 30), 40 * index, np.uint8)).save(folder / f"{index}.png")
+    rows = [(f"{index}.flac", 16_000, f"{index}.png") for index in range(6)]
+    write_manifest(folder / "pairs.tsv", folder, rows)
+    write_manifest(folder / "bad_pairs.tsv", folder, [rows[0], (*rows[1][:2], "none.png"), *rows[2:]])
+    return Manifest.read(folder / "pairs.tsv")
+
+
+def grey(image):
+    """The brightness of a picture by its normalised image."""
+    return float(image[0].mean() * 0.229 + 0.485) * 255
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_pictures_come_with_the_sound_and_leave_it_as_it_is(pairs, train):
+    settings = {"augmentations": all_augmentations(0.7), "train": train, "labels": one_class_each(6)}
+    alone, both = (AudioDataset(pairs, model_input, **settings) for model_input in (INPUT, WITH_IMAGE))
+    for epoch in (0, 1):
+        alone.set_epoch(epoch)
+        both.set_epoch(epoch)
+        items = [both[index] for index in range(6)]
+        assert_same_items(
+            [alone[index] for index in range(6)],
+            [{key: value for key, value in item.items() if key != "image"} for item in items],
+        )
+        # A mixture has the picture of both clips, by the weights of the target.
+        shares = torch.stack([item["target"] for item in items])
+        expected = shares @ (40.0 * torch.arange(6))
+        assert [grey(item["image"]) for item in items] == pytest.approx(expected.tolist(), abs=0.5)
+        assert (shares.max(1).values < 1).any() == train
+    batch = both.collate(items)
+    assert batch["image"].shape == (6, 3, 16, 16) and batch["image"].dtype == torch.float32
+    assert "image" not in alone.collate([alone[0]])
+
+
+def test_images_depend_on_seed_epoch_and_clip_alone(pairs, folder):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "noise.png")
+    write_manifest(folder / "noise.tsv", folder, [(f"{index}.flac", 16_000, "noise.png") for index in range(6)])
+    manifest = Manifest.read(folder / "noise.tsv")
+    runs = [
+        torch.cat([batch["image"] for batch in load(training(manifest, WITH_IMAGE, seed=seed), workers)])
+        for seed, workers in ((1, 0), (1, 2), (2, 0))
+    ]
+    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
+    assert len({image.numpy().tobytes() for image in runs[0]}) == 6
+
+
+def test_a_bad_picture_counts_as_a_bad_clip(pairs, folder, caplog):
+    manifest = Manifest.read(folder / "bad_pairs.tsv")
+    with pytest.raises(AudioError, match=r"cannot use .*none\.png: No such file"):
+        load(AudioDataset(manifest, WITH_IMAGE), 0)
+    dataset = AudioDataset(manifest, WITH_IMAGE, on_bad_audio="skip")
+    with caplog.at_level(logging.WARNING):
+        assert dataset[1] is None
+    assert "skipped clip 1: cannot use" in caplog.text and "none.png" in caplog.text
+    assert dataset.collate([dataset[index] for index in range(6)])["id"].tolist() == [0, 2, 3, 4, 5]
+    mixed = mixing(manifest, model_input=WITH_IMAGE, on_bad_audio="skip")
+    assert sum(mixed[index] is None for index in range(6)) > 0
+    assert len(load(AudioDataset(manifest, INPUT), 0)) == 3  # whoever takes no picture does not read it
+
+
+def test_a_model_that_takes_pictures_needs_them(good, pairs, monkeypatch):
+    with pytest.raises(UserError, match=r"good\.tsv: lists no pictures; .*task.modalities"):
+        AudioDataset(good, WITH_IMAGE)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(UserError, match=r"torchvision.*is not installed: pip install 'amae-plugin\[video\]'"):
+        AudioDataset(pairs, WITH_IMAGE)

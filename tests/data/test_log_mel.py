@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 import torchaudio
 
 from amae_plugin.data.audio import resample
+from amae_plugin.data.images import ImageInput
 from amae_plugin.data.inversion import invert
 from amae_plugin.data.log_mel import FRONT_ENDS, FrontEnd, LogMel, ModelInput, SlaneyLogMel, fit_length
 
@@ -170,6 +172,29 @@ def test_settings_describe_the_input_as_plain_values():
     settings = model_input.settings()
     assert json.loads(json.dumps(settings)) == settings
     assert ModelInput.from_settings(settings, ModelInput()) == model_input
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ImageInput(size=32)),
+        ({"modalities": None}, ImageInput(size=32)),
+        ({"modalities": ["audio"]}, None),
+        ({"modalities": ["image"], "image_size": None}, ImageInput(size=32)),
+        (
+            {"image_size": 64, "image_crop": "random", "image_flip": True},
+            ImageInput(64, training_crop="random", training_flip=True),
+        ),
+        ({"modalities": ["audio", "image"], "image_frames": 1}, ImageInput(size=32, training_frames=1)),
+    ],
+)
+def test_the_image_is_the_systems_unless_the_task_says_otherwise(settings, expected):
+    system = replace(SYSTEM, image=ImageInput(size=32))
+    found = ModelInput.from_settings({**TASK, **settings}, system)
+    assert found.image == expected
+    assert ModelInput.from_settings({**TASK, **settings, **found.settings()}, system) == found
+    of_sound = ModelInput.from_settings({**TASK, **settings}, SYSTEM).image
+    assert of_sound == (None if "image" not in (settings.get("modalities") or ()) else replace(expected, size=224))
 
 
 @pytest.mark.parametrize("key", ["target_length", "mean", "std"])

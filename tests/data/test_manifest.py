@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amae_plugin.data.manifest import Clip, Manifest, write_manifest
+from amae_plugin.data.manifest import Clip, Manifest, Picture, write_manifest
 from amae_plugin.errors import UserError
 
 NAME = (
@@ -55,6 +55,32 @@ def test_members_of_archives_and_segments_with_colons_in_the_path(tmp_path_facto
     clip = Manifest.read(folder / "train.tsv")[0]
     assert clip == Clip(f"{folder}/{path}", kind, start, length)
     assert str(clip) == f"{folder}/{path}:{start}:{length}"
+
+
+@settings(max_examples=40)
+@given(rows=st.lists(st.tuples(NAME, SIZE, NAME), min_size=1, max_size=12))
+def test_pictures_that_are_written_are_read(tmp_path_factory, rows):
+    folder = tmp_path_factory.mktemp("manifest")
+    write_manifest(folder / "train.tsv", folder, rows)
+    manifest = pickle.loads(pickle.dumps(Manifest.read(folder / "train.tsv")))
+    assert manifest.has_pictures
+    found = [(manifest.name(i), int(manifest.sizes[i]), manifest.picture_name(i)) for i in range(len(manifest))]
+    assert found == rows
+
+
+def test_pictures_pieces_of_videos_and_manifests_without(tmp_path, write):
+    manifest = Manifest.read(write(f"{tmp_path}\na.wav\t7\ta b/p:1.png\r\nb.wav\t8\tv.mp4:1500:10000\r\n"))
+    assert [manifest.picture(i) for i in (0, 1)] == [
+        Picture(f"{tmp_path}/a b/p:1.png"),
+        Picture(f"{tmp_path}/v.mp4", 1.5, 10.0),
+    ]
+    assert (manifest[1], manifest.sizes.tolist()) == (Clip(f"{tmp_path}/b.wav"), [7, 8])
+    plain = Manifest.read(write(f"{tmp_path}\na.wav\t7\n"))
+    assert not plain.has_pictures and not Manifest.read(write(str(tmp_path))).has_pictures
+    with pytest.raises(UserError, match=r"train\.tsv: lists no pictures; `amae manifest videos`"):
+        plain.picture(0)
+    with pytest.raises(UserError, match="blank or holds a tab"):
+        write_manifest(tmp_path / "x.tsv", tmp_path, [("a.wav", 1, "p\t.png")])
 
 
 def test_whole_files_absolute_paths_and_bytes_that_are_not_utf8(tmp_path, write):
@@ -108,6 +134,15 @@ def test_relative_root_is_taken_from_the_manifests_own_folder(tmp_path, write, m
         ("{root}\na/../..:0:4\t1\n", 2, "out of the root"),
         ("{root}\na.wav\t1\n{root}/../b.zip:0:4\t1\n", 3, "absolute and turns back"),
         ("{root}\na.wav\t1\nb.wav\0.txt\t1\n", 3, "NUL"),
+        ("{root}\na.wav\t1\ta.png\nb.wav\t2\nc.wav\t3\tc.png\nd.wav\t4\td.png\n", 3, "number and a picture"),
+        ("{root}\na.wav\t1\nb.wav\t2\tb.png\nc.wav\t3\n", 3, "one path, one tab.*in all lines or none"),
+        ("{root}\na.wav\t1\ta.png\nb.wav\t2\t\n", 3, "a number and a picture"),
+        ("{root}\na.wav\t1\ta.png\n\t2\tb.png\n", 3, "a number and a picture"),
+        ("{root}\na.wav\t1\ta.png\nb.wav\t\tb.png\n", 3, "whole number"),
+        ("{root}\na.wav\t1\ta.png\nb.wav\t1.5\tb.png\n", 3, "1.5"),
+        ("{root}\na.wav\t1\ta.png\nb.wav\t1\t../b.png\n", 3, "out of the root"),
+        ("{root}\na.wav\t1\ta.png\n../b.wav\t1\tb.png\n", 3, "out of the root"),
+        ("{root}\na.wav\t1\ta.png\nb.wav\t1\tb\0.png\n", 3, "NUL"),
         ("\na.wav\t1\n", 1, "root"),
         ("a.wav\t1\nb.wav\t1\n", 1, "root"),
         ("{root}/missing\na.wav\t1\n", 1, "does not exist"),

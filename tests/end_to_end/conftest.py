@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from amae_plugin.recipes import override
 
@@ -37,8 +38,10 @@ MICRO = {
     "pretrain_ssast_tiny": SMALLER,
     "pretrain_m2d_tiny": [*SMALLER, *SMALLER_DECODER],
     "pretrain_eat_tiny": SMALLER,
+    "pretrain_cav_mae_tiny": [*SMALLER, *SMALLER_DECODER, "model.image_size=32"],
     # Batch norm depends on how a global batch is cut.
     "finetune_audio_mae_tiny": [*SHORT, "model.batch_norm=false"],
+    "finetune_cav_mae_tiny": [*SHORT, "model.batch_norm=false"],
 }
 # For training from scratch.
 ENCODER = ["model.pretrained=null", "+model.encoder={_name:amae_audio_mae,embed_dim:48,depth:2,num_heads:3}"]
@@ -238,6 +241,25 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return manifests
 
 
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Manifests of the clips of `labelled`, each with a picture of its class's colour in noise."""
+    root, manifests = tmp_path_factory.mktemp("classes"), tmp_path_factory.mktemp("pairs")
+    write_classes(root, clips=20, seed=1)
+    rng = np.random.default_rng(1)
+    for colour, folder in enumerate(sorted(root.iterdir())):
+        for sound in folder.glob("*.wav"):
+            pixels = rng.integers(0, 100, (36, 48, 3), np.uint8)
+            pixels[..., colour] += 150
+            Image.fromarray(pixels).save(sound.with_suffix(".png"))
+    done = amae(
+        *("manifest", "pairs", str(root), "--labels", "--out", str(manifests)),
+        *("--valid-fraction", "0.2", "--test-fraction", "0.2"),
+    )
+    assert done.returncode == 0, done.stderr
+    return manifests
+
+
 def pretrain(recipe: str, labelled: Path, folder: Path) -> Path:
     """A checkpoint of a short pretraining on the clips of `labelled`."""
     run = train(folder, f"task.data={labelled}", "optimization.max_update=5", recipe=recipe)
@@ -261,3 +283,23 @@ def mae_ast_checkpoint(labelled: Path, tmp_path_factory: pytest.TempPathFactory)
 def ssast_checkpoint(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of SSAST."""
     return pretrain("pretrain_ssast_tiny", labelled, tmp_path_factory.mktemp("ssast"))
+
+
+@pytest.fixture(scope="session")
+def cav_mae_runs(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    """Of CAV-MAE: six updates at once, and three and then three more."""
+    whole, parts = (tmp_path_factory.mktemp(name) for name in ("whole", "parts"))
+    settings = [f"task.data={pairs}", "+lr_scheduler.max_update=6", "task.picture_interval=6"]
+    runs = [(whole, 6), (parts, 3), (parts / ".." / parts.name, 6)]
+    commands = {}
+    for folder, updates in runs:
+        overrides = [*settings, f"optimization.max_update={updates}"]
+        commands[folder] = command("pretrain_cav_mae_tiny", folder.resolve(), overrides)
+    return run_in_turn(commands)
+
+
+@pytest.fixture(scope="session")
+def cav_mae_checkpoint(cav_mae_runs: list[Run]) -> Path:
+    """Of a short pretraining of CAV-MAE on `pairs`."""
+    assert cav_mae_runs[0].returncode == 0, cav_mae_runs[0].output
+    return cav_mae_runs[0].folder / "checkpoints" / "checkpoint_last.pt"

@@ -41,17 +41,22 @@ for recipe in sys.argv[1:]:
 
 @pytest.fixture(scope="session")
 def built(
-    labelled: Path, checkpoint: Path, ssast_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    labelled: Path,
+    checkpoint: Path,
+    ssast_checkpoint: Path,
+    cav_mae_checkpoint: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[dict[str, int], str]:
     """Parameters of the model of every recipe that could be built, and everything that was printed."""
     folder = tmp_path_factory.mktemp("recipes")
+    others = {"ssast": ssast_checkpoint, "cav_mae": cav_mae_checkpoint}
     # What the recipes of fine-tuning start from unless they are told otherwise.
     for path in CONFIG_DIR.rglob("*.yaml"):
         named = re.search(r"pretrained: (outputs/[^\s}]+)", path.read_text())
         if named:
             target = folder / named[1]
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ssast_checkpoint if "ssast" in named[1] else checkpoint, target)
+            shutil.copy(next((path for name, path in others.items() if name in named[1]), checkpoint), target)
     shutil.copytree(labelled, folder / "data")
     shutil.copytree(labelled, folder / "data" / "fold1")
     for labels in ("ltr", "spm"):  # the units of recognition

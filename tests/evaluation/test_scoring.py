@@ -41,11 +41,11 @@ class Counting:
     def __init__(self):
         self.batches = []
 
-    def __call__(self, model, source, padding_mask):
+    def __call__(self, model, inputs):
         assert not model.training
         assert torch.is_inference_mode_enabled()
-        self.batches.append(len(source))
-        return model(source)["logits"]
+        self.batches.append(len(inputs["source"]))
+        return model(inputs["source"])["logits"]
 
 
 def directly(checkpoint, manifest, clip, position):

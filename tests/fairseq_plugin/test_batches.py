@@ -119,7 +119,7 @@ def test_the_front_end_is_the_systems_unless_it_is_set(system: str, folder: Path
     default = SYSTEMS[system].default_input
     statistics = {"mean": -4.2677393, "std": 4.5689974}
     assert dataset.input == replace(default, target_length=128, **statistics)
-    own = {"amae_mae_ast": ("povey", "model"), "amae_m2d": ("hann", "one_std")}
+    own = {"amae_mae_ast": ("povey", "model"), "amae_m2d": ("hann", "one_std"), "amae_cav_mae": ("hanning", "one_std")}
     assert (default.front_end.window_type, default.normalization) == own.get(system, ("hanning", "two_std"))
     chosen = task(folder, window_type="povey", normalization="one_std").dataset("train").dataset.input
     assert (chosen.front_end.window_type, chosen.normalization) == ("povey", "one_std")

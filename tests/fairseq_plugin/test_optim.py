@@ -97,7 +97,7 @@ def by_name(model: nn.Module, optimizer: AmaeAdamW, setting: str) -> dict[str, f
 
 def test_learning_rates_of_a_classifier_decay_from_the_head_down() -> None:
     encoder = {"_name": "amae_audio_mae", "embed_dim": 8, "depth": 2, "num_heads": 2}
-    settings = {"encoder": encoder, "num_classes": 3, "layer_decay": 0.5, "compile": False}
+    settings = {"encoder": encoder, "num_classes": 3, "layer_decay": 0.5, "head_lr": 1.0, "compile": False}
     model = AmaeClassifier.build_model(OmegaConf.create(settings), None)
     rates = by_name(model, build(model), "lr")
     expected = {"encoder.patch_embed.": 3, "encoder.cls_token": 3, "encoder.blocks.0.": 2, "encoder.blocks.1.": 1}
@@ -107,6 +107,11 @@ def test_learning_rates_of_a_classifier_decay_from_the_head_down() -> None:
     assert {rates[f"{name}.weight"] for name in ("fc_norm", "head")} == {0.01}
     with pytest.raises(UserError, match=r"model\.layer_decay=0"):
         AmaeClassifier.build_model(OmegaConf.create({**settings, "layer_decay": 0}), None)
+    with pytest.raises(UserError, match=r"model\.head_lr=0"):
+        AmaeClassifier.build_model(OmegaConf.create({**settings, "head_lr": 0}), None)
+    model = AmaeClassifier.build_model(OmegaConf.create({**settings, "head_lr": 100.0}), None)
+    for name, rate in by_name(model, build(model), "lr").items():
+        assert rate == pytest.approx(rates[name] * (1 if name.startswith("encoder.") else 100)), name
 
 
 def test_a_schedule_keeps_the_ratios_of_the_layers() -> None:

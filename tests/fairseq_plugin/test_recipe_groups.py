@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from fairseq.optim.lr_scheduler import build_lr_scheduler
+from fairseq.optim.lr_scheduler.fixed_schedule import FixedLRScheduleConfig
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from test_run_configs import CONFIG_DIR, composed
+from torch.nn import Parameter
 
 from amae_plugin.data.manifest import write_manifest
+from amae_plugin.fairseq_plugin.optim import AmaeAdamW, AmaeAdamWConfig
 
 RECIPES = sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))
 OWN = "the recipe's own"
@@ -116,3 +121,22 @@ def test_the_length_of_a_training_follows_from_its_manifest(tmp_path: Path) -> N
         assert updates(config) == (2 * 4, 2 * 3)
     with composed(recipe="finetune_audio_mae_as2m") as config:
         assert updates(config) == (391 * 100, 391 * 20)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "halvings"),
+    [
+        ("pretrain_cav_mae", {10: 0, 11: 1, 15: 1, 16: 2, 20: 2, 21: 3, 25: 3}),
+        ("finetune_cav_mae_as20k", {1: 0, 5: 0, 6: 1, 7: 2, 15: 10}),
+        ("finetune_cav_mae_as2m", {1: 0, 2: 0, 3: 1, 10: 8}),
+        ("finetune_cav_mae_vggsound", {1: 0, 2: 0, 3: 1, 10: 8}),
+    ],
+)
+def test_the_learning_rate_is_halved_as_published(recipe: str, halvings: dict[int, int]) -> None:
+    with composed(recipe=recipe) as config:
+        settings = OmegaConf.to_container(OmegaConf.merge(FixedLRScheduleConfig(), config.lr_scheduler))
+        rates = list(config.optimization.lr)
+        optimizer = AmaeAdamW(OmegaConf.merge(AmaeAdamWConfig(), {"lr": rates}), [Parameter(torch.zeros(1))])
+        schedule = build_lr_scheduler(OmegaConf.create({**settings, "lr": rates}), optimizer)
+    for epoch, number in halvings.items():
+        assert schedule.step_begin_epoch(epoch) == schedule.step_update(epoch * 100) == rates[0] * 0.5**number

@@ -211,7 +211,7 @@ def test_feature_grad_mult_scales_the_gradient_of_the_patch_embedding_alone(vari
         model.extract_features(source, padding_mask)["x"].square().sum().backward()
         found[value] = {name: parameter.grad for name, parameter in model.named_parameters()}
     for name, gradient in found[1.0].items():
-        if "patch_embed" not in name:
+        if "patch_embed" not in name or gradient is None:  # of pictures
             torch.testing.assert_close(found[factor][name], gradient)
         elif factor:
             torch.testing.assert_close(found[factor][name], factor * gradient)

@@ -2,22 +2,18 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from amae_plugin.models.audio_mae.config import AudioMAEConfig
 from amae_plugin.models.audio_mae.decoder import AudioMAEDecoder
 from amae_plugin.models.audio_mae.encoder import AudioMAEEncoder
-from amae_plugin.models.base import PretrainingModel
+from amae_plugin.models.autoencoder import MaskedAutoencoder
 from amae_plugin.modules import losses
-from amae_plugin.modules.interpolation import interpolate
-from amae_plugin.modules.masking import check_mask, seeded_noise, visible_ids
-
-_USUAL_STD = 0.5  # standard deviation of normalised spectrograms
+from amae_plugin.modules.masking import hide, seeded_noise
 
 
-class AudioMAE(PretrainingModel):
+class AudioMAE(MaskedAutoencoder):
     """Masked autoencoder over log-mel spectrograms.
 
     Letters in shapes: B clips, T frames, F mel bands, L patches (time-major), P values in a patch, D encoder width.
@@ -25,6 +21,7 @@ class AudioMAE(PretrainingModel):
 
     config: AudioMAEConfig
     encoder: AudioMAEEncoder
+    usual_std = 0.5  # of spectrograms normalised by two standard deviations
 
     def __init__(self, config: AudioMAEConfig):
         super().__init__(config)
@@ -54,12 +51,7 @@ class AudioMAE(PretrainingModel):
                 different numbers of visible patches.
         """
         patches, grid = self.encoder.patches(source)
-        if mask is None:
-            mask = self.masking(seeded_noise(source, seed), grid)
-            visible = visible_ids(mask, self.masking.num_visible(grid))
-        else:
-            check_mask(mask, patches)
-            visible = visible_ids(mask)
+        mask, visible = hide(self.masking, patches, grid, seeded_noise(source, seed), mask)
         with self.matrix_precision(source.device):
             latent = self.encoder(patches, grid, visible)
             prediction = self.decoder(latent, visible, grid)
@@ -68,30 +60,3 @@ class AudioMAE(PretrainingModel):
     @override
     def token_losses(self, output: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"reconstruction": losses.reconstruction(output["prediction"], output["target"], output["mask"])}
-
-    def targets(self, patches: Tensor) -> Tensor:
-        """Return the patches (B, L, P), as configured each normalised by its own mean and unbiased variance (MAE)."""
-        patches = patches.float()
-        if not self.normalizes_targets:
-            return patches
-        var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-        return (patches - mean) * (var + 1e-6).rsqrt()
-
-    @override
-    def reconstruct(
-        self, source: Tensor, prediction: Tensor, mask: Tensor, padding_mask: Tensor | None = None
-    ) -> Tensor:
-        if self.normalizes_targets:
-            # Predictions of normalised targets lack the level and the spread of a patch. Both are interpolated from the
-            # visible patches, so the hidden ones have no influence.
-            patches, grid = self.encoder.patches(source)
-            known = ~mask
-            if padding_mask is not None:
-                frames = padding_mask.unflatten(1, (grid[0], -1))
-                known = known & ~frames.any(dim=-1).repeat_interleave(grid[1], dim=1)
-            var, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-            # Relative to the usual value, whose logarithm is 0: the guess if no patch is known.
-            statistics = torch.cat([mean, ((var + 1e-6).sqrt() / _USUAL_STD).log()], dim=-1)
-            mean, log_std = interpolate(statistics, known, grid, self.encoder.patch_size[0]).split(1, dim=-1)
-            prediction = prediction * (log_std.exp() * _USUAL_STD) + mean
-        return super().reconstruct(source, prediction, mask)

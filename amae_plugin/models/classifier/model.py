@@ -67,6 +67,11 @@ class Classifier(DownstreamModel):
             raise ValueError(f"a classifier needs classes, not model.num_classes={config.num_classes}")
         settings = config.encoder or {}
         self.encoder = find_system(settings).encoder(settings)
+        if "image" in self.encoder.modalities and config.pooling not in ("avgtok", "token_mean"):
+            raise ValueError(
+                f"model.pooling is {config.pooling}, but an encoder that takes pictures needs avgtok or token_mean, "
+                "which keep its norms"
+            )
         if config.pooling in ("cls", "avgcls") and not self.encoder.num_prefix_tokens:
             raise ValueError(
                 f"model.pooling is {config.pooling}, but this encoder has no class token: choose mean or avgtok"
@@ -94,44 +99,59 @@ class Classifier(DownstreamModel):
         self.masking = TimeFrequencyMasking(config.mask_ratio_time, config.mask_ratio_frequency)
 
         self.frozen = config.frozen
-        self.encoder.requires_grad_(not config.frozen)
+        self.encoder.freeze_idle()
+        if config.frozen:
+            self.encoder.requires_grad_(False)
 
     def forward(
-        self, source: Tensor, mask: Tensor | None = None, seed: Tensor | None = None, padding_mask: Tensor | None = None
+        self,
+        source: Tensor | None = None,
+        mask: Tensor | None = None,
+        seed: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        image: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Classify clips.
 
         In training, the configured shares of time steps, bands and branches are left out at random. A frozen encoder
-        computes as in evaluation.
+        computes as in evaluation. If the encoder takes sounds and pictures and is given one of them, the head reads the
+        mean of two views of it, see :meth:`Encoder.views`.
 
         Args:
             source: (B, T, F) normalised log-mel of any length that the encoder's patches fit; without overlap, T and F
-                are multiples of the patch.
+                are multiples of the patch. None: the clips have no sound.
             mask: (B, L) bool, True = hidden, the same number for every clip; if None, sampled in training and empty in
                 evaluation. The pooling ``time_concat`` takes none.
             seed: (B,) seeds of everything random, one for each clip; PyTorch's generator if None.
             padding_mask: (B, T) bool, True = beyond the clip's end. An encoder that ``masks_padding`` neither attends
                 to tokens wholly there nor pools them; for other encoders padding is part of the clip.
+            image: (B, 3, S, S) normalised pictures, without effect on an encoder that takes none. None: the clips have
+                no picture.
 
         Returns:
             ``logits`` (B, C) and the head's input ``features``, (B, D) or with ``time_concat`` (B, bands D); both
             float32.
 
         Raises:
-            ValueError: the patch does not divide the spectrogram, the mask has another shape, the clips have different
-                numbers of visible patches, or the pooling takes no mask.
+            ValueError: a patch does not divide its input, the mask has another shape, the clips have different numbers
+                of visible patches, the pooling takes no mask, or the clips have nothing that the encoder takes.
         """
-        padding_mask = self.encoder.relevant_padding(padding_mask)
-        patches, grid = self.encoder.patches(source, padding_mask)
-        noise = seeded_noise(source, seed)
-        visible, unused = self._visible(patches, grid, mask, noise, padding_mask)
+        given = image if source is None else source
+        if given is None:
+            raise ValueError("the clips have neither a sound nor a picture")
+        noise, patches, grid, visible, unused = seeded_noise(given, seed), None, None, None, None
+        if source is not None and "audio" in self.encoder.modalities:
+            padding_mask = self.encoder.relevant_padding(padding_mask)
+            patches, grid = self.encoder.patches(source, padding_mask)
+            visible, unused = self._visible(patches, grid, mask, noise, padding_mask)
         with (
-            self.matrix_precision(source.device),
+            self.matrix_precision(given.device),
             torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen),
             self.drop_paths(noise),
         ):
-            tokens = self.encoder(patches, grid, visible, attention_padding(unused)).float()
-        features = self.batch_norm(self.fc_norm(self._pool(tokens, unused)))
+            views = self.encoder.views(patches, grid, visible, attention_padding(unused), image)
+        pooled = torch.stack([self._pool(tokens.float(), unused) for tokens in views]).mean(dim=0)
+        features = self.batch_norm(self.fc_norm(pooled))
         return {"logits": self.head(features), "features": features}
 
     @override

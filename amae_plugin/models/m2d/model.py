@@ -14,7 +14,7 @@ from amae_plugin.modules import losses
 from amae_plugin.modules.blocks import Block, init_linear
 from amae_plugin.modules.decoder import MaskedDecoder
 from amae_plugin.modules.embedding import GridPositions, Size2d
-from amae_plugin.modules.masking import check_mask, seeded_noise, visible_ids
+from amae_plugin.modules.masking import hide, seeded_noise, visible_ids
 from amae_plugin.modules.moving_average import LinearDecay, MovingAverage
 
 
@@ -68,12 +68,7 @@ class M2D(PretrainingModel):
                 different numbers of visible patches.
         """
         patches, grid = self.encoder.patches(source)
-        if mask is None:
-            mask = self.masking(seeded_noise(source, seed), grid)
-            visible = visible_ids(mask, self.masking.num_visible(grid))
-        else:
-            check_mask(mask, patches)
-            visible = visible_ids(mask)
+        mask, visible = hide(self.masking, patches, grid, seeded_noise(source, seed), mask)
         hidden = visible_ids(~mask, mask.shape[1] - visible.shape[1])
         with self.matrix_precision(source.device):
             latent = self.encoder(patches, grid, visible)
