@@ -1,24 +1,25 @@
-# make setup | demo | test | test-slurm | lint
+# make setup | demo | test | test-slurm | test-gpu | lint
 #
 # Everything is installed into .venv, once, and again when setup.py or constraints.txt changes.
-# Another Python: make setup PYTHON=python3.12
+# Another Python or other versions: make setup PYTHON=python3.12 CONSTRAINTS=versions.txt
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 # One line for each package that is fetched, none for those that are there.
-PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS)
 BRIEFLY = | { grep --line-buffered -vE '^ |already satisfied|^Looking in|^Obtaining' || true; }
 
-.PHONY: setup demo test test-slurm lint
+.PHONY: setup demo test test-slurm test-gpu lint
 
 setup: $(INSTALLED)
 
 # fairseq is compiled, which needs torch: so torch comes first, and the build does not fetch another one for itself.
-$(INSTALLED): setup.py constraints.txt
+$(INSTALLED): setup.py $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; (3, 11) <= sys.version_info < (3, 14) or sys.exit(f"$(PYTHON) is Python {v}, and 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo '--- PyTorch: some gigabytes to download'
@@ -37,6 +38,10 @@ test: lint
 # On two clusters of its own, side by side, which need Debian's slurm-wlm and munge.
 test-slurm: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/slurm
+
+# On the machine's GPU, in minutes; with AMAE_TEST_DEVICE=cpu the same code runs on the CPU, in more of them.
+test-gpu: setup
+	$(BIN)/python -m pytest -rfE tests/gpu
 
 lint: setup
 	$(BIN)/ruff check

@@ -1,5 +1,6 @@
 """One optimizer step of a model: its time, memory and arithmetic, and the machine's rate at matrix products."""
 
+import functools
 import math
 import multiprocessing
 import resource
@@ -10,24 +11,29 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from amae_plugin.benchmark.candidates import find_candidate
+from amae_plugin.data.dataset import AudioDataset
+from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
+from amae_plugin.models.registry import SYSTEMS
 from amae_plugin.processes import end_with_parent, signals_held_back
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 _WARM_UP_STEPS = 2
 _MASK_REPEATS = 10
+_READ_AHEAD = 2  # batches that each worker of a DataLoader prepares
 _MATRIX_SECONDS = 1.0
 _MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 
@@ -43,6 +49,9 @@ class StepSpec:
         threads: CPU threads.
         steps: number of timed steps, after the warm-up.
         device: name of the device.
+        profile: file for a profile of one more step; None for none.
+        manifest: clips for as many more steps, which a data loader feeds; None for none.
+        workers: processes of that loader.
     """
 
     settings: Mapping[str, Any]
@@ -51,6 +60,9 @@ class StepSpec:
     threads: int
     steps: int
     device: str
+    profile: Path | None = None
+    manifest: Path | None = None
+    workers: int = 0
 
 
 def measure_in_new_process(spec: StepSpec) -> dict[str, float | int | None]:
@@ -85,6 +97,7 @@ def measure_step(spec: StepSpec) -> dict[str, float | int | None]:
     Returns:
         ``seconds`` (median of the timed steps), ``cpu_seconds`` (median of the processor time of all threads, which
         other programs disturb less), ``clips_per_second``, ``warm_up_seconds`` (compilation and first steps),
+        ``fed_clips_per_second`` (of the steps that a data loader feeds; None without them),
         ``peak_bytes`` (the process's memory, or the GPU's allocations), ``mask_seconds`` (time to draw the masks of a
         batch; None if the model cannot draw them separately) and ``matrix_flops_per_second`` (:func:`matrix_rate`).
     """
@@ -98,27 +111,62 @@ def measure_step(spec: StepSpec) -> dict[str, float | int | None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=candidate.optimized or None)
     inputs = tuple(tensor.to(device) for tensor in candidate.inputs(spec.settings, spec.batch))
 
-    def step() -> None:
+    def step(*inputs: Tensor) -> None:
         candidate.loss(model, *inputs).backward()
         optimizer.step()
         optimizer.zero_grad()
 
     steps = tqdm(range(_WARM_UP_STEPS + spec.steps), f"{spec.settings['_name']} {spec.precision}: steps", unit="step")
-    times = [_timed(step, device) for _ in steps]
+    times = [_timed(lambda: step(*inputs), device) for _ in steps]
     wall, cpu = (statistics.median(column) for column in zip(*times[_WARM_UP_STEPS:]))
-    # The masks are not part of the peak.
+    # Nothing that follows is part of the peak.
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_resident_bytes()
+    if spec.profile is not None:
+        with torch.profiler.profile() as profiler:  # of the CPU, and of a GPU if there is one
+            _timed(lambda: step(*inputs), device)
+        profiler.export_chrome_trace(str(spec.profile))
+    fed = None if spec.manifest is None else _fed_rate(spec, step, device)
     draw = candidate.mask
     masks = [_timed(lambda: draw(model, *inputs), device)[0] for _ in range(_MASK_REPEATS)] if draw else []
     return {
         "seconds": wall,
         "cpu_seconds": cpu,
         "clips_per_second": spec.batch / wall,
+        "fed_clips_per_second": fed,
         "warm_up_seconds": sum(seconds for seconds, _ in times[:_WARM_UP_STEPS]),
         "peak_bytes": peak,
         "mask_seconds": statistics.median(masks) if masks else None,
         "matrix_flops_per_second": matrix_rate(device, PRECISIONS[spec.precision]),
     }
+
+
+def _fed_rate(spec: StepSpec, step: Callable[..., None], device: torch.device) -> float:
+    """Measure the clips per second of steps that a data loader feeds, once what it has read ahead is used up."""
+    assert spec.manifest is not None
+    manifest = Manifest.read(spec.manifest).require_clips()
+    system = SYSTEMS[find_candidate(spec.settings).sizes]
+    wanted = replace(system.input(spec.settings), target_length=spec.settings["input_length"])
+    dataset = AudioDataset(manifest, wanted, train=True, on_bad_audio="skip", max_bad_audio=len(manifest))
+    sampler = RandomSampler(dataset, replacement=True, num_samples=2**31)
+    loader = DataLoader(
+        dataset,
+        spec.batch,
+        sampler=sampler,
+        num_workers=spec.workers,
+        collate_fn=dataset.collate,
+        pin_memory=device.type == "cuda",
+    )
+    clips, batches = 0, iter(loader)
+    ahead = 1 + _READ_AHEAD * spec.workers
+    for number in tqdm(range(ahead + spec.steps), f"{spec.settings['_name']} {spec.precision}: fed steps", unit="step"):
+        if number == ahead:
+            start = time.perf_counter()
+        batch = next(batches)
+        if batch:  # a clip of it could be decoded
+            inputs = [batch[name].to(device, non_blocking=True) for name in ("source", "seed")]
+            _timed(functools.partial(step, *inputs), device)
+            clips += len(batch["id"]) * (number >= ahead)
+    return clips / (time.perf_counter() - start)
 
 
 def count_flops(spec: StepSpec) -> int:

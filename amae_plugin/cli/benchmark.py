@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from amae_plugin.cli.arguments import add_config_dir, device, natural, positive
 from amae_plugin.cli.choices import PRECISIONS
 from amae_plugin.errors import UserError
+from amae_plugin.files import try_file, write_json, writing
 
 if TYPE_CHECKING:
     from amae_plugin.benchmark.step import StepSpec
@@ -27,11 +27,14 @@ Figures = dict[str, Any]
 
 _COLUMNS = {
     "seconds": ("seconds a step", "{:.4g}"),
+    "cpu_seconds": ("of the processor", "{:.4g}"),
     "clips_per_second": ("clips/s", "{:.4g}"),
+    "fed_clips_per_second": ("clips/s with the loader", "{:.4g}"),
     "gflop_per_clip": ("GFLOP a clip", "{:,.4g}"),
     "peak_gib": ("peak memory", "{:.3g} GiB"),
     "flops_share": ("of the rate of a large matrix product", "{:.0%}"),
     "time_ratio": ("time / textbook", "{:.2f}"),
+    "cpu_time_ratio": ("processor time / textbook", "{:.2f}"),
     "memory_ratio": ("memory / textbook", "{:.2f}"),
     "mask_share": ("masks", "{:.2%} of the time"),
 }
@@ -54,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--reference", action="store_true", help="add a plain PyTorch model of the same sizes in fp32, the yardstick")
     add("--compare", action="store_true", help="compare all systems, and SSAST in two passes")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. model.decoder=hybrid")
+    add("--feed", type=Path, metavar="MANIFEST", help="also measure steps that a data loader feeds with these clips")
+    trace = "also write a profile of a step in the first precision, for ui.perfetto.dev and chrome://tracing"
+    add("--profile", type=Path, metavar="FILE", help=trace)
 
     add = parser.add_argument_group("data path").add_argument
     add("--data", type=Path, metavar="MANIFEST", help="measure the data path with these clips")
@@ -64,14 +70,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the figures as a table."""
+    if args.profile is not None and (args.compare or args.data is not None):
+        raise UserError("--profile is of one recipe's training step: leave out --compare and --data")
     if args.compare and args.data is not None:
         raise UserError("--compare measures training steps and --data the data path: give one of them")
     from amae_plugin.modules.compute import choose_device
 
     args.device = choose_device(args.device)
+    for path in filter(None, (args.json, args.profile)):  # before the work
+        try_file(path)
     figures = (_measure_data if args.data is not None else _compare if args.compare else _measure_training)(args)
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        with writing(args.json):
+            write_json(args.json, figures)
 
 
 def _measure_training(args: argparse.Namespace) -> Figures:
@@ -147,9 +158,14 @@ def _measure(args: argparse.Namespace, settings: Figures, precision: str, refere
 
 
 def _spec(args: argparse.Namespace, settings: Figures, precision: str) -> StepSpec:
+    from amae_plugin.benchmark.candidates import TEXTBOOK
     from amae_plugin.benchmark.step import StepSpec
 
-    return StepSpec(settings, precision, args.batch, args.threads, args.steps, str(args.device))
+    measured = (args.batch, args.threads, args.steps, str(args.device))
+    if settings["_name"] == TEXTBOOK:  # the yardstick
+        return StepSpec(settings, precision, *measured)
+    profile = args.profile if precision == args.precision[0] else None
+    return StepSpec(settings, precision, *measured, profile, args.feed, args.workers)
 
 
 def _circumstances(args: argparse.Namespace) -> Figures:
@@ -162,10 +178,14 @@ def _circumstances(args: argparse.Namespace) -> Figures:
 
 def _print_table(result: Figures, rows: Mapping[str, Figures]) -> None:
     """Print figures as a table of Markdown, without the columns that no row has."""
-    columns = {key: column for key, column in _COLUMNS.items() if any(key in row for row in rows.values())}
+    columns = {
+        key: column for key, column in _COLUMNS.items() if any(row.get(key) is not None for row in rows.values())
+    }
     lines = [["", *(heading for heading, _ in columns.values())], ["---"] * (1 + len(columns))]
     for name, row in rows.items():
-        lines.append([name, *(form.format(row[key]) if key in row else "" for key, (_, form) in columns.items())])
+        lines.append(
+            [name, *("" if row.get(key) is None else form.format(row[key]) for key, (_, form) in columns.items())]
+        )
     print(f"{result['device']}, batch {result['batch']}, {result['threads']} CPU threads\n")
     print("\n".join(f"| {' | '.join(line)} |" for line in lines), end="\n\n")
 

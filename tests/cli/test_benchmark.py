@@ -198,6 +198,21 @@ def manifest(tmp_path_factory):
     return folder / "train.tsv"
 
 
+def test_a_step_is_profiled_and_fed_by_the_loader(config_dir, manifest, tmp_path, capsys):
+    figures, trace = tmp_path / "figures.json", tmp_path / "trace.json"
+    recipe = ["--recipe", "tiny_recipe", "--config-dir", str(config_dir), "--precision", "fp32", "--steps", "1"]
+    files = ["--feed", str(manifest), "--workers", "1", "--profile", str(trace), "--json", str(figures)]
+    assert main(["benchmark", *recipe, "--batch", "3", *files]) == 0
+    assert any(event.get("name") == "aten::mm" for event in json.loads(trace.read_text())["traceEvents"])
+    row = json.loads(figures.read_text())["precisions"]["fp32"]
+    assert min(row["fed_clips_per_second"], row["cpu_seconds"]) > 0
+    header = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| "))
+    assert header.startswith("|  | seconds a step | of the processor | clips/s | clips/s with the loader |")
+    assert main(["benchmark", "--compare", "--profile", str(trace)]) == 2
+    assert main(["benchmark", "--profile", str(tmp_path / "none" / "x.json")]) == 2
+    assert "make the folder first" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_the_data_path_is_measured_stage_by_stage(manifest, tmp_path, capsys, workers):
     path, threads = tmp_path / "figures.json", torch.get_num_threads()
