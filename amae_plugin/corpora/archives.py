@@ -77,7 +77,7 @@ def _tar_members(file: FileIO) -> Iterator[Member]:
     # Only "r:" refuses what is compressed.
     with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as archive:
         while (member := archive.next()) is not None:
-            archive.members.clear()  # which grow by a kilobyte a member
+            archive.members.clear()  # type: ignore[attr-defined]  # which grow by a kilobyte a member
             if member.isdir():
                 continue
             problem = ""

@@ -346,8 +346,8 @@ class _Job:
                 continue
             if self.split == "trials" and suffix == "txt":
                 self._write_trials(source, kept)
-            elif (content := _entries_of(source, kept)) is not None:
-                _write(self.out / source.name, content)
+            elif (entries := _entries_of(source, kept)) is not None:
+                _write(self.out / source.name, entries)
             else:
                 yield f"{source.name}: not copied, as it has not one entry a clip"
 

@@ -95,7 +95,7 @@ class Sampling:
         bounds /= bounds[-1]
         numbers = rng.random(self.samples)
         order = np.argsort(numbers)
-        drawn = np.empty(self.samples, np.int64)
+        drawn = np.empty(len(numbers), np.int64)
         drawn[order] = np.searchsorted(bounds, numbers[order], side="right")
         return self.pool[drawn]
 

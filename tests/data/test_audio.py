@@ -13,7 +13,7 @@ import soundfile
 import torch
 import torchaudio
 
-from amae_plugin.data.audio import AudioError, AudioHeader, Crop, load_clip, read_header, resample
+from amae_plugin.data.audio import AudioError, AudioHeader, Crop, load_clip, read_header, resample, to_mono
 from amae_plugin.data.manifest import Clip
 
 FORMATS = {
@@ -176,6 +176,12 @@ def test_samples_are_those_that_libsndfile_gives(tmp_path, subtype):
     soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype)
     expected, _ = soundfile.read(tmp_path / "a.wav", dtype="float32")
     assert np.array_equal(load_clip(Clip(str(tmp_path / "a.wav"))).numpy(), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 6])
+def test_channels_are_averaged(channels):
+    samples = np.random.default_rng(0).normal(size=(1_000, channels)).astype(np.float32)
+    assert np.array_equal(to_mono(samples, "a.wav").numpy(), samples.mean(axis=1))
 
 
 @pytest.mark.parametrize("rate", [8_000, 12_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000])
