@@ -379,14 +379,15 @@ def _decode(source: _Source, clip: Clip, sample_rate: int, crop: Crop | None) ->
         if len(samples) == frames:
             return samples
     first, end = (clip.start, clip.start + clip.length) if clip.kind == "segment" else (0, math.inf)
-    pieces, total = [np.zeros((0, source.channels), np.float32)], 0
+    pieces, total = list[np.ndarray](), 0
     for block in source.blocks():
         pieces.append(block[max(0, first - total) :])
         total += len(block)
         if total >= end:
             break
     start, frames = choose(total)
-    return np.concatenate(pieces)[start - first :][:frames]
+    # Without an empty array in front, whose order of axes the others would have to take.
+    return np.concatenate(pieces or [np.zeros((0, source.channels), np.float32)])[start - first :][:frames]
 
 
 @contextmanager
@@ -545,6 +546,7 @@ class _Container:
         self._file, self._name = file, name
         self._refused = 0  # packets that the decoder refused
         self._container = self._reopen()
+        self._is_new = True  # nothing was decoded yet
         try:
             if not self._container.streams.audio:
                 raise AudioError(name, "has no audio stream")
@@ -612,8 +614,10 @@ class _Container:
         """Decode from the beginning, or from a packet before frame *start* on; yield positions and samples."""
         import av
 
-        self._container.close()
-        self._container = self._reopen()
+        if not self._is_new:
+            self._container.close()
+            self._container = self._reopen()
+        self._is_new = False
         self._stream = stream = self._container.streams.audio[0]
         self._refused = 0
         position: int | None = 0
