@@ -155,8 +155,8 @@ Done in {time.monotonic() - start:,.0f} seconds.
 Next, the same on a folder of your own recordings, of any length and format:
   {shlex.join(["source", str(Path(sys.prefix) / "bin" / "activate")])}
   amae manifest folder /your/recordings --out manifests/mine
-  amae stats manifests/mine
-  {shlex.join([COMMAND, "--config-dir", str(demo.config_dir)])} --config-name pretrain_audio_mae_small \\
+  amae stats manifests/mine --recipe pretrain_audio_mae_tiny
+  {shlex.join([COMMAND, "--config-dir", str(demo.config_dir)])} --config-name pretrain_audio_mae_tiny \\
     task.data=manifests/mine task.mean=... task.std=...   (as amae stats printed them)""")
 
 

@@ -23,9 +23,9 @@ from amae_plugin.files import write_json
 from amae_plugin.inference.model import load_model
 from amae_plugin.metrics.spread import Spread
 from amae_plugin.models.registry import SYSTEMS
-from amae_plugin.recipes import model_settings, override, recipe_number
+from amae_plugin.recipes import override, recipe_number
 from amae_plugin.runs.settings import Comparison
-from amae_plugin.runs.statistics import front_end_of, read_or_measure
+from amae_plugin.runs.statistics import read_front_end, read_or_measure
 from amae_plugin.runs.training import Training, available_cpus, complete, read_losses, recipe_arguments
 from amae_plugin.visual import plot_comparison
 from amae_plugin.visual.style import save
@@ -157,7 +157,7 @@ def _run(comparison: Comparison, name: str, seed: int) -> Result:
     front_end: FrontEnd = LogMel()
     pretraining: Training | None = None
     if recipe := CONTESTANTS[name]:
-        front_end = front_end_of(model_settings(recipe, comparison.config_dir, comparison.overrides))
+        front_end, _ = read_front_end(recipe, comparison.config_dir, comparison.overrides)
         pretraining = _pretraining(comparison, title, recipe, front_end, folder / "pretraining")
         complete([pretraining])
         encoder = [override("model.pretrained", pretraining.checkpoint)]

@@ -1,5 +1,6 @@
 import json
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from amae_plugin.data.audio import load_clip
 from amae_plugin.data.log_mel import LogMel, SlaneyLogMel
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.recipes import override
+
+CONFIG_DIR = Path(__file__).parents[2] / "config"
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +90,23 @@ def test_stats_of_a_sample_of_a_split(manifests, tmp_path, capsys):
     assert main(["stats", str(manifests), "--split", "valid", "--workers", "0"]) == 0
     assert main(["stats", str(manifests), "--split", "test", "--workers", "0"]) == 2
     assert "test.tsv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "same"),
+    [
+        ("pretrain_audio_mae_tiny", ["--target-length", "128"]),
+        ("pretrain_m2d_tiny", ["--target-length", "128", "--front-end", "slaney"]),
+        ("finetune_audio_mae_as20k", ["--target-length", "1024"]),
+    ],
+)
+def test_stats_of_a_recipe_are_those_of_its_front_end_and_length(manifests, tmp_path, recipe, same):
+    found = []
+    for options in (["--recipe", recipe, "--config-dir", str(CONFIG_DIR)], same):
+        command = ["stats", str(manifests), *options, "--workers", "0", "--json", str(tmp_path / "stats.json")]
+        assert main(command) == 0
+        found.append(json.loads((tmp_path / "stats.json").read_text()))
+    assert found[0] == found[1]
 
 
 def test_figures_that_cannot_be_written_are_not_measured(manifests, tmp_path, capsys, monkeypatch):
