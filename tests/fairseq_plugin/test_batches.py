@@ -89,6 +89,13 @@ def test_batches_hold_clips_of_one_length_and_so_many_frames(folder: Path) -> No
     assert len({clips(batches(made, epoch=epoch, max_tokens=200))[0][0] for epoch in range(1, 7)}) > 2
 
 
+def test_a_batch_without_padding_has_no_mask(folder: Path) -> None:
+    padding = [
+        batch["net_input"]["padding_mask"] for batch in batches(task(folder, batch_length="shortest"), max_tokens=200)
+    ]
+    assert padding and not any(mask is not None for mask in padding)
+
+
 def test_validation_has_the_same_batches_in_each_epoch(folder: Path) -> None:
     made = task(folder, "valid", batch_length="shortest")
     first = clips(batches(made, split="valid", max_tokens=200))
