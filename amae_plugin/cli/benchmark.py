@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from amae_plugin.benchmark.candidates import CANDIDATES, FASTER, SLOWER, TEXTBOOK, find_candidate
-from amae_plugin.benchmark.data_path import measure_loader, measure_stages
+from amae_plugin.benchmark.data_path import measure_loader, measure_stages, measure_worker
 from amae_plugin.benchmark.step import PRECISIONS, StepSpec, count_flops, measure_in_new_process
 from amae_plugin.cli.arguments import natural, positive
 from amae_plugin.data.dataset import AudioDataset
@@ -165,9 +165,12 @@ def _measure_data(args: argparse.Namespace) -> Figures:
     # The loader first: it reads every file twice, so that the stages find them in memory as its timed pass does.
     loader = measure_loader(dataset, indices, args.batch, args.workers)
     stages = measure_stages(dataset, indices, args.batch)
+    worker = measure_worker(dataset, indices, args.batch)
     print(f"{clips} clips, {stages['skipped']} unreadable; clips per second of one worker, files cached:")
     print(", ".join(f"{stage} {stages[stage]:,.4g}" for stage in ("decode", "features", "collate", "together")))
+    places = ", ".join(f"task.features={place} {rate:,.4g}" for place, rate in worker.items())
+    print(f"augmented clips per second of a worker's processor time: {places}")
     print(f"data loader with {args.workers} workers: {loader:,.4g} clips per second")
     given = {name: vars(args)[name] for name in ("target_length", "batch", "workers")}
     rates = {"clips_per_second_per_worker": stages, "loader_clips_per_second": loader}
-    return {"manifest": str(args.data), "clips": clips, **given, **rates}
+    return {"manifest": str(args.data), "clips": clips, **given, **rates, "worker_clips_per_processor_second": worker}
