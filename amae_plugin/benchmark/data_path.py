@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,7 +11,9 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from amae_plugin.data.audio import AudioError, Crop, load_clip
+from amae_plugin.data.augment import Magnitude, Roll
 from amae_plugin.data.dataset import AudioDataset, Item
+from amae_plugin.data.features import FEATURES
 from amae_plugin.data.pictures import load_picture
 from amae_plugin.errors import UserError
 
@@ -35,6 +38,28 @@ def measure_stages(dataset: AudioDataset, indices: Sequence[int], batch: int) ->
         raise UserError(f"{dataset.manifest.path}: none of the {len(indices)} clips drawn can be decoded")
     rates: dict[str, float | int] = {stage: clips / elapsed for stage, elapsed in seconds.items()}
     return {**rates, "together": clips / sum(seconds.values()), "skipped": len(indices) - clips}
+
+
+def measure_worker(dataset: AudioDataset, indices: Sequence[int], batch: int) -> dict[str, float]:
+    """Measure the batches of augmented clips that one worker makes, with either place of the spectrograms in turn.
+
+    Returns:
+        Clips per second of processor time, by the value of ``task.features``.
+    """
+    augmentations = (Roll(), Magnitude())
+    datasets = {place: replace(dataset, features=place, train=True, augmentations=augmentations) for place in FEATURES}
+    seconds = dict.fromkeys(datasets, 0.0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for first in tqdm(range(0, len(indices), batch), desc="one worker", unit="batch"):
+            for place, each in datasets.items():
+                start = time.process_time()
+                each.collate([each[index] for index in indices[first : first + batch]])
+                seconds[place] += time.process_time() - start
+    finally:
+        torch.set_num_threads(threads)
+    return {place: len(indices) / elapsed for place, elapsed in seconds.items()}
 
 
 def measure_loader(dataset: AudioDataset, indices: Sequence[int], batch: int, workers: int) -> float:

@@ -193,7 +193,7 @@ def _print_table(result: Figures, rows: Mapping[str, Figures]) -> None:
 def _measure_data(args: argparse.Namespace) -> Figures:
     import numpy as np
 
-    from amae_plugin.benchmark.data_path import measure_loader, measure_stages
+    from amae_plugin.benchmark.data_path import measure_loader, measure_stages, measure_worker
     from amae_plugin.data.dataset import AudioDataset
     from amae_plugin.data.images import ImageInput
     from amae_plugin.data.log_mel import ModelInput
@@ -207,9 +207,12 @@ def _measure_data(args: argparse.Namespace) -> Figures:
     # The loader first: it reads every file twice, so that the stages find them in memory as its timed pass does.
     loader = measure_loader(dataset, indices, args.batch, args.workers)
     stages = measure_stages(dataset, indices, args.batch)
+    worker = measure_worker(dataset, indices, args.batch)
     print(f"{clips} clips, {stages['skipped']} unreadable; clips per second of one worker, files cached:")
     print(", ".join(f"{stage} {rate:,.4g}" for stage, rate in stages.items() if stage != "skipped"))
+    places = ", ".join(f"task.features={place} {rate:,.4g}" for place, rate in worker.items())
+    print(f"augmented clips per second of a worker's processor time: {places}")
     print(f"data loader with {args.workers} workers: {loader:,.4g} clips per second")
     given = {name: vars(args)[name] for name in ("target_length", "batch", "workers")}
     rates = {"clips_per_second_per_worker": stages, "loader_clips_per_second": loader}
-    return {"manifest": str(args.data), "clips": clips, **given, **rates}
+    return {"manifest": str(args.data), "clips": clips, **given, **rates, "worker_clips_per_processor_second": worker}

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from amae_plugin.cli.arguments import positive
+from amae_plugin.cli.arguments import natural, positive
 from amae_plugin.cli.choices import PACKINGS
 from amae_plugin.files import try_folder
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", choices=PACKINGS, default="flac", help="flac is smaller, wav faster to read (%(default)s)")
     add("--rate", type=positive, metavar="HZ", help="sample rate to resample to, 16000 for all systems (each file's)")
     add("--shard-size", type=positive, default=1000, metavar="MB", help="size of a shard, about (%(default)s)")
-    add("--workers", type=positive, default=os.cpu_count(), metavar="N", help="processes (%(default)s)")
+    add("--workers", type=natural, default=os.cpu_count(), metavar="N", help="processes, at least one (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     packing = Packing(args.format, args.rate, args.shard_size * _MEGABYTE)
     code = 0
     for manifest in find_manifests(args.manifest):
-        packed = pack(manifest, args.out, packing, args.workers)
+        packed = pack(manifest, args.out, packing, max(1, args.workers))
         done = ", packed before" if packed.done_before else ""
         print(f"{packed.manifest}: {packed.clips:,} clips in {packed.shards:,} shards, {packed.size:,} bytes{done}")
         for warning in packed.warnings:

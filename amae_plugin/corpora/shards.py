@@ -120,11 +120,16 @@ def build(
         warnings += more
     found_labels: dict[str, tuple[str, ...]] = {}
     if kind != NONE:
+        checked: set[str] = set()
         for clip, content in _contents(folder, clips, kind):
             try:
                 found_labels[clip.entry] = _parse(kind, content, label_field)
             except ValueError as error:
                 unreadable[clip.name] = f"has no label: {error}"
+                continue
+            for name in set(found_labels[clip.entry]) - checked:
+                check_class(name, folder / clip.archive / clip.beside[kind].name)
+                checked.add(name)
         clips = [clip for clip in clips if clip.entry in found_labels]
     scan = read_headers(folder, [clip.entry for clip in clips], workers)
     unreadable |= {clip.name: scan.unreadable[clip.entry] for clip in clips if clip.entry in scan.unreadable}
@@ -132,8 +137,6 @@ def build(
         LabelledClip(clip.entry, found_labels.get(clip.entry, ())) for clip in clips if clip.entry in scan.headers
     ]
     classes = sorted({label for clip in readable for label in clip.labels}, key=_class_order)
-    for name in classes:
-        check_class(name, folder)
     splits, more = _split(readable, {"valid": valid_fraction, "test": test_fraction}, seed)
     return write_corpus(
         folder, {out: splits}, classes, warnings=[*warnings, *more], scan=Scan(scan.headers, unreadable)

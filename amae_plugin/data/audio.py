@@ -271,7 +271,7 @@ def _ratio(source_rate: int, target_rate: int) -> Fraction:
 def _resampler(source_rate: int, target_rate: int) -> Callable[[Tensor], Tensor]:
     convolution = torchaudio.transforms.Resample(source_rate, target_rate)
     groups = _FEW_KERNELS // target_rate  # of neighbouring samples of the result, one for each kernel
-    if groups < 2:
+    if groups < 2 or source_rate == target_rate:
         return convolution
     kernels, width = convolution.kernel[:, 0], convolution.width
     taps = kernels.shape[1]

@@ -106,6 +106,7 @@ WITH_WORKERS = {
     "manifest": ["folder", "clips", "--out", "manifests"],
     "predict": ["model.pt", "clips"],
     "reconstruct": ["model.pt", "clips", "--out", "page"],
+    "pack": ["manifests", "--out", "packed"],
     "stats": ["manifests"],
     "transcribe": ["model.pt", "clips"],
 }

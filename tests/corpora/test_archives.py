@@ -284,6 +284,12 @@ def test_what_is_held_out_is_drawn_from_each_class_and_stays_in_order(tmp_path: 
         assert starts == sorted(starts)
 
 
+def test_a_label_that_cannot_be_a_class_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tar(tmp_path / "in" / "x.tar", {"a.flac": sound(), "a.json": b'["Horn, honking"]'})
+    assert shards(tmp_path / "in", tmp_path / "out") == 2
+    assert f"{tmp_path}/in/x.tar/a.json: 'Horn, honking' cannot be a class" in capsys.readouterr().err
+
+
 def test_a_folder_without_archives_or_without_audio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in").mkdir()
     assert shards(tmp_path / "in", tmp_path / "out") == 2
