@@ -178,10 +178,13 @@ def pack(path: Path, out: Path, packing: Packing, workers: int = 1) -> Packed:
         workers: processes that decode and encode.
 
     Raises:
-        UserError: the manifest cannot be read; *out* is its folder or holds other shards; no clip can be decoded; the
+        UserError: the manifest cannot be read, or names pictures; *out* is its folder or holds other shards; no clip can be decoded; the
             system cannot write, or gives back other bytes than were written.
     """
-    job = _Job(Manifest.read(path).require_clips(), out, packing)
+    manifest = Manifest.read(path).require_clips()
+    if manifest.has_pictures:
+        raise UserError(f"{path}: its clips have pictures, which shards do not hold; train on the manifest as it is")
+    job = _Job(manifest, out, packing)
     with writing(out, "the shards there"):
         out.mkdir(parents=True, exist_ok=True)
         if job.begin():

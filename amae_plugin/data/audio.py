@@ -39,7 +39,7 @@ from amae_plugin.files import open_regular
 if TYPE_CHECKING:
     import av
 
-NO_PYAV = "PyAV, which decodes mp4, mkv, m4a and many more, is not installed: pip install 'amae-plugin[video]'"
+NO_PYAV = "PyAV, which decodes mp4, mkv, m4a and many more, is not installed: pip install av"
 """Reason and remedy for a file that needs the library."""
 
 LOWEST_RATE, HIGHEST_RATE = 100, 1_000_000

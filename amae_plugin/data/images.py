@@ -1,4 +1,4 @@
-"""The image that a model takes of a picture, made by torchvision, which the extra ``amae-plugin[video]`` installs."""
+"""The image that a model takes of a picture, made by torchvision; sounds alone need none."""
 
 from __future__ import annotations
 
@@ -95,5 +95,5 @@ def require_torchvision() -> None:
     try:
         import torchvision  # noqa: F401
     except ImportError:
-        remedy = "pip install 'amae-plugin[video]'"
+        remedy = "pip install av pillow torchvision"
         raise UserError(f"torchvision, which makes images of pictures, is not installed: {remedy}") from None

@@ -1,6 +1,6 @@
 """Decode a clip's picture: a still, or one frame of a video.
 
-Pillow decodes stills and PyAV videos; the extra ``amae-plugin[video]`` installs both.
+Pillow decodes stills, PyAV videos; neither needs to be installed for sounds alone.
 
 A picture is what a viewer shows. Transparent parts are white. A still is turned as its EXIF says and a frame of a video
 as its display matrix does, pixels that are not square are made so, and 16 bits become 8. The frame of a video is the

@@ -157,6 +157,13 @@ def refused(folder: Path, out: Path, settings: Packing | None = None) -> str:
     return str(error.value)
 
 
+def test_pictures_are_not_lost(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "train.tsv", ".", [("a.wav", 16_000, "a.png")])
+    with pytest.raises(UserError, match=r"train\.tsv: its clips have pictures"):
+        pack(tmp_path / "train.tsv", tmp_path / "out", Packing("flac", None, 1_000_000))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_of_other_files_is_refused(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert "its own would replace" in refused(folder, folder)
