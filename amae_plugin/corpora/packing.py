@@ -178,8 +178,8 @@ def pack(path: Path, out: Path, packing: Packing, workers: int = 1) -> Packed:
         workers: processes that decode and encode.
 
     Raises:
-        UserError: the manifest cannot be read, or names pictures; *out* is its folder or holds other shards; no clip can be decoded; the
-            system cannot write, or gives back other bytes than were written.
+        UserError: the manifest cannot be read, or names pictures; *out* is its folder or holds other shards; no clip
+            can be decoded; the system cannot write, or gives back other bytes than were written.
     """
     manifest = Manifest.read(path).require_clips()
     if manifest.has_pictures:
