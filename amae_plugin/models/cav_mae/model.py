@@ -46,6 +46,12 @@ class CAVMAE(MaskedAutoencoder):
             self.loss_weights |= {"image_reconstruction": 1.0, "contrastive": config.contrastive_weight}
         self.normalizes_targets = config.norm_pix_loss
         self.encoder = CAVMAEEncoder(config)
+        if self.encoder.image is not None:
+            # No loss depends on these norms, see `forward`, and distributed training waits for all that have gradients.
+            for branch in (self.encoder, self.encoder.image):
+                for block in branch.blocks[self.encoder.num_own : -1]:
+                    block.norm1.requires_grad_(False)
+                    block.norm2.requires_grad_(False)
         self.decoder = CAVMAEDecoder(config)
         self.masking = config.build_masking()
         self.image_masking = RandomMasking(config.image_mask_ratio)

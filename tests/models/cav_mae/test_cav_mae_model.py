@@ -213,6 +213,11 @@ def test_shared_blocks_are_one_set_of_weights_with_three_sets_of_norms() -> None
         model.encoder.blocks[2].mlp.fc2.bias += 1
     after = model(sounds(), pictures(), seed=SEED)
     assert not any(torch.equal(after[name], before[name]) for name in ("prediction", "embedding", "image_embedding"))
+    # The contrastive objective knows the last one alone, so pretraining never reaches the norms of the others.
+    summed_losses(model, after, after["mask"])["loss"].backward()
+    idle = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert idle == {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert {name.rsplit(".", 2)[0] for name in idle} == {"encoder.blocks.1", "encoder.image.blocks.1"}
 
 
 def test_compiled_blocks_are_those_of_all_branches() -> None:
