@@ -1,7 +1,8 @@
 """The data path: clips per second that one worker decodes, transforms and collates, and that all workers deliver."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from amae_plugin.data.audio import AudioError, Crop, load_clip
 from amae_plugin.data.dataset import AudioDataset, Item
+from amae_plugin.data.pictures import load_picture
 from amae_plugin.errors import UserError
 
 
@@ -17,8 +19,8 @@ def measure_stages(dataset: AudioDataset, indices: Sequence[int], batch: int) ->
     """Measure decoding, features and collation, one after the other in this process, in one thread like a worker.
 
     Returns:
-        Clips per second of each stage (``decode``, ``features``, ``collate``) and of all three in turn
-        (``together``), and the number of clips that could not be decoded (``skipped``).
+        Clips per second of each stage (``decode``, ``features``, ``collate``, and ``pictures`` if the input has an
+        image) and of all in turn (``together``), and the number of clips that could not be decoded (``skipped``).
 
     Raises:
         UserError: no clip could be decoded.
@@ -48,25 +50,35 @@ def measure_loader(dataset: AudioDataset, indices: Sequence[int], batch: int, wo
 
 def _time_stages(dataset: AudioDataset, indices: Sequence[int], batch: int) -> tuple[dict[str, float], int]:
     expected = dataset.input
-    crop = Crop(expected.samples, position=0.5)
-    seconds = dict.fromkeys(("decode", "features", "collate"), 0.0)
+    crop, image = Crop(expected.samples, position=0.5), expected.image
+    reads = {"decode": lambda index: load_clip(dataset.manifest[index], expected.sample_rate, crop)}
+    if image is not None:
+        reads["pictures"] = lambda index: image(load_picture(dataset.manifest.picture(index)))
+    seconds = dict.fromkeys((*reads, "features", "collate"), 0.0)
     clips = 0
     for first in tqdm(range(0, len(indices), batch), desc="stages of one worker", unit="batch"):
         times = [time.perf_counter()]
-        read = [_decode(dataset, index, crop) for index in indices[first : first + batch]]
-        waveforms = [waveform for waveform in read if waveform is not None]
+        read: dict[int, list[Tensor]] = {index: [] for index in indices[first : first + batch]}
+        for function in reads.values():
+            read = _read(function, read)
+            times.append(time.perf_counter())
+        sources = [expected.spectrogram(waveform) for waveform, *_ in read.values()]
         times.append(time.perf_counter())
-        sources = [expected.spectrogram(waveform) for waveform in waveforms]
-        times.append(time.perf_counter())
-        dataset.collate([Item(id=0, source=x, length=expected.target_length, seed=0) for x in sources])
+        items = [Item(id=0, source=source, length=expected.target_length, seed=0) for source in sources]
+        for item, (_, *images) in zip(items, read.values()):
+            if images:
+                item["image"] = images[0]
+        dataset.collate(items)
         times.append(time.perf_counter())
         seconds = {stage: seconds[stage] + end - start for stage, start, end in zip(seconds, times, times[1:])}
-        clips += len(waveforms)
+        clips += len(read)
     return seconds, clips
 
 
-def _decode(dataset: AudioDataset, index: int, crop: Crop) -> Tensor | None:
-    try:
-        return load_clip(dataset.manifest[index], dataset.input.sample_rate, crop)
-    except AudioError:
-        return None
+def _read(function: Callable[[int], Tensor], read: Mapping[int, list[Tensor]]) -> dict[int, list[Tensor]]:
+    """Add what a function reads of each clip to what was read before; leave out clips that cannot be decoded."""
+    found = {}
+    for index, before in read.items():
+        with suppress(AudioError):
+            found[index] = [*before, function(index)]
+    return found

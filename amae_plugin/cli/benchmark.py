@@ -22,6 +22,7 @@ from amae_plugin.benchmark.data_path import measure_loader, measure_stages
 from amae_plugin.benchmark.step import PRECISIONS, StepSpec, count_flops, measure_in_new_process
 from amae_plugin.cli.arguments import natural, positive
 from amae_plugin.data.dataset import AudioDataset
+from amae_plugin.data.images import ImageInput
 from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
@@ -158,7 +159,7 @@ def _print_table(result: Figures, rows: Mapping[str, Figures]) -> None:
 
 def _measure_data(args: argparse.Namespace) -> Figures:
     manifest = Manifest.read(args.data).require_clips()
-    wanted = ModelInput(target_length=args.target_length)
+    wanted = ModelInput(target_length=args.target_length, image=ImageInput() if manifest.has_pictures else None)
     dataset = AudioDataset(manifest, wanted, on_bad_audio="skip", max_bad_audio=len(manifest))
     clips = min(args.clips, len(manifest))
     indices = np.sort(np.random.default_rng(1).choice(len(manifest), clips, replace=False)).tolist()
@@ -166,7 +167,7 @@ def _measure_data(args: argparse.Namespace) -> Figures:
     loader = measure_loader(dataset, indices, args.batch, args.workers)
     stages = measure_stages(dataset, indices, args.batch)
     print(f"{clips} clips, {stages['skipped']} unreadable; clips per second of one worker, files cached:")
-    print(", ".join(f"{stage} {stages[stage]:,.4g}" for stage in ("decode", "features", "collate", "together")))
+    print(", ".join(f"{stage} {rate:,.4g}" for stage, rate in stages.items() if stage != "skipped"))
     print(f"data loader with {args.workers} workers: {loader:,.4g} clips per second")
     given = {name: vars(args)[name] for name in ("target_length", "batch", "workers")}
     rates = {"clips_per_second_per_worker": stages, "loader_clips_per_second": loader}

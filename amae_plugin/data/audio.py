@@ -157,7 +157,11 @@ def to_mono(samples: np.ndarray, name: str) -> Tensor:
     """
     if not len(samples):
         raise AudioError(name, "holds no samples")
-    waveform = torch.from_numpy(samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0])
+    if samples.shape[1] == 2:
+        mono = (samples[:, 0] + samples[:, 1]) / 2  # equal to mean(axis=1), which takes ten times as long
+    else:
+        mono = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
+    waveform = torch.from_numpy(mono)
     if not float(waveform.abs().max()) < _LOUDEST:  # also false for NaN
         raise AudioError(name, "holds samples that are not finite, or beyond any meaningful loudness")
     return waveform
@@ -307,14 +311,15 @@ def _decode(source: _Source, clip: Clip, sample_rate: int, crop: Crop | None) ->
         if len(samples) == frames:
             return samples
     first, end = (clip.start, clip.start + clip.length) if clip.kind == "segment" else (0, math.inf)
-    pieces, total = [np.zeros((0, source.channels), np.float32)], 0
+    pieces, total = list[np.ndarray](), 0
     for block in source.blocks():
         pieces.append(block[max(0, first - total) :])
         total += len(block)
         if total >= end:
             break
     start, frames = choose(total)
-    return np.concatenate(pieces)[start - first :][:frames]
+    # Without an empty array in front, whose order of axes the others would have to take.
+    return np.concatenate(pieces or [np.zeros((0, source.channels), np.float32)])[start - first :][:frames]
 
 
 @contextmanager
@@ -473,6 +478,7 @@ class _Container:
         self._file, self._name = file, name
         self._refused = 0  # packets that the decoder refused
         self._container = self._reopen()
+        self._is_new = True  # nothing was decoded yet
         try:
             if not self._container.streams.audio:
                 raise AudioError(name, "has no audio stream")
@@ -540,8 +546,10 @@ class _Container:
         """Decode from the beginning, or from a packet before frame *start* on; yield positions and samples."""
         import av
 
-        self._container.close()
-        self._container = self._reopen()
+        if not self._is_new:
+            self._container.close()
+            self._container = self._reopen()
+        self._is_new = False
         self._stream = stream = self._container.streams.audio[0]
         self._refused = 0
         position: int | None = 0

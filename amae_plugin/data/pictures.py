@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import struct
-import zlib
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 
 # Pillow's decoders, without those that start other programs.
 _STILLS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-_DAMAGES = (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error, zlib.error)  # what it raises
 _SCALES_OF_16_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 # First bytes of a file that Pillow and PyAV take for another, or take apart.
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -75,10 +72,12 @@ def load_picture(picture: Picture, position: float = 0.5, window: Window | None 
                 pixels = _decode_frame(file, picture, position, window)
     except OSError as error:
         raise AudioError(name, error.strerror or str(error)) from None
-    height, width = pixels.shape[1:]
+    return pixels
+
+
+def _require_shape(width: int, height: int, name: str) -> None:
     if max(height, width) > _LONGEST_RATIO * min(height, width):
         raise AudioError(name, f"has {width} x {height} pixels, too narrow for a picture")
-    return pixels
 
 
 def _refuse_unknown(file: BinaryIO, name: str) -> None:
@@ -98,12 +97,13 @@ def _decode_still(file: BinaryIO, name: str) -> Tensor | None:
     file.seek(0)
     try:
         with Image.open(file, formats=_STILLS) as opened:
-            image = _to_rgb(ImageOps.exif_transpose(opened), name)
+            image = ImageOps.exif_transpose(opened)
     except UnidentifiedImageError:
         return None
-    except (*_DAMAGES, Image.DecompressionBombError) as error:
+    except Exception as error:  # of any kind, as Pillow's readers let through what went wrong in them
         raise AudioError(name, f"is a damaged picture ({error})") from None
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    _require_shape(*image.size, name)
+    return torch.from_numpy(np.array(_to_rgb(image, name))).permute(2, 0, 1)
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -139,6 +139,7 @@ def _decode_frame(file: BinaryIO, picture: Picture, position: float, window: Win
     if frame is None:
         raise AudioError(name, "no frame of its video can be decoded")
     width = max(1, round(frame.width * ratio))
+    _require_shape(width, frame.height, name)
     pixels = torch.from_numpy(frame.to_ndarray(format="rgb24", width=width, height=frame.height)).permute(2, 0, 1)
     return torch.rot90(pixels, round(frame.rotation / 90), (1, 2))
 

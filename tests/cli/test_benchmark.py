@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from PIL import Image
 
 from amae_plugin.benchmark.candidates import CANDIDATES, TEXTBOOK, TWO_PASS_SSAST
 from amae_plugin.benchmark.step import StepSpec, count_flops
@@ -214,6 +215,21 @@ def test_the_data_path_is_measured_stage_by_stage(manifest, tmp_path, capsys, wo
     output, _ = capsys.readouterr()
     assert "10 clips, 1 unreadable" in output
     assert f"data loader with {workers} workers" in output
+
+
+def test_the_data_path_of_pairs_has_a_stage_of_its_own(manifest, tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(manifest.parent / "picture.png")
+    root, *lines = manifest.read_text().splitlines()
+    pictures = ["none.png"] + ["picture.png"] * (len(lines) - 1)
+    rows = [f"{line}\t{picture}" for line, picture in zip(lines, pictures)]
+    (manifest.parent / "pairs.tsv").write_text("\n".join([root, *rows]))
+    arguments = ["--data", str(manifest.parent / "pairs.tsv"), "--workers", "0", "--target-length", "64"]
+    assert main(["benchmark", *arguments, "--json", str(tmp_path / "figures.json")]) == 0
+    stages = json.loads((tmp_path / "figures.json").read_text())["clips_per_second_per_worker"]
+    inverse = sum(1 / stages[stage] for stage in ("decode", "pictures", "features", "collate"))
+    assert stages["together"] == pytest.approx(1 / inverse)
+    assert stages["skipped"] == 2
+    assert "pictures " in capsys.readouterr().out
 
 
 def test_a_manifest_of_nothing_readable_is_a_message(tmp_path, capsys):

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from amae_plugin.data.audio import AudioError, AudioHeader, Crop, load_clip, read_header, resample
+from amae_plugin.data.audio import AudioError, AudioHeader, Crop, load_clip, read_header, resample, to_mono
 from amae_plugin.data.manifest import Clip
 
 FORMATS = {
@@ -319,3 +319,10 @@ def test_without_pyav_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_av)
     with pytest.raises(AudioError, match=r"pip install 'amae-plugin\[video\]'"):
         load_clip(Clip(str(tmp_path / "a.mp4")))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 6])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_channels_are_averaged_to_the_last_bit(channels, order):
+    samples = np.array(np.random.default_rng(0).normal(0, 0.3, (999, channels)), np.float32, order=order)
+    assert np.array_equal(to_mono(samples, "clip").numpy(), samples.mean(axis=1))

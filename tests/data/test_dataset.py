@@ -640,3 +640,24 @@ def test_a_model_that_takes_pictures_needs_them(good, pairs, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(UserError, match=r"torchvision.*is not installed: pip install 'amae-plugin\[video\]'"):
         AudioDataset(pairs, WITH_IMAGE)
+
+
+def test_the_frame_of_a_video_is_one_of_the_piece_that_is_heard(pairs, monkeypatch):
+    asked = []
+
+    def load_picture(picture, position, window):
+        asked.append((position, window))
+        return torch.zeros(3, 4, 4, dtype=torch.uint8)
+
+    monkeypatch.setattr(dataset_module, "load_picture", load_picture)
+    seconds = WITH_IMAGE.samples / 16_000
+    AudioDataset(pairs, WITH_IMAGE, crop_position=0.2, image_position=0.7)[3]
+    assert asked == [(0.7, (seconds, 0.2))]
+    asked.clear()
+    dataset = training(pairs, WITH_IMAGE)
+    for epoch in range(20):
+        dataset.set_epoch(epoch)
+        for index in range(6):
+            dataset[index]
+            assert asked[-1][1] == (seconds, np.random.default_rng(clip_seed(1, epoch, index)).random())
+    assert {position for position, _ in asked} == {each / 10 for each in range(10)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from collections.abc import Sequence
 from fractions import Fraction
@@ -327,3 +328,11 @@ def test_training_crops_and_flips_by_the_generator_alone() -> None:
 def test_settings_that_cannot_be_used(settings: dict) -> None:
     with pytest.raises(ValueError, match="of the image"):
         ImageInput(**settings)
+
+
+def test_without_pyav_a_video_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    Image.new("L", (2, 2)).save(tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert "pip install 'amae-plugin[video]'" in reason(path)
+    assert load_picture(Picture(str(tmp_path / "a.png"))).shape == (3, 2, 2)
