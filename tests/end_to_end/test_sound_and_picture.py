@@ -65,13 +65,12 @@ def test_reconstruction_shows_the_picture_beside_a_sound(
 
 @pytest.fixture(scope="module")
 def fine_tuned(
-    cav_mae_checkpoint: Path, checkpoint: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory
+    cav_mae_checkpoint: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Run]:
-    """Of sound and picture, picture alone, and a model of sounds alone that is asked for pictures."""
+    """Of sound and picture, and of the picture alone."""
     runs = {
         "both": [f"model.pretrained={cav_mae_checkpoint}", "checkpoint.no_epoch_checkpoints=false"],
         "image": [f"model.pretrained={cav_mae_checkpoint}", "task.modalities=[image]"],
-        "refused": [f"model.pretrained={checkpoint}", "model.pooling=mean"],
     }
     settings = ["optimization.max_epoch=3", "checkpoint.save_interval=1", f"task.data={pairs}"]
     folders = {name: tmp_path_factory.mktemp(name) for name in runs}
@@ -117,12 +116,6 @@ def test_predictions_are_by_the_sound_alone(
     assert "is given the sound alone" in capsys.readouterr().err
     assert main(["predict", image, sound, *CPU]) == 2
     assert "takes pictures alone and no sound" in capsys.readouterr().err
-
-
-def test_a_model_of_sounds_is_not_asked_for_pictures(fine_tuned: dict[str, Run]) -> None:
-    run = fine_tuned["refused"]
-    assert run.returncode == 2
-    assert "task.modalities=audio,image: Audio-MAE takes audio of a clip here" in run.output
 
 
 def test_weights_of_epochs_are_kept_for_their_mean(fine_tuned: dict[str, Run]) -> None:

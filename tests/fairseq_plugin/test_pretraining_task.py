@@ -178,3 +178,39 @@ def test_what_follows_an_update_follows_each_step_that_was_made(folder: Path, tm
     assert followed == [(1, 7), (2, 7), (3, 7)]
     train(made, trained, 1)
     assert followed[3:] == [(1, 7)]
+
+
+@pytest.mark.parametrize(
+    ("system", "modalities", "chosen"),
+    [
+        ("amae_cav_mae", None, ("audio", "image")),
+        ("amae_cav_mae", ["audio"], ("audio",)),
+        ("amae_cav_mae", "image,audio", ("audio", "image")),
+        ("amae_mae_ast", None, ("audio",)),
+        ("amae_mae_ast", ["audio"], ("audio",)),
+    ],
+)
+def test_a_model_takes_what_the_task_says(
+    system: str, modalities: object, chosen: tuple[str, ...], folder: Path, tmp_path: Path
+) -> None:
+    made = task(folder, tmp_path, modalities=modalities)
+    made.build_model(OmegaConf.create({"_name": system, **SIZES, "modalities": None}))
+    assert (made.default_input.image is not None) == ("image" in chosen)
+
+
+@pytest.mark.parametrize(
+    ("system", "modalities", "message"),
+    [
+        ("amae_cav_mae", ["image"], "pretraining needs audio"),
+        ("amae_cav_mae", [], "CAV-MAE takes audio and image of a clip here"),
+        ("amae_cav_mae", ["audio", "audio"], "must be some of audio, image"),
+        ("amae_cav_mae", ["smell"], "task.modalities=smell: "),
+        ("amae_mae_ast", ["audio", "image"], "MAE-AST takes audio of a clip here"),
+    ],
+)
+def test_a_model_cannot_take_what_it_has_no_part_for(
+    system: str, modalities: object, message: str, folder: Path, tmp_path: Path
+) -> None:
+    made = task(folder, tmp_path, modalities=modalities)
+    with pytest.raises(UserError, match=message):
+        made.build_model(OmegaConf.create({"_name": system, **SIZES}))
