@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from amae_plugin.corpora.corpus import REPORT_NAME
-from amae_plugin.data.audio import AudioError, load_clip, read_rate
+from amae_plugin.data.audio import HIGHEST_RATE, LOWEST_RATE, AudioError, load_clip, read_rate
 from amae_plugin.data.labels import LABELS_NAME
 from amae_plugin.data.lines import read_lines, write_lines
 from amae_plugin.data.manifest import Manifest, write_manifest
@@ -116,7 +116,9 @@ class _Encoder(torch.utils.data.Dataset):
             file.seek(0)
             again = soundfile.read(file, dtype="float32")
         except soundfile.LibsndfileError as error:
-            return _Encoded(failure=f"{clip}: cannot be written as {form} at {rate:,} Hz ({error.error_string})")
+            remedy = "choose another --rate or --format"
+            reason = f"{clip}: cannot be written as {form} at {rate:,} Hz ({error.error_string}); {remedy}"
+            return _Encoded(failure=reason)
         if again[1] != rate or not np.array_equal(again[0], stored):
             return _Encoded(failure=f"{clip}: the {form} that was written of it does not give its samples again")
         return _Encoded(file.getvalue(), len(stored), bool(np.abs(waveform - stored).max() > 2**-15))
@@ -146,8 +148,8 @@ def _store(waveform: np.ndarray, format: str, rounds: bool) -> tuple[np.ndarray,
 def _round(waveform: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """Round to integers of some bits: as float32 of full scale 1, and as int32."""
     scale = 2 ** (bits - 1)
-    integers = np.rint(waveform.astype(np.float64) * scale).clip(-scale, scale - 1)
-    return (integers / scale).astype(np.float32), integers.astype(np.int32)
+    integers = np.rint(waveform * scale).clip(-scale, scale - 1)  # float32 holds them exactly
+    return integers / scale, integers.astype(np.int32)
 
 
 def find_manifests(path: Path) -> list[Path]:
@@ -181,6 +183,8 @@ def pack(path: Path, out: Path, packing: Packing, workers: int = 1) -> Packed:
         UserError: the manifest cannot be read, or names pictures; *out* is its folder or holds other shards; no clip
             can be decoded; the system cannot write, or gives back other bytes than were written.
     """
+    if packing.rate is not None and not LOWEST_RATE <= packing.rate <= HIGHEST_RATE:
+        raise UserError(f"--rate {packing.rate}: must be {LOWEST_RATE} to {HIGHEST_RATE:,} Hz")
     manifest = Manifest.read(path).require_clips()
     if manifest.has_pictures:
         raise UserError(f"{path}: its clips have pictures, which shards do not hold; train on the manifest as it is")

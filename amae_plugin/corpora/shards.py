@@ -37,7 +37,7 @@ _SPLIT_WORDS = {
 _SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words}
 
 
-@dataclass
+@dataclass(slots=True)
 class _Clip:
     """A member that is audio.
 

@@ -8,6 +8,7 @@ import tarfile
 import tracemalloc
 import zipfile
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -143,8 +144,8 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("extension", ["tar", "zip"])
-@pytest.mark.parametrize("damage", DAMAGES)
+# A zip may follow on anything.
+@pytest.mark.parametrize(("damage", "extension"), sorted({*product(DAMAGES, ("tar", "zip"))} - {("joined", "zip")}))
 def test_a_damaged_archive_is_named_and_left_out_as_a_whole(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str, extension: str
 ) -> None:
@@ -153,8 +154,6 @@ def test_a_damaged_archive_is_named_and_left_out_as_a_whole(
     write = write_tar if extension == "tar" else write_zip
     good = write(tmp_path / "in" / f"good.{extension}", content)
     bad = write(tmp_path / "in" / f"bad.{extension}", content)
-    if damage == "joined" and extension == "zip":
-        pytest.skip("a zip may follow on anything")
     bad.write_bytes(DAMAGES[damage](bad.read_bytes()))
     assert shards(tmp_path / "in", tmp_path / "out") == 0
     assert f"warning: {bad.name}: " in capsys.readouterr().err

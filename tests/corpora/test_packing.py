@@ -167,6 +167,8 @@ def test_pictures_are_not_lost(tmp_path: Path) -> None:
 def test_a_folder_of_other_files_is_refused(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert "its own would replace" in refused(folder, folder)
+    assert "--rate 99: must be 100 to 1,000,000 Hz" in refused(folder, out, Packing(rate=99))
+    assert "at 900,000 Hz" in refused(folder, tmp_path / "flac", Packing(rate=900_000))
     out.mkdir()
     (out / "train-000000.tar").touch()
     assert "that this command did not write" in refused(folder, out)

@@ -37,17 +37,20 @@ def test_spectrograms_on_the_device_train_as_those_of_the_workers(
 ) -> None:
     settings = [f"task.data={labelled}", "optimization.max_update=4", "checkpoint.save_interval_updates=2"]
     settings += ["checkpoint.keep_interval_updates=-1"]
+    pictures = ["task.picture_interval=4"]
     if recipe.startswith("finetune"):
+        pictures = []
         settings += [f"model.pretrained={checkpoint}", "task.mixup=0.5", "task.noise=0.1"]
     middle = tmp_path / "device" / "checkpoints" / "checkpoint_1_2.pt"
     runs = {
         tmp_path / "workers": settings,
-        tmp_path / "device": [*settings, DEVICE],
+        tmp_path / "device": [*settings, DEVICE, *pictures],
         tmp_path / "resumed": [*settings, DEVICE, f"checkpoint.restore_file={middle}"],
     }
     workers, device, resumed = run_in_turn({folder: command(recipe, folder, each) for folder, each in runs.items()})
     np.testing.assert_allclose(losses(device), losses(workers), rtol=1e-3)
-    assert len(losses(device)) == 4
+    assert len(losses(device)) == 4 and "no picture after" not in device.output
+    assert (tmp_path / "device" / "tensorboard" / "pictures").exists() == bool(pictures)
     assert resumed.losses() == {update: loss for update, loss in device.losses().items() if update > 2}
     assert resumed.logged("valid")[-1]["valid_loss"] == device.logged("valid")[-1]["valid_loss"]
 

@@ -225,6 +225,20 @@ def test_augmentations_that_keep_the_order_are_taken(write: Callable[..., Path])
     assert batch(made, [0])["net_input"]["source"].isfinite().all()
 
 
+def test_spectrograms_on_the_device_are_those_of_the_workers(write: Callable[..., Path], no_meters: None) -> None:
+    losses = []
+    for features in ("workers", "device"):
+        made, built = loaded(write(), split="valid", features=features)
+        with torch.no_grad():
+            losses.append(made.valid_step(batch(made, [0, 1, 3], "valid"), built, criterion(made).eval())[0].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_place_of_the_spectrograms_that_is_none_is_refused(write: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match="task: features is 'gpu', must be one of workers, device"):
+        loaded(write(), features="gpu")
+
+
 def test_an_unknown_unit_is_an_error_or_fairseqs_unknown(write: Callable[..., Path]) -> None:
     folder = write([(98, "A Q |"), (98, "B |")])
     with pytest.raises(UserError, match=r"train\.ltr, line 1: 'Q' is not among the 4 units"):
