@@ -27,7 +27,7 @@ from amae_plugin.models.published import find_state
 from amae_plugin.models.registry import SYSTEMS, find_system
 from amae_plugin.models.settings import PretrainingConfig, Settings, SpeechSettings
 from amae_plugin.models.system import System
-from amae_plugin.modules.compute import enough_memory
+from amae_plugin.modules.compute import NoDraws, enough_memory
 from amae_plugin.modules.embedding import grid_size
 from amae_plugin.weight_files import read_weights, unwrapped
 
@@ -340,7 +340,7 @@ class Checkpoint:
         """
         self.check_settings()
         try:
-            with enough_memory(torch.device("cpu"), f"the model of {self.path}"):
+            with enough_memory(torch.device("cpu"), f"the model of {self.path}"), NoDraws():
                 model = build_model(self.model_settings)
         except (UserError, ValueError) as error:
             raise UserError(f"{self.path}: its settings make no model: {error}") from None

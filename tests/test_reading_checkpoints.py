@@ -255,3 +255,15 @@ def test_published_weights_are_sent_to_convert(tmp_path: Path, entry: str | None
 def test_weights_that_do_not_fit_the_settings(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^[^\n]*weights do not fit the settings[^\n]*Missing[^\n]*$"):
         Checkpoint.read(save(tmp_path / "c.pt", ENCODER, {})).model()
+
+
+def test_a_model_is_built_without_drawing_its_weights_first(tmp_path: Path) -> None:
+    settings = {"_name": "amae_audio_mae", "input_length": 64, "num_mel_bins": 64, "embed_dim": 32, "depth": 1}
+    settings |= {"num_heads": 2, "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
+    model = SYSTEMS["amae_audio_mae"].model(settings)
+    task = {"_name": "amae_pretraining", "target_length": 64, "num_mel_bins": 64}
+    torch.save({"cfg": {"model": settings, "task": task}, "model": model.state_dict()}, tmp_path / "checkpoint.pt")
+    before = torch.get_rng_state()
+    built = Checkpoint.read(tmp_path / "checkpoint.pt").model()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in built.state_dict().items())

@@ -1,18 +1,23 @@
 """Devices and compilation."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch._functorch.config
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from amae_plugin.errors import UserError
 
 _NO_MEMORY = re.compile(
     r"DefaultCPUAllocator|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE
 )
+
+_DRAWS = {nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_, Tensor.uniform_, Tensor.normal_, Tensor.erfinv_}
+"""What PyTorch's initialisations at random come down to; the functions of ``nn.init`` are those that modes see."""
 
 
 def choose_device(name: str | torch.device) -> torch.device:
@@ -51,6 +56,20 @@ def enough_memory(device: torch.device, what: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise UserError(f"the memory of {device} does not suffice for {what}") from None
         raise
+
+
+class NoDraws(TorchFunctionMode):
+    """Context in which weights are not initialised at random, which takes most of the time of building a model.
+
+    It is for models whose weights are loaded next.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Return the tensor as it is."""
+        options = kwargs or {}
+        return (*args, *options.values())[0] if func in _DRAWS else func(*args, **options)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -37,7 +37,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(corpus: Path, tmp_path: Pat
 def test_two_processes_train_as_one(corpus: Path, tmp_path: Path) -> None:
     if ON_GPU and torch.cuda.device_count() < 2:
         pytest.skip("NCCL needs two GPUs, and there is one")
-    backend = [] if ON_GPU else ["distributed_training.ddp_backend=legacy_ddp"]
+    gloo = ["distributed_backend=gloo", "ddp_backend=legacy_ddp"]
+    backend = [] if ON_GPU else ["common.cpu=true", *(f"distributed_training.{setting}" for setting in gloo)]
     one = losses(end_to_end.train(tmp_path / "one", *settings(corpus, 1)))
     two = losses(end_to_end.train(tmp_path / "two", *settings(corpus, 2), *backend))
     assert two == pytest.approx(one, rel=SAME)
