@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         try_file(args.json)  # before the work
     manifest = Manifest.read(args.manifest / f"{args.split}.tsv" if args.manifest.is_dir() else args.manifest)
-    front_end, frames = log_mel.LogMel(), 1024
+    front_end: log_mel.FrontEnd = log_mel.LogMel()
+    frames = 1024
     if args.recipe:
         from amae_plugin.runs.statistics import read_front_end
 

@@ -57,7 +57,7 @@ class CosineByTime(Cosine):
         wall = metrics.get_meter("default", "wall")
         self._start = time.monotonic() - (wall.elapsed_time if wall is not None else 0.0)
 
-    def step_update(self, num_updates: int) -> float:
+    def step_update(self, num_updates: float) -> float:
         """Set the learning rate of this moment, whatever the number of updates."""
         seconds = [time.monotonic() - self._start]
         if dist.is_initialized():
