@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=positive, default=2, help="CPU threads (%(default)s)")
     add("--steps", type=positive, default=5, help="timed steps, after a warm-up (%(default)s)")
     add("--device", type=device, default="cpu", help="auto, cpu, cuda or cuda:N (%(default)s)")
-    add("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="(%(default)s)")
+    add("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="one or more of these (all)")
     add("--reference", action="store_true", help="add a plain PyTorch model of the same sizes in fp32, the yardstick")
     add("--compare", action="store_true", help="compare all systems, and SSAST in two passes")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. model.decoder=hybrid")

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_dir(parser)
     add("--minutes", type=float, default=default.minutes, help="time of each pretraining (%(default)s)")
     add("--updates", type=positive, default=default.updates, help="length of each fine-tuning (%(default)s)")
-    add("--fractions", type=float, nargs="+", default=default.fractions, help="shares of the labels (%(default)s)")
+    add("--fractions", type=float, nargs="+", default=default.fractions, help="shares of the labels (1 and 0.1)")
     add("--systems", type=str.upper, nargs="+", default=default.systems, help="some of the systems, and AST (all)")
     add("--seeds", type=natural, nargs="+", default=default.seeds, help="seeds to train each with (1)")
     add_formats(parser)

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--recipe", required=True, help="pretraining recipe: name in --config-dir, or a file")
     add_config_dir(parser)
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the recipe")
-    add("--nodes", nargs="+", type=positive, default=[1], metavar="N", help="estimate for each number (%(default)s)")
+    add("--nodes", nargs="+", type=positive, default=[1], metavar="N", help="estimate for each number (1)")
     add("--gpus-per-node", type=positive, default=8, metavar="G", help="(%(default)s)")
     add("--gpu", choices=GPUS, default="h100-sxm", help="(%(default)s)")
     add("--network", type=above_zero, metavar="GBIT", help="Gbit/s one way from a node (an adapter a GPU, as in a DGX)")
