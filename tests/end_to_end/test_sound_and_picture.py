@@ -64,9 +64,7 @@ def test_reconstruction_shows_the_picture_beside_a_sound(
 
 
 @pytest.fixture(scope="module")
-def fine_tuned(
-    cav_mae_checkpoint: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Run]:
+def fine_tuned(cav_mae_checkpoint: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """Of sound and picture, and of the picture alone."""
     runs = {
         "both": [f"model.pretrained={cav_mae_checkpoint}", "checkpoint.no_epoch_checkpoints=false"],
