@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -178,3 +179,44 @@ def test_a_missing_device_is_an_error_only_if_asked_for(checkpoint, manifest):
 def test_impossible_options_are_refused(values):
     with pytest.raises(ValueError, match="must be"):
         Options(**values)
+
+
+def test_scores_are_averaged_over_frames_of_videos(tmp_path, write_split, write_checkpoint, seeing):
+    write_split(tmp_path, [((), 0.5, 16_000), ((), 0.9, 16_000)], pictures=["video.mkv"] * 2)
+    with av.open(str(tmp_path / "video.mkv"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width = stream.height = 32
+        for brightness in (0, 80, 160, 240):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), brightness, np.uint8))))
+        container.mux(stream.encode(None))
+    encoder = {**seeing, "modalities": ["audio", "image"]}
+    path = write_checkpoint(tmp_path / "last.pt", ["a", "b"], encoder=encoder, pooling="avgtok")
+    checkpoint, manifest = Checkpoint.read(path), Manifest.read(tmp_path / "test.tsv")
+
+    def logits(model, inputs):
+        return model(**inputs)["logits"]
+
+    two = score_clips(checkpoint, manifest, logits, options(frames=2))
+    assert two.pieces.tolist() == [2, 2]
+    first, middle = (
+        AudioDataset(manifest, checkpoint.input, image_position=position)[0]["image"] for position in (0.0, 0.5)
+    )
+    assert middle.mean() > first.mean() + 1
+    item, model = AudioDataset(manifest, checkpoint.input)[0], checkpoint.model()
+    with torch.no_grad():
+        expected = [model(item["source"][None], image=image[None])["logits"][0] for image in (first, middle)]
+        alone = model(item["source"][None])["logits"][0], model(image=item["image"][None])["logits"][0]
+    np.testing.assert_allclose(two.values[0], torch.stack(expected).mean(dim=0), atol=1e-5)
+    assert score_clips(checkpoint, manifest, logits, options(frames=2, crops=3)).pieces.tolist() == [2, 6]
+    for modality, values in zip(("audio", "image"), alone):
+        given = score_clips(checkpoint, manifest, logits, options(modalities=[modality]))
+        np.testing.assert_allclose(given.values[0], values, atol=1e-5)
+    with pytest.raises(UserError, match=r"--frames 2: .* is given no pictures"):
+        score_clips(checkpoint, manifest, logits, options(frames=2, modalities=["audio"]))
+
+
+def test_a_model_of_sounds_is_not_given_pictures(checkpoint, manifest):
+    with pytest.raises(UserError, match="takes audio of a clip, not image"):
+        score_clips(checkpoint, manifest, Counting(), options(modalities=["image"]))
+    with pytest.raises(UserError, match="--frames 3"):
+        score_clips(checkpoint, manifest, Counting(), options(frames=3))
