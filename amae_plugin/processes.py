@@ -96,6 +96,14 @@ def terminated_with_parent() -> Callable[[], None]:
     return partial(_terminate_with, os.getpid())
 
 
+def killed_with_parent(worker: int) -> None:
+    """Have this process killed when its parent ends: a ``worker_init_fn`` for :class:`torch.utils.data.DataLoader`.
+
+    A worker whose results are large would wait for ever to hand them to a parent that was killed.
+    """
+    _signal_at_end_of_parent(signal.SIGKILL)
+
+
 def _terminate_with(parent: int) -> None:
     _signal_at_end_of_parent(signal.SIGTERM)
     if os.getppid() != parent:  # it ended just before

@@ -34,6 +34,7 @@ from amae_plugin.data.sampling import read_weights
 from amae_plugin.data.trials import read_trial_lines
 from amae_plugin.errors import UserError, printable
 from amae_plugin.files import reading, remove_partial_files, replacing, write_json, writing
+from amae_plugin.processes import killed_with_parent
 
 FORMATS = ("flac", "wav")
 
@@ -250,7 +251,8 @@ class _Job:
         remaining = range(first, len(self.manifest))
         # Workers compute in one thread each, so that their number changes no bit.
         encoder: Any = _Encoder(self.manifest, self.packing)
-        loader = DataLoader(encoder, batch_size=None, sampler=remaining, num_workers=workers)
+        options = {"num_workers": workers, "worker_init_fn": killed_with_parent}
+        loader = DataLoader(encoder, batch_size=None, sampler=remaining, **options)
         clips = zip(remaining, loader)
         with tqdm(total=len(self.manifest), initial=first, desc=f"packing {self.split}", unit="clip") as bar:
             for number in itertools.count(len(nexts)):

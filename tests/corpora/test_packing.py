@@ -125,6 +125,13 @@ def test_trials_name_the_clips_of_the_shards(tmp_path: Path) -> None:
 PACK = "import sys; from amae_plugin.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
+def is_running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_packing_is_continued_to_the_same_bytes(tmp_path: Path, number: signal.Signals) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
@@ -138,8 +145,14 @@ def test_an_interrupted_packing_is_continued_to_the_same_bytes(tmp_path: Path, n
     while not (out / "train-000001.tar").exists():
         assert process.poll() is None
         time.sleep(0.002)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert children
     process.send_signal(number)
     assert process.wait(60) == {signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
+    deadline = time.monotonic() + 30
+    while any(map(is_running, children)):
+        assert time.monotonic() < deadline, "a worker goes on"
+        time.sleep(0.01)
     assert not (out / "train.tsv").exists()
     first = (out / "train-000000.tar").stat()
     settings = Packing("flac", 8_000, 100_000)
