@@ -67,9 +67,13 @@ class NoDraws(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Return the tensor as it is."""
+        """Fill the tensor with zeros: draws within bounds go on until all values are in them."""
         options = kwargs or {}
-        return (*args, *options.values())[0] if func in _DRAWS else func(*args, **options)
+        if func not in _DRAWS:
+            return func(*args, **options)
+        tensor: Tensor = (*args, *options.values())[0]
+        tensor.detach().zero_()
+        return tensor
 
 
 def is_out_of_memory(error: Exception) -> bool:
