@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     facts = {
         "checkpoint": printable(str(args.checkpoint)),
         "split": printable(f"{args.data / args.split}.tsv"),
-        "pairs": f"{len(result.pairs):,} of {len(result.sounds):,} sounds and {len(result.pictures):,} pictures",
+        **{what: f"{len(found):,}" for what, found in vars(result).items() if what in ("sounds", "pictures", "pairs")},
     }
     page = render(*prepare_searches(checkpoint, result, args.queries), facts, result.table)
     with writing(out), replacing(out / _PAGE) as partial:

@@ -4,18 +4,20 @@ import io
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.log_mel import LogMel, ModelInput, fit_length
 from amae_plugin.data.manifest import Manifest
-from amae_plugin.inference.reconstruction import Reconstruction
+from amae_plugin.inference.reconstruction import FilledPicture, Reconstruction
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
 from amae_plugin.modules.embedding import unpatchify
 from amae_plugin.visual import draw_clips, plot_loss, plot_reconstructions
@@ -131,6 +133,20 @@ def test_no_text_is_cut_off_in_a_picture_of_one_clip(names: list[str] | None, fr
     for text in (label, *(ax.xaxis.label for ax in figure.axes), *(ax.title for ax in figure.axes)):
         box = text.get_window_extent()
         assert not text.get_text() or min(box.x0, box.y0, width - box.x1, height - box.y1) >= -1, text.get_text()
+
+
+@pytest.mark.parametrize("frames", [128, 512])
+def test_pictures_stand_beside_the_spectrograms(frames: int) -> None:
+    original, hidden = torch.zeros(3, 4, 4), torch.zeros(4, 4, dtype=torch.bool)
+    original[0, :2], hidden[2:] = 1.0, True
+    picture = FilledPicture(original, hidden, torch.where(hidden, 0.5, original))
+    shown = replace(half_hidden(clip(500, frames)), picture=picture)
+    axes = plot_reconstructions([shown], LogMel()).axes
+    pictures = [ax.images[0].get_array() for ax in axes if ax.images and ax.images[0].get_array().ndim == 3]
+    assert [tuple(values[0, 0]) for values in pictures] == [(1.0, 0.0, 0.0)] * 3
+    assert [tuple(values[3, 3]) for values in pictures] == [(0.0,) * 3, to_rgb("#a9b4bd"), (0.5,) * 3]
+    others = plot_reconstructions([shown, half_hidden(clip(500, frames))], LogMel()).axes
+    assert sum(bool(ax.images) and ax.images[0].get_array().ndim == 3 for ax in others) == 3  # the other has none
 
 
 @pytest.fixture
