@@ -105,8 +105,10 @@ WITH_WORKERS = {
     "evaluate": ["model.pt", "--data", "manifests"],
     "manifest": ["folder", "clips", "--out", "manifests"],
     "predict": ["model.pt", "clips"],
+    "probe": ["model.pt", "--data", "manifests"],
     "reconstruct": ["model.pt", "clips", "--out", "page"],
     "pack": ["manifests", "--out", "packed"],
+    "retrieve": ["model.pt", "--data", "manifests"],
     "stats": ["manifests"],
     "transcribe": ["model.pt", "clips"],
 }

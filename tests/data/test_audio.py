@@ -367,7 +367,7 @@ def test_without_pyav_the_extra_is_named(tmp_path, monkeypatch):
         return original(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_av)
-    with pytest.raises(AudioError, match=r"pip install 'amae-plugin\[video\]'"):
+    with pytest.raises(AudioError, match=r"pip install av"):
         load_clip(Clip(str(tmp_path / "a.mp4")))
 
 

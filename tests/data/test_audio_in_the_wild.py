@@ -341,5 +341,5 @@ def test_without_pyav_a_file_that_soundfile_gives_in_part_is_refused(
     path = no_length(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     for read in (read_header, lambda path: load_clip(Clip(str(path)))):
-        with pytest.raises(AudioError, match=r"does not tell where it ends; PyAV.*pip install 'amae-plugin\[video\]'"):
+        with pytest.raises(AudioError, match=r"does not tell where it ends; PyAV.*pip install av"):
             read(path)

@@ -673,7 +673,7 @@ def test_a_model_that_takes_pictures_needs_them(good, pairs, monkeypatch):
     with pytest.raises(UserError, match=r"good\.tsv: lists no pictures; .*task.modalities"):
         AudioDataset(good, WITH_IMAGE)
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(UserError, match=r"torchvision.*is not installed: pip install 'amae-plugin\[video\]'"):
+    with pytest.raises(UserError, match=r"torchvision.*is not installed: pip install av pillow torchvision"):
         AudioDataset(pairs, WITH_IMAGE)
 
 

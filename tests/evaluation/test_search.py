@@ -59,7 +59,8 @@ def test_the_report_has_recall_and_chance_of_both_directions(
 ) -> None:
     result = retrieve(checkpoint, folder, options=OPTIONS)
     assert "test: 5 pairs of 5 sounds and 4 pictures" in summary(result)
-    metrics, ranks = (path.read_text() for path in write(result, tmp_path))
+    metrics, ranks, *tables = (path.read_text() for path in write(result, tmp_path))
+    assert len(tables) == 3 and all("sound to picture" in table for table in tables)
     assert all(name in metrics for name in ('"sound_to_picture"', '"recall_at_10": 1.0', '"chance_at_1": 0.25'))
     assert len(ranks.splitlines()) == 1 + 5 + 4
 

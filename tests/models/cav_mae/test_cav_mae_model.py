@@ -185,8 +185,8 @@ def _contrast(rank: int, folder: str, embeddings: dict[str, Tensor]) -> None:
 
 def test_the_contrastive_objective_over_all_ranks_is_that_of_one_process_with_all_clips(tmp_path: Path) -> None:
     embeddings = {"heard": noise(5, 24), "seen": noise(5, 24, seed=3)}
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=_contrast, args=(rank, str(tmp_path), embeddings)) for rank in range(2)]
+    spawn = multiprocessing.get_context("spawn")  # autograd refuses to work in a fork of what has used it
+    processes = [spawn.Process(target=_contrast, args=(rank, str(tmp_path), embeddings)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
