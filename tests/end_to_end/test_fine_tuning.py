@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -258,8 +259,8 @@ def test_folds_in_one_command(tmp_path: Path) -> None:
     mean, spread = sum(values) / 2, abs(values[0] - values[1]) / 2**0.5
     shown = amae("results", str(runs))
     for output in (done.stdout, shown.stdout):
-        assert f"mean     {mean:.4f}" in output
-        assert f"std      {spread:.4f}" in output
+        assert re.search(rf"^mean +{mean:.4f} ", output, re.M)
+        assert re.search(rf"^std +{spread:.4f} ", output, re.M)
 
 
 WRONG_SETTINGS = [

@@ -104,7 +104,7 @@ def test_a_finished_run_and_settings_that_do_not_fit_its_checkpoint(whole: Run, 
         [data, *OVERRIDES, folder, "task.mean=3"],
         [data, *OVERRIDES, folder, "model.embed_dim=96"],
         [data, *OVERRIDES, "checkpoint.restore_file=nowhere.pt"],
-        [data, *OVERRIDES, "lr_scheduler.warmup_updates=14"],
+        [data, *OVERRIDES, "lr_scheduler._name=cosine", "lr_scheduler.warmup_updates=14"],
     ]
     again, statistics, width, missing, warmup = train_in_turn(tmp_path, runs, RECIPE)
     assert again.returncode == 0, again.output
@@ -113,7 +113,7 @@ def test_a_finished_run_and_settings_that_do_not_fit_its_checkpoint(whole: Run, 
         (statistics, f"{last} was trained with another input of the model: task.mean"),
         (width, f"Cannot load model parameters from checkpoint {last}: size mismatch for encoder.cls_token"),
         (missing, "checkpoint.restore_file=nowhere.pt: there is no such file"),
-        (warmup, "lr_scheduler=amae_cosine has no learning rate for update 14"),
+        (warmup, "lr_scheduler=cosine has no learning rate for update 14"),
     ):
         assert (run.returncode, message in run.output) == (2, True), run.output
         assert "Traceback" not in run.output
