@@ -251,7 +251,7 @@ class _Job:
         remaining = range(first, len(self.manifest))
         # Workers compute in one thread each, so that their number changes no bit.
         encoder: Any = _Encoder(self.manifest, self.packing)
-        options = {"num_workers": workers, "worker_init_fn": killed_with_parent}
+        options: dict[str, Any] = {"num_workers": workers, "worker_init_fn": killed_with_parent}
         loader = DataLoader(encoder, batch_size=None, sampler=remaining, **options)
         clips = zip(remaining, loader)
         with tqdm(total=len(self.manifest), initial=first, desc=f"packing {self.split}", unit="clip") as bar:
