@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from amae_plugin.cli.arguments import add_formats
-from amae_plugin.cli.clips import add_model
+from amae_plugin.cli.clips import add_model, results_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,8 +31,7 @@ def run(args: argparse.Namespace) -> None:
     from amae_plugin.visual import plot_layers
     from amae_plugin.visual.style import save
 
-    folder = args.checkpoint.absolute().parent
-    out = args.out or (folder.parent if folder.name == "checkpoints" else folder) / "probe"
+    out = args.out or results_folder(args.checkpoint) / "probe"
     with writing(out):  # before work that would be lost if its results could not be written
         try_place(out / "probe.json")
     model = load_model(args.checkpoint, args.device, args.batch_size)

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
         "split": printable(f"{args.data / args.split}.tsv"),
         **{what: f"{len(found):,}" for what, found in vars(result).items() if what in ("sounds", "pictures", "pairs")},
     }
-    page = render(*prepare_searches(checkpoint, result, args.queries), facts, result.table)
+    page = render(*prepare_searches(checkpoint, result, args.queries), facts, [result.table.header, *result.table.rows])
     with writing(out), replacing(out / _PAGE) as partial:
         partial.write_text(page, encoding="utf-8")
     print(f"\nwritten: {', '.join(map(str, written))}")

@@ -4,6 +4,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic, TypeVar, Union
 
@@ -308,14 +309,9 @@ def _text_rows(result: Recognition) -> Iterator[list[object]]:
         yield [clip, *texts, *vars(errors.words).values(), *vars(errors.characters).values()]
 
 
-def _recalls(result: Retrieval) -> Table:
-    header, *rows = result.table
-    return Table(header, rows)
-
-
 def _retrieval_summary(result: Retrieval) -> str:
     counts = f"{len(result.pairs):,} pairs of {len(result.sounds):,} sounds and {len(result.pictures):,} pictures"
-    return f"{result.split}: {counts}\n\n{_recalls(result).text()}"
+    return f"{result.split}: {counts}\n\n{result.table.text()}"
 
 
 def _retrieval_values(result: Retrieval) -> dict[str, object]:
@@ -356,7 +352,7 @@ _REPORTS: Mapping[type, _Report[Any]] = {
     Evaluation: _Report(_headline, _classification_summary, _classification_values, _prediction_rows, picture=_draw),
     Recognition: _Report(_error_rates, _recognition_summary, _recognition_values, _text_rows),
     Retrieval: _Report(
-        _recalls, _retrieval_summary, _retrieval_values, _rank_rows, files=("metrics.json", "ranks.csv")
+        attrgetter("table"), _retrieval_summary, _retrieval_values, _rank_rows, files=("metrics.json", "ranks.csv")
     ),
     Verification: _Report(
         _verification_measures,

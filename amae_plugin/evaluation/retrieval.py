@@ -13,6 +13,7 @@ from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.scoring import Inputs, Options, require_directions, score_clips
+from amae_plugin.evaluation.tables import Table
 from amae_plugin.metrics.retrieval import DEPTHS, Ranking, rank
 from amae_plugin.models.base import Model
 
@@ -51,14 +52,14 @@ class Retrieval:
     skipped: Mapping[str, str]
 
     @property
-    def table(self) -> list[tuple[str, ...]]:
-        """Recall and median rank of both directions as text, a header first."""
-        rows: list[tuple[str, ...]] = [("recall", *(f"at {depth}" for depth in DEPTHS), "median rank")]
+    def table(self) -> Table:
+        """Recall and median rank of both directions."""
+        rows: list[tuple[str, ...]] = []
         for direction, ranking in self.rankings.items():
             recalls = (f"{ranking.recall(depth):.4f}" for depth in DEPTHS)
             rows.append((direction, *recalls, f"{ranking.median_rank:g} of {ranking.candidates:,}"))
             rows.append(("by chance", *(f"{ranking.chance(depth):.4f}" for depth in DEPTHS), ""))
-        return rows
+        return Table(("recall", *(f"at {depth}" for depth in DEPTHS), "median rank"), rows)
 
 
 SOUND_TO_PICTURE, PICTURE_TO_SOUND = "sound to picture", "picture to sound"

@@ -17,6 +17,7 @@ HEAD_WIDTH = 64
 LARGEST = 100_000_000
 """Bound of every size in a model's settings, far beyond those of any model."""
 _MOST_PREFIX_TOKENS = 8
+_DECODER_WIDTH, _DECODER_HEADS = 512, 16  # width and attention heads of every published decoder of MAE's form
 
 
 def count_blocks(state_dict: Mapping[str, Tensor], prefix: str) -> int:
@@ -126,3 +127,30 @@ def turn_positions(table: Tensor, prefix: int, bands: int) -> Tensor:
     """Turn a table (1, prefix + bands x time, D) of positions that run band by band to time-major order."""
     first, tokens = table.tensor_split([prefix], dim=1)
     return torch.cat([first, tokens.unflatten(1, (bands, -1)).transpose(1, 2).flatten(1, 2)], dim=1)
+
+
+def count_columns(table: Tensor, prefix: int, bands: int, patch_frequency: int) -> int:
+    """Count the patches in time of a position table (1, prefix + L, D), whose patches come column by column.
+
+    Raises:
+        ValueError: the table has no whole columns of so many bands.
+    """
+    positions, rows = table.shape[1] - prefix, bands // patch_frequency
+    if not rows or positions % rows:
+        raise ValueError(
+            f"{positions} positions are not those of {bands} bands in patches of {patch_frequency}, which come in "
+            f"columns of {rows}; give --num-mel-bins"
+        )
+    return positions // rows
+
+
+def decoder_sizes(state: Mapping[str, Tensor], num_heads: int | None) -> Sizes:
+    """Read the sizes of MAE's decoder under its published names; one of the published width has the published heads."""
+    width = len(state["decoder_embed.weight"])
+    if num_heads is None and width == _DECODER_WIDTH:
+        num_heads = _DECODER_HEADS
+    return {
+        "decoder_embed_dim": width,
+        "decoder_depth": count_blocks(state, "decoder_blocks."),
+        "decoder_num_heads": count_heads(width, num_heads),
+    }

@@ -29,7 +29,6 @@ _RENAMES = (
 )
 _DECODER = ("decoder_", "mask_token")  # published names
 _OF_OTHERS = {"dist_token", "norm_stats", "target_norm.weight"}  # names that DeiT and M2D add
-_DECODER_WIDTH, _DECODER_HEADS = 512, 16  # width and attention heads in every published model
 
 
 class AudioMAEPretrained(PublishedFormat):
@@ -146,7 +145,6 @@ def _encoder_sizes(state: Mapping[str, Tensor], options: ConversionOptions) -> s
 
 def _decoder_sizes(state: Mapping[str, Tensor], num_heads: int | None) -> state_dicts.Sizes:
     """Read the fields of :class:`AudioMAEConfig` that describe the decoder; local attention shows its heads."""
-    width = state["decoder_embed.weight"].shape[0]
     depth = state_dicts.count_blocks(state, "decoder_blocks.")
     local_blocks = sum(f"decoder_blocks.{i}.attn.tau" in state for i in range(depth))
     if local_blocks:
@@ -154,13 +152,9 @@ def _decoder_sizes(state: Mapping[str, Tensor], num_heads: int | None) -> state_
         if num_heads not in (None, heads):
             raise ValueError(f"the decoder has {heads} attention heads, not --decoder-num-heads {num_heads}")
         num_heads = heads
-    elif num_heads is None and width == _DECODER_WIDTH:
-        num_heads = _DECODER_HEADS
     return {
+        **state_dicts.decoder_sizes(state, num_heads),
         "decoder": "global" if not local_blocks else "shifted" if local_blocks == depth else "hybrid",
-        "decoder_embed_dim": width,
-        "decoder_depth": depth,
-        "decoder_num_heads": state_dicts.count_heads(width, num_heads),
         "decoder_global_blocks": depth - local_blocks,
     }
 

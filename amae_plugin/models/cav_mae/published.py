@@ -49,7 +49,6 @@ _RENAMES: tuple[tuple[str, str], ...] = (
 )
 _IDLE = re.compile(r"^(decoder_)?blocks(_[av])?\.\d+\.norm[12]_[av]\.")
 _DECODER = "decoder_embed.weight"
-_DECODER_WIDTH, _DECODER_HEADS = 512, 16  # width and attention heads in every published model
 _HEAD = "mlp_head.1.weight"
 
 
@@ -103,7 +102,7 @@ class CAVMAEPretrained(_CAVMAEFile):
     def read(self, file: PublishedFile, options: ConversionOptions) -> ConvertedWeights:
         sizes = _encoder_sizes(file.state, options)
         if _DECODER in file.state:
-            sizes.update(_decoder_sizes(file.state, options.decoder_num_heads))
+            sizes.update(state_dicts.decoder_sizes(file.state, options.decoder_num_heads))
         elif options.decoder_num_heads:
             sizes["decoder_num_heads"] = options.decoder_num_heads
         return ConvertedWeights(
@@ -191,12 +190,6 @@ def _encoder_sizes(state: Mapping[str, Tensor], options: ConversionOptions) -> s
     own, shared = (state_dicts.count_blocks(state, prefix) for prefix in (_OWN, "blocks_u."))
     hidden, width = state["blocks_u.0.mlp.fc1.weight"].shape
     bands = options.num_mel_bins or CAVMAEConfig.num_mel_bins
-    positions, rows = state["pos_embed_a"].shape[1], bands // patch_frequency
-    if not rows or positions % rows:
-        raise ValueError(
-            f"{positions} positions are not those of {bands} bands in patches of {patch_frequency}, which come in "
-            f"columns of {rows}; give --num-mel-bins"
-        )
     image_patch = state["patch_embed_v.proj.weight"].shape[2]
     return {
         "patch_size": (patch_time, patch_frequency),
@@ -205,21 +198,9 @@ def _encoder_sizes(state: Mapping[str, Tensor], options: ConversionOptions) -> s
         "shared_depth": shared,
         "num_heads": state_dicts.count_heads(width, options.num_heads),
         "mlp_ratio": state_dicts.mlp_ratio(hidden, width),
-        "input_length": positions // rows * patch_time,
+        "input_length": state_dicts.count_columns(state["pos_embed_a"], 0, bands, patch_frequency) * patch_time,
         "num_mel_bins": bands,
         "image_patch_size": image_patch,
         "image_size": state_dicts.square_side(state["pos_embed_v"], prefix=0) * image_patch,
         "modalities": ("audio", "image"),
-    }
-
-
-def _decoder_sizes(state: Mapping[str, Tensor], num_heads: int | None) -> state_dicts.Sizes:
-    """Read the fields of :class:`CAVMAEConfig` that describe the decoder."""
-    width = len(state[_DECODER])
-    if num_heads is None and width == _DECODER_WIDTH:
-        num_heads = _DECODER_HEADS
-    return {
-        "decoder_embed_dim": width,
-        "decoder_depth": state_dicts.count_blocks(state, "decoder_blocks."),
-        "decoder_num_heads": state_dicts.count_heads(width, num_heads),
     }

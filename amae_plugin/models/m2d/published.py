@@ -30,7 +30,6 @@ _RENAMES: tuple[tuple[str, str], ...] = (
 _STATISTICS = "norm_stats"  # mean and standard deviation of the corpus's log-mel values
 _DECODER = "decoder_embed.weight"
 _TARGET = "target_norm.weight"
-_DECODER_WIDTH, _DECODER_HEADS = 512, 16  # width and attention heads in every published model
 
 
 class _M2DFile(PublishedFormat):
@@ -69,7 +68,7 @@ class M2DPretrained(_M2DFile):
         weights = {name: tensor for name, tensor in file.state.items() if name != _STATISTICS}
         sizes = _encoder_sizes(weights, options)
         if _DECODER in weights:
-            sizes.update(_decoder_sizes(weights, options.decoder_num_heads))
+            sizes.update(state_dicts.decoder_sizes(weights, options.decoder_num_heads))
         elif options.decoder_num_heads:
             sizes["decoder_num_heads"] = options.decoder_num_heads
         return ConvertedWeights(
@@ -129,29 +128,11 @@ def _encoder_sizes(state: Mapping[str, Tensor], options: ConversionOptions) -> s
     """Read the fields of :class:`M2DConfig` that describe the encoder."""
     patch_frequency, patch_time = state["patch_embed.proj.weight"].shape[2:]
     bands = options.num_mel_bins or M2DConfig.num_mel_bins
-    positions, rows = state["pos_embed"].shape[1] - 1, bands // patch_frequency
-    if not rows or positions % rows:
-        raise ValueError(
-            f"{positions} positions are not those of {bands} bands in patches of {patch_frequency}, which come in "
-            f"columns of {rows}; give --num-mel-bins"
-        )
     return {
         "patch_size": (patch_time, patch_frequency),
         **state_dicts.transformer_sizes(state, "", options.num_heads),
-        "input_length": positions // rows * patch_time,
+        "input_length": state_dicts.count_columns(state["pos_embed"], 1, bands, patch_frequency) * patch_time,
         "num_mel_bins": bands,
-    }
-
-
-def _decoder_sizes(state: Mapping[str, Tensor], num_heads: int | None) -> state_dicts.Sizes:
-    """Read the fields of :class:`M2DConfig` that describe the decoder."""
-    width = len(state[_DECODER])
-    if num_heads is None and width == _DECODER_WIDTH:
-        num_heads = _DECODER_HEADS
-    return {
-        "decoder_embed_dim": width,
-        "decoder_depth": state_dicts.count_blocks(state, "decoder_blocks."),
-        "decoder_num_heads": state_dicts.count_heads(width, num_heads),
     }
 
 
