@@ -224,7 +224,9 @@ class AudioDataset(torch.utils.data.Dataset):
             AudioError: a clip cannot be decoded and ``on_bad_audio`` is ``"raise"``, or too many could not.
         """
         seed = self._seed(index)
-        rng, image_rng = np.random.default_rng(seed), np.random.default_rng(self._seed(index, _PICTURE))
+        rng, image_rng = np.random.default_rng(seed), None
+        if self.input.image is not None:
+            image_rng = np.random.default_rng(self._seed(index, _PICTURE))
         clip = self.clip(index)
         waveform, image = self._load(clip, rng, image_rng)
         target = None if self.labels is None else self.labels.multi_hot(clip)
@@ -260,7 +262,7 @@ class AudioDataset(torch.utils.data.Dataset):
         return clip_seed(self.seed, self.epoch if self.train else 0, index, stream)
 
     def _load(
-        self, clip: int, rng: np.random.Generator, image_rng: np.random.Generator
+        self, clip: int, rng: np.random.Generator, image_rng: np.random.Generator | None
     ) -> tuple[Tensor, Tensor | None] | tuple[None, None]:
         """Decode sound and image of a clip of the manifest, and in training augment them; None if it is skipped."""
         position = rng.random() if self.train else self.crop_position
@@ -276,10 +278,10 @@ class AudioDataset(torch.utils.data.Dataset):
             waveform = augmentation.waveform(waveform, rng)
         return waveform, image
 
-    def _load_image(self, clip: int, crop_position: float, rng: np.random.Generator) -> Tensor | None:
+    def _load_image(self, clip: int, crop_position: float, rng: np.random.Generator | None) -> Tensor | None:
         """Make the image of a clip of the manifest, of which the piece at a position in [0, 1] is heard."""
         wanted = self.input.image
-        if wanted is None:
+        if wanted is None or rng is None:
             return None
         position = wanted.draw_position(rng) if self.train else self.image_position
         window = Window(self.input.samples / self.input.sample_rate, crop_position)

@@ -5,14 +5,12 @@ On the CPU they show that their own code works, and little else: a device is com
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from loading import load
 
 TESTS = Path(__file__).parents[1]
 DEVICE = torch.device(os.environ.get("AMAE_TEST_DEVICE", "cuda"))
@@ -36,16 +34,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Float32 means float32: cuDNN's convolutions otherwise round to TF32, as matrix products do not."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-def load(name: str, path: Path) -> ModuleType:
-    """Import a module of other tests."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 end_to_end = load("end_to_end", TESTS / "end_to_end" / "conftest.py")

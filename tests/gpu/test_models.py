@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DEVICE, ON_GPU, TESTS, load
+from conftest import DEVICE, ON_GPU, TESTS
+from loading import load
 from torch import Tensor
 
 from amae_plugin import load_model

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from loading import load
 from local_cluster import Cluster, cluster
 
 from amae_plugin.cluster.commands import JobState
@@ -27,16 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(0))
 
 
-def _load(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-end_to_end = _load("end_to_end", ROOT / "tests" / "end_to_end" / "conftest.py")
+end_to_end = load("end_to_end", ROOT / "tests" / "end_to_end" / "conftest.py")
 labelled = end_to_end.labelled  # a fixture
 BIN: Path = end_to_end.BIN
 Run = end_to_end.Run
