@@ -28,6 +28,9 @@ from amae_plugin.modules.compute import choose_device, enough_memory
 from amae_plugin.modules.embedding import Size2d
 from amae_plugin.modules.masking import gather_ids
 
+EMBEDDINGS = ("mean", "token_mean", "time_concat", "cls")
+"""Poolings of a clip's tokens to its embedding, see :class:`AudioModel`."""
+
 Batch = Sequence[Audio]
 """Several clips, all as paths or all as samples at one rate."""
 
@@ -83,8 +86,9 @@ class AudioModel(nn.Module):
 
     **Embeddings.** The embedding of a time step is the mean of the tokens of its frequency bands after the encoder's
     final norm, without class tokens; M2D's has these tokens side by side. The embedding of a clip is the mean of its
-    time steps, so every second counts alike. With ``pooling="cls"`` it is the encoder's class token, averaged over the
-    windows; EAT, whose class token learns to describe the clip, is published with both.
+    time steps, so every second counts alike. ``pooling="token_mean"`` averages the bands of any system, and
+    ``"time_concat"`` keeps them side by side. With ``"cls"`` the embedding of a clip is the encoder's class token,
+    averaged over the windows; EAT, whose class token learns to describe the clip, is published with both.
 
     The model is always in evaluation mode, even after ``train()``, and nothing about it is random.
     Letters in shapes: N clips, T time steps of a clip, D width.
@@ -92,7 +96,7 @@ class AudioModel(nn.Module):
     Args:
         checkpoint: checkpoint of a pretraining model.
         batch_size: windows at a time.
-        pooling: ``"mean"`` or ``"cls"``, what the embedding of a clip is.
+        pooling: ``"mean"`` (the system's own), ``"token_mean"``, ``"time_concat"`` or ``"cls"``.
         model: the checkpoint's model; built and loaded if None.
 
     Attributes:
@@ -462,11 +466,11 @@ class AudioModel(nn.Module):
 
     @property
     def _joins_bands(self) -> bool:
-        return self.encoder.joins_bands
+        return {"token_mean": False, "time_concat": True}.get(self.pooling, self.encoder.joins_bands)
 
     @property
     def _poolings(self) -> tuple[str, ...]:
-        return ("mean", "cls") if self.encoder.num_prefix_tokens else ("mean",)
+        return EMBEDDINGS if self.encoder.num_prefix_tokens else EMBEDDINGS[:-1]
 
     @property
     def encoder(self) -> Encoder:

@@ -129,7 +129,7 @@ def test_a_classifier_never_waits(fake: FakeTensorMode, name: str) -> None:
     for pooling, loss, bf16, padded in zip(POOLINGS, [*LOSSES] * 3, [True, False, False] * 2, [True, False] * 3):
         if pooling in ("cls", "avgcls") and not SYSTEMS[name].encoder(encoder).num_prefix_tokens:
             continue
-        shares = dict.fromkeys(("mask_ratio_time", "mask_ratio_frequency"), 0.0 if pooling == "time_concat" else 0.25)
+        shares = {"mask_ratio_time": 0.25, "mask_ratio_frequency": 0.0 if pooling == "time_concat" else 0.25}
         settings = {"encoder": encoder, "num_classes": 3, "pooling": pooling, "drop_path": 0.1, "bf16": bf16, **shares}
         model = Classifier.from_settings(settings).train()
         with fake:

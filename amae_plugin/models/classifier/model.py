@@ -47,7 +47,7 @@ class Classifier(DownstreamModel):
 
     Raises:
         UserError: ``config.encoder`` names no system.
-        ValueError: ``config.pooling`` is unknown, needs a class token that the encoder lacks or tokens that training
+        ValueError: ``config.pooling`` is unknown, needs a class token that the encoder lacks or bands that training
             hides, the number of classes is 0, or a ratio is outside [0, 1).
     """
 
@@ -77,10 +77,10 @@ class Classifier(DownstreamModel):
                 f"model.pooling is {config.pooling}, but this encoder has no class token: choose mean or avgtok"
             )
         self.joins_bands = config.pooling == "time_concat"
-        if self.joins_bands and (config.mask_ratio_time or config.mask_ratio_frequency):
+        if self.joins_bands and config.mask_ratio_frequency:
             raise ValueError(
-                "model.pooling is time_concat, which needs all tokens: set model.mask_ratio_time and "
-                "model.mask_ratio_frequency to 0, or choose token_mean"
+                "model.pooling is time_concat, which needs all bands: set model.mask_ratio_frequency to 0, or choose "
+                "token_mean"
             )
         width = self.encoder.step_dim(self.joins_bands)
         self.fc_norm: nn.Module = nn.Identity()
@@ -176,7 +176,7 @@ class Classifier(DownstreamModel):
         padding = None if padding_mask is None else self.encoder.patch_padding(padding_mask)
         if mask is not None:
             if self.joins_bands:
-                raise ValueError("the pooling time_concat needs all tokens, so it takes no mask")
+                raise ValueError("the pooling time_concat needs all bands of a time step, so it takes no mask")
             check_mask(mask, patches)
             return (visible_ids(mask), None) if padding is None else gather_ids(mask & ~padding, padding)
         if not self.encoder.training or not (self.config.mask_ratio_time or self.config.mask_ratio_frequency):

@@ -134,13 +134,26 @@ def test_the_poolings_of_fine_tuning(pooling: str, width: int) -> None:
     assert model.head.weight.std() < 1e-4
 
 
-def test_joined_bands_need_all_tokens() -> None:
-    with pytest.raises(ValueError, match="time_concat, which needs all tokens"):
+def test_joined_bands_need_all_bands() -> None:
+    with pytest.raises(ValueError, match="time_concat, which needs all bands"):
         Classifier(ClassifierConfig(encoder=ENCODER, num_classes=3, pooling="time_concat"))
-    settings = {"mask_ratio_time": 0.0, "mask_ratio_frequency": 0.0}
-    model = Classifier(ClassifierConfig(encoder=ENCODER, num_classes=3, pooling="time_concat", **settings))
+    settings = ClassifierConfig(encoder=ENCODER, num_classes=3, pooling="time_concat", mask_ratio_frequency=0.0)
     with pytest.raises(ValueError, match="takes no mask"):
-        model(torch.randn(1, 64, 80), torch.zeros(1, 20, dtype=torch.bool))
+        Classifier(settings)(torch.randn(1, 64, 80), torch.zeros(1, 20, dtype=torch.bool))
+
+
+def test_joined_bands_of_hidden_time_steps() -> None:
+    settings = {"mask_ratio_time": 0.75, "mask_ratio_frequency": 0.0, "drop_path": 0.0}
+    model = Classifier(ClassifierConfig(encoder=ENCODER, num_classes=3, pooling="time_concat", **settings)).train()
+    source, seed = torch.randn(3, 64, 80), torch.arange(3)
+    # Three of four time steps are hidden: each clip's features are those of the one that is left.
+    tokens = [
+        model.encoder(*model.encoder.patches(source), torch.arange(5 * step, 5 * step + 5).expand(3, 5))[:, 1:]
+        for step in range(4)
+    ]
+    candidates = torch.stack([each.flatten(1) for each in tokens], dim=1)
+    distances = (candidates - model(source, seed=seed)["features"][:, None]).abs().amax(dim=-1)
+    assert (distances.amin(dim=1) < 1e-5).all() and (distances < 1e-5).sum() == 3
 
 
 def test_a_file_of_the_encoder_alone(tmp_path: Path) -> None:
