@@ -82,6 +82,11 @@ def signals_held_back() -> Iterator[list[int]]:
             signal.raise_signal(received[0])
 
 
+def available_cpus() -> int:
+    """Count the processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def end_with_parent() -> None:
     """Prepare a worker of ``multiprocessing``: it is killed when its parent ends, and leaves Ctrl-C to its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

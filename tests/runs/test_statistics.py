@@ -13,8 +13,9 @@ import soundfile
 from amae_plugin.cli.main import main
 from amae_plugin.data.log_mel import LogMel, SlaneyLogMel
 from amae_plugin.data.manifest import write_manifest
+from amae_plugin.data.statistics import read_or_measure
 from amae_plugin.errors import UserError
-from amae_plugin.runs.statistics import front_end_of, read_or_measure
+from amae_plugin.runs.statistics import front_end_of
 
 
 @pytest.fixture
