@@ -19,13 +19,31 @@ if TYPE_CHECKING:
 def add_model(parser: argparse.ArgumentParser, batch_size: int = 16, unit: str = "windows") -> None:
     """Add the checkpoint and how clips go through it, a number of *unit* at a time."""
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint of this plugin")
-    add("--batch-size", type=positive, default=batch_size, metavar="N", help=f"{unit} at a time (%(default)s)")
-    add("--workers", type=natural, default=os.cpu_count(), metavar="N", help="processes that decode (%(default)s)")
-    add("--device", type=device, default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="take this checkpoint, of this plugin")
+    add(
+        "--batch-size",
+        type=positive,
+        default=batch_size,
+        metavar="N",
+        help=f"process this many {unit} at a time (default: %(default)s)",
+    )
+    add(
+        "--workers",
+        type=natural,
+        default=os.cpu_count(),
+        metavar="N",
+        help="decode in this many processes (default: %(default)s)",
+    )
+    add(
+        "--device",
+        type=device,
+        default="auto",
+        metavar="DEVICE",
+        help="compute on this: auto, cpu, cuda or cuda:N (default: %(default)s)",
+    )
 
 
-def add_clips(parser: argparse.ArgumentParser, text: str = "audio file, or folder to search for them") -> None:
+def add_clips(parser: argparse.ArgumentParser, text: str = "take this audio file, or those of this folder") -> None:
     """Add the checkpoint, the audio files, which *text* describes, and how they are processed."""
     add_model(parser)
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=text)

@@ -16,8 +16,16 @@ _FORMATS = (".csv", ".json")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add_clips(parser)
-    parser.add_argument("--top-k", type=positive, default=5, metavar="K", help="classes a clip (%(default)s)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write to a .csv or .json file, not to the terminal")
+    parser.add_argument(
+        "--top-k",
+        type=positive,
+        default=5,
+        metavar="K",
+        help="name this many classes of each clip (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write to this .csv or .json file, not to the terminal"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,9 @@ def measure(
     if 0 < clips < len(manifest):
         chosen = np.sort(np.random.default_rng(seed).choice(len(manifest), clips, replace=False))
     subset = Subset(dataset, chosen.tolist())
-    loader = DataLoader(subset, batch_size=_CLIPS_PER_STEP, num_workers=min(workers, len(subset)), collate_fn=_moments)
+    # A generator of its own: the caller's random numbers, such as a model's first weights, are what they would be.
+    options: dict[str, Any] = {"generator": torch.Generator(), "num_workers": min(workers, len(subset))}
+    loader = DataLoader(subset, batch_size=_CLIPS_PER_STEP, collate_fn=_moments, **options)
     total = torch.zeros(4, dtype=torch.float64)
     with tqdm(total=len(chosen), desc="measuring", unit="clip") as progress:
         for moments in loader:
