@@ -13,6 +13,7 @@ from amae_plugin.cli.arguments import device, natural, positive
 from amae_plugin.errors import UserError, printable
 
 if TYPE_CHECKING:
+    from amae_plugin.checkpoints import Checkpoint
     from amae_plugin.inference.clips import ClipFiles
 
 
@@ -60,6 +61,12 @@ def tell_skipped(skipped: Mapping[str, str]) -> None:
     if skipped:
         listed = "".join(f"\n  {printable(path)}: {reason}" for path, reason in skipped.items())
         print(f"left out, as they cannot be decoded: {len(skipped):,} clips{listed}", file=sys.stderr)
+
+
+def tell_sound_alone(checkpoint: Checkpoint, remedy: str = "") -> None:
+    """Say on standard error that a model of sound and picture is given the sound alone; *remedy* ends the sentence."""
+    if "image" in checkpoint.modalities:
+        print(f"{checkpoint.path}: takes sound and picture, and is given the sound alone{remedy}", file=sys.stderr)
 
 
 def conclude(clips: ClipFiles) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amae_plugin.cli.arguments import natural, positive
-from amae_plugin.cli.clips import add_clips, conclude
+from amae_plugin.cli.clips import add_clips, conclude, tell_sound_alone
 from amae_plugin.errors import UserError
 from amae_plugin.files import replacing, try_place, writing
 
@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from amae_plugin.inference.model import load_model
 
     model = load_model(args.checkpoint, args.device, args.batch_size, teacher=args.teacher, pooling=args.pooling)
+    tell_sound_alone(model.checkpoint)
     clips = ClipFiles(args.paths, model.input.front_end, args.workers, "embedding")
     in_one_file = args.out.suffix == ".npz"
     files = {} if in_one_file else _files(args.out, clips.names)
@@ -105,6 +106,7 @@ def _write_hubert(args: argparse.Namespace) -> int:
     from amae_plugin.interop.hubert import HubertShard
 
     model = load_model(args.checkpoint, args.device, args.batch_size, teacher=args.teacher)
+    tell_sound_alone(model.checkpoint)
     shards = [HubertShard.of(path, args.rank, args.shards) for path in args.paths]
     for shard in shards:
         steps = shard.write(args.out, model, args.layer, args.workers)

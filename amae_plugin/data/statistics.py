@@ -109,7 +109,7 @@ def read_or_measure(path: Path, front_end: FrontEnd, target_length: int, cache: 
     Raises:
         UserError: the cache is damaged, or the manifest cannot be measured.
     """
-    with reading(path, "the manifest"):
+    with reading(path, "the manifest", "make one with `amae manifest folder`"):
         key, modified = f"{path.absolute()}, {target_length} frames of {front_end}", path.stat().st_mtime_ns
     text = "{}"
     if cache.exists():
