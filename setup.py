@@ -27,6 +27,7 @@ setup(
         "torchaudio",
         # fairseq's last release does not run on Python 3.11 and later; fairseq-fixed is its main branch made to.
         "fairseq-fixed",
+        "argcomplete",
         "hydra-core",
         "jinja2",
         "matplotlib",

@@ -35,21 +35,7 @@ def run_program(name: str, work: Callable[[], int | None], remedy: str = "") -> 
     """
     before = signal.signal(signal.SIGTERM, _raise_terminated)
     try:
-        try:
-            code = work() or 0
-        except SystemExit:  # argparse has printed its help
-            sys.stdout.flush()
-            raise
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        terminated = isinstance(error, Terminated)
-        what = f"{name}: {'terminated' if terminated else 'interrupted'}"
-        print(f"\n{what}; {remedy}" if remedy else f"\n{what}", file=sys.stderr)
-        return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
+        return _code(name, work, remedy)
     except BrokenPipeError:
         unread = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
         if not unread:
@@ -59,6 +45,23 @@ def run_program(name: str, work: Callable[[], int | None], remedy: str = "") -> 
         return 128 + signal.SIGPIPE
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _code(name: str, work: Callable[[], int | None], remedy: str) -> int:
+    """Return the exit code of a program, all of whose output has been handed over."""
+    try:
+        try:
+            return work() or 0
+        finally:  # also when argparse has printed its help, and ends the program
+            sys.stdout.flush()
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        terminated = isinstance(error, Terminated)
+        what = f"{name}: {'terminated' if terminated else 'interrupted'}"
+        print(f"\n{what}; {remedy}" if remedy else f"\n{what}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
 
 
 @contextmanager
@@ -80,6 +83,11 @@ def signals_held_back() -> Iterator[list[int]]:
             signal.signal(number, handler)
         if received:
             signal.raise_signal(received[0])
+
+
+def available_cpus() -> int:
+    """Count the processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def end_with_parent() -> None:

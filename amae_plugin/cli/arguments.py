@@ -9,6 +9,7 @@ from pathlib import Path
 from amae_plugin.errors import UserError
 from amae_plugin.recipe_files import recipe_folder
 
+_FORMATS = ("png", "pdf", "svg")
 _MOST = 1_000_000_000  # of anything that is counted; far larger numbers overflow
 
 
@@ -29,7 +30,7 @@ natural, positive = _whole_number_from(0), _whole_number_from(1)
 
 def add_config_dir(parser: argparse._ActionsContainer, default: object = None) -> None:
     """Add ``--config-dir``; *default* replaces the folder that is used without it."""
-    text = "folder of the recipes (default: config, or where there is none, the installed ones)"
+    text = "take the recipes of this folder (default: config, or where there is none, the installed ones)"
     parser.add_argument("--config-dir", type=Path, default=default or recipe_folder(), metavar="DIR", help=text)
 
 
@@ -62,7 +63,6 @@ def above_zero(text: str) -> float:
 
 def add_formats(parser: argparse.ArgumentParser) -> None:
     """Add the formats of the pictures that a command writes."""
-    text = "formats of the pictures: png (the default), pdf, svg"
-    parser.add_argument(
-        "--format", dest="formats", nargs="+", choices=("png", "pdf", "svg"), default=["png"], help=text
-    )
+    text = f"write the pictures in these formats, of {', '.join(_FORMATS)} (default: png)"
+    add = parser.add_argument
+    add("--format", dest="formats", nargs="+", choices=_FORMATS, default=["png"], metavar="FORMAT", help=text)

@@ -43,17 +43,43 @@ _COLUMNS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("--batch", type=positive, default=16, help="clips of a step or a batch (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
+    parser.add_argument(
+        "--batch",
+        type=positive,
+        default=16,
+        metavar="N",
+        help="take this many clips a step or a batch (default: %(default)s)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
 
     group = parser.add_argument_group("training step")
     add = group.add_argument
-    add("--recipe", default="pretrain_audio_mae_base", help="name in --config-dir, or a file (%(default)s)")
+    recipe = "measure the model of this recipe, a name in --config-dir or a file (default: %(default)s)"
+    add("--recipe", default="pretrain_audio_mae_base", metavar="RECIPE", help=recipe)
     add_config_dir(group)
-    add("--threads", type=positive, default=2, help="CPU threads (%(default)s)")
-    add("--steps", type=positive, default=5, help="timed steps, after a warm-up (%(default)s)")
-    add("--device", type=device, default="cpu", help="auto, cpu, cuda or cuda:N (%(default)s)")
-    add("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="one or more of these (all)")
+    add(
+        "--threads",
+        type=positive,
+        default=2,
+        metavar="N",
+        help="compute in this many threads on the CPU (default: %(default)s)",
+    )
+    add(
+        "--steps",
+        type=positive,
+        default=5,
+        metavar="N",
+        help="time this many steps, after a warm-up (default: %(default)s)",
+    )
+    add(
+        "--device",
+        type=device,
+        default="cpu",
+        metavar="DEVICE",
+        help="measure on this device: auto, cpu, cuda or cuda:N (default: %(default)s)",
+    )
+    precisions = f"measure in these precisions, of {', '.join(PRECISIONS)} (all)"
+    add("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), metavar="NAME", help=precisions)
     add("--reference", action="store_true", help="add a plain PyTorch model of the same sizes in fp32, the yardstick")
     add("--compare", action="store_true", help="compare all systems, and SSAST in two passes")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. model.decoder=hybrid")
@@ -63,9 +89,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument_group("data path").add_argument
     add("--data", type=Path, metavar="MANIFEST", help="measure the data path with these clips")
-    add("--workers", type=natural, default=os.cpu_count(), help="processes of the data loader (%(default)s)")
-    add("--clips", type=positive, default=500, help="clips drawn at random (%(default)s)")
-    add("--target-length", type=positive, default=1024, help="frames of a clip (%(default)s)")
+    add(
+        "--workers",
+        type=natural,
+        default=os.cpu_count(),
+        metavar="N",
+        help="decode in this many processes (default: %(default)s)",
+    )
+    add(
+        "--clips", type=positive, default=500, metavar="N", help="draw this many clips at random (default: %(default)s)"
+    )
+    frames = "take this many frames of a clip (default: %(default)s)"
+    add("--target-length", type=positive, default=1024, metavar="N", help=frames)
 
 
 def run(args: argparse.Namespace) -> None:

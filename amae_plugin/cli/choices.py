@@ -3,6 +3,7 @@
 A test compares each with its registry.
 """
 
+CONTESTANTS = ("Audio-MAE", "MAE-AST", "SSAST", "M2D", "EAT", "CAV-MAE", "AST")
 FRONT_ENDS = ("kaldi", "slaney")
 WINDOWS = ("hanning", "povey")
 MASKINGS = (

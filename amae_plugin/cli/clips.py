@@ -13,19 +13,38 @@ from amae_plugin.cli.arguments import device, natural, positive
 from amae_plugin.errors import UserError, printable
 
 if TYPE_CHECKING:
+    from amae_plugin.checkpoints import Checkpoint
     from amae_plugin.inference.clips import ClipFiles
 
 
 def add_model(parser: argparse.ArgumentParser, batch_size: int = 16, unit: str = "windows") -> None:
     """Add the checkpoint and how clips go through it, a number of *unit* at a time."""
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint of this plugin")
-    add("--batch-size", type=positive, default=batch_size, metavar="N", help=f"{unit} at a time (%(default)s)")
-    add("--workers", type=natural, default=os.cpu_count(), metavar="N", help="processes that decode (%(default)s)")
-    add("--device", type=device, default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="take this checkpoint, of this plugin")
+    add(
+        "--batch-size",
+        type=positive,
+        default=batch_size,
+        metavar="N",
+        help=f"process this many {unit} at a time (default: %(default)s)",
+    )
+    add(
+        "--workers",
+        type=natural,
+        default=os.cpu_count(),
+        metavar="N",
+        help="decode in this many processes (default: %(default)s)",
+    )
+    add(
+        "--device",
+        type=device,
+        default="auto",
+        metavar="DEVICE",
+        help="compute on this: auto, cpu, cuda or cuda:N (default: %(default)s)",
+    )
 
 
-def add_clips(parser: argparse.ArgumentParser, text: str = "audio file, or folder to search for them") -> None:
+def add_clips(parser: argparse.ArgumentParser, text: str = "take this audio file, or those of this folder") -> None:
     """Add the checkpoint, the audio files, which *text* describes, and how they are processed."""
     add_model(parser)
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=text)
@@ -42,6 +61,12 @@ def tell_skipped(skipped: Mapping[str, str]) -> None:
     if skipped:
         listed = "".join(f"\n  {printable(path)}: {reason}" for path, reason in skipped.items())
         print(f"left out, as they cannot be decoded: {len(skipped):,} clips{listed}", file=sys.stderr)
+
+
+def tell_sound_alone(checkpoint: Checkpoint, remedy: str = "") -> None:
+    """Say on standard error that a model of sound and picture is given the sound alone; *remedy* ends the sentence."""
+    if "image" in checkpoint.modalities:
+        print(f"{checkpoint.path}: takes sound and picture, and is given the sound alone{remedy}", file=sys.stderr)
 
 
 def conclude(clips: ClipFiles) -> int:

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from amae_plugin.interop.convert import Conversion
 
 _NUMBERS = {
-    "--num-heads": "attention heads of the encoder (default: of 64 dimensions each)",
-    "--decoder-num-heads": "attention heads of the decoder (default: 16 in an Audio-MAE of width 512, the "
+    "--num-heads": "give the encoder this many attention heads (default: of 64 dimensions each)",
+    "--decoder-num-heads": "give the decoder this many attention heads (default: 16 in an Audio-MAE of width 512, the "
     "encoder's number in a MAE-AST, else of 64 dimensions each)",
-    "--num-mel-bins": "bands of the input (default: 128)",
-    "--target-length": "frames of the input (default: what the positions cover, else 1024)",
+    "--num-mel-bins": "give the input this many bands (default: 128)",
+    "--target-length": "give the input this many frames (default: what the positions cover, else 1024)",
 }
 _PAIRS = {
-    "--patch-size": "patch of a MAE-AST whose file lacks its cfg: 16 16 or 2 128",
-    "--patch-stride": "distance of an AST's patches (default: what fits the positions)",
+    "--patch-size": "give a MAE-AST whose file lacks its cfg patches of this size: 16 16 or 2 128",
+    "--patch-stride": "set an AST's patches at this distance (default: what fits the positions)",
 }
 
 
@@ -40,9 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "\n".join(["kinds:", *(f"  {name:20}{title}" for name, title in PUBLISHED.items())])
     add = parser.add_argument
-    add("source", type=Path, metavar="SOURCE", help="file written by torch.save, or .safetensors file")
-    add("out", type=Path, metavar="OUT", help="checkpoint to write")
-    add("--kind", choices=PUBLISHED, help="kind of SOURCE (default: recognised)")
+    add("source", type=Path, metavar="SOURCE", help="convert this file, which torch.save wrote, or a .safetensors file")
+    add("out", type=Path, metavar="OUT", help="write this checkpoint")
+    add("--kind", choices=PUBLISHED, metavar="KIND", help="take SOURCE for this kind (default: recognised)")
     add("--partial", action="store_true", help="continue if tensors are missing or have no place")
     add("--trust", action="store_true", help="unpickle any object in SOURCE, which runs whatever code it asks for")
     add = parser.add_argument_group("facts that SOURCE may lack").add_argument
@@ -50,15 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(flag, type=positive, metavar="N", help=text)
     for flag, text in _PAIRS.items():
         add(flag, type=positive, nargs=2, metavar=("FRAMES", "BANDS"), help=text)
-    add("--pooling", choices=POOLINGS, help="pooling of a classifier (default: as published)")
-    labels = "classes of a classifier, one a line (default: numbers)"
+    pooling = f"give a classifier this pooling: {', '.join(POOLINGS)} (default: as published)"
+    add("--pooling", choices=POOLINGS, metavar="NAME", help=pooling)
+    labels = "name the classes of a classifier as this file does, one a line (default: numbers)"
     add("--labels", dest="classes", type=Path, metavar="FILE", help=labels)
-    several = "a clip may have several labels (default: with AudioSet's 527 classes)"
+    several = "let a clip have several labels (default: with AudioSet's 527 classes)"
     add("--multi-label", action=argparse.BooleanOptionalAction, help=several)
     add = parser.add_argument_group("input that the model was trained on (default: as published)").add_argument
-    add("--mean", type=float, metavar="X", help="mean of the log-mel values")
-    add("--std", type=above_zero, metavar="X", help="standard deviation of the log-mel values")
-    add("--window-type", choices=WINDOWS, help="window of the spectral analysis")
+    add("--mean", type=float, metavar="X", help="give the mean of the log-mel values")
+    add("--std", type=above_zero, metavar="X", help="give their standard deviation")
+    add("--window-type", choices=WINDOWS, metavar="NAME", help=f"give the analysis window: {', '.join(WINDOWS)}")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amae_plugin.cli.arguments import natural, positive
-from amae_plugin.cli.clips import add_clips, conclude
+from amae_plugin.cli.clips import add_clips, conclude, tell_sound_alone
 from amae_plugin.errors import UserError
 from amae_plugin.files import replacing, try_place, writing
 
@@ -28,20 +28,28 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    add_clips(parser, "audio file, or folder to search for them; of hubert, manifest (.tsv)")
-    text = "one file for all clips, or a folder of files"
+    add_clips(parser, "take this audio file, or those of this folder; with --format hubert, a manifest (.tsv)")
+    text = "write one file for all clips, or a folder of files"
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.npz|DIR", help=text)
     parser.add_argument("--timestamps", action="store_true", help="embed the time steps as well")
     parser.add_argument(
-        "--teacher", action="store_true", help="by the teacher that followed the encoder in pretraining"
+        "--teacher", action="store_true", help="embed by the teacher that followed the encoder in pretraining"
     )
-    text = "a clip is the mean of its time steps or the encoder's class token (%(default)s)"
+    text = "embed a clip as the mean of its time steps, or as the encoder's class token (default: %(default)s)"
     parser.add_argument("--pooling", choices=("mean", "cls"), default="mean", help=text)
-    parser.add_argument("--format", choices=("npz", "hubert"), default="npz", help="form of the files (%(default)s)")
+    parser.add_argument(
+        "--format", choices=("npz", "hubert"), default="npz", help="write files of this form (default: %(default)s)"
+    )
     add = parser.add_argument_group("with --format hubert").add_argument
-    add("--layer", type=natural, metavar="N", help="transformer block whose output is written, from 1")
-    add("--rank", type=natural, default=0, metavar="R", help="number of the shard, from 0 (%(default)s)")
-    add("--shards", type=positive, default=1, metavar="S", help="shards of each manifest (%(default)s)")
+    add("--layer", type=natural, metavar="N", help="write the output of this transformer block, from 1")
+    add("--rank", type=natural, default=0, metavar="R", help="write this shard, from 0 (default: %(default)s)")
+    add(
+        "--shards",
+        type=positive,
+        default=1,
+        metavar="S",
+        help="divide each manifest into this many shards (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from amae_plugin.inference.model import load_model
 
     model = load_model(args.checkpoint, args.device, args.batch_size, teacher=args.teacher, pooling=args.pooling)
+    tell_sound_alone(model.checkpoint)
     clips = ClipFiles(args.paths, model.input.front_end, args.workers, "embedding")
     in_one_file = args.out.suffix == ".npz"
     files = {} if in_one_file else _files(args.out, clips.names)
@@ -97,6 +106,7 @@ def _write_hubert(args: argparse.Namespace) -> int:
     from amae_plugin.interop.hubert import HubertShard
 
     model = load_model(args.checkpoint, args.device, args.batch_size, teacher=args.teacher)
+    tell_sound_alone(model.checkpoint)
     shards = [HubertShard.of(path, args.rank, args.shards) for path in args.paths]
     for shard in shards:
         steps = shard.write(args.out, model, args.layer, args.workers)

@@ -19,19 +19,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add_model(parser, batch_size=64, unit="pieces")
     add = parser.add_argument
-    add("--data", type=Path, required=True, metavar="DIR", help="folder of manifests and labels")
+    add("--data", type=Path, required=True, metavar="DIR", help="take the manifests and labels of this folder")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--split", default="test", help="name of the manifest (%(default)s)")
+    what.add_argument(
+        "--split", default="test", metavar="NAME", help="measure on the manifest of this name (default: %(default)s)"
+    )
     what.add_argument("--trials", action="store_true", help="verify speakers by DIR/trials.tsv and DIR/trials.txt")
-    crops = "average over N evenly spaced pieces of clips longer than the model's input; 1: the centre (%(default)s)"
+    crops = "average over N evenly spaced pieces of longer clips; 1: take the centre (default: %(default)s)"
     add("--crops", type=positive, default=1, metavar="N", help=crops)
-    frames = "average over N evenly spaced frames of each video; 1: the middle one (%(default)s)"
+    frames = "average over N evenly spaced frames of each video; 1: take the middle one (default: %(default)s)"
     add("--frames", type=positive, default=1, metavar="N", help=frames)
-    only = "what a model of audio and image is given (default: all that it takes)"
+    only = "give a model of audio and image this alone (default: all that it takes)"
     add("--modalities", nargs="+", choices=MODALITIES, metavar="NAME", help=f"{only}: {', '.join(MODALITIES)}")
-    add("--out", type=Path, metavar="DIR", help="results (evaluation/<split> in the folder of the checkpoint's run)")
-    add("--json", type=Path, metavar="FILE", help="another file for the measures")
-    resamples = "resamples of the clips for confidence intervals; 0: none (%(default)s)"
+    add("--out", type=Path, metavar="DIR", help="write the results there (evaluation/SPLIT in the folder of the run)")
+    add("--json", type=Path, metavar="FILE", help="write the measures to this file as well")
+    resamples = "resample the clips this often for confidence intervals; 0: none (default: %(default)s)"
     add("--resamples", type=natural, default=1000, metavar="N", help=resamples)
     add_formats(parser)
     add("--skip-bad-audio", action="store_true", help="leave out and list clips that cannot be decoded")

@@ -16,9 +16,9 @@ from amae_plugin.cli.choices import EXPORTS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint of this plugin")
-    add("folder", type=Path, metavar="DIR", help="folder to write, new or of an earlier export")
-    formats = f"{', '.join(EXPORTS)} (default: timm and onnx, as far as they fit)"
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="export this checkpoint, of this plugin")
+    add("folder", type=Path, metavar="DIR", help="write this folder, new or of an earlier export")
+    formats = f"export to these, of {', '.join(EXPORTS)} (default: timm and onnx, as far as they fit)"
     add("--format", nargs="+", choices=EXPORTS, metavar="FORMAT", help=formats)
 
 

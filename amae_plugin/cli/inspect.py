@@ -7,7 +7,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint of this plugin")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="describe this checkpoint, of this plugin")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, for programs")
 
 

@@ -11,6 +11,9 @@ from amae_plugin.corpora.layouts import LAYOUTS
 from amae_plugin.files import try_folder
 from amae_plugin.recipe_files import recipe_folder
 
+_STATISTICS = ("task.mean=auto", "task.std=auto")
+_FROM_SCRATCH = ("model.pretrained=null", "+model@model.encoder=amae_audio_mae_tiny")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add a subcommand for each layout."""
@@ -18,8 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for layout in LAYOUTS.values():
         options = layouts.add_parser(layout.name, help=layout.help)
         layout.add_arguments(options)
-        options.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the manifests")
-        options.add_argument("--workers", type=natural, default=0, help="threads that read headers (0: one a core)")
+        options.add_argument(
+            "--out", type=Path, required=True, metavar="DIR", help="write the manifests to this folder"
+        )
+        workers = "read headers in this many threads (default: one a core)"
+        options.add_argument("--workers", type=natural, default=0, metavar="N", help=workers)
         options.set_defaults(layout=layout)
 
 
@@ -33,6 +39,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _report(out: Path, corpus: Corpus, layout: Layout) -> None:
+    from amae_plugin.data.manifest import Manifest
     from amae_plugin.recipes import override
 
     print(corpus.summary)
@@ -41,11 +48,15 @@ def _report(out: Path, corpus: Corpus, layout: Layout) -> None:
     for kind, rate in corpus.summary.rates.items():
         print(f"{kind}: {corpus.units[kind]:,} units, listed in {out / f'dict.{kind}.txt'}; {rate:.1f} a second")
     print(f"manifests: {', '.join(str(out / f'{split}.tsv') for split in corpus.summary.clips)}")
-    print("next, the mean and standard deviation that the training needs, then the training itself:")
-    labels = [override("task.labels", kind) for kind in list(corpus.units)[:1]]
-    settings = shlex.join([override("task.data", out), *labels, "task.mean=...", "task.std=..."])
-    print(f"  {shlex.join(['amae', 'stats', str(out)])}")
-    print(f"  {_train()} --config-name <recipe> {settings}")
+    print("next, a training by small recipes; `amae recipes` lists the others:")
+    first = Manifest.read(out / f"{next(iter(corpus.summary.clips))}.tsv")
+    system = "mae_ast_frame" if corpus.units else "cav_mae" if first.has_pictures else "audio_mae"
+    statistics = [] if corpus.units else _STATISTICS  # MAE-AST finds its own
+    print(f"  {_train()} --config-name pretrain_{system}_tiny {shlex.join([override('task.data', out), *statistics])}")
+    if corpus.classes or corpus.units:
+        labels = [override("task.labels", kind) for kind in list(corpus.units)[:1]]
+        settings = [override("task.data", out), *labels, *statistics]
+        print(f"  {_train()} --config-name finetune_{system}_tiny {shlex.join(settings)}")
 
 
 def _report_runs(out: Path, corpus: Corpus, layout: Layout) -> None:
@@ -59,11 +70,10 @@ def _report_runs(out: Path, corpus: Corpus, layout: Layout) -> None:
     print(f"classes: {corpus.classes:,}, listed in the labels.txt of each fold")
     print(f"manifests: {', '.join(f'{split}.tsv' for split in corpus.summary.clips)} in each of")
     print(*(f"  {folder}" for folder in folders), sep="\n")
-    print("next, the mean and standard deviation (those of one fold do for all), then a training run a fold:")
-    recipe, data = (layout.sweep, [out]) if layout.sweep else ("<recipe>", folders)
-    settings = shlex.join([override("task.data", *data), "task.mean=...", "task.std=..."])
-    print(f"  {shlex.join(['amae', 'stats', str(folders[0])])}")
-    print(f"  {_train('-m')} --config-name {recipe} {settings}")
+    print("next, a training run a fold; `amae recipes` lists the recipes:")
+    settings = [override("task.data", out)] if layout.sweep else [override("task.data", *folders), *_FROM_SCRATCH]
+    recipe = layout.sweep or "finetune_audio_mae_tiny"
+    print(f"  {_train('-m')} --config-name {recipe} {shlex.join([*settings, *_STATISTICS])}")
 
 
 def _train(*options: str) -> str:

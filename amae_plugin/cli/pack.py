@@ -20,12 +20,34 @@ _SHOWN = 10  # clips left out that are named
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
-    add("manifest", type=Path, metavar="MANIFEST_OR_DIR", help="a manifest, or a folder of manifests")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder of the shards and their manifests")
-    add("--format", choices=PACKINGS, default="flac", help="flac is smaller, wav faster to read (%(default)s)")
-    add("--rate", type=positive, metavar="HZ", help="sample rate to resample to, 16000 for all systems (each file's)")
-    add("--shard-size", type=positive, default=1000, metavar="MB", help="size of a shard, about (%(default)s)")
-    add("--workers", type=natural, default=os.cpu_count(), metavar="N", help="processes, at least one (%(default)s)")
+    add("manifest", type=Path, metavar="MANIFEST_OR_DIR", help="pack this manifest, or those of this folder")
+    add("--out", type=Path, required=True, metavar="DIR", help="write the shards and their manifests to this folder")
+    add(
+        "--format",
+        choices=PACKINGS,
+        default="flac",
+        help="pack as flac, which is smaller, or wav, which is faster to read (default: %(default)s)",
+    )
+    add(
+        "--rate",
+        type=positive,
+        metavar="HZ",
+        help="resample to this rate, for all systems 16000 (default: each file's own)",
+    )
+    add(
+        "--shard-size",
+        type=positive,
+        default=1000,
+        metavar="MB",
+        help="make shards of about this size (default: %(default)s)",
+    )
+    add(
+        "--workers",
+        type=natural,
+        default=os.cpu_count(),
+        metavar="N",
+        help="pack in this many processes (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

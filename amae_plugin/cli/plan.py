@@ -36,21 +36,46 @@ _Lines = Iterator[tuple[str, str, str]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add = parser.add_argument
-    add("--recipe", required=True, help="pretraining recipe: name in --config-dir, or a file")
+    recipe = "estimate for this pretraining recipe, a name in --config-dir or a file"
+    add("--recipe", required=True, metavar="RECIPE", help=recipe)
     add_config_dir(parser)
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the recipe")
-    add("--nodes", nargs="+", type=positive, default=[1], metavar="N", help="estimate for each number (1)")
-    add("--gpus-per-node", type=positive, default=8, metavar="G", help="(%(default)s)")
-    add("--gpu", choices=GPUS, default="h100-sxm", help="(%(default)s)")
-    add("--network", type=above_zero, metavar="GBIT", help="Gbit/s one way from a node (an adapter a GPU, as in a DGX)")
+    add(
+        "--nodes",
+        nargs="+",
+        type=positive,
+        default=[1],
+        metavar="N",
+        help="estimate for each of these numbers of nodes (1)",
+    )
+    add(
+        "--gpus-per-node",
+        type=positive,
+        default=8,
+        metavar="G",
+        help="estimate for nodes of this many GPUs (default: %(default)s)",
+    )
+    add("--gpu", choices=GPUS, default="h100-sxm", help="estimate for GPUs of this kind (default: %(default)s)")
+    network = "assume this many Gbit/s one way from a node (an adapter a GPU, as in a DGX)"
+    add("--network", type=above_zero, metavar="GBIT", help=network)
     speed = parser.add_mutually_exclusive_group().add_argument
-    speed("--utilisation", type=above_zero, metavar="SHARE", help=f"assumed share of the GPU's peak ({_UTILISATION})")
-    speed("--train-rate", type=above_zero, metavar="CLIPS", help="clips/s of one GPU, from `amae benchmark`")
-    decoding = "clips/s of one core, from `amae benchmark --data` (%(default)g)"
+    speed(
+        "--utilisation", type=above_zero, metavar="SHARE", help=f"assume this share of the GPU's peak ({_UTILISATION})"
+    )
+    speed("--train-rate", type=above_zero, metavar="CLIPS", help="take this rate of one GPU, from `amae benchmark`")
+    decoding = "assume this rate of one core, from `amae benchmark --data` (default: %(default)g)"
     add("--decode-rate", type=above_zero, default=_DECODE_RATE, metavar="CLIPS", help=decoding)
-    add("--clips", type=positive, default=2_000_000, help="size of the corpus (%(default)s: AudioSet-2M)")
-    add("--clip-seconds", type=above_zero, default=10.0, metavar="S", help="length of a clip (%(default)g)")
-    add("--clip-bytes", type=above_zero, metavar="BYTES", help=f"size of a file ({_FLAC} of 16-bit samples at 16 kHz)")
+    clips = "assume a corpus of this many clips (default: %(default)s, as AudioSet-2M has)"
+    add("--clips", type=positive, default=2_000_000, metavar="N", help=clips)
+    add(
+        "--clip-seconds",
+        type=above_zero,
+        default=10.0,
+        metavar="S",
+        help="assume clips of this many seconds (default: %(default)g)",
+    )
+    size = f"assume files of this size ({_FLAC} of 16-bit samples at 16 kHz)"
+    add("--clip-bytes", type=above_zero, metavar="BYTES", help=size)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -2,11 +2,10 @@
 
 import argparse
 import itertools
-import sys
 from pathlib import Path
 
 from amae_plugin.cli.arguments import positive
-from amae_plugin.cli.clips import add_clips, conclude
+from amae_plugin.cli.clips import add_clips, conclude, tell_sound_alone
 from amae_plugin.errors import UserError, printable
 from amae_plugin.files import try_place, write_csv, write_json, writing
 
@@ -16,8 +15,16 @@ _FORMATS = (".csv", ".json")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add_clips(parser)
-    parser.add_argument("--top-k", type=positive, default=5, metavar="K", help="classes a clip (%(default)s)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write to a .csv or .json file, not to the terminal")
+    parser.add_argument(
+        "--top-k",
+        type=positive,
+        default=5,
+        metavar="K",
+        help="name this many classes of each clip (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write to this .csv or .json file, not to the terminal"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,11 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     model = load_model(args.checkpoint, args.device, args.batch_size)
     model.checkpoint.require_predictions()  # before the work
-    if "image" in model.checkpoint.modalities:
-        print(
-            f"{args.checkpoint}: takes sound and picture, and is given the sound alone; `amae evaluate` gives it both",
-            file=sys.stderr,
-        )
+    tell_sound_alone(model.checkpoint, "; `amae evaluate` gives it both")
     if args.out is not None:
         with writing(args.out):  # before the work, which is in vain if its results cannot be written
             try_place(args.out)

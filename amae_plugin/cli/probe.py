@@ -17,8 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add_model(parser)
     add = parser.add_argument
-    add("--data", type=Path, required=True, metavar="DIR", help="folder of manifests and labels: train, valid, test")
-    add("--out", type=Path, metavar="DIR", help="results (probe in the folder of the checkpoint's run)")
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="take the manifests and labels of this folder: train, valid, test",
+    )
+    add("--out", type=Path, metavar="DIR", help="write the results there (probe in the folder of the run)")
     add_formats(parser)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from amae_plugin.cli.arguments import add_config_dir
 from amae_plugin.recipe_files import copy_recipes, recipe_titles
 
+_FIRST = "pretrain_audio_mae_tiny"  # that `make demo` begins with
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands."""
@@ -18,11 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(action=_list)
     actions = parser.add_subparsers(metavar="ACTION")
     show = actions.add_parser("show", help="print a recipe as its parts make it")
-    show.add_argument("recipe", metavar="RECIPE", help="name of a recipe, or a file")
-    show.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="change the recipe")
+    show.add_argument("recipe", metavar="RECIPE", help="print this recipe, a name in --config-dir or a file")
+    show.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="change the recipe by these settings")
     show.set_defaults(action=_show)
     copy = actions.add_parser("copy", help="copy all recipes, to change them")
-    copy.add_argument("folder", type=Path, metavar="DIR", help="new folder, for --config-dir of fairseq-hydra-train")
+    copy.add_argument(
+        "folder", type=Path, metavar="DIR", help="copy to this new folder, for --config-dir of fairseq-hydra-train"
+    )
     copy.set_defaults(action=_copy)
     for action in (show, copy):  # after the action as well as before it
         add_config_dir(action, default=argparse.SUPPRESS)
@@ -51,5 +55,7 @@ def _show(args: argparse.Namespace) -> None:
 
 def _copy(args: argparse.Namespace) -> None:
     copy_recipes(args.config_dir, args.folder)
-    command = shlex.join(["fairseq-hydra-train", "--config-dir", str(args.folder), "--config-name"])
-    print(f"recipes: {args.folder}\nnext: {command} <recipe> task.data=...")
+    names = recipe_titles(args.folder)
+    name = _FIRST if _FIRST in names else next(iter(names))
+    command = ["fairseq-hydra-train", "--config-dir", str(args.folder), "--config-name", name]
+    print(f"recipes: {args.folder}\nnext, by one of them:\n  {shlex.join(command)} task.data=manifests/mine")

@@ -36,16 +36,16 @@ _LONGEST = 600  # seconds of a clip, whose page is 130 MB and takes minutes
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    add_clips(parser, "recording or video, folder to search for them, or manifest (.tsv)")
+    add_clips(parser, "take this recording or video, those of this folder, or those of this manifest (.tsv)")
     add, default = parser.add_argument, "(default: the model's in training)"
-    add("--out", type=Path, required=True, metavar="DIR", help="folder of index.html")
-    add("--mask-ratio", type=float, metavar="R", help=f"hidden share, between 0 and 1 {default}")
-    add("--strategy", metavar="NAME", help=f"masking strategy: {', '.join(MASKINGS)} {default}")
-    add("--start", type=from_zero, default=0.0, metavar="S", help="second at which the piece starts (%(default)g)")
-    seconds = f"longest piece of a recording, at most {_LONGEST} (%(default)g)"
+    add("--out", type=Path, required=True, metavar="DIR", help="write index.html to this folder")
+    add("--mask-ratio", type=float, metavar="R", help=f"hide this share, between 0 and 1 {default}")
+    add("--strategy", metavar="NAME", help=f"hide by this strategy: {', '.join(MASKINGS)} {default}")
+    add("--start", type=from_zero, default=0.0, metavar="S", help="begin at this second (default: %(default)g)")
+    seconds = f"take this many seconds of a recording, at most {_LONGEST} (default: %(default)g)"
     add("--seconds", type=above_zero, default=30.0, metavar="S", help=seconds)
-    add("--seed", type=int, default=1, metavar="N", help="random seed of the masks (%(default)s)")
-    add("--sound-alone", action="store_true", help="leave pictures out")
+    add("--seed", type=int, default=1, metavar="N", help="draw the masks with this seed (default: %(default)s)")
+    add("--sound-alone", action="store_true", help="leave the pictures out")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the sweep; its subfolders are the runs")
-    out = "also write the table, as the ending asks: .md, .csv or .tex (LaTeX, booktabs)"
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="read the runs in the subfolders of this folder, a sweep's"
+    )
+    out = "write the table to this file as well, as its ending asks: .md, .csv or .tex (LaTeX, booktabs)"
     parser.add_argument("--out", type=Path, metavar="FILE", help=out)
 
 

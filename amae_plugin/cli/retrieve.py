@@ -20,10 +20,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add_model(parser, batch_size=64, unit="pairs")
     add = parser.add_argument
-    add("--data", type=Path, required=True, metavar="DIR", help="folder of manifests of pairs")
-    add("--split", default="test", help="name of the manifest (%(default)s)")
-    add("--queries", type=positive, default=12, metavar="N", help="queries a direction on the page (%(default)s)")
-    add("--out", type=Path, metavar="DIR", help="results (retrieval/<split> in the folder of the checkpoint's run)")
+    add("--data", type=Path, required=True, metavar="DIR", help="take the manifests of pairs in this folder")
+    add("--split", default="test", metavar="NAME", help="search in the manifest of this name (default: %(default)s)")
+    add(
+        "--queries",
+        type=positive,
+        default=12,
+        metavar="N",
+        help="show this many queries a direction on the page (default: %(default)s)",
+    )
+    add("--out", type=Path, metavar="DIR", help="write the results there (retrieval/SPLIT in the folder of the run)")
     add("--skip-bad-audio", action="store_true", help="leave out and list clips that cannot be decoded")
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     for name in ("first", "second"):
-        parser.add_argument(name, type=Path, metavar="FILE", help=f"predictions.csv of the {name} classifier")
+        parser.add_argument(
+            name, type=Path, metavar="FILE", help=f"take this predictions.csv, of the {name} classifier"
+        )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from amae_plugin.cli.arguments import add_config_dir
+from amae_plugin.cli.arguments import add_config_dir, natural
 from amae_plugin.cluster.commands import cancel, job_states
 from amae_plugin.cluster.submission import find_jobs
 from amae_plugin.errors import UserError
@@ -20,22 +20,29 @@ _FOLLOW_S = 2.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands."""
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    submit = actions.add_parser("submit", help="submit a run and return")
+    submit = actions.add_parser("submit", help="submit a run as a job, and return at once")
     add_config_dir(submit)
-    submit.add_argument("--config-name", required=True, metavar="RECIPE")
-    settings = f"settings of fairseq-hydra-train, among them {_RUN_CONFIG}"
+    submit.add_argument("--config-name", required=True, metavar="RECIPE", help="train by this recipe")
+    settings = f"give fairseq-hydra-train these settings, among them {_RUN_CONFIG}"
     submit.add_argument("overrides", nargs="+", metavar="KEY=VALUE", help=settings)
     submit.set_defaults(action=_submit)
     for name, function, text in (
         ("status", _status, "show the jobs of a run or a sweep, with the results or errors of those that ended"),
-        ("logs", _logs, "print the log of rank 0 of the latest job"),
+        ("logs", _logs, "print the log of a task of the latest job"),
         ("cancel", _cancel, "cancel the jobs of a run or a sweep that have not ended"),
     ):
         action = actions.add_parser(name, help=text)
-        action.add_argument("folder", type=Path, metavar="DIR", help="folder of the run or sweep: outputs/<recipe>")
+        action.add_argument(
+            "folder",
+            type=Path,
+            metavar="DIR",
+            help="take the run or sweep in this folder, such as outputs/pretrain_audio_mae_base",
+        )
         if name == "logs":
             action.add_argument("--follow", action="store_true", help="go on until the job has ended")
-            action.add_argument("--rank", type=int, default=0, help="task whose log to print (%(default)s)")
+            action.add_argument(
+                "--rank", type=natural, default=0, metavar="N", help="print the log of this task (default: %(default)s)"
+            )
         action.set_defaults(action=function)
 
 

@@ -11,17 +11,28 @@ from amae_plugin.files import try_file, write_json, writing
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    add, frames = parser.add_argument, "frames taken of longer clips, at random (the recipe's, or 1024)"
-    add("manifest", type=Path, metavar="MANIFEST_OR_DIR", help="a manifest, or a folder of manifests")
-    add("--split", default="train", help="name of the manifest in a folder (%(default)s)")
-    add("--clips", type=natural, default=2000, help="clips drawn at random; 0 means all (%(default)s)")
-    add("--recipe", metavar="NAME", help="recipe, whose front end and length of the input count")
+    add, frames = (
+        parser.add_argument,
+        "take this many frames of longer clips, at random (default: the recipe's, or 1024)",
+    )
+    add("manifest", type=Path, metavar="MANIFEST_OR_DIR", help="measure this manifest, or one of this folder")
+    add(
+        "--split",
+        default="train",
+        metavar="NAME",
+        help="measure the manifest of this name in a folder (default: %(default)s)",
+    )
+    clips = "draw this many clips at random; 0: take all (default: %(default)s)"
+    add("--clips", type=natural, default=2000, metavar="N", help=clips)
+    add("--recipe", metavar="RECIPE", help="take the front end and the length of the input of this recipe")
     add_config_dir(parser)
-    add("--target-length", type=positive, help=frames)
-    add("--front-end", choices=FRONT_ENDS, help="of the log-mel values; M2D's is slaney (the recipe's, or kaldi)")
-    add("--seed", type=natural, default=1, help="seed of the draws (%(default)s)")
-    add("--workers", type=natural, default=os.cpu_count(), help="processes that decode (%(default)s)")
-    add("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    add("--target-length", type=positive, metavar="N", help=frames)
+    front_end = "measure log-mel values of this front end; M2D's is slaney (default: the recipe's, or kaldi)"
+    add("--front-end", choices=FRONT_ENDS, help=front_end)
+    add("--seed", type=natural, default=1, metavar="N", help="draw with this seed (default: %(default)s)")
+    workers = "decode in this many processes (default: %(default)s)"
+    add("--workers", type=natural, default=os.cpu_count(), metavar="N", help=workers)
+    add("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
 
 
 def run(args: argparse.Namespace) -> None:

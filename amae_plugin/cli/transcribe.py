@@ -29,8 +29,10 @@ _PAUSE_SECONDS, _MOST_SECONDS, _MOST_LETTERS = 1.0, 6.0, 80
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add_clips(parser)
-    parser.add_argument("--timestamps", action="store_true", help="the words of each clip with their start and end")
-    out = f"write to a file that ends in {', '.join(_FORMATS)}, not to the terminal"
+    parser.add_argument(
+        "--timestamps", action="store_true", help="print the words of each clip with their start and end"
+    )
+    out = f"write to this file, which ends in {', '.join(_FORMATS)}, not to the terminal"
     parser.add_argument("--out", type=Path, metavar="FILE", help=out)
 
 

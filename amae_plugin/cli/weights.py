@@ -8,8 +8,15 @@ from amae_plugin.files import replacing, writing
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder with <split>.tsv, <split>.lbl and labels.txt")
-    parser.add_argument("--split", default="train", help="name of the split (%(default)s)")
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="weigh the clips of this folder, by NAME.tsv, NAME.lbl and labels.txt"
+    )
+    parser.add_argument(
+        "--split",
+        default="train",
+        metavar="NAME",
+        help="weigh the clips of the manifest of this name (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -172,16 +172,25 @@ def _match_ytid(stem: str, ytids: set[str]) -> str | None:
 def add_folders(parser: argparse.ArgumentParser) -> None:
     """Add ``--audio`` and ``--videos``, one of which is needed."""
     folders = parser.add_mutually_exclusive_group(required=True)
-    folders.add_argument("--audio", type=Path, metavar="DIR", help="root of any tree of clips")
-    folders.add_argument("--videos", type=Path, metavar="DIR", help="root of a tree of videos; lists pictures as well")
+    folders.add_argument("--audio", type=Path, metavar="DIR", help="search this tree for the clips")
+    folders.add_argument(
+        "--videos",
+        type=Path,
+        metavar="DIR",
+        help="search this tree for the clips as videos, and list their pictures as well",
+    )
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    tables = "the tables; train, eval or valid in a file name tells the split, and tables of one split are joined"
+    tables = (
+        "read these tables; train, eval or valid in a file name tells the split, and tables of one split are joined"
+    )
     parser.add_argument("--csv", dest="tables", nargs="+", required=True, metavar="[SPLIT=]FILE", help=tables)
     add_folders(parser)
-    parser.add_argument("--labels", type=Path, required=True, metavar="FILE", help=_LABELS_NAME)
+    parser.add_argument(
+        "--labels", type=Path, required=True, metavar="FILE", help=f"read the classes from this file, {_LABELS_NAME}"
+    )
     add_allow_missing(parser)
 
 
-LAYOUT = Layout("audioset", "AudioSet: the tables and a folder of clips", _add_arguments, build)
+LAYOUT = Layout("audioset", "list AudioSet, from its tables and a folder of clips", _add_arguments, build)

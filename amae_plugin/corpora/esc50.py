@@ -85,12 +85,12 @@ def _read_table(path: Path) -> tuple[dict[str, tuple[int, str]], list[str]]:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", type=Path, metavar="ROOT", help="unpacked archive")
-    add_fold(parser, "fold tested on")
-    valid = "fold validated on, so not trained on; next: the one after the test fold (the test fold once more)"
+    parser.add_argument("root", type=Path, metavar="ROOT", help="take the archive that was unpacked here")
+    add_fold(parser, "fold")
+    valid = "validate on this fold, and do not train on it; next: the one after the test fold (default: the test fold)"
     parser.add_argument("--valid-fold", type=number_or_word, choices=(*FOLDS, _NEXT), help=valid)
     add_allow_missing(parser)
 
 
-_HELP = "ESC-50: one of its five folds tested on, or each in turn"
+_HELP = "list ESC-50: one of its five folds tested on, or each in turn"
 LAYOUT = Layout("esc50", _HELP, _add_arguments, build, sweep="finetune_audio_mae_esc50")

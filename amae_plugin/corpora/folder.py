@@ -102,20 +102,32 @@ def read_classes(folder: Path, names: Iterable[str]) -> list[str]:
     return classes
 
 
-def add_splits(parser: argparse.ArgumentParser, test: str = "share for testing") -> None:
+def add_splits(parser: argparse.ArgumentParser, test: str = "hold out this share for testing") -> None:
     """Add the options by which a tree is split; *test* explains ``--test-fraction``."""
     add = parser.add_argument
-    add("--labels", action="store_true", help="the topmost folders of the tree are classes")
-    add("--valid-fraction", type=float, default=0.05, help="share of files held out (%(default)s)")
-    add("--test-fraction", type=float, default=0.0, help=f"{test} (%(default)s)")
-    add("--seed", type=int, default=1, help="seed of the choice of files held out (%(default)s)")
+    add("--labels", action="store_true", help="take the topmost folders of the tree for classes")
+    add(
+        "--valid-fraction",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="hold out this share of the files (default: %(default)s)",
+    )
+    add("--test-fraction", type=float, default=0.0, metavar="SHARE", help=f"{test} (default: %(default)s)")
+    add(
+        "--seed",
+        type=int,
+        default=1,
+        metavar="N",
+        help="choose the files held out with this seed (default: %(default)s)",
+    )
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add, extensions = parser.add_argument, f"extensions of audio files ({' '.join(AUDIO_EXTENSIONS)})"
-    add("folder", type=Path, metavar="DIR", help="root of the tree; symbolic links are followed")
-    add_splits(parser, "share for testing, with --labels")
-    add("--ext", dest="extensions", nargs="+", default=AUDIO_EXTENSIONS, help=extensions)
+    add, extensions = parser.add_argument, f"take files with these extensions (default: {' '.join(AUDIO_EXTENSIONS)})"
+    add("folder", type=Path, metavar="DIR", help="list this tree; symbolic links are followed")
+    add_splits(parser, "hold out this share for testing, with --labels")
+    add("--ext", dest="extensions", nargs="+", default=AUDIO_EXTENSIONS, metavar="EXTENSION", help=extensions)
 
 
-LAYOUT = Layout("folder", "any tree of audio files, split at random", _add_arguments, build)
+LAYOUT = Layout("folder", "list any tree of audio files, split at random", _add_arguments, build)

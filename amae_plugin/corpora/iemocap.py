@@ -76,11 +76,13 @@ def _read_session(root: Path, number: int) -> dict[str, str]:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", type=Path, metavar="ROOT", help="folder with Session1 to Session5")
-    add_fold(parser, "session tested on")
-    parser.add_argument("--seed", type=int, default=1, help="seed of the draw of validation clips (%(default)s)")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="take this folder, with Session1 to Session5")
+    add_fold(parser, "session")
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="draw validation clips with this seed (default: %(default)s)"
+    )
     add_allow_missing(parser)
 
 
-_HELP = "IEMOCAP: four emotions, one of its five sessions tested on, or each in turn"
+_HELP = "list IEMOCAP: four emotions, one of its five sessions tested on, or each in turn"
 LAYOUT = Layout("iemocap", _HELP, _add_arguments, build)

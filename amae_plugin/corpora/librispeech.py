@@ -115,12 +115,13 @@ def _read_texts(root: Path, names: Sequence[str], allow_missing: bool) -> tuple[
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", type=Path, metavar="ROOT", help="folder with train-clean-100 and others")
-    parts = "parts to take, such as train-clean-100 dev-other test-clean (all that are there)"
+    parser.add_argument("root", type=Path, metavar="ROOT", help="take this folder, with train-clean-100 and others")
+    parts = "take these parts, such as train-clean-100 dev-other test-clean (default: all that are there)"
     parser.add_argument("--parts", nargs="+", metavar="PART", help=parts)
-    parser.add_argument("--seed", type=int, default=1, help="seed of what is held out without dev-* (%(default)s)")
+    seed = "choose what is held out without dev-* with this seed (default: %(default)s)"
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help=seed)
     add_units(parser, None)
     add_allow_missing(parser)
 
 
-LAYOUT = Layout("librispeech", "LibriSpeech, with or without transcripts", _add_arguments, build)
+LAYOUT = Layout("librispeech", "list LibriSpeech, with or without transcripts", _add_arguments, build)

@@ -131,9 +131,9 @@ def _find_picture(sound: str, by_stem: Mapping[str, str]) -> str | None:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="root of the sounds, and of the pictures")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="root of the pictures, if it is another one")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="list the sounds of this tree, and its pictures")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="take the pictures from this tree instead")
     add_splits(parser)
 
 
-LAYOUT = Layout("pairs", "any tree of sounds and their pictures, split at random", _add_arguments, build)
+LAYOUT = Layout("pairs", "list any tree of sounds and their pictures, split at random", _add_arguments, build)

@@ -267,14 +267,26 @@ def _split_named(archive: str) -> str:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("folder", type=Path, metavar="DIR", help="root of the archives: .tar, and .zip with stored members")
-    kinds = f"members that hold the classes ({AUTO}: cls, or json with a field {', '.join(FIELDS)})"
+    add("folder", type=Path, metavar="DIR", help="list the archives of this tree: .tar, and .zip with stored members")
+    kinds = f"read the classes from these members ({AUTO}: cls, or json with a field {', '.join(FIELDS)})"
     add("--labels", nargs="?", choices=(AUTO, NONE, *KINDS), default=AUTO, const=AUTO, help=kinds)
-    add("--field", dest="label_field", metavar="NAME", help="field of the .json members that holds the classes")
-    held_out = "share of the training clips held out if no archive is named after the split (%(default)s)"
-    add("--valid-fraction", type=float, default=0.05, help=held_out)
-    add("--test-fraction", type=float, default=0.0, help="likewise, for testing (%(default)s)")
-    add("--seed", type=int, default=1, help="seed of the choice of clips held out (%(default)s)")
+    add("--field", dest="label_field", metavar="NAME", help="read the classes from this field of the .json members")
+    held_out = "hold out this share of the training clips if no archive is named after the split (default: %(default)s)"
+    add("--valid-fraction", type=float, default=0.05, metavar="SHARE", help=held_out)
+    add(
+        "--test-fraction",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="hold out this share for testing, likewise (default: %(default)s)",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=1,
+        metavar="N",
+        help="choose the clips held out with this seed (default: %(default)s)",
+    )
 
 
-LAYOUT = Layout("shards", "tar and zip archives, as WebDataset and Hugging Face ship audio", _add_arguments, build)
+LAYOUT = Layout("shards", "list tar and zip archives, as WebDataset and Hugging Face ship audio", _add_arguments, build)

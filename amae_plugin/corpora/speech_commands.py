@@ -190,13 +190,21 @@ def _read_test_archive(root: Path) -> list[LabelledClip]:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", type=Path, metavar="ROOT", help="unpacked archive")
-    parser.add_argument("--task", choices=TASKS, required=True, help="35 words of v0.02, or 12 classes of v0.01")
-    parser.add_argument("--test-root", type=Path, metavar="DIR", help="v1-12: unpacked test archive")
-    others = "v1-12: unknown clips, a tenth as many as clips of the ten words or all that exist (%(default)s)"
+    parser.add_argument("root", type=Path, metavar="ROOT", help="take the archive that was unpacked here")
+    parser.add_argument(
+        "--task", choices=TASKS, required=True, help="take the 35 words of v0.02, or the 12 classes of v0.01"
+    )
+    parser.add_argument(
+        "--test-root", type=Path, metavar="DIR", help="take the test archive of v1-12 that was unpacked here"
+    )
+    others = "take unknown clips for v1-12, a tenth as many as clips of the ten words or all (default: %(default)s)"
     parser.add_argument("--other-words", choices=OTHER_WORDS, default="sampled", help=others)
-    parser.add_argument("--seed", type=int, default=1, help="v1-12: seed of the draws (%(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="draw the clips of v1-12 with this seed (default: %(default)s)"
+    )
     add_allow_missing(parser)
 
 
-LAYOUT = Layout("speech_commands", "Speech Commands: 35 words, or 10 with unknown and silence", _add_arguments, build)
+LAYOUT = Layout(
+    "speech_commands", "list Speech Commands: 35 words, or 10 with unknown and silence", _add_arguments, build
+)

@@ -69,7 +69,7 @@ def split_classes(
 
 def add_fold(parser: argparse.ArgumentParser, what: str) -> None:
     """Add ``--fold``; *what* says what the fold of that number is for."""
-    text = f"{what}; all: each in turn, written to DIR/fold1, DIR/fold2, ..."
+    text = f"test on this {what}; all: on each in turn, written to DIR/fold1, DIR/fold2, ..."
     parser.add_argument("--fold", type=number_or_word, choices=(*FOLDS, ALL), required=True, help=text)
 
 

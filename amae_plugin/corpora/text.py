@@ -198,17 +198,23 @@ def _read_rows(path: Path, case: str, punctuation: str) -> list[_Row]:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    table = f"table of the training split, or of the split that is named: {', '.join(SPLITS)}"
+    table = f"read this table of the training split, or of the split that is named: {', '.join(SPLITS)}"
     add("tables", nargs="+", metavar="[SPLIT=]TSV", help=table)
     add_units(parser, "ltr")
-    add("--case", choices=CASES, default="lower", help="how letters are written (%(default)s)")
-    signs = "punctuation and symbols, but for apostrophes in words (%(default)s)"
+    add("--case", choices=CASES, default="lower", help="write letters so (default: %(default)s)")
+    signs = "remove or keep punctuation and symbols, but for apostrophes in words (default: %(default)s)"
     add("--punctuation", choices=PUNCTUATION, default="remove", help=signs)
-    held_out = "share of the training clips held out for {} if it has no table (%(default)s)"
-    add("--valid-fraction", type=float, default=0.05, help=held_out.format("validation"))
-    add("--test-fraction", type=float, default=0.0, help=held_out.format("testing"))
-    add("--seed", type=int, default=1, help="seed of the choice of clips held out (%(default)s)")
+    held_out = "hold out this share of the training clips for {} if it has no table (default: %(default)s)"
+    add("--valid-fraction", type=float, default=0.05, metavar="SHARE", help=held_out.format("validation"))
+    add("--test-fraction", type=float, default=0.0, metavar="SHARE", help=held_out.format("testing"))
+    add(
+        "--seed",
+        type=int,
+        default=1,
+        metavar="N",
+        help="choose the clips held out with this seed (default: %(default)s)",
+    )
     add_allow_missing(parser)
 
 
-LAYOUT = Layout("text", "own clips with their texts, for speech recognition", _add_arguments, build)
+LAYOUT = Layout("text", "list clips of your own with their texts, for speech recognition", _add_arguments, build)

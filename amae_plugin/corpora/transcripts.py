@@ -208,8 +208,15 @@ def normalize(text: str, case: str = "keep", punctuation: str = "keep") -> str:
 def add_units(parser: argparse.ArgumentParser, default: str | None) -> None:
     """Add the kinds of units, and where they come from; no transcripts are written by default if *default* is None."""
     add = parser.add_argument
-    kinds = f"units: letters, words or sentencepiece's pieces; repeat it for several ({default or 'no transcripts'})"
+    kinds = (
+        f"write units: letters, words or spm's pieces; repeat it for several (default: {default or 'no transcripts'})"
+    )
     add("--labels", action="append", choices=KINDS, help=kinds)
-    add("--vocab-size", type=int, metavar="N", help=f"spm: pieces to learn from the training text ({VOCAB_SIZE})")
+    add(
+        "--vocab-size",
+        type=int,
+        metavar="N",
+        help=f"learn this many pieces of spm from the training text (default: {VOCAB_SIZE})",
+    )
     folder = "take dictionary and sentencepiece model from these manifests, as for testing a trained model"
     add("--dictionary", type=Path, metavar="DIR", help=folder)

@@ -101,9 +101,11 @@ def _read_table(path: Path) -> list[_Row]:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--csv", dest="table", type=Path, required=True, metavar="FILE", help="vggsound.csv")
+    parser.add_argument(
+        "--csv", dest="table", type=Path, required=True, metavar="FILE", help="read this table, vggsound.csv"
+    )
     add_folders(parser)
     add_allow_missing(parser)
 
 
-LAYOUT = Layout("vggsound", "VGGSound: the table and a folder of clips", _add_arguments, build)
+LAYOUT = Layout("vggsound", "list VGGSound, from its table and a folder of clips", _add_arguments, build)

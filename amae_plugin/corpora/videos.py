@@ -92,11 +92,12 @@ def piece_of_video(name: str, label: tuple[str, ...], header: AudioHeader, start
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    add, extensions = parser.add_argument, f"extensions of videos ({' '.join(VIDEO_EXTENSIONS)})"
-    add("folder", type=Path, metavar="DIR", help="root of the tree; symbolic links are followed")
+    add, extensions = parser.add_argument, f"take files with these extensions (default: {' '.join(VIDEO_EXTENSIONS)})"
+    add("folder", type=Path, metavar="DIR", help="list this tree; symbolic links are followed")
     add_splits(parser)
-    add("--seconds", type=float, default=_SECONDS, help="length of the pieces; 0: whole videos (%(default)s)")
-    add("--ext", dest="extensions", nargs="+", default=VIDEO_EXTENSIONS, help=extensions)
+    seconds = "cut videos into pieces of this length; 0: take whole ones (default: %(default)s)"
+    add("--seconds", type=float, default=_SECONDS, metavar="S", help=seconds)
+    add("--ext", dest="extensions", nargs="+", default=VIDEO_EXTENSIONS, metavar="EXTENSION", help=extensions)
 
 
-LAYOUT = Layout("videos", "any tree of videos, sound and picture, split at random", _add_arguments, build)
+LAYOUT = Layout("videos", "list any tree of videos, sound and picture, split at random", _add_arguments, build)

@@ -120,10 +120,16 @@ def _locate(root: Path, names: Collection[str]) -> dict[str, str]:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("root", type=Path, metavar="ROOT", help="folder of the speakers, or one above it")
-    parser.add_argument("--split", type=Path, default="iden_split.txt", metavar="FILE", help="or in ROOT (%(default)s)")
-    parser.add_argument("--trials", type=Path, metavar="FILE", help="veri_test.txt, here or in ROOT")
+    parser.add_argument("root", type=Path, metavar="ROOT", help="take this folder, of the speakers or one above it")
+    split = "divide the clips by this list, which may lie in ROOT (default: %(default)s)"
+    parser.add_argument("--split", type=Path, default="iden_split.txt", metavar="FILE", help=split)
+    parser.add_argument(
+        "--trials",
+        type=Path,
+        metavar="FILE",
+        help="write the trials of this list as well, veri_test.txt, which may lie in ROOT",
+    )
     add_allow_missing(parser)
 
 
-LAYOUT = Layout("voxceleb1", "VoxCeleb1: speaker identification, and verification trials", _add_arguments, build)
+LAYOUT = Layout("voxceleb1", "list VoxCeleb1: speaker identification, and verification trials", _add_arguments, build)

@@ -1,7 +1,11 @@
 """Mean and standard deviation of a corpus's log-mel values."""
 
+import json
+import logging
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +18,10 @@ from amae_plugin.data.dataset import AudioDataset, Item
 from amae_plugin.data.log_mel import FrontEnd, LogMel, ModelInput
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
+from amae_plugin.files import reading, write_json
+from amae_plugin.processes import available_cpus
 
+logger = logging.getLogger(__name__)
 _CLIPS_PER_STEP = 8
 
 
@@ -59,7 +66,9 @@ def measure(
     if 0 < clips < len(manifest):
         chosen = np.sort(np.random.default_rng(seed).choice(len(manifest), clips, replace=False))
     subset = Subset(dataset, chosen.tolist())
-    loader = DataLoader(subset, batch_size=_CLIPS_PER_STEP, num_workers=min(workers, len(subset)), collate_fn=_moments)
+    # A generator of its own: the caller's random numbers, such as a model's first weights, are what they would be.
+    options: dict[str, Any] = {"generator": torch.Generator(), "num_workers": min(workers, len(subset))}
+    loader = DataLoader(subset, batch_size=_CLIPS_PER_STEP, collate_fn=_moments, **options)
     total = torch.zeros(4, dtype=torch.float64)
     with tqdm(total=len(chosen), desc="measuring", unit="clip") as progress:
         for moments in loader:
@@ -85,3 +94,38 @@ def _moments(items: Sequence[Item | None]) -> Tensor:
     real = [item["source"][: item["length"]].double() for item in items if item is not None]
     sums = [[1.0, len(values), float(values.sum()), float(values.square().sum())] for values in real]
     return torch.tensor(sums, dtype=torch.float64).reshape(-1, 4).sum(dim=0)
+
+
+def read_or_measure(path: Path, front_end: FrontEnd, target_length: int, cache: Path) -> tuple[float, float]:
+    """Return the mean and standard deviation of a manifest's log-mel values, as ``amae stats`` computes them.
+
+    Args:
+        path: manifest file.
+        front_end: log-mel front end.
+        target_length: frames taken of longer clips.
+        cache: file of the statistics of several manifests; a manifest that changed is measured again. If it cannot be
+            written, a warning says so.
+
+    Raises:
+        UserError: the cache is damaged, or the manifest cannot be measured.
+    """
+    with reading(path, "the manifest", "make one with `amae manifest folder`"):
+        key, modified = f"{path.absolute()}, {target_length} frames of {front_end}", path.stat().st_mtime_ns
+    text = "{}"
+    if cache.exists():
+        with reading(cache, "the statistics of manifests", "delete it"):
+            text = cache.read_text(encoding="utf-8")
+    try:
+        known = json.loads(text)
+        entry = known.get(key) or {"modified": None}
+        if entry["modified"] == modified:
+            return float(entry["mean"]), float(entry["std"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{cache}: does not hold the statistics of manifests; delete it") from None
+    options = {"target_length": target_length, "workers": available_cpus()}
+    measured = measure(Manifest.read(path), front_end=front_end, **options)
+    try:
+        write_json(cache, {**known, key: {"modified": modified, **measured}})
+    except OSError as error:
+        logger.warning(f"{cache}: cannot be written ({error.strerror}), so {path.name} will be measured again")
+    return measured["mean"], measured["std"]

@@ -21,6 +21,7 @@ from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.corpora import speech_commands
 from amae_plugin.corpora.speech_commands import WORDS
 from amae_plugin.data.manifest import Manifest
+from amae_plugin.data.statistics import read_or_measure
 from amae_plugin.demo.words import SPEAKERS, Speaker, make_words
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.classification import evaluate
@@ -31,7 +32,7 @@ from amae_plugin.models.base import PretrainingModel
 from amae_plugin.processes import run_program
 from amae_plugin.recipe_files import recipe_folder
 from amae_plugin.recipes import open_recipe, override
-from amae_plugin.runs.statistics import front_end_of, read_or_measure
+from amae_plugin.runs.statistics import front_end_of
 from amae_plugin.runs.training import COMMAND, Training, complete, read_losses, recipe_arguments
 from amae_plugin.visual import draw_clips, plot_comparison, plot_loss
 

@@ -205,7 +205,8 @@ def _class_tables(result: Evaluation) -> Iterator[str]:
         yield _class_table(result, "classes, best first", {"AP": scores}, order)
     else:
         yield _class_table(result, "best classes", {"AP": scores}, order[:_ROWS])
-        yield _class_table(result, "worst classes", {"AP": scores}, order[: -_ROWS - 1 : -1])
+        if worst := [index for index in order[: -_ROWS - 1 : -1] if scores[index] < 1]:
+            yield _class_table(result, "worst classes", {"AP": scores}, worst)
 
 
 def _class_table(result: Evaluation, title: str, scores: Mapping[str, np.ndarray], classes: Sequence[int]) -> str:

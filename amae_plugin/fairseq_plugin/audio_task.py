@@ -13,17 +13,20 @@ import torch
 from fairseq.criterions import FairseqCriterion
 from fairseq.data import data_utils
 from fairseq.dataclass import FairseqDataclass
+from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import meters, metrics
 from fairseq.optim import FairseqOptimizer
 from fairseq.tasks import FairseqTask
-from omegaconf import II, MISSING, DictConfig, OmegaConf
+from omegaconf import II, MISSING, DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
+from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.augment import AUGMENTATIONS, Augmentation, build_augmentations, read_choice
 from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.features import Features
-from amae_plugin.data.log_mel import ModelInput
+from amae_plugin.data.log_mel import NORMALIZATIONS, ModelInput
 from amae_plugin.data.manifest import Manifest
+from amae_plugin.data.statistics import read_or_measure
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.bases import FairseqAudioDataset, Values
 from amae_plugin.fairseq_plugin.batches import STAND_IN, EpochBatches
@@ -36,6 +39,10 @@ from amae_plugin.modules.compute import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
+AUTO = "auto"
+"""Value of ``task.mean`` and ``task.std``: that of the training clips."""
+_STATISTICS = ("mean", "std")
+
 
 @dataclass
 class AudioTaskConfig(FairseqDataclass):
@@ -45,8 +52,10 @@ class AudioTaskConfig(FairseqDataclass):
     recipe: Optional[str] = setting(None, "name of the recipe, which checkpoints keep")
     target_length: int = setting(1024, "frames of a spectrogram at most (10 ms each)")
     num_mel_bins: Optional[int] = setting(None, "mel bands; null: the system's (128, M2D's: 80)")
-    mean: float = setting(ModelInput.mean, "mean of the corpus's log-mel values (amae stats); MAE-AST finds its own")
-    std: float = setting(ModelInput.std, "their standard deviation")
+    mean: Any = setting(
+        ModelInput.mean, "mean of the corpus's log-mel values, or auto: of the training clips; MAE-AST finds its own"
+    )
+    std: Any = setting(ModelInput.std, "their standard deviation, or auto")
     front_end: Optional[str] = setting(None, "log-mel front end: kaldi, slaney; null: the system's (M2D's: slaney)")
     window_type: Optional[str] = setting(
         None, "analysis window: hanning, povey, with slaney hann; null: the system's (MAE-AST's: povey)"
@@ -84,6 +93,7 @@ class AudioTaskConfig(FairseqDataclass):
     seed: int = II("common.seed")
     best_checkpoint_metric: str = II("checkpoint.best_checkpoint_metric")
     maximize_best_checkpoint_metric: bool = II("checkpoint.maximize_best_checkpoint_metric")
+    train_subset: str = II("oc.select:dataset.train_subset,train")
     bf16: bool = II("common.bf16")
     fp16: bool = II("common.fp16")
 
@@ -97,6 +107,11 @@ class AudioTask(FairseqTask):
 
     def __init__(self, cfg: AudioTaskConfig):
         super().__init__(cfg)
+        for key in _STATISTICS:
+            value = cfg[key]
+            if value != AUTO and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                given = "null" if value is None else value
+                raise UserError(f"task.{key}={given}: must be a number, or {AUTO} for that of the training clips")
         self.data = user_path(cfg.data)
         self.data_wait = meters.StopwatchMeter()
         self.chain = Features(ModelInput(), (), "fixed")  # that of the data sets, once they are made
@@ -117,6 +132,70 @@ class AudioTask(FairseqTask):
         if not from_checkpoint and (cfg.bf16 or cfg.fp16):
             raise UserError("common.bf16 and common.fp16 do not work with these models: set model.bf16=true instead")
         return task
+
+    def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> nn.Module:
+        """Build the model, once mean and standard deviation of its input are known: they may be ``auto``.
+
+        Raises:
+            UserError: the training clips cannot be measured.
+        """
+        if not from_checkpoint:
+            self._find_statistics()
+        return super().build_model(cfg, from_checkpoint)
+
+    def _find_statistics(self) -> None:
+        """Put numbers into the task's settings and into the run's, which checkpoints keep, in place of ``auto``.
+
+        The first process measures, and the others wait for it.
+        """
+        wanted = [key for key in _STATISTICS if self.cfg[key] == AUTO]
+        if not wanted:
+            return
+        for key in set(_STATISTICS).difference(wanted):
+            logger.warning(f"task.{key}={self.cfg[key]} stays as it is: task.{key}={AUTO} would measure it too")
+        found: List[Any] = [None]
+        if distributed_utils.get_global_rank() == 0:
+            try:
+                found = [self._continued_statistics() or self._measured_statistics()]
+            except UserError as error:
+                found = [str(error)]
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast_object_list(found, src=0)
+        if isinstance(found[0], str):
+            raise UserError(found[0])
+        run = getattr(self.cfg, "_parent", None)
+        for settings in [self.cfg] if run is None else [self.cfg, run.task]:
+            with open_dict(settings):
+                settings.update({key: found[0][key] for key in wanted})
+        logger.info(" ".join(f"task.{key}={self.cfg[key]}" for key in wanted))
+
+    def _continued_statistics(self) -> Optional[Dict[str, float]]:
+        """Return those of the checkpoint that the run continues, whose weights mean nothing with others."""
+        from amae_plugin.fairseq_plugin import resuming  # which imports this module
+
+        run = getattr(self.cfg, "_parent", None)
+        path = resuming.continued_checkpoint(run.checkpoint) if run is not None and "checkpoint" in run else None
+        if path is None:
+            return None
+        try:
+            checkpoint = Checkpoint.read(path)
+            found = {key: checkpoint.setting("task", key, int, float) for key in _STATISTICS}
+        except UserError:
+            return None  # fairseq will load it, and say what is wrong with it
+        return None if None in found.values() else found
+
+    def _measured_statistics(self) -> Dict[str, float]:
+        """Measure the training clips as ``amae stats`` does; ``stats.json`` beside their manifest keeps the result."""
+        try:
+            numbers = OmegaConf.merge(self.cfg, dict.fromkeys(_STATISTICS, 1.0))
+            model_input = ModelInput.from_settings(numbers, self.default_input)
+        except ValueError as error:
+            raise UserError(f"task: {error}") from None
+        if NORMALIZATIONS[model_input.normalization] is None:
+            return {"mean": ModelInput.mean, "std": ModelInput.std}  # without effect
+        manifest = self.data / f"{self.cfg.train_subset}.tsv"
+        measured = read_or_measure(manifest, model_input.front_end, model_input.target_length, self.data / "stats.json")
+        return {key: float(f"{value:.7g}") for key, value in zip(_STATISTICS, measured)}  # as amae stats prints them
 
     def choose_modalities(self, settings: Settings, default: Sequence[str]) -> Tuple[str, ...]:
         """Return what an encoder takes of a clip, as ``task.modalities`` says.

@@ -25,7 +25,7 @@ _ONCE = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloa
 _COMPARED = ("task", "model", "criterion", "optimizer", "lr_scheduler", "optimization")
 _FREE = {
     *("task.data", "task.recipe", "task.clips_per_epoch", "task.max_update", "task.picture_interval", "task.pictures"),
-    *("task.tensorboard_logdir", "task.valid_subset", "task.max_bad_audio", "task.on_bad_audio"),
+    *("task.tensorboard_logdir", "task.train_subset", "task.valid_subset", "task.max_bad_audio", "task.on_bad_audio"),
     *("task.best_checkpoint_metric", "task.maximize_best_checkpoint_metric"),
     *("model.pretrained", "model.imagenet", "model.compile", "criterion._name"),
     *("optimization.update_freq", "optimization.stop_time_hours", "lr_scheduler.stop_time_hours"),
@@ -65,6 +65,18 @@ def choose_checkpoint(cfg: DictConfig, restarted: bool) -> None:
         if not named and (others := _by_age(last.parent)):
             remedy = f"continue from one (checkpoint.restore_file={others[0]}) or train elsewhere (hydra.run.dir=...)"
             raise UserError(f"{last.parent} holds checkpoints, but no {LAST}, so they would be overwritten; {remedy}")
+
+
+def continued_checkpoint(cfg: DictConfig) -> Path | None:
+    """Return the checkpoint that a run continues; None if it begins, be it with the weights of one.
+
+    Args:
+        cfg: section ``checkpoint`` of the run.
+    """
+    path = Path(cfg.save_dir) / LAST if cfg.restore_file == LAST else Path(cfg.restore_file)
+    if cfg.restore_file == LAST and not path.exists() and cfg.get("continue_once"):
+        path = Path(cfg.continue_once)
+    return path if path.is_file() and not cfg.reset_dataloader else None
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:

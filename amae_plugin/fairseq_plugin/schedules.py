@@ -24,7 +24,8 @@ class Cosine(CosineLRSchedule):
 
     def step_update(self, num_updates: float) -> float:
         """Set the learning rate after an update."""
-        return super().step_update(min(num_updates, self.cfg.max_update - 1))
+        endless = self.cfg.max_update <= 0  # periods of lr_period_updates, and a run that its epochs end
+        return super().step_update(num_updates if endless else min(num_updates, self.cfg.max_update - 1))
 
 
 @dataclass

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from amae_plugin.data.log_mel import FrontEnd, LogMel
 from amae_plugin.data.manifest import Manifest
+from amae_plugin.data.statistics import read_or_measure
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.classification import evaluate
 from amae_plugin.evaluation.frozen import embed_split, frozen_accuracies
@@ -25,7 +26,7 @@ from amae_plugin.metrics.spread import Spread
 from amae_plugin.models.registry import SYSTEMS
 from amae_plugin.recipes import override, recipe_number
 from amae_plugin.runs.settings import Comparison
-from amae_plugin.runs.statistics import read_front_end, read_or_measure
+from amae_plugin.runs.statistics import read_front_end
 from amae_plugin.runs.training import Training, available_cpus, complete, read_losses, recipe_arguments
 from amae_plugin.visual import plot_comparison
 from amae_plugin.visual.style import save

@@ -1,21 +1,18 @@
-"""Statistics of manifests, measured once."""
+"""The input of a recipe's model, by which a manifest is measured."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from amae_plugin.data.log_mel import FRONT_ENDS, FrontEnd, LogMel
-from amae_plugin.data.manifest import Manifest
-from amae_plugin.data.statistics import measure
+from amae_plugin.data.log_mel import FrontEnd, ModelInput
 from amae_plugin.errors import UserError
-from amae_plugin.files import write_json
 from amae_plugin.models.downstream import encoder_section
 from amae_plugin.models.registry import SYSTEMS, find_system
 from amae_plugin.recipes import model_section, open_recipe, whole_number
-from amae_plugin.runs.training import available_cpus
+
+_KEYS = ("front_end", "window_type", "num_mel_bins")
 
 
 def front_end_of(model: Mapping[str, Any]) -> FrontEnd:
@@ -29,35 +26,14 @@ def read_front_end(recipe: str, config_dir: Path, overrides: Sequence[str] = ())
     A fine-tuning recipe whose encoder comes from a checkpoint has that of Audio-MAE unless it names another.
 
     Raises:
-        UserError: see :func:`~amae_plugin.recipes.open_recipe`.
+        UserError: see :func:`~amae_plugin.recipes.open_recipe`; or there is no such front end.
     """
     with open_recipe(recipe, config_dir, overrides) as config:
         encoder, frames = encoder_section(model_section(config)), whole_number(config, "task.target_length")
-        named = OmegaConf.select(config, "task.front_end")
-    front_end = front_end_of(encoder) if encoder and encoder.get("_name") in SYSTEMS else LogMel()
-    return FRONT_ENDS[named]() if named and named != front_end.name else front_end, frames
-
-
-def read_or_measure(path: Path, front_end: FrontEnd, target_length: int, cache: Path) -> tuple[float, float]:
-    """Return the mean and standard deviation of a manifest's log-mel values, as ``amae stats`` computes them.
-
-    Args:
-        path: manifest file.
-        front_end: log-mel front end.
-        target_length: frames taken of longer clips.
-        cache: file of the statistics of several manifests; a manifest that changed is measured again.
-
-    Raises:
-        UserError: the cache is damaged, or the manifest cannot be measured.
-    """
+        settings = {key: OmegaConf.select(config, f"task.{key}") for key in _KEYS}
+    default = find_system(encoder).input(encoder) if encoder and encoder.get("_name") in SYSTEMS else ModelInput()
     try:
-        known = json.loads(cache.read_text()) if cache.exists() else {}
-    except ValueError:
-        raise UserError(f"{cache}: does not hold the statistics of manifests; delete it") from None
-    key, modified = f"{path.absolute()}, {target_length} frames of {front_end}", path.stat().st_mtime_ns
-    if key not in known or known[key]["modified"] != modified:
-        options = {"target_length": target_length, "workers": available_cpus()}
-        measured = measure(Manifest.read(path), front_end=front_end, **options)
-        known[key] = {"modified": modified, **measured}
-        write_json(cache, known)
-    return known[key]["mean"], known[key]["std"]
+        found = ModelInput.from_settings(settings | {"target_length": frames, "mean": 0.0, "std": 1.0}, default)
+    except ValueError as error:
+        raise UserError(f"{recipe}: task: {error}") from None
+    return found.front_end, frames

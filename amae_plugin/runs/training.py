@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from amae_plugin.errors import UserError
 from amae_plugin.files import write_json
-from amae_plugin.processes import signals_held_back, terminated_with_parent
+from amae_plugin.processes import available_cpus, signals_held_back, terminated_with_parent
 from amae_plugin.recipes import override
 
 COMMAND = "fairseq-hydra-train"
@@ -193,8 +193,3 @@ def _logged(lines: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
     for line in lines:
         if match := _LOG_LINE.search(line.rstrip()):
             yield match[1], json.loads(match[2])
-
-
-def available_cpus() -> int:
-    """Count the processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -205,3 +205,17 @@ def test_decoding_in_other_processes_gives_the_same(checkpoints, clips, tmp_path
         )
     one, other = (np.load(tmp_path / f"{workers}.npz")["embeddings"] for workers in ("0", "2"))
     torch.testing.assert_close(torch.from_numpy(one), torch.from_numpy(other))
+
+
+@pytest.mark.parametrize("command", ["predict", "embed"])
+@pytest.mark.parametrize("modalities", [["audio"], ["audio", "image"]])
+def test_a_model_that_also_sees_is_told_to_hear_alone(
+    command, modalities, clips, tmp_path, capsys, write_checkpoint, seeing
+):
+    path = write_checkpoint(
+        tmp_path / "seeing.pt", CLASSES, encoder={**seeing, "modalities": modalities}, pooling="token_mean"
+    )
+    out = ["--out", tmp_path / "x.npz"] if command == "embed" else []
+    assert run(command, path, clips / "a.wav", *out) == 0
+    told = f"{path}: takes sound and picture, and is given the sound alone" in capsys.readouterr().err
+    assert told == ("image" in modalities)

@@ -112,6 +112,27 @@ def test_output_that_nobody_reads_is_no_error(
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+def test_no_command_minds_who_reads_its_help_or_its_errors() -> None:
+    script = """
+import os, sys
+from amae_plugin.cli.main import COMMANDS, main
+reader, unread = os.pipe()
+os.close(reader)
+for command in COMMANDS:
+    for stream, arguments in ((1, ["--help"]), (2, ["", "--help"])):  # the help, and an error
+        child = os.fork()
+        if not child:
+            os.dup2(unread, stream)
+            sys.exit(main([command, *arguments]))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code == 141, (command, arguments, code)
+"""
+    command = [sys.executable, "-c", script]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, capture_output=True, text=True, env=buffered, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_other_pipes_that_break_are_errors() -> None:
     def work() -> None:
         raise BrokenPipeError("of something else")

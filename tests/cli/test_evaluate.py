@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
@@ -16,6 +17,9 @@ from amae_plugin.cli.main import main
 from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.log_mel import LogMel, ModelInput
 from amae_plugin.data.manifest import Manifest, write_manifest
+from amae_plugin.evaluation.classification import Evaluation
+from amae_plugin.evaluation.report import summary
+from amae_plugin.metrics.classification import multi_label, single_label
 from amae_plugin.metrics.verification import equal_error_rate
 
 CLASSES = ["bark", "meow", "moo", "unheard"]
@@ -112,6 +116,23 @@ def test_one_label_a_clip(single, tmp_path, capsys, write_checkpoint):
     table = lines.index(next(line for line in lines if line.startswith("most frequent confusions")))
     assert int(lines[table + 1].split()[-2]) == most[0]
     assert str(copy) in lines[-1]
+
+
+@pytest.mark.parametrize("wrong", [0, 2])
+def test_no_perfect_class_is_among_the_worst(wrong):
+    """Of twelve classes with a clip each, whose clip two confuse or none."""
+    targets = np.eye(12, dtype=bool)
+    scores = targets.astype(float)
+    scores[:wrong] = scores[:wrong][::-1]
+    names = tuple(f"class {index}" for index in range(12))
+    for measures in (multi_label(scores, targets), single_label(scores, targets.argmax(axis=1))):
+        result = Evaluation(
+            *(Path("a.pt"), Path("data"), "test", 1, 1, ("audio",), ("audio",), names, names, names),
+            *(np.ones(12, int), scores, targets, measures, {}),
+        )
+        table = summary(result).partition("worst classes")[2].split("\n\n")[0]
+        listed = [line for line in table.splitlines() if line.startswith("class ")]
+        assert sorted(line.split("  ")[0] for line in listed) == list(names[:wrong])
 
 
 def average_precision(scores, positive):

@@ -79,10 +79,9 @@ def test_esc50(esc50, tmp_path, capsys, monkeypatch):
     assert "classes: 3" in output
     assert "manifests: train.tsv, valid.tsv, test.tsv in each of" in output
     assert all(f"  {out / fold}\n" in output for fold in FOLDS)
-    assert f"amae stats {out / 'fold1'}\n" in output
     assert (
         f"fairseq-hydra-train -m --config-dir {recipe_folder()} --config-name finetune_audio_mae_esc50 "
-        f"task.data={out} task.mean=... task.std=..."
+        f"task.data={out} task.mean=auto task.std=auto\n"
     ) in output
     assert errors.count("warning: fold 4: 2 clips, as published there are 400") == 1
     assert "12/12" in errors
@@ -114,7 +113,8 @@ def test_iemocap(iemocap, tmp_path, capsys):
         assert all(name.startswith(f"Session{session}/") for name, _ in clips(out / fold, "test"))
     output, errors = capsys.readouterr()
     assert "fold3, files: 20 (train 13, valid 3, test 4), 0.00 hours" in output
-    assert f"--config-name <recipe> task.data={out / 'fold1'},{out / 'fold2'}," in output
+    assert f"--config-name finetune_audio_mae_tiny task.data={out / 'fold1'},{out / 'fold2'}," in output
+    assert " model.pretrained=null +model@model.encoder=amae_audio_mae_tiny task.mean=auto task.std=auto\n" in output
     assert errors.count("warning: hap: 5 clips, as published there are 1,636") == 1
     assert "20/20" in errors
 

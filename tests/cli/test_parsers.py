@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -79,7 +84,98 @@ for arguments in {ARGUMENTS!r}:
     assert done.returncode == 0, done.stderr
 
 
+def parsers() -> Iterator[tuple[str, str | None, argparse.ArgumentParser]]:
+    """Every parser: its command, what the help of the one above says of it, and itself."""
+    for name, text in COMMANDS.items():
+        parser = argparse.ArgumentParser(prog=f"amae {name}")
+        importlib.import_module(f"amae_plugin.cli.{name}").add_arguments(parser)
+        yield name, text, parser
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for entry in action._choices_actions:
+                    yield f"{name} {entry.dest}", entry.help, action.choices[entry.dest]
+
+
+FRAGMENT = re.compile(r"(?:[(\W]|(?:of|by|for|from|or|and|in|with|as|likewise|default)\b)")
+RAW = re.compile(r"""\[['"\d]|\(['"\d][^)]*,|PosixPath|\bNone\b|\bTrue\b|\bFalse\b|<|%\(""")
+
+
+def test_every_command_and_every_argument_is_explained() -> None:
+    unexplained = []
+    for command, text, parser in parsers():
+        texts = {command: text}
+        for action in parser._actions:
+            help_text = parser._get_formatter()._expand_help(action) if action.help else None
+            texts[f"{command} {'/'.join(action.option_strings) or action.metavar}"] = help_text
+        for name, sentence in texts.items():
+            if not sentence or len(sentence.split()) < 3 or FRAGMENT.match(sentence) or RAW.search(sentence):
+                unexplained.append((name, sentence))
+        assert not RAW.search(parser.format_usage()), parser.format_usage()
+    commands = [command for command, _, _ in parsers()]
+    actions = [name for name, _, _ in parsers() if name.split()[0] in ("manifest", "slurm", "recipes")]
+    assert not [entry for entry in unexplained if entry[0] not in GROUPS], unexplained
+    assert len(commands) > len(actions) > 10
+
+
+GROUPS = ("manifest LAYOUT", "slurm ACTION", "recipes ACTION")
+"""Arguments whose values explain themselves, a line each."""
+COMPLETIONS = {
+    "amae pre": ["predict"],
+    "amae --print-completion ": ["bash", "zsh", "fish"],
+    "amae recipes show pretrain_ssast_": ["pretrain_ssast_frame", "pretrain_ssast_patch", "pretrain_ssast_tiny"],
+    "amae stats data --recipe finetune_ast": ["finetune_ast_as20k"],
+    "amae slurm submit --config-name finetune_ast": ["finetune_ast_as20k"],
+    "amae compare --systems A": ["Audio-MAE", "AST"],
+    "amae convert a b --kind m2d": ["m2d", "m2d_finetuned"],
+    "amae manifest sp": ["speech_commands"],
+    "amae inspect {}/": ["{}/best.pt", "{}/folder"],
+    "amae pack {}/": ["{}/folder", "{}/train.tsv"],
+}
+
+
+def test_a_shell_completes_arguments_and_waits_for_nothing_heavy(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in ("best.pt", "train.tsv", "notes.txt"):
+        (tmp_path / name).touch()
+    script = """
+import json, os, sys
+def end(code):
+    raise SystemExit(code)
+os._exit = end  # as argcomplete ends a process
+from amae_plugin.cli.main import main
+os.environ |= {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\\n", "_ARGCOMPLETE_STDOUT_FILENAME": sys.argv[1]}
+found = {}
+for line in sys.argv[2:]:
+    os.environ |= {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+    try:
+        main([])
+    except SystemExit as ended:
+        assert ended.code == 0, line
+    with open(sys.argv[1]) as file:
+        found[line] = file.read().split()
+print(json.dumps([found, sorted(sys.modules)]))
+"""
+    expected = {
+        line.format(tmp_path): sorted(word.format(tmp_path) for word in words) for line, words in COMPLETIONS.items()
+    }
+    command = [sys.executable, "-c", script, str(tmp_path / "completions"), *expected]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found, modules = json.loads(done.stdout)
+    assert {line: sorted(word.rstrip("/") for word in words) for line, words in found.items()} == expected
+    assert not set(HEAVY) & set(modules)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_line_that_a_shell_runs_is_printed(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--print-completion", shell])
+    assert ended.value.code == 0
+    assert re.search(r"complete .*\bamae\b", capsys.readouterr().out)
+
+
 def test_choices_are_those_of_the_registries() -> None:
+    assert [name.upper() for name in choices.CONTESTANTS] == list(CONTESTANTS)
     assert set(choices.FRONT_ENDS) == set(FRONT_ENDS)
     assert set(choices.WINDOWS) == set(WINDOWS)
     assert set(choices.MASKINGS) == set(MASKINGS)

@@ -32,15 +32,41 @@ def no_trainer() -> None:
     metrics.reset()
 
 
-def test_the_last_learning_rate_stays() -> None:
-    cfg = OmegaConf.structured(CosineLRScheduleConfig)
-    cfg = OmegaConf.merge(cfg, {"lr": [0.01], "max_update": 1000, "warmup_updates": 100, "min_lr": 1e-6})
-    rates = []
-    for kind in (CosineLRSchedule, Cosine):
-        made = kind(cfg, AmaeAdamW(OPTIMIZER, [nn.Parameter(torch.zeros(1))]))
-        rates.append([made.step_update(update) for update in (0, 50, 100, 500, 999, 1000)])
-    assert rates[1][:-1] == rates[0][:-1]
-    assert rates[1][-1] == rates[1][-2] < 1.1e-6 < rates[0][-1]
+def cosine(kind: type[CosineLRSchedule], **settings: Any) -> CosineLRSchedule:
+    cfg = OmegaConf.merge(OmegaConf.structured(CosineLRScheduleConfig), {"lr": [0.01], "min_lr": 1e-6, **settings})
+    return kind(cfg, AmaeAdamW(OPTIMIZER, [nn.Parameter(torch.zeros(1))]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "last"),
+    [
+        ({"max_update": 1000, "warmup_updates": 100}, 1e-6),
+        ({"max_update": 1000}, 1e-6),
+        ({"max_update": 1000, "lr_period_updates": 250}, 1e-6 * 0.1**3),
+        ({"max_update": 1000, "lr_period_updates": 200, "t_mult": 2.0}, None),
+        ({"max_update": 1000, "warmup_updates": 1000, "warmup_init_lr": 0.0}, 0.00999),  # warm-up alone
+        ({"max_update": 1, "warmup_updates": 0}, 0.01),
+    ],
+)
+def test_the_last_learning_rate_stays(settings: dict[str, Any], last: float | None) -> None:
+    made, theirs = cosine(Cosine, **settings), cosine(CosineLRSchedule, **settings)
+    updates = range(settings["max_update"])
+    rates = [made.step_update(update) for update in updates]
+    assert rates == [theirs.step_update(update) for update in updates]
+    # Also of a run that is resumed when it is done, by a schedule that was just built.
+    again = cosine(Cosine, **settings)
+    again.load_state_dict(made.state_dict())
+    for schedule in (made, again):
+        assert schedule.step_update(settings["max_update"]) == schedule.optimizer.get_lr() == rates[-1]
+    assert last is None or rates[-1] == pytest.approx(last, abs=2e-7)
+
+
+def test_periods_without_an_end_are_those_of_fairseq() -> None:
+    settings = {"max_update": 0, "lr_period_updates": 100, "warmup_updates": 10, "warmup_init_lr": 0.0}
+    made, theirs = cosine(Cosine, **settings), cosine(CosineLRSchedule, **settings)
+    rates = [made.step_update(update) for update in range(300)]
+    assert rates == [theirs.step_update(update) for update in range(300)]
+    assert rates[110] == pytest.approx(0.001)  # of the second period, a tenth
 
 
 def learning_rate(after: float, **settings: Any) -> float:

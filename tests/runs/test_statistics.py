@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from amae_plugin.cli.main import main
 from amae_plugin.data.log_mel import LogMel, SlaneyLogMel
 from amae_plugin.data.manifest import write_manifest
+from amae_plugin.data.statistics import read_or_measure
 from amae_plugin.errors import UserError
-from amae_plugin.runs.statistics import front_end_of, read_or_measure
+from amae_plugin.runs.statistics import front_end_of
 
 
 @pytest.fixture
@@ -70,3 +72,10 @@ def test_a_manifest_that_changed_is_measured_again(manifests: dict[str, Path], t
     loud = read_or_measure(manifests["loud"], LogMel(), 32, cache)
     manifests["loud"].write_bytes(manifests["quiet"].read_bytes().replace(b"loud", b"quiet"))
     assert read_or_measure(manifests["loud"], LogMel(), 32, cache)[0] < loud[0] - 5
+
+
+def test_measuring_leaves_the_random_numbers_alone(manifests: dict[str, Path], tmp_path: Path) -> None:
+    before = torch.get_rng_state(), np.random.get_state()[1]
+    read_or_measure(manifests["loud"], LogMel(), 32, tmp_path / "cache.json")
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()
