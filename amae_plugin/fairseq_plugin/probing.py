@@ -81,7 +81,7 @@ class Probing:
         if self._start is None:
             # fairseq's clock has run since it built the trainer, as the one by which it ends a run.
             wall = metrics.get_meter("default", "wall")
-            self.seconds = wall.elapsed_time if wall is not None else 0.0
+            self._start = time.monotonic() - (wall.elapsed_time if wall is not None else 0.0)
         return time.monotonic() - self._start
 
     @seconds.setter
@@ -134,7 +134,10 @@ class Probing:
         """Return the model as ``amae probe`` would see its checkpoint, in evaluation mode."""
         if self._model is None:
             sections = {"model": self._settings, "task": self._cfg}
-            config = {name: OmegaConf.to_container(section, resolve=True, enum_to_str=True) for name, section in sections.items()}
+            config = {
+                name: OmegaConf.to_container(section, resolve=True, enum_to_str=True)
+                for name, section in sections.items()
+            }
             self._model = AudioModel(Checkpoint(Path("the model in training"), config, {}), model=model)
         return self._model.eval()
 
