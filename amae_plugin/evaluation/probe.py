@@ -16,17 +16,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from amae_plugin.data.labels import LABELS_NAME, Labels
-from amae_plugin.data.manifest import Manifest
+from amae_plugin.data.manifest import Clip, Manifest
+from amae_plugin.data.sampling import class_subset
 from amae_plugin.data.trials import Trials
 from amae_plugin.evaluation.frozen import NEIGHBOURS, STRENGTHS, Examples, linear_probe, nearest_neighbours
 from amae_plugin.evaluation.tables import Table
-from amae_plugin.inference.clips import load_all
+from amae_plugin.inference.clips import SizedItems, load_all
 from amae_plugin.inference.model import AudioModel
 from amae_plugin.metrics.classification import multi_label
 from amae_plugin.metrics.verification import cosine_scores, equal_error_rate
 
 _SPLITS = ("train", "valid", "test")
 _MAX_ITERATIONS = 300
+_SEED = 1
+"""Of the clips that a k-NN during training takes: runs that differ in their own seed are measured alike."""
 
 
 @dataclass(frozen=True)
@@ -97,31 +100,25 @@ def probe(model: AudioModel, data: Path, workers: int = 0) -> Probing:
         UserError: a file is missing or malformed, all clips of ``train`` have the same label, a clip cannot be decoded,
             or a value of the model is not finite.
     """
-    manifests = [Manifest.read(data / f"{split}.tsv").require_clips() for split in _SPLITS]
-    labels = [
-        Labels.read(data / f"{split}.lbl", data / LABELS_NAME, len(manifest), multi=True)
-        for split, manifest in zip(_SPLITS, manifests)
-    ]
-    several = any(len(each.ids) > len(each) for each in labels)
+    manifests, labels, several = _read(data, _SPLITS)
     trials = data / "trials.txt"
     pairs = Trials.read(trials, trial_clips := Manifest.read(data / "trials.tsv")) if trials.exists() else None
     splits = [
-        Examples(_layers(model, manifest, split, workers), _multi_hot(each) if several else each.ids)
+        Examples(_layers(model, manifest, split, workers), _targets(each, several))
         for manifest, each, split in zip(manifests, labels, _SPLITS)
     ]
     rates = None
     if pairs is not None:
         features = _layers(model, trial_clips, "trials", workers).swapaxes(0, 1)
         rates = np.array([equal_error_rate(cosine_scores(each, pairs.pairs), pairs.same) for each in features])
-    fit = _several_labels if several else _one_label
     layers = tqdm(range(model.num_layers), desc="probes", unit="layer")
-    by_layer = np.array([fit([_of_layer(split, layer) for split in splits]) for layer in layers])
+    by_layer = np.array([_one_layer([_of_layer(split, layer) for split in splits], several) for layer in layers])
     weighted, weights = _weighted(splits, several)
     return Probing(
         checkpoint=model.checkpoint.path,
         data=data,
         clips=len(splits[-1].targets),
-        measure="mAP" if several else "accuracy",
+        measure=_measure(several),
         values={"k-NN": by_layer[:, 0], "linear probe": by_layer[:, 1]},
         weighted=weighted,
         weights=weights,
@@ -129,37 +126,114 @@ def probe(model: AudioModel, data: Path, workers: int = 0) -> Probing:
     )
 
 
-def _layers(model: AudioModel, manifest: Manifest, split: str, workers: int) -> np.ndarray:
-    """Compute the features (N, L, D) of each layer for the clips of a manifest."""
-    waveforms = load_all(manifest, model.sample_rate, workers)
+@dataclass(frozen=True)
+class NeighbourProbe:
+    """k-NN of an encoder's output, quick enough to be repeated while the encoder trains. Made by :meth:`read`.
+
+    With all clips, its value is the one that :func:`probe` finds for the last layer, with ``valid`` in place of
+    ``test``.
+
+    Attributes:
+        train: clips that vote, and their targets.
+        valid: clips that are told apart, and their targets.
+        several: whether clips have several labels.
+    """
+
+    train: tuple[SizedItems[Clip], np.ndarray]
+    valid: tuple[SizedItems[Clip], np.ndarray]
+    several: bool
+
+    @classmethod
+    def read(cls, data: Path, train_clips: int, valid_clips: int) -> NeighbourProbe:
+        """Choose clips of ``train`` and ``valid``, always the same ones, of each class the same share.
+
+        Args:
+            data: folder of ``train`` and ``valid``, with labels.
+            train_clips: number of clips that vote; as each class keeps one, a few more if there are many classes.
+            valid_clips: number of clips that are told apart, likewise.
+
+        Raises:
+            UserError: a file is missing or malformed.
+        """
+        manifests, labels, several = _read(data, ("train", "valid"))
+        parts = []
+        for manifest, each, most in zip(manifests, labels, (train_clips, valid_clips)):
+            chosen = class_subset(each, min(1.0, most / len(each)), _SEED)
+            parts.append(([manifest[clip] for clip in chosen], _targets(each, several)[chosen]))
+        return cls(parts[0], parts[1], several)
+
+    @property
+    def measure(self) -> str:
+        """What the values are: ``accuracy``, or ``mAP`` if clips have several labels."""
+        return _measure(self.several)
+
+    def __call__(self, model: AudioModel) -> float:
+        """Measure a model, in [0, 1]; this process decodes.
+
+        Raises:
+            UserError: a clip cannot be decoded, or a value of the model is not finite.
+        """
+        train, valid = (
+            Examples(_layers(model, clips, all_layers=False)[:, -1], targets)
+            for clips, targets in (self.train, self.valid)
+        )
+        return _near(train, valid, self.several)
+
+
+def _read(data: Path, splits: Sequence[str]) -> tuple[list[Manifest], list[Labels], bool]:
+    """Read manifests and their labels, and tell whether a clip has several."""
+    manifests = [Manifest.read(data / f"{split}.tsv").require_clips() for split in splits]
+    labels = [
+        Labels.read(data / f"{split}.lbl", data / LABELS_NAME, len(manifest), multi=True)
+        for split, manifest in zip(splits, manifests)
+    ]
+    return manifests, labels, any(len(each.ids) > len(each) for each in labels)
+
+
+def _measure(several: bool) -> str:
+    return "mAP" if several else "accuracy"
+
+
+def _targets(labels: Labels, several: bool) -> np.ndarray:
+    """Return the classes (N,) of clips, or with several labels multi-hot targets (N, C)."""
+    return torch.stack([labels.multi_hot(clip) for clip in range(len(labels))]).numpy() if several else labels.ids
+
+
+def _layers(
+    model: AudioModel, clips: SizedItems[Clip], split: str | None = None, workers: int = 0, all_layers: bool = True
+) -> np.ndarray:
+    """Compute the features (N, L, D) of each layer, or of the last one, for clips; a split's name shows a bar."""
+    waveforms = load_all(clips, model.sample_rate, workers)
 
     def means() -> Iterator[Tensor]:
-        for states, _ in model.encode(waveforms):
+        for states, _ in model.encode(waveforms, all_layers):
             yield states.mean(dim=1).cpu()
 
+    bar = {"desc": f"features of {split}", "total": len(clips), "unit": "clip", "disable": split is None}
     with torch.inference_mode():
-        return torch.stack(list(tqdm(means(), f"features of {split}", len(manifest), unit="clip"))).numpy()
+        return torch.stack(list(tqdm(means(), **bar))).numpy()
 
 
 def _of_layer(split: Examples, layer: int) -> Examples:
     return Examples(split.features[:, layer], split.targets)
 
 
-def _multi_hot(labels: Labels) -> np.ndarray:
-    return torch.stack([labels.multi_hot(clip) for clip in range(len(labels))]).numpy()
-
-
-def _one_label(splits: Sequence[Examples]) -> tuple[float, float]:
+def _one_layer(splits: Sequence[Examples], several: bool) -> tuple[float, float]:
     train, valid, test = splits
-    return float(nearest_neighbours(train).score(*test)), float(linear_probe(train, valid).score(*test))
+    if several:
+        linear, _ = _weighted([Examples(split.features[:, None], split.targets) for split in splits], several)
+    else:
+        linear = float(linear_probe(train, valid).score(*test))
+    return _near(train, test, several), linear
 
 
-def _several_labels(splits: Sequence[Examples]) -> tuple[float, float]:
-    train, _, test = splits
+def _near(train: Examples, test: Examples, several: bool) -> float:
+    """Measure a k-NN by the cosine of standardised features."""
+    if not several:
+        return float(nearest_neighbours(train).score(*test))
     votes = KNeighborsRegressor(min(NEIGHBOURS, len(train.targets)), weights="distance", metric="cosine")
-    near = make_pipeline(StandardScaler(), votes).fit(*train).predict(test.features)
-    linear, _ = _weighted([Examples(split.features[:, None], split.targets) for split in splits], several=True)
-    return _mean_average_precision(near, test.targets), linear
+    scores = make_pipeline(StandardScaler(), votes).fit(*train).predict(test.features)
+    return _mean_average_precision(scores, test.targets)
 
 
 def _mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> float:

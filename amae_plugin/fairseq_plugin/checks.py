@@ -34,6 +34,10 @@ _LEAST = {
     "task.max_bad_audio": 0,
     "task.picture_interval": 0,
     "task.pictures": 1,
+    "task.probe_interval": 0,
+    "task.probe_minutes": 0,
+    "task.probe_train_clips": 1,
+    "task.probe_valid_clips": 1,
 }
 _MOST = {
     "common.seed": 2**31 - 1,  # NumPy's are below 2**32, and fairseq adds the epoch

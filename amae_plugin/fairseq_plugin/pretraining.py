@@ -4,9 +4,10 @@
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from fairseq.criterions import FairseqCriterion, register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.distributed import utils as distributed_utils
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.audio_task import AudioTask, AudioTaskConfig
 from amae_plugin.fairseq_plugin.bases import SummedCriterion, TrainedModel, Values, plain_module
+from amae_plugin.fairseq_plugin.probing import Probing, ProbingConfig
 from amae_plugin.fairseq_plugin.speech import SpeechConfig, SpeechEncoder
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
 from amae_plugin.models.base import PretrainingModel, summed_losses
@@ -38,10 +40,11 @@ logger = logging.getLogger(__name__)
 MIN_TARGET_VARIANCE = 1e-3
 """Variance of a teacher's features over tokens below which training has collapsed."""
 _VARIANCE = "target_variance"
+_SIMILARITY = "target_similarity"
 
 
 @dataclass
-class AmaePretrainingConfig(AudioTaskConfig):
+class AmaePretrainingConfig(AudioTaskConfig, ProbingConfig):
     """Data and features of pretraining."""
 
     score_padding: bool = setting(True, "hidden patches beyond a clip's end count in the loss (as published)")
@@ -49,7 +52,6 @@ class AmaePretrainingConfig(AudioTaskConfig):
     pictures: int = setting(4, "validation clips on a picture")
     max_update: int = II("oc.select:optimization.max_update,0")
     valid_subset: str = II("dataset.valid_subset")
-    tensorboard_logdir: Optional[str] = II("common.tensorboard_logdir")
 
 
 @register_task("amae_pretraining", dataclass=AmaePretrainingConfig)
@@ -59,6 +61,7 @@ class AmaePretraining(AudioTask):
     takes = ("audio", "image")
     _writer: Optional[SummaryWriter] = None
     _draws = False
+    _probing: Optional[Probing] = None
 
     def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> nn.Module:
         """Build the model, and note what input its system expects.
@@ -83,6 +86,7 @@ class AmaePretraining(AudioTask):
         if not from_checkpoint:
             names = ("loss", *(f"loss_{name}" for name in model.loss_weights))
             self.check_best_metric(dict.fromkeys(names, False), "in pretraining")
+            self._probing = Probing(self.cfg, self.data, cfg) if Probing.wanted(self.cfg) else None
         self._draws = self.cfg.picture_interval > 0 and model.draws
         if self.cfg.picture_interval and not model.draws and not from_checkpoint:
             logger.info("task.picture_interval: no pictures, since the model's objectives predict no spectrogram")
@@ -95,19 +99,50 @@ class AmaePretraining(AudioTask):
         if self._draws and shown not in self.datasets:
             self.load_dataset(shown)
 
+    def train_step(
+        self,
+        sample: Values,
+        model: nn.Module,
+        criterion: nn.Module,
+        optimizer: FairseqOptimizer,
+        update_num: int,
+        ignore_grad: bool = False,
+    ) -> Any:
+        """Run fairseq's step; before the first one, probe the model if the run probes it."""
+        if self._probing is not None:
+            self._probing.before_first(plain_module(model, PretrainingModel), update_num)
+        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+
     def optimizer_step(self, optimizer: FairseqOptimizer, model: nn.Module, update_num: int) -> None:
-        """Step, let the model do what follows a step, and draw a picture when it is time."""
+        """Step, let the model do what follows a step, and probe it and draw a picture when it is time."""
         scale = _loss_scale(optimizer)
         super().optimizer_step(optimizer, model, update_num)
         plain = plain_module(model, PretrainingModel)
         if _loss_scale(optimizer) >= scale:
             plain.after_update(update_num + 1, self.cfg.max_update)
+        if self._probing is not None:
+            self._probing.after(plain, update_num + 1)
         due = self._draws and (update_num + 1) % self.cfg.picture_interval == 0 and self.cfg.tensorboard_logdir
         if due and distributed_utils.get_global_rank() == 0:
             try:
                 self.draw_pictures(plain, update_num + 1)
             except Exception:  # whatever it is, it must not cost the run
                 logger.exception(f"no picture after update {update_num + 1}; training goes on")
+
+    def get_checkpoint_dict(self) -> Dict[str, Any]:
+        """Have checkpoints keep the time by which the run probes its model as well."""
+        state = super().get_checkpoint_dict()
+        if self._probing is not None:
+            state[type(self).__name__]["seconds"] = self._probing.seconds
+        return state
+
+    def set_checkpoint_dict(self, state: Dict[str, float]) -> None:
+        """Continue that time, and early stopping."""
+        rest = dict(state)
+        seconds = rest.pop("seconds", None)
+        if self._probing is not None and seconds is not None:
+            self._probing.seconds = seconds
+        super().set_checkpoint_dict(rest)
 
     def draw_pictures(self, model: PretrainingModel, update: int) -> None:
         """Write a picture of fixed validation clips, reconstructed, to TensorBoard."""
@@ -137,7 +172,8 @@ class AmaeMaskedPrediction(SummedCriterion):
     """The objectives of a pretraining model, summed over hidden tokens and weighted as the model says.
 
     Each objective is logged without its weight as well: ``loss_reconstruction``, ``loss_info_nce``. A model that learns
-    from its own features also logs ``target_variance``; training stops when they are the same everywhere.
+    from its own features also logs ``target_variance``, and training stops when they are the same everywhere; and
+    ``target_similarity``, the mean cosine of its predictions and its teacher's features of scored tokens.
     """
 
     def __init__(self, task: FairseqTask, score_padding: bool):
@@ -158,6 +194,7 @@ class AmaeMaskedPrediction(SummedCriterion):
         log = self.log(losses, sample_size, sample)
         if _VARIANCE in output:
             log[_VARIANCE] = output[_VARIANCE] * sample_size
+            log[_SIMILARITY] = _similarity(output["prediction"], output["target"], scored)
         return losses["loss"], sample_size, log
 
     @classmethod
@@ -172,6 +209,8 @@ class AmaeMaskedPrediction(SummedCriterion):
         if summands and any(_VARIANCE in log for log in logging_outputs):
             variance = float(sum(log.get(_VARIANCE, 0.0) for log in logging_outputs) / summands)
             metrics.log_scalar(_VARIANCE, variance, summands, round=4)
+            similarity = sum(log.get(_SIMILARITY, 0.0) for log in logging_outputs) / summands
+            metrics.log_scalar(_SIMILARITY, similarity, summands, round=4)
             if variance < MIN_TARGET_VARIANCE:
                 raise UserError(
                     f"the model has collapsed: its teacher gives every token the same features (their variance is "
@@ -193,6 +232,14 @@ class AmaeReconstruction(AmaeMaskedPrediction):
 
 # fairseq resumes a run only with a criterion of the class name that the checkpoint holds: one name for both.
 AmaeMaskedPrediction.__name__ = AmaeReconstruction.__name__
+
+
+@torch.no_grad()
+def _similarity(prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:
+    """Sum the cosines of predictions (N, L, D) and centred features (B, L, D) over scored tokens (N, L) of N clones."""
+    centred = target - target.mean(dim=-1, keepdim=True)
+    cosines = F.cosine_similarity(prediction.unflatten(0, (len(target), -1)), centred[:, None], dim=-1)
+    return (cosines.flatten(0, 1) * scored).sum()
 
 
 def _loss_scale(optimizer: FairseqOptimizer) -> float:

@@ -25,6 +25,8 @@ _ONCE = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloa
 _COMPARED = ("task", "model", "criterion", "optimizer", "lr_scheduler", "optimization")
 _FREE = {
     *("task.data", "task.recipe", "task.clips_per_epoch", "task.max_update", "task.picture_interval", "task.pictures"),
+    *("task.probe_interval", "task.probe_minutes", "task.probe_data", "task.probe_train_clips"),
+    *("task.probe_valid_clips", "task.log_format"),
     *("task.tensorboard_logdir", "task.train_subset", "task.valid_subset", "task.max_bad_audio", "task.on_bad_audio"),
     *("task.best_checkpoint_metric", "task.maximize_best_checkpoint_metric"),
     *("model.pretrained", "model.imagenet", "model.compile", "criterion._name"),

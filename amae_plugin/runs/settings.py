@@ -18,7 +18,7 @@ class Comparison:
         root: folder for all results.
         config_dir: folder of the recipes.
         minutes: time of each pretraining.
-        updates: length of each fine-tuning.
+        updates: length of each fine-tuning; with 0, nothing is fine-tuned.
         fractions: shares of the labels; each contestant is fine-tuned with each.
         systems: names of the contestants; empty: all.
         seeds: random seeds; each contestant is trained with each.
@@ -41,8 +41,8 @@ class Comparison:
     formats: Sequence[str] = ("png",)
 
     def __post_init__(self) -> None:
-        if self.minutes <= 0 or self.updates < 1:
-            raise UserError("--minutes must be above 0 and --updates 1 or more")
+        if self.minutes <= 0 or self.updates < 0:
+            raise UserError("--minutes must be above 0 and --updates 0 or more")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: must be different numbers, one or more")
         if not self.fractions or not all(0 < fraction <= 1 for fraction in self.fractions):

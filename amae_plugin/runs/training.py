@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
@@ -21,7 +21,7 @@ from amae_plugin.processes import available_cpus, signals_held_back, terminated_
 from amae_plugin.recipes import override
 
 COMMAND = "fairseq-hydra-train"
-_LOG_LINE = re.compile(r"\[(train_inner|valid)\]\[INFO\] - (\{.*\})$")
+_LOG_LINE = re.compile(r"\[(train_inner|valid|probe)\]\[INFO\] - (\{.*\})$")
 _LINES_ON_FAILURE = 30
 _POLL_S = 0.2
 _GRACE_S = 30.0
@@ -31,6 +31,7 @@ _UNITS = {"update": ("num_updates", None), "s": ("wall", "{l_bar}{bar}| {n_fmt}/
 """By unit: name under which fairseq logs a run's progress, and format of the bar; a bar of seconds shows no rate."""
 _SERIES = {"train_inner": ("training", ""), "valid": ("validation", "valid_")}
 """By kind of log line: name of its losses, and prefix of its values' names."""
+_PROBE = "probe_"
 
 
 @dataclass(frozen=True)
@@ -68,30 +69,54 @@ def recipe_arguments(recipe: str, config_dir: Path, folder: Path, data: Path) ->
     return [*arguments, override("task.data", data), "distributed_training.distributed_world_size=1"]
 
 
-def complete(trainings: Sequence[Training]) -> None:
-    """Run those trainings that are not done, as many at a time as there are processors.
+class Probe(NamedTuple):
+    """Probe of a run.
+
+    Attributes:
+        update: number of updates before it.
+        seconds: seconds of training before it.
+        measure: what was measured, ``accuracy`` or ``mAP``.
+        value: the result, in [0, 1].
+    """
+
+    update: int
+    seconds: float
+    measure: str
+    value: float
+
+
+def complete(
+    trainings: Sequence[Training], at_once: int | None = None, failures: dict[Path, UserError] | None = None
+) -> None:
+    """Run those trainings that are not done, several at a time.
 
     An interrupted training continues from its last checkpoint. If one fails or this process is interrupted or
     terminated, the others are terminated, killed if that takes them too long, and those that wait do not start. If this
     process is killed, the kernel terminates them.
 
+    Args:
+        trainings: all of them, done or not; a training has the same number of threads whichever are done.
+        at_once: number of trainings at a time; as many as there are processors if None.
+        failures: gets the error of each training that fails, by its folder, and the others go on; None: they end.
+
     Raises:
-        UserError: a command failed, or a folder holds a training with other settings.
+        UserError: a command failed and *failures* is None, or a folder holds a training with other settings.
     """
-    cpus, unfinished = available_cpus(), [training for training in trainings if not _is_done(training)]
+    at_once = at_once or available_cpus()
     # Threads of trainings that run at the same time would wait for each other, several times as long as they work.
-    threads = max(1, cpus // max(1, len(unfinished)))
-    waiting, running = deque(enumerate(unfinished)), list[_Running]()
+    threads = max(1, available_cpus() // max(1, min(at_once, len(trainings))))
+    waiting = deque(training for training in trainings if not _is_done(training))
+    running = list[_Running]()
     with signals_held_back() as received:
         try:
             while waiting or running:
-                while waiting and len(running) < cpus:
-                    row, training = waiting.popleft()
-                    running.append(_Running(training, threads, row))
+                while waiting and len(running) < at_once:
+                    row = min(set(range(at_once)) - {one.row for one in running})
+                    running.append(_Running(waiting.popleft(), threads, row))
                 time.sleep(_POLL_S)
                 if received:  # whatever ends at this moment is not done
                     break
-                running = [one for one in running if not one.has_ended()]
+                running = [one for one in running if not one.has_ended(failures)]
         finally:
             _end([one.process for one in running], received)
             for one in running:
@@ -112,7 +137,8 @@ class _Running:
     """A training that runs, with a progress bar *row* lines below the cursor."""
 
     def __init__(self, training: Training, threads: int, row: int):
-        self.training = training
+        self.training, self.row = training, row
+        self._postfix = dict[str, str]()
         training.folder.mkdir(parents=True, exist_ok=True)
         self._note(done=False)
         tqdm.write(shlex.join([COMMAND, *training.arguments]))
@@ -127,11 +153,11 @@ class _Running:
         bar = {"unit": training.unit, "bar_format": _UNITS[training.unit][1], "position": row}
         self.progress = tqdm(total=training.end, desc=training.description, **bar)
 
-    def has_ended(self) -> bool:
-        """Show the progress, and tell whether the training is done.
+    def has_ended(self, failures: dict[Path, UserError] | None) -> bool:
+        """Show the progress, and tell whether the training is done or its failure has been noted.
 
         Raises:
-            UserError: it failed.
+            UserError: it failed, and *failures* is None.
         """
         code = self.process.poll()  # before reading: after the end, what can be read is all
         with self.training.log.open("rb") as log:
@@ -139,18 +165,26 @@ class _Running:
             lines = log.read().rpartition(b"\n")[0]
         self._read += len(lines)
         for kind, values in _logged(lines.decode(errors="replace").splitlines()):
+            if kind == "probe":
+                self._postfix["k-NN"] = f"{_read_probe(values).value:.1%}"
             if kind == "train_inner":
                 done = int(values[_UNITS[self.training.unit][0]])
                 if not self.progress.n:
                     self.progress.initial = self.progress.n = done  # a resumed run did these before
                 self.progress.update(done - self.progress.n)
-                self.progress.set_postfix_str(f"loss {float(values['loss']):.3f}")
+                self._postfix["loss"] = f"{float(values['loss']):.3f}"
+                self.progress.set_postfix_str(", ".join(map(" ".join, self._postfix.items())))
         if code is None:
             return False
         if code != 0:
             printed = self.training.log.read_bytes()[self._begin :].decode(errors="replace").splitlines()
             print(*printed[-_LINES_ON_FAILURE:], sep="\n", file=sys.stderr)
-            raise UserError(f"{COMMAND} failed (exit code {code}); everything it printed is in {self.training.log}")
+            error = UserError(f"{COMMAND} failed (exit code {code}); everything it printed is in {self.training.log}")
+            if failures is None:
+                raise error
+            failures[self.training.folder] = error
+            self.progress.close()
+            return True
         self.progress.update(self.training.end - self.progress.n)  # the last may be fewer than are logged at a time
         self.progress.close()
         self._note(done=True)
@@ -183,13 +217,32 @@ def read_losses(log: Path) -> dict[str, list[tuple[float, float]]]:
     losses: dict[str, dict[float, float]] = {name: {} for name, _ in _SERIES.values()}
     with log.open(encoding="utf-8", errors="replace") as lines:
         for kind, values in _logged(lines):
-            name, prefix = _SERIES[kind]
-            losses[name][float(values[f"{prefix}num_updates"])] = float(values[f"{prefix}loss"])
+            if kind in _SERIES:
+                name, prefix = _SERIES[kind]
+                losses[name][float(values[f"{prefix}num_updates"])] = float(values[f"{prefix}loss"])
     return {name: sorted(points.items()) for name, points in losses.items()}
 
 
+def read_probes(log: Path) -> list[Probe]:
+    """Read the probes of a pretraining in its log, by update; those that a resumed run made anew count once."""
+    probes: list[Probe] = []
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        for kind, values in _logged(lines):
+            if kind == "probe":
+                latest = _read_probe(values)
+                probes = [*(probe for probe in probes if probe.update < latest.update), latest]
+    return probes
+
+
+def _read_probe(values: dict[str, str]) -> Probe:
+    rest = {name.removeprefix(_PROBE): value for name, value in values.items() if name.startswith(_PROBE)}
+    update, seconds = int(rest.pop("num_updates")), float(rest.pop("seconds"))
+    ((measure, value),) = rest.items()
+    return Probe(update, seconds, measure, float(value))
+
+
 def _logged(lines: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the kind and the values of each line that reports on training or validation."""
+    """Yield the kind and the values of each line that reports on training, validation or a probe."""
     for line in lines:
         if match := _LOG_LINE.search(line.rstrip()):
             yield match[1], json.loads(match[2])

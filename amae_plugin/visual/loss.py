@@ -1,4 +1,4 @@
-"""Loss over updates."""
+"""Loss over updates, and what the features are worth beside it."""
 
 import itertools
 import math
@@ -13,13 +13,21 @@ _STYLES = ((BLUE, 1.4, "-", ""), (RED, 1.6, "-", "o"), (GREEN, 1.4, "--", ""), (
 """Colours, widths, dashes and markers of the curves, in their order."""
 
 
-def plot_loss(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str | None = None) -> Figure:
-    """Draw loss over updates, with a logarithmic loss axis.
+def plot_loss(
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    title: str | None = None,
+    probe: Sequence[tuple[float, float]] = (),
+    measure: str = "accuracy",
+) -> Figure:
+    """Draw loss over updates, with a logarithmic loss axis, and below it a probe of the features, if there is one.
 
     Args:
         curves: points (update, loss) in order, by the name of the curve, such as ``training`` and ``validation``.
             Points that a logarithmic axis cannot show, whose loss is not finite or not positive, are left out.
         title: title of the figure.
+        probe: points (update, value in [0, 1]) of a k-NN on the features.
+        measure: what the probe measures.
 
     Raises:
         ValueError: no curve has a point to draw.
@@ -28,8 +36,8 @@ def plot_loss(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str
     drawable = {name: points for name, points in positive.items() if points}
     if not drawable:
         raise ValueError("there is no loss to draw: no curve has a finite, positive point")
-    figure = new_figure(7, 4, title)
-    ax = figure.subplots()
+    figure = new_figure(7, 6 if probe else 4, title)
+    ax, *below = figure.subplots(2, sharex=True, height_ratios=(3, 2)) if probe else [figure.subplots()]
     for (name, points), (colour, width, dashes, marker) in zip(drawable.items(), itertools.cycle(_STYLES)):
         label = f"{name} (last {points[-1][1]:.3g})"
         ax.plot(*zip(*points), dashes, color=colour, linewidth=width, marker=marker, markersize=4, label=label)
@@ -40,8 +48,18 @@ def plot_loss(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_major_formatter("{x:,.0f}")
-    ax.set_xlim(left=0)
-    ax.set(xlabel="updates", ylabel="loss (mean squared error on hidden patches)")
-    open_axes(ax, "both")
+    ax.set(ylabel="loss (mean squared error on hidden patches)")
     ax.legend(frameon=False)
+    for lower in below:
+        best = max(value for _, value in probe)
+        label = f"k-NN of frozen features (best {best:.1%})"
+        lower.plot(*zip(*probe), color=GREEN, marker="o", markersize=4, label=label)
+        lower.yaxis.set_major_formatter("{x:.0%}")
+        lower.set(ylabel=measure)
+        lower.legend(frameon=False)
+    for each in (ax, *below):
+        open_axes(each, "both")
+    last = (ax, *below)[-1]
+    last.set_xlim(left=0)
+    last.set(xlabel="updates")
     return figure
