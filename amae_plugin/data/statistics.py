@@ -61,7 +61,7 @@ def measure(
     subset = Subset(dataset, chosen.tolist())
     loader = DataLoader(subset, batch_size=_CLIPS_PER_STEP, num_workers=min(workers, len(subset)), collate_fn=_moments)
     total = torch.zeros(4, dtype=torch.float64)
-    with tqdm(total=len(chosen), desc="measuring", unit="clip") as progress:
+    with tqdm(total=len(chosen), desc="measuring", unit="clip", disable=None) as progress:
         for moments in loader:
             total += moments
             progress.update(min(_CLIPS_PER_STEP, len(chosen) - progress.n))

@@ -114,7 +114,7 @@ def probe(model: AudioModel, data: Path, workers: int = 0) -> Probing:
         features = _layers(model, trial_clips, "trials", workers).swapaxes(0, 1)
         rates = np.array([equal_error_rate(cosine_scores(each, pairs.pairs), pairs.same) for each in features])
     fit = _several_labels if several else _one_label
-    layers = tqdm(range(model.num_layers), desc="probes", unit="layer")
+    layers = tqdm(range(model.num_layers), desc="probes", unit="layer", disable=None)
     by_layer = np.array([fit([_of_layer(split, layer) for split in splits]) for layer in layers])
     weighted, weights = _weighted(splits, several)
     return Probing(
@@ -138,7 +138,8 @@ def _layers(model: AudioModel, manifest: Manifest, split: str, workers: int) -> 
             yield states.mean(dim=1).cpu()
 
     with torch.inference_mode():
-        return torch.stack(list(tqdm(means(), f"features of {split}", len(manifest), unit="clip"))).numpy()
+        bar = tqdm(means(), f"features of {split}", len(manifest), unit="clip", disable=None)
+        return torch.stack(list(bar)).numpy()
 
 
 def _of_layer(split: Examples, layer: int) -> Examples:
@@ -173,7 +174,8 @@ def _weighted(splits: Sequence[Examples], several: bool) -> tuple[float, np.ndar
         Examples(((split.features - mean) / np.where(std > 0, std, 1)).astype(np.float32), split.targets)
         for split in splits
     )
-    found = [_WeightedProbe(train, several, strength) for strength in tqdm(STRENGTHS, "weighted probe", leave=False)]
+    strengths = tqdm(STRENGTHS, "weighted probe", leave=False, disable=None)
+    found = [_WeightedProbe(train, several, strength) for strength in strengths]
     best = max(found, key=lambda each: each.score(valid))
     return best.score(test), best.weights
 

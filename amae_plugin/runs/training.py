@@ -27,8 +27,11 @@ _POLL_S = 0.2
 _GRACE_S = 30.0
 """Seconds for a training that is terminated to finish its update and to write a checkpoint."""
 _SETTINGS = "settings.json"
-_UNITS = {"update": ("num_updates", None), "s": ("wall", "{l_bar}{bar}| {n_fmt}/{total_fmt} s{postfix}")}
-"""By unit: name under which fairseq logs a run's progress, and format of the bar; a bar of seconds shows no rate."""
+_UNITS = {
+    "update": ("num_updates", "updates", None),
+    "s": ("wall", "seconds", "{l_bar}{bar}| {n_fmt}/{total_fmt} s{postfix}"),
+}
+"""By unit: name under which fairseq logs a run's progress, plural, and format of its bar; seconds have no rate."""
 _SERIES = {"train_inner": ("training", ""), "valid": ("validation", "valid_")}
 """By kind of log line: name of its losses, and prefix of its values' names."""
 
@@ -75,19 +78,20 @@ def complete(trainings: Sequence[Training]) -> None:
     terminated, the others are terminated, killed if that takes them too long, and those that wait do not start. If this
     process is killed, the kernel terminates them.
 
+    Each has a progress bar in a terminal while it runs, and a line about it stays when it is done.
+
     Raises:
         UserError: a command failed, or a folder holds a training with other settings.
     """
     cpus, unfinished = available_cpus(), [training for training in trainings if not _is_done(training)]
     # Threads of trainings that run at the same time would wait for each other, several times as long as they work.
     threads = max(1, cpus // max(1, len(unfinished)))
-    waiting, running = deque(enumerate(unfinished)), list[_Running]()
+    waiting, running = deque(unfinished), list[_Running]()
     with signals_held_back() as received:
         try:
             while waiting or running:
                 while waiting and len(running) < cpus:
-                    row, training = waiting.popleft()
-                    running.append(_Running(training, threads, row))
+                    running.append(_Running(waiting.popleft(), threads))
                 time.sleep(_POLL_S)
                 if received:  # whatever ends at this moment is not done
                     break
@@ -95,7 +99,7 @@ def complete(trainings: Sequence[Training]) -> None:
         finally:
             _end([one.process for one in running], received)
             for one in running:
-                one.progress.close()
+                one.hide()
 
 
 def _is_done(training: Training) -> bool:
@@ -109,9 +113,9 @@ def _is_done(training: Training) -> bool:
 
 
 class _Running:
-    """A training that runs, with a progress bar *row* lines below the cursor."""
+    """A training that runs, with a progress bar."""
 
-    def __init__(self, training: Training, threads: int, row: int):
+    def __init__(self, training: Training, threads: int):
         self.training = training
         training.folder.mkdir(parents=True, exist_ok=True)
         self._note(done=False)
@@ -124,8 +128,10 @@ class _Running:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=terminated_with_parent()
             )
-        bar = {"unit": training.unit, "bar_format": _UNITS[training.unit][1], "position": row}
-        self.progress = tqdm(total=training.end, desc=training.description, **bar)
+        self._key, self._units, form = _UNITS[training.unit]
+        self._start, self._loss = time.monotonic(), ""
+        options = {"unit": training.unit, "bar_format": form, "leave": False}
+        self._progress = tqdm(total=training.end, desc=training.description, disable=None, **options)
 
     def has_ended(self) -> bool:
         """Show the progress, and tell whether the training is done.
@@ -140,21 +146,28 @@ class _Running:
         self._read += len(lines)
         for kind, values in _logged(lines.decode(errors="replace").splitlines()):
             if kind == "train_inner":
-                done = int(values[_UNITS[self.training.unit][0]])
-                if not self.progress.n:
-                    self.progress.initial = self.progress.n = done  # a resumed run did these before
-                self.progress.update(done - self.progress.n)
-                self.progress.set_postfix_str(f"loss {float(values['loss']):.3f}")
+                done, self._loss = int(values[self._key]), f"loss {float(values['loss']):.3f}"
+                if not self._progress.n:
+                    self._progress.initial = self._progress.n = done  # a resumed run did these before
+                self._progress.update(done - self._progress.n)
+                self._progress.set_postfix_str(self._loss)
         if code is None:
             return False
         if code != 0:
             printed = self.training.log.read_bytes()[self._begin :].decode(errors="replace").splitlines()
-            print(*printed[-_LINES_ON_FAILURE:], sep="\n", file=sys.stderr)
+            tqdm.write("\n".join(printed[-_LINES_ON_FAILURE:]), file=sys.stderr)
             raise UserError(f"{COMMAND} failed (exit code {code}); everything it printed is in {self.training.log}")
-        self.progress.update(self.training.end - self.progress.n)  # the last may be fewer than are logged at a time
-        self.progress.close()
+        self.hide()
         self._note(done=True)
+        length = f"{self.training.end:,} {self._units}"
+        took = f"done in {time.monotonic() - self._start:.0f} s"
+        tqdm.write(", ".join(filter(None, (f"{self.training.description}: {length}", self._loss, took))))
         return True
+
+    def hide(self) -> None:
+        """Take the bar away."""
+        self._progress.clear()  # unlike `close`, this leaves the cursor at the beginning of its line
+        self._progress.close()
 
     def _note(self, done: bool) -> None:
         settings = {"done": done, "arguments": list(self.training.arguments)}
