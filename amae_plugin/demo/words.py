@@ -68,6 +68,11 @@ class Speaker(NamedTuple):
     split: str
 
     @property
+    def name(self) -> str:
+        """Name for people."""
+        return f"{self.voice}, pitch {self.pitch}"
+
+    @property
     def hash(self) -> str:
         """The eight hexadecimal digits that name the speaker, as in Speech Commands."""
         return hashlib.sha1(f"{self.voice} {self.pitch}".encode()).hexdigest()[:8]

@@ -42,6 +42,8 @@ class Probing:
         weighted: value of the probe that weighs the layers.
         weights: its weights, (L,) float64, which add up to 1.
         equal_error_rates: equal error rate of each layer on the folder's trials, (L,) float64; None without trials.
+        features: features of each layer for the N clips of ``test``, (N, L, D) float32.
+        labels: class of each of these clips; None if clips have several.
     """
 
     checkpoint: Path
@@ -52,6 +54,8 @@ class Probing:
     weighted: float
     weights: np.ndarray
     equal_error_rates: np.ndarray | None
+    features: np.ndarray
+    labels: tuple[str, ...] | None
 
     @property
     def table(self) -> Table:
@@ -126,6 +130,8 @@ def probe(model: AudioModel, data: Path, workers: int = 0) -> Probing:
         weighted=weighted,
         weights=weights,
         equal_error_rates=rates,
+        features=splits[-1].features,
+        labels=None if several else tuple(labels[-1].names[index] for index in labels[-1].ids),
     )
 
 
