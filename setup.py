@@ -18,6 +18,7 @@ setup(
     package_dir={"amae_plugin.config": "config", "hydra_plugins": "slurm/hydra_plugins"},
     package_data={
         "amae_plugin.config": ["**/*.yaml"],
+        "amae_plugin.demo": ["*.css", "*.jinja"],
         "amae_plugin.interop": ["*.jinja"],
         "amae_plugin.visual": ["*.css", "*.jinja", "*.js"],
     },

@@ -116,7 +116,8 @@ def measure_step(spec: StepSpec) -> dict[str, float | int | None]:
         optimizer.step()
         optimizer.zero_grad()
 
-    steps = tqdm(range(_WARM_UP_STEPS + spec.steps), f"{spec.settings['_name']} {spec.precision}: steps", unit="step")
+    what = f"{spec.settings['_name']} {spec.precision}: steps"
+    steps = tqdm(range(_WARM_UP_STEPS + spec.steps), what, unit="step", disable=None)
     times = [_timed(lambda: step(*inputs), device) for _ in steps]
     wall, cpu = (statistics.median(column) for column in zip(*times[_WARM_UP_STEPS:]))
     # Nothing that follows is part of the peak.
@@ -158,7 +159,8 @@ def _fed_rate(spec: StepSpec, step: Callable[..., None], device: torch.device) -
     )
     clips, batches = 0, iter(loader)
     ahead = 1 + _READ_AHEAD * spec.workers
-    for number in tqdm(range(ahead + spec.steps), f"{spec.settings['_name']} {spec.precision}: fed steps", unit="step"):
+    what = f"{spec.settings['_name']} {spec.precision}: fed steps"
+    for number in tqdm(range(ahead + spec.steps), what, unit="step", disable=None):
         if number == ahead:
             start = time.perf_counter()
         batch = next(batches)

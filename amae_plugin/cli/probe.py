@@ -3,7 +3,7 @@
 Takes a pretraining checkpoint or a classifier's and a labelled corpus. Features are means over whole clips; probes are
 fitted on train, choose their penalty on valid, and are measured on test. With several labels a clip, the measure is
 mAP; if the folder has trials.txt, each layer's equal error rate is measured as well. Writes probe.json, .md, .csv, .tex
-and a picture.
+and a picture; if clips have one label each, also a map, on which clips with similar features are neighbours.
 """
 
 import argparse
@@ -30,12 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table, and write the results."""
+    from amae_plugin.evaluation import probe_files
     from amae_plugin.evaluation.probe import probe
-    from amae_plugin.evaluation.tables import SUFFIXES
-    from amae_plugin.files import try_place, write_json, writing
+    from amae_plugin.files import try_place, writing
     from amae_plugin.inference.model import load_model
-    from amae_plugin.visual import plot_layers
-    from amae_plugin.visual.style import save
 
     out = args.out or results_folder(args.checkpoint) / "probe"
     with writing(out):  # before work that would be lost if its results could not be written
@@ -43,12 +41,5 @@ def run(args: argparse.Namespace) -> None:
     model = load_model(args.checkpoint, args.device, args.batch_size)
     probing = probe(model, args.data, args.workers)
     print(probing.table.text())
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "probe.json", probing.as_json)
-        for suffix in SUFFIXES:
-            probing.table.write(out / f"probe{suffix}")
-        title = f"{args.checkpoint.stem}: frozen features by layer, {probing.clips:,} clips"
-        figure = plot_layers(probing.values, probing.weighted, probing.weights, ylabel=probing.measure, title=title)
-        save(figure, out / "probe", args.formats)
-    print(f"\nprobe.json, .md, .csv, .tex and the picture are in {out}")
+    written = probe_files.write(probing, out, args.formats)
+    print(f"\n{', '.join(path.name for path in written)} are in {out}")

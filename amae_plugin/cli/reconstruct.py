@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         name, windows = printable(names[path]), math.ceil(int(front_end.frames_in(np.array(len(waveform)))) / length)
         # Of one clip, whose windows are filled in and which is then made audible.
-        with tqdm(total=windows + len(COLUMNS), desc=name, unit="step", leave=False, position=1) as bar:
+        with tqdm(total=windows + len(COLUMNS), desc=name, unit="step", leave=False, position=1, disable=None) as bar:
             reconstruction = reconstructor(waveform, bar.update, image)
             views.append(ClipView.make(name, reconstruction, front_end, len(waveform), bar.update))
         views[-1].write(args.out / names[path], front_end, note)

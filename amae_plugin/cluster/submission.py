@@ -202,7 +202,7 @@ def wait(jobs: Sequence[SubmittedJob], poll_s: float) -> list[float | None]:
         JobFailed: some jobs failed; with the errors of all of them.
     """
     ended: dict[str, str] = {}
-    with tqdm(total=len(jobs), desc="jobs", unit="job") as bar:
+    with tqdm(total=len(jobs), desc="jobs", unit="job", disable=None) as bar:
         while len(ended) < len(jobs):
             time.sleep(poll_s)
             states = job_states([job.id for job in jobs if job.id not in ended])

@@ -183,7 +183,7 @@ def check_pictures(root: Path, names: Sequence[str], workers: int = 0) -> dict[s
 def _map_files(function: Callable[[str], Value], names: Sequence[str], what: str, workers: int) -> dict[str, Value]:
     """Apply a function to files in threads, with a progress bar."""
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        return dict(tqdm(zip(names, pool.map(function, names)), total=len(names), desc=what, unit="file"))
+        return dict(tqdm(zip(names, pool.map(function, names)), total=len(names), desc=what, unit="file", disable=None))
 
 
 def write_corpus(

@@ -254,7 +254,9 @@ class _Job:
         options: dict[str, Any] = {"num_workers": workers, "worker_init_fn": killed_with_parent}
         loader = DataLoader(encoder, batch_size=None, sampler=remaining, **options)
         clips = zip(remaining, loader)
-        with tqdm(total=len(self.manifest), initial=first, desc=f"packing {self.split}", unit="clip") as bar:
+        with tqdm(
+            total=len(self.manifest), initial=first, desc=f"packing {self.split}", unit="clip", disable=None
+        ) as bar:
             for number in itertools.count(len(nexts)):
                 if (clip := next(clips, None)) is None:
                     return

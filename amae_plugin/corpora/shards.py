@@ -97,7 +97,9 @@ def build(
         raise UserError(f"{folder}: no archives; looked for the extensions {' '.join((*ARCHIVES, *COMPRESSED))}")
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         read = pool.map(lambda name: Archive.read(folder / name), found.names)
-        archives = dict(tqdm(zip(found.names, read), total=len(found.names), desc="reading archives", unit="archive"))
+        archives = dict(
+            tqdm(zip(found.names, read), total=len(found.names), desc="reading archives", unit="archive", disable=None)
+        )
     unreadable = {**found.problems, **{name: each.problem for name, each in archives.items() if each.problem}}
     warnings = [f"{name}: {problem}; left out" for name, problem in itertools.islice(unreadable.items(), _SHOWN)]
     warnings += [f"{name}: {each.warning}" for name, each in archives.items() if each.warning]

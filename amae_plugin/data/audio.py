@@ -234,7 +234,7 @@ def read_rates(manifest: Manifest, default: int) -> np.ndarray:
     rates = np.empty(len(manifest), np.int64)
     with (
         ThreadPoolExecutor() as pool,
-        tqdm(total=len(manifest), desc="reading sample rates", unit="clip", delay=5) as bar,
+        tqdm(total=len(manifest), desc="reading sample rates", unit="clip", delay=5, disable=None) as bar,
     ):
         for first in range(0, len(manifest), _SHARE):
             share = range(first, min(first + _SHARE, len(manifest)))

@@ -70,7 +70,7 @@ def measure(
     options: dict[str, Any] = {"generator": torch.Generator(), "num_workers": min(workers, len(subset))}
     loader = DataLoader(subset, batch_size=_CLIPS_PER_STEP, collate_fn=_moments, **options)
     total = torch.zeros(4, dtype=torch.float64)
-    with tqdm(total=len(chosen), desc="measuring", unit="clip") as progress:
+    with tqdm(total=len(chosen), desc="measuring", unit="clip", disable=None) as progress:
         for moments in loader:
             total += moments
             progress.update(min(_CLIPS_PER_STEP, len(chosen) - progress.n))

@@ -6,102 +6,39 @@ A demo that runs again in the same folder repeats no step that is done.
 import argparse
 import json
 import shlex
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
-import numpy as np
-from matplotlib.figure import Figure
-
-from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.corpora import speech_commands
-from amae_plugin.corpora.speech_commands import WORDS
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.data.statistics import read_or_measure
-from amae_plugin.demo.words import SPEAKERS, Speaker, make_words
+from amae_plugin.demo.page import Accuracy, Clip, next_steps, write_page
+from amae_plugin.demo.settings import FINE_TUNING, FROM_SCRATCH, PRETRAINED, PRETRAINING, Demo
+from amae_plugin.demo.words import make_words
 from amae_plugin.errors import UserError
+from amae_plugin.evaluation import probe_files
 from amae_plugin.evaluation.classification import evaluate
+from amae_plugin.evaluation.frozen import embed_split
+from amae_plugin.evaluation.maps import write_maps
+from amae_plugin.evaluation.probe import probe
 from amae_plugin.evaluation.report import write
-from amae_plugin.evaluation.scoring import Options, validation_dataset
-from amae_plugin.files import replacing, write_json
-from amae_plugin.models.base import PretrainingModel
+from amae_plugin.evaluation.scoring import Options
+from amae_plugin.files import write_json
+from amae_plugin.inference.model import load_model
 from amae_plugin.processes import run_program
 from amae_plugin.recipe_files import recipe_folder
 from amae_plugin.recipes import open_recipe, override
 from amae_plugin.runs.statistics import front_end_of
-from amae_plugin.runs.training import COMMAND, Training, complete, read_losses, recipe_arguments
-from amae_plugin.visual import draw_clips, plot_comparison, plot_loss
+from amae_plugin.runs.training import Training, complete, read_losses
+from amae_plugin.visual import plot_comparison
+from amae_plugin.visual.style import save
 
-PRETRAINING = "pretrain_audio_mae_tiny"
-FINE_TUNING = "finetune_audio_mae_tiny"
-MODEL = "amae_audio_mae_tiny"
-_CLIPS_DRAWN = 5
-_PRETRAINED, _FROM_SCRATCH = "pretrained", "from scratch"
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Folder and size of the demo; the defaults are those of ``make demo``.
-
-    Attributes:
-        root: folder that everything is written to.
-        config_dir: folder of the recipes.
-        clips_per_word: clips of each word over all splits.
-        words: words that are spoken.
-        speakers: voices that speak them.
-        fractions: updates of training with labels, by the fraction of the labels.
-        overrides: further Hydra overrides of the pretraining recipe, such as ``optimization.max_update=20``.
-        fine_tuning_overrides: further Hydra overrides of the fine-tuning recipe.
-    """
-
-    root: Path
-    config_dir: Path
-    clips_per_word: int = 100
-    words: Sequence[str] = WORDS
-    speakers: Sequence[Speaker] = SPEAKERS
-    fractions: Mapping[float, int] = field(default_factory=lambda: {1.0: 600, 0.1: 300})
-    overrides: Sequence[str] = ()
-    fine_tuning_overrides: Sequence[str] = ()
-
-    @property
-    def corpus(self) -> Path:
-        """Folder of the spoken words, laid out as Speech Commands."""
-        return self.root / "words"
-
-    @property
-    def manifests(self) -> Path:
-        """Folder of ``train.tsv``, ``valid.tsv``, ``test.tsv``, their labels and ``stats.json``."""
-        return self.root / "manifests"
-
-    def training(self, title: str, recipe: str, name: str, updates: int, overrides: Sequence[str]) -> Training:
-        """Describe a training by a recipe, in the folder *name*."""
-        folder = self.root / name
-        arguments = recipe_arguments(recipe, self.config_dir, folder, self.manifests)
-        return Training(title, [*arguments, *overrides], updates, folder)
-
-    def fine_tunings(self, pretrained: Path, statistics: Sequence[str]) -> dict[tuple[float, str], Training]:
-        """Describe the trainings with labels, by fraction of the labels and start.
-
-        For each fraction, the pretrained encoder and the same network from scratch get the same number of updates.
-        """
-        sizes = [f"model.encoder.{o.removeprefix('model.')}" for o in self.overrides if o.startswith("model.")]
-        starts = {
-            _PRETRAINED: [override("model.pretrained", pretrained)],
-            _FROM_SCRATCH: ["model.pretrained=null", f"+model@model.encoder={MODEL}", *sizes],
-        }
-        trainings = {}
-        for fraction, updates in self.fractions.items():
-            budget = [f"task.label_fraction={fraction}", f"optimization.max_update={updates}"]
-            for start, encoder in starts.items():
-                title = f"{start}, {fraction:.0%} of the labels"
-                name = f"fine-tuning/{start}_{fraction:.0%}".replace(" ", "_").rstrip("%")
-                overrides = [*statistics, *budget, *encoder, *self.fine_tuning_overrides]
-                trainings[fraction, start] = self.training(title, FINE_TUNING, name, updates, overrides)
-        return trainings
+_RESAMPLES = 1000
+_BATCH = 64
+_LAST_MAP = "map_voice.png"
+"""Map that is written last."""
 
 
 def run(demo: Demo) -> None:
@@ -132,64 +69,80 @@ def run(demo: Demo) -> None:
             if points:
                 (first, first_loss), (last, last_loss) = points[0], points[-1]
                 print(f"{name} loss: {first_loss:.3f} after {first:,.0f} updates, {last_loss:.3f} after {last:,.0f}")
-    with _step("4. Pictures"):
-        _draw(demo, pretraining)
+    with _step(f"4. What its features know without any labels in pretraining, in {demo.probe}"):
+        _probe(demo, pretraining)
+        print((demo.probe / "probe.md").read_text(encoding="utf-8"), end="")
     against = "the pretrained encoder against the same network from scratch, with the same number of updates"
     with _step(f"5. Telling the words apart, by the recipe {demo.config_dir / FINE_TUNING}.yaml: {against}"):
         fine_tunings = demo.fine_tunings(pretraining.checkpoint, statistics)
         complete(list(fine_tunings.values()))
         accuracies = _evaluate(demo, fine_tunings)
-        print(f"accuracy on unheard voices   {_PRETRAINED:>14}{_FROM_SCRATCH:>14}")
+        clips = len(Manifest.read(written[-1]))
+        print(f"accuracy on {clips:,} clips of unheard voices, with 95% intervals")
+        print(f"{'':26}{PRETRAINED:>24}{FROM_SCRATCH:>24}")
         for labels, row in accuracies.items():
-            print(f"  {labels:26} {row[_PRETRAINED]:14.1%}{row[_FROM_SCRATCH]:14.1%}")
-    best = fine_tunings[max(demo.fractions), _PRETRAINED]
+            print(f"{labels:26}{row[PRETRAINED]!s:>24}{row[FROM_SCRATCH]!s:>24}")
+    best = fine_tunings[max(demo.fractions), PRETRAINED]
+    with _step(f"6. A page to look at and listen to, {demo.page}"):
+        _map(demo, best)
+        sources = [demo.probe / _LAST_MAP, demo.accuracies, demo.maps / _LAST_MAP]  # all of them after the trainings
+        files = [demo.root / "loss.png", demo.root / "reconstruction.png", demo.page]
+        if not all(_is_newer(files, source) for source in sources):
+            write_page(demo, pretraining, best, accuracies)
+    steps = "\n".join(f"\n{purpose}:\n{command}" for purpose, command in next_steps(demo))
     print(f"""
-Done in {time.monotonic() - start:,.0f} seconds.
+Done in {time.monotonic() - start:,.0f} seconds. Open {demo.page} in a browser. It shows, among others:
   {demo.root / "loss.png"}            the loss of pretraining
   {demo.root / "reconstruction.png"}  held-out clips: as they are, as the encoder saw them, as the model filled them in
   {demo.root / "accuracy.png"}        pretrained against from scratch
+  {demo.probe}  frozen features, layer by layer, and a map of them
   {best.folder / "evaluation"}  which words were mistaken for which
   {pretraining.checkpoint}  the pretrained model
   {best.checkpoint}  the classifier
   {shlex.join(["tensorboard", "--logdir", str(demo.root)])}  the same and more, if TensorBoard is installed
 
-Next, the same on a folder of your own recordings, of any length and format:
-  {shlex.join(["source", str(Path(sys.prefix) / "bin" / "activate")])}
-  amae manifest folder /your/recordings --out manifests/mine
-  amae stats manifests/mine --recipe pretrain_audio_mae_tiny
-  {shlex.join([COMMAND, "--config-dir", str(demo.config_dir)])} --config-name pretrain_audio_mae_tiny \\
-    task.data=manifests/mine task.mean=... task.std=...   (as amae stats printed them)""")
+Next, the same on your own recordings, of any length and format.
+{steps}""")
 
 
-def _draw(demo: Demo, pretraining: Training) -> None:
-    """Draw ``loss.png`` and, for held-out clips of different words, ``reconstruction.png``."""
-    losses, reconstruction = demo.root / "loss.png", demo.root / "reconstruction.png"
-    if _is_newer([losses, reconstruction], pretraining.checkpoint):
+def _probe(demo: Demo, pretraining: Training) -> None:
+    """Probe the frozen features of the pretrained encoder, and map them by word and by voice."""
+    if _is_newer([demo.probe / _LAST_MAP], pretraining.checkpoint):
         return
-    _save(plot_loss(read_losses(pretraining.log), title="Pretraining of a tiny Audio-MAE on spoken words"), losses)
-    checkpoint = Checkpoint.read(pretraining.checkpoint)
-    dataset = validation_dataset(checkpoint, Manifest.read(demo.manifests / "valid.tsv"))
-    # Clips of full length, far apart in a manifest that is sorted by word.
-    full = np.flatnonzero(dataset.manifest.sizes == dataset.manifest.sizes.max())
-    clips = full[np.linspace(0, len(full) - 1, 2 * _CLIPS_DRAWN + 1).round().astype(int)[1::2]].tolist()
-    paths = [Path(dataset.manifest.name(clip)) for clip in clips]
-    names = [f"{path.parent.name}, voice {path.name.split('_')[0]}" for path in paths]
-    _save(draw_clips(cast(PretrainingModel, checkpoint.model()), dataset, clips, names), reconstruction)
+    probing = probe(load_model(pretraining.checkpoint, batch_size=_BATCH), demo.manifests)
+    probe_files.write(probing, demo.probe, groups=_groups(demo))
 
 
-def _evaluate(demo: Demo, fine_tunings: Mapping[tuple[float, str], Training]) -> dict[str, dict[str, float]]:
+def _map(demo: Demo, training: Training) -> None:
+    """Map the features of a classifier by word and by voice."""
+    if _is_newer([demo.maps / _LAST_MAP], training.checkpoint):
+        return
+    features = embed_split(load_model(training.checkpoint, batch_size=_BATCH), demo.manifests, "test").features
+    write_maps(features, _groups(demo), demo.maps, f"{training.description}: last layer")
+
+
+def _groups(demo: Demo) -> dict[str, list[str]]:
+    """Return the word and the voice of each clip of the test split."""
+    clips = Clip.of_split(demo, "test")
+    return {"word": [clip.word for clip in clips], "voice": [clip.voice for clip in clips]}
+
+
+def _evaluate(demo: Demo, fine_tunings: Mapping[tuple[float, str], Training]) -> dict[str, dict[str, Accuracy]]:
     """Measure the accuracies on the voices of the test split, by labels and start, and draw ``accuracy.png``."""
-    figures, picture = demo.root / "accuracy.json", demo.root / "accuracy.png"
-    if all(_is_newer([figures, picture], training.checkpoint) for training in fine_tunings.values()):
-        return json.loads(figures.read_text())
-    accuracies: dict[str, dict[str, float]] = {}
+    picture = demo.root / "accuracy.png"
+    if all(_is_newer([demo.accuracies, picture], training.checkpoint) for training in fine_tunings.values()):
+        found = json.loads(demo.accuracies.read_text())
+        return {labels: {start: Accuracy(*values) for start, values in row.items()} for labels, row in found.items()}
+    accuracies: dict[str, dict[str, Accuracy]] = {}
     for (fraction, start), training in fine_tunings.items():
-        result = evaluate(training.checkpoint, demo.manifests, "test", Options(progress=False))
+        result = evaluate(training.checkpoint, demo.manifests, "test", Options(progress=False, resamples=_RESAMPLES))
         write(result, training.folder / "evaluation" / "test")
-        accuracies.setdefault(f"{fraction:.0%} of the labels", {})[start] = result.headline["accuracy"]
+        accuracy = Accuracy(result.headline["accuracy"], *result.intervals["accuracy"])
+        accuracies.setdefault(f"{fraction:.0%} of the labels", {})[start] = accuracy
     title = f"{len(demo.words)} words, voices never heard in training"
-    _save(plot_comparison(accuracies, ylabel="accuracy", title=title, chance=1 / len(demo.words)), picture)
-    write_json(figures, accuracies)
+    values = {labels: {start: each.value for start, each in row.items()} for labels, row in accuracies.items()}
+    save(plot_comparison(values, ylabel="accuracy", title=title, chance=1 / len(demo.words)), picture)
+    write_json(demo.accuracies, accuracies)
     return accuracies
 
 
@@ -203,11 +156,6 @@ def _step(title: str) -> Iterator[None]:
 
 def _is_newer(files: Sequence[Path], source: Path) -> bool:
     return all(file.exists() and file.stat().st_mtime >= source.stat().st_mtime for file in files)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -68,6 +68,11 @@ class Speaker(NamedTuple):
     split: str
 
     @property
+    def name(self) -> str:
+        """Name for people."""
+        return f"{self.voice}, pitch {self.pitch}"
+
+    @property
     def hash(self) -> str:
         """The eight hexadecimal digits that name the speaker, as in Speech Commands."""
         return hashlib.sha1(f"{self.voice} {self.pitch}".encode()).hexdigest()[:8]
@@ -169,7 +174,7 @@ def _speak_all(root: Path, clips: Mapping[Speaker, Sequence[tuple[str, int]]], s
     # the work was shared out. Forking each from a server that has imported this module makes it cost next to nothing.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    progress = tqdm(total=sum(map(len, clips.values())), desc="speaking words", unit="clip")
+    progress = tqdm(total=sum(map(len, clips.values())), desc="speaking words", unit="clip", disable=None)
     with context.Pool(workers, end_with_parent, maxtasksperchild=1) as pool, progress:
         for made in pool.imap_unordered(partial(_speak, root, seed), clips.items()):
             progress.update(made)

@@ -53,7 +53,7 @@ def embed_split(model: AudioModel, data: Path, split: str, workers: int = 0) -> 
     manifest = Manifest.read(data / f"{split}.tsv").require_clips()
     labels = Labels.read(data / f"{split}.lbl", data / LABELS_NAME, len(manifest))
     embeddings = model.embeddings(load_all(manifest, model.sample_rate, workers), timestamps=False)
-    bar = tqdm(embeddings, desc=f"features of {split}", total=len(manifest), unit="clip")
+    bar = tqdm(embeddings, desc=f"features of {split}", total=len(manifest), unit="clip", disable=None)
     return Examples(np.stack([embedding.clip.numpy() for embedding in bar]), labels.ids)
 
 

@@ -45,6 +45,8 @@ class Probing:
         weighted: value of the probe that weighs the layers.
         weights: its weights, (L,) float64, which add up to 1.
         equal_error_rates: equal error rate of each layer on the folder's trials, (L,) float64; None without trials.
+        features: features of each layer for the N clips of ``test``, (N, L, D) float32.
+        labels: class of each of these clips; None if clips have several.
     """
 
     checkpoint: Path
@@ -55,6 +57,8 @@ class Probing:
     weighted: float
     weights: np.ndarray
     equal_error_rates: np.ndarray | None
+    features: np.ndarray
+    labels: tuple[str, ...] | None
 
     @property
     def table(self) -> Table:
@@ -111,7 +115,7 @@ def probe(model: AudioModel, data: Path, workers: int = 0) -> Probing:
     if pairs is not None:
         features = _layers(model, trial_clips, "trials", workers).swapaxes(0, 1)
         rates = np.array([equal_error_rate(cosine_scores(each, pairs.pairs), pairs.same) for each in features])
-    layers = tqdm(range(model.num_layers), desc="probes", unit="layer")
+    layers = tqdm(range(model.num_layers), desc="probes", unit="layer", disable=None)
     by_layer = np.array([_one_layer([_of_layer(split, layer) for split in splits], several) for layer in layers])
     weighted, weights = _weighted(splits, several)
     return Probing(
@@ -123,6 +127,8 @@ def probe(model: AudioModel, data: Path, workers: int = 0) -> Probing:
         weighted=weighted,
         weights=weights,
         equal_error_rates=rates,
+        features=splits[-1].features,
+        labels=None if several else tuple(labels[-1].names[index] for index in labels[-1].ids),
     )
 
 
@@ -209,7 +215,7 @@ def _layers(
         for states, _ in model.encode(waveforms, all_layers):
             yield states.mean(dim=1).cpu()
 
-    bar = {"desc": f"features of {split}", "total": len(clips), "unit": "clip", "disable": split is None}
+    bar = {"desc": f"features of {split}", "total": len(clips), "unit": "clip", "disable": split is None or None}
     with torch.inference_mode():
         return torch.stack(list(tqdm(means(), **bar))).numpy()
 
@@ -247,7 +253,8 @@ def _weighted(splits: Sequence[Examples], several: bool) -> tuple[float, np.ndar
         Examples(((split.features - mean) / np.where(std > 0, std, 1)).astype(np.float32), split.targets)
         for split in splits
     )
-    found = [_WeightedProbe(train, several, strength) for strength in tqdm(STRENGTHS, "weighted probe", leave=False)]
+    strengths = tqdm(STRENGTHS, "weighted probe", leave=False, disable=None)
+    found = [_WeightedProbe(train, several, strength) for strength in strengths]
     best = max(found, key=lambda each: each.score(valid))
     return best.score(test), best.weights
 

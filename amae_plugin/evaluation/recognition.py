@@ -102,7 +102,7 @@ def recognize(
             else:
                 raise UserError(f"{waveform}\nGo on without such clips with --skip-bad-audio")
 
-    progress = tqdm(total=len(manifest), desc="transcribing", unit="clip", disable=not options.progress)
+    progress = tqdm(total=len(manifest), desc="transcribing", unit="clip", disable=not options.progress or None)
     with progress as bar:
         for transcription in model.transcriptions(waveforms()):
             hypotheses.append(transcription.text)

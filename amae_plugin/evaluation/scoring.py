@@ -57,7 +57,7 @@ class Options:
 
     def seeds_of_resamples(self) -> Iterable[int]:
         """Return a seed for each resample, with a progress bar if they are many."""
-        return tqdm(range(self.resamples), desc="resampling", disable=not self.progress, delay=1, leave=False)
+        return tqdm(range(self.resamples), desc="resampling", disable=not self.progress or None, delay=1, leave=False)
 
 
 @dataclass(frozen=True)
@@ -255,4 +255,4 @@ def _batches(dataset: AudioDataset, clips: np.ndarray, options: Options, device:
 
 def _progress_bar(clips: int, options: Options) -> tqdm:
     unit = "clip" if options.crops == options.frames == 1 else "piece"
-    return tqdm(total=clips, desc="scoring", unit=unit, disable=not options.progress)
+    return tqdm(total=clips, desc="scoring", unit=unit, disable=not options.progress or None)

@@ -364,7 +364,7 @@ class ClipFiles:
                 ahead to form batches.
         """
         taken: deque[Path] = deque()
-        with tqdm(total=len(self), desc=self._progress, unit="clip", disable=self._progress is None) as bar:
+        with tqdm(total=len(self), desc=self._progress, unit="clip", disable=self._progress is None or None) as bar:
 
             def waveforms() -> Iterator[Waveform]:
                 for path, waveform in self._usable(bar):

@@ -87,7 +87,7 @@ def export(checkpoint: Checkpoint, folder: Path, formats: Sequence[str]) -> Expo
             if model.output_name == "logits":
                 write_names(partial / LABELS_NAME, checkpoint.classes)
             differences = {}
-            for name, form in tqdm(forms.items(), desc="exporting", unit="format"):
+            for name, form in tqdm(forms.items(), desc="exporting", unit="format", disable=None):
                 form.write(partial)
                 differences[name] = form.largest_difference(partial)
                 if not differences[name] <= TOLERANCE:

@@ -96,7 +96,7 @@ class HubertShard:
     def _steps(self, model: AudioModel, layer: int, workers: int) -> Iterator[np.ndarray]:
         waveforms = load_all(self, model.sample_rate, workers)
         with torch.inference_mode():
-            for states, _ in tqdm(model.encode(waveforms), desc=self.name, total=len(self), unit="clip"):
+            for states, _ in tqdm(model.encode(waveforms), desc=self.name, total=len(self), unit="clip", disable=None):
                 yield states[layer].float().cpu().numpy()
 
 

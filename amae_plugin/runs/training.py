@@ -27,8 +27,11 @@ _POLL_S = 0.2
 _GRACE_S = 30.0
 """Seconds for a training that is terminated to finish its update and to write a checkpoint."""
 _SETTINGS = "settings.json"
-_UNITS = {"update": ("num_updates", None), "s": ("wall", "{l_bar}{bar}| {n_fmt}/{total_fmt} s{postfix}")}
-"""By unit: name under which fairseq logs a run's progress, and format of the bar; a bar of seconds shows no rate."""
+_UNITS = {
+    "update": ("num_updates", "updates", None),
+    "s": ("wall", "seconds", "{l_bar}{bar}| {n_fmt}/{total_fmt} s{postfix}"),
+}
+"""By unit: name under which fairseq logs a run's progress, plural, and format of its bar; seconds have no rate."""
 _SERIES = {"train_inner": ("training", ""), "valid": ("validation", "valid_")}
 """By kind of log line: name of its losses, and prefix of its values' names."""
 _PROBE = "probe_"
@@ -94,6 +97,8 @@ def complete(
     terminated, the others are terminated, killed if that takes them too long, and those that wait do not start. If this
     process is killed, the kernel terminates them.
 
+    Each has a progress bar in a terminal while it runs, and a line about it stays when it is done.
+
     Args:
         trainings: all of them, done or not; a training has the same number of threads whichever are done.
         at_once: number of trainings at a time; as many as there are processors if None.
@@ -111,8 +116,7 @@ def complete(
         try:
             while waiting or running:
                 while waiting and len(running) < at_once:
-                    row = min(set(range(at_once)) - {one.row for one in running})
-                    running.append(_Running(waiting.popleft(), threads, row))
+                    running.append(_Running(waiting.popleft(), threads))
                 time.sleep(_POLL_S)
                 if received:  # whatever ends at this moment is not done
                     break
@@ -120,7 +124,7 @@ def complete(
         finally:
             _end([one.process for one in running], received)
             for one in running:
-                one.progress.close()
+                one.hide()
 
 
 def _is_done(training: Training) -> bool:
@@ -134,10 +138,10 @@ def _is_done(training: Training) -> bool:
 
 
 class _Running:
-    """A training that runs, with a progress bar *row* lines below the cursor."""
+    """A training that runs, with a progress bar."""
 
-    def __init__(self, training: Training, threads: int, row: int):
-        self.training, self.row = training, row
+    def __init__(self, training: Training, threads: int):
+        self.training = training
         self._postfix = dict[str, str]()
         training.folder.mkdir(parents=True, exist_ok=True)
         self._note(done=False)
@@ -150,8 +154,10 @@ class _Running:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=terminated_with_parent()
             )
-        bar = {"unit": training.unit, "bar_format": _UNITS[training.unit][1], "position": row}
-        self.progress = tqdm(total=training.end, desc=training.description, **bar)
+        self._key, self._units, form = _UNITS[training.unit]
+        self._start = time.monotonic()
+        options = {"unit": training.unit, "bar_format": form, "leave": False}
+        self._progress = tqdm(total=training.end, desc=training.description, disable=None, **options)
 
     def has_ended(self, failures: dict[Path, UserError] | None) -> bool:
         """Show the progress, and tell whether the training is done or its failure has been noted.
@@ -168,27 +174,38 @@ class _Running:
             if kind == "probe":
                 self._postfix["k-NN"] = f"{_read_probe(values).value:.1%}"
             if kind == "train_inner":
-                done = int(values[_UNITS[self.training.unit][0]])
-                if not self.progress.n:
-                    self.progress.initial = self.progress.n = done  # a resumed run did these before
-                self.progress.update(done - self.progress.n)
+                done = int(values[self._key])
+                if not self._progress.n:
+                    self._progress.initial = self._progress.n = done  # a resumed run did these before
+                self._progress.update(done - self._progress.n)
                 self._postfix["loss"] = f"{float(values['loss']):.3f}"
-                self.progress.set_postfix_str(", ".join(map(" ".join, self._postfix.items())))
+                self._progress.set_postfix_str(self._figures)
         if code is None:
             return False
         if code != 0:
             printed = self.training.log.read_bytes()[self._begin :].decode(errors="replace").splitlines()
-            print(*printed[-_LINES_ON_FAILURE:], sep="\n", file=sys.stderr)
+            tqdm.write("\n".join(printed[-_LINES_ON_FAILURE:]), file=sys.stderr)
             error = UserError(f"{COMMAND} failed (exit code {code}); everything it printed is in {self.training.log}")
+            self.hide()
             if failures is None:
                 raise error
             failures[self.training.folder] = error
-            self.progress.close()
             return True
-        self.progress.update(self.training.end - self.progress.n)  # the last may be fewer than are logged at a time
-        self.progress.close()
+        self.hide()
         self._note(done=True)
+        length = f"{self.training.end:,} {self._units}"
+        took = f"done in {time.monotonic() - self._start:.0f} s"
+        tqdm.write(", ".join(filter(None, (f"{self.training.description}: {length}", self._figures, took))))
         return True
+
+    @property
+    def _figures(self) -> str:
+        return ", ".join(map(" ".join, self._postfix.items()))
+
+    def hide(self) -> None:
+        """Take the bar away."""
+        self._progress.clear()  # unlike `close`, this leaves the cursor at the beginning of its line
+        self._progress.close()
 
     def _note(self, done: bool) -> None:
         settings = {"done": done, "arguments": list(self.training.arguments)}

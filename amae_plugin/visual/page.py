@@ -94,9 +94,9 @@ def render(clips: Sequence[ClipView], front_end: FrontEnd, facts: Mapping[str, s
     )
 
 
-def template(name: str) -> jinja2.Template:
-    """Load a page's template from this folder."""
-    loader = jinja2.PackageLoader(__package__, ".")
+def template(name: str, package: str = __package__) -> jinja2.Template:
+    """Load a page's template from the folder of a package; what it includes may also lie in this folder."""
+    loader = jinja2.ChoiceLoader([jinja2.PackageLoader(each, ".") for each in (package, __package__)])
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["decibels"] = lambda value: f"{value:.1f} dB" if math.isfinite(value) else "no value"
     return environment.get_template(name)

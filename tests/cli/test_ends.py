@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,23 +77,27 @@ def is_running(pid: int) -> bool:
     ],
 )
 def test_whatever_ends_a_command_ends_its_processes(tmp_path: Path, name: str, number: signal.Signals) -> None:
+    terminal, side_of_command = pty.openpty()  # where there is no terminal, no progress is shown
+    termios.tcsetwinsize(terminal, (24, 100))
     process = subprocess.Popen(
         commands(tmp_path)[name],
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=side_of_command,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         start_new_session=True,
     )
-    assert process.stderr is not None
     printed = b""
     # The progress of the work in the other processes.
     while b"1/" not in printed and b"8/" not in printed:
-        printed += os.read(process.stderr.fileno(), 10_000)
+        printed += os.read(terminal, 10_000)
         assert process.poll() is None, printed
     started = descendants(process.pid)
     assert started
     process.send_signal(number)
-    _, rest = process.communicate(timeout=60)
+    process.wait(timeout=60)
+    rest = os.read(terminal, 100_000)
+    for end in (terminal, side_of_command):
+        os.close(end)
     if number != signal.SIGKILL:
         assert process.returncode == 128 + number
         assert ("interrupted" if number == signal.SIGINT else "terminated") in rest.decode().splitlines()[-1]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from tqdm import tqdm
 from amae_plugin.cli.main import COMMANDS, main
 from amae_plugin.cli.terminal import ShownText, shown
 
+PACKAGE = Path(__file__).parents[2] / "amae_plugin"
 SCREEN = "\x1b[2J\x07clip.wav"  # clears the screen and rings
 
 
@@ -63,6 +66,13 @@ def test_progress_bars_move_as_they_do_elsewhere(capsys: pytest.CaptureFixture[s
         through = bars()
     assert "\x1b[A" in plain and "\r" in plain
     assert through == plain
+
+
+@pytest.mark.parametrize("path", [path for path in PACKAGE.rglob("*.py") if "tqdm(" in path.read_text()], ids=str)
+def test_every_progress_bar_is_silent_where_there_is_no_terminal(path: Path) -> None:
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    bars = [ast.unparse(call) for call in calls if isinstance(call.func, ast.Name) and call.func.id == "tqdm"]
+    assert bars and not [bar for bar in bars if not re.search(r"disable=(.* or )?None\b", bar)]
 
 
 def test_names_of_clips(

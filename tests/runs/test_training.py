@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import pty
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +21,7 @@ COMMAND = """#!/bin/sh
 echo $$ > "$1.pid.new" && mv "$1.pid.new" "$1.pid"
 echo "[train_inner][INFO] - {\\"num_updates\\": \\"1\\", \\"loss\\": \\"0.5\\"}"
 [ "$2" = fails ] && sleep 0.5 && exit 3
+[ "$2" = ends ] && sleep 0.5 && exit
 [ "$2" = stubborn ] && trap "" TERM INT
 [ "$2" = finishes ] && trap "exit 0" INT TERM && while :; do sleep 0.05; done
 exec sleep 600
@@ -29,7 +35,7 @@ def start(tmp_path: Path):
     command.write_text(COMMAND)
     command.chmod(0o755)
 
-    def start(*ends: str) -> subprocess.Popen[str]:
+    def start(*ends: str, terminal: int = subprocess.PIPE) -> subprocess.Popen[str]:
         code = f"""
 import signal, sys
 from pathlib import Path
@@ -44,7 +50,7 @@ arguments = [[str(root / str(index)), end] for index, end in enumerate({ends})]
 trainings = [training.Training(each[0], each, 2, root / f"run{{index}}") for index, each in enumerate(arguments)]
 sys.exit(run_program("name", lambda: training.complete(trainings), "continue"))
 """
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        pipes = {"stdout": terminal, "stderr": terminal}
         return subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, start_new_session=True)
 
     return start
@@ -104,7 +110,52 @@ def test_a_failure_ends_the_others_and_shows_what_was_printed(tmp_path: Path, st
     log = tmp_path / "run1" / "output.log"
     message = f"fairseq-hydra-train failed (exit code 3); everything it printed is in {log}"
     assert error.splitlines()[-1] == f"name: {message}"
-    assert '"loss": "0.5"' in error and "loss 0.500" in error
+    assert '"loss": "0.5"' in error
     assert '"loss": "0.5"' in log.read_text()
     assert len(pids(tmp_path)) == 2, "the third one started"
     assert not any(map(is_running, pids(tmp_path)))
+
+
+def test_bars_leave_a_line_for_each_training_and_nothing_else(tmp_path: Path, start) -> None:
+    out, error = start("ends", "ends", "ends").communicate(timeout=60)
+    assert error == "", "without a terminal there are no bars"
+    lines = out.splitlines()
+    for folder in tmp_path.glob("run*"):
+        shutil.rmtree(folder)
+
+    terminal, inside = pty.openpty()
+    termios.tcsetwinsize(inside, (24, 100))
+    process = start("ends", "ends", "ends", terminal=inside)
+    os.close(inside)
+    written = b""
+    with suppress(OSError):  # at the end of what is written
+        while True:
+            written += os.read(terminal, 10_000)
+    os.close(terminal)
+    assert process.wait() == 0
+    drawn = written.decode()
+    assert "loss 0.500" in drawn and "\x1b[A" in drawn, "there were bars, one below the other"
+    expected = [str(tmp_path / str(index)) for index in range(3)]
+    for shown in (lines, screen(drawn)):
+        begun = [line.split()[1] for line in shown if line.startswith("fairseq-hydra-train")]
+        done = [line.partition(", done in ")[0] for line in shown if ", done in " in line]
+        assert begun == expected
+        assert sorted(done) == [f"{name}: 2 updates, loss 0.500" for name in expected]
+        assert len(shown) == 6
+
+
+def screen(text: str) -> list[str]:
+    """The lines of a terminal without an edge, after a text with a progress bar's movements."""
+    lines, row, column = [""], 0, 0
+    for part in re.findall(r"\x1b\[A|[\r\n]|[^\r\n\x1b]+", text):
+        if part == "\r":
+            column = 0
+        elif part == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row + 1 - len(lines))
+        elif part == "\x1b[A":
+            row -= 1
+        else:
+            lines[row] = lines[row][:column].ljust(column) + part + lines[row][column + len(part) :]
+            column += len(part)
+    return [line.rstrip() for line in lines if line.strip()]
