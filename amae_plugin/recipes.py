@@ -3,15 +3,22 @@
 Importing this module defines those values, each under the name of its function.
 """
 
+import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigValueError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    ConfigValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from amae_plugin.cluster.lock import is_in_use
 from amae_plugin.data.manifest import Manifest
@@ -57,31 +64,98 @@ def open_recipe(recipe: str, config_dir: Path, overrides: Sequence[str] = ()) ->
     # Only the commands that read recipes pay for importing Hydra.
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
-    from yaml import YAMLError  # type: ignore[import-untyped]
+    from yaml import YAMLError
 
     path = Path(recipe) if recipe.endswith(".yaml") else config_dir / f"{recipe}.yaml"
     if not path.is_file():
-        existing = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml"))) or "none"
-        raise UserError(f"no recipe {path}; in {path.parent} there are: {existing} (--config-dir says where they are)")
+        near = nearest(path.stem, [file.stem for file in path.parent.glob("*.yaml")], 3)
+        remedy = f"the nearest are {', '.join(near)}" if near else f"{path.parent} holds none"
+        raise UserError(f"no recipe {path}; {remedy} (--config-dir says where they are)")
     try:
         with initialize_config_dir(str(path.parent.absolute()), version_base="1.2"):
             config = compose(path.stem, overrides=list(overrides))
         yield config
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {reason(error)}") from None
 
 
-def reason(error: OmegaConfBaseException) -> str:
-    """Return in a sentence which setting cannot be read, and why."""
+def reason(error: Exception, addable: Callable[[DictConfig], Iterable[str]] = lambda settings: ()) -> str:
+    """Return in a sentence what of a recipe, an override or a setting cannot be read, and why.
+
+    A name that does not exist comes with the nearest one.
+
+    Args:
+        error: Hydra's, OmegaConf's or PyYAML's.
+        addable: of some settings, the keys that could be added to them.
+    """
+    from hydra.errors import MissingConfigException, OverrideParseException
+    from yaml import MarkedYAMLError  # type: ignore[import-untyped]
+
     origin: BaseException | None = error
     while origin is not None:
         if isinstance(origin, UserError):  # of a value that a recipe computes
             return str(origin)
         origin = origin.__context__
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key} is not set, and has no default: give {error.full_key}=..."
-    sentence = str(error).split("\n", 1)[0]
-    return f"{error.full_key}: {sentence}" if error.full_key else sentence
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}"
+    if isinstance(error, OverrideParseException):
+        form = "an override is key=value; a value with signs such as = needs quotes, as in key=\"'a=b'\""
+        return f"{error.override}: cannot be read; {form}"
+    if isinstance(error, MissingConfigException) and error.options:
+        path = str(error.missing_cfg_file)
+        return f"{lines[0]}; the nearest are {', '.join(nearest(path.rsplit('/', 1)[-1], error.options, 3))}"
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if not isinstance(cause, OmegaConfBaseException):
+        return "; ".join(lines)
+    if isinstance(cause, MissingMandatoryValue):
+        what = ", a folder of manifests (train.tsv, valid.tsv), which amae manifest makes"
+        remedy = f"give {cause.full_key}=...{what if cause.full_key == 'task.data' else ''}"
+        return f"{cause.full_key} is not set, and has no default: {remedy}"
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
+        settings, key = cause.parent_node._get_root(), str(cause.full_key)
+        section, dot, _ = key.partition(".")
+        if dot and section in settings and not settings[section]:
+            return f"{key}: the settings have no {section}; --config-name=... names a recipe"
+        recipe = re.match("Error merging '(.+)' with schema", lines[0])
+        file = f"{recipe[1]}.yaml: " if recipe else ""
+        return file + unknown_key(key, keys(settings), addable(settings))
+    sentence = str(cause).split("\n", 1)[0]
+    return f"{cause.full_key}: {sentence}" if cause.full_key else sentence
+
+
+def unknown_key(key: str, present: Iterable[str], addable: Iterable[str] = ()) -> str:
+    """Return in a sentence that there is no such setting, and which one is nearest.
+
+    Args:
+        key: names that lead to the setting, with dots between them.
+        present: keys that the settings have.
+        addable: keys that could be added to them.
+    """
+    of_hydra, addable = key.split(".", 1)[0] == "hydra", set(addable)
+    present = {name for name in present if of_hydra or name.split(".", 1)[0] != "hydra"}
+    if key in addable:
+        return f"{key}: the recipe does not have it; +{key}=... adds it"
+    (near,) = nearest(key, present | addable)
+    return f"{key}: there is no such setting; the nearest is {near}" + ("" if near in present else f": +{near}=...")
+
+
+def keys(settings: DictConfig) -> Iterator[str]:
+    """Yield the keys of settings, sections included, with dots between the names that lead there."""
+    for name, value in settings.items_ex(resolve=False):
+        yield str(name)
+        if isinstance(value, DictConfig) and not (value._is_none() or value._is_missing() or value._is_interpolation()):
+            yield from (f"{name}.{key}" for key in keys(value))
+
+
+def nearest(name: str, names: Iterable[str], count: int = 1) -> list[str]:
+    """Return the names that are most like one; of keys, the part after the last dot counts twice."""
+
+    def likeness(other: str) -> float:
+        pairs = (name, other), (name.rsplit(".", 1)[-1], other.rsplit(".", 1)[-1])
+        return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    return sorted(sorted(set(names)), key=likeness, reverse=True)[:count]
 
 
 def recipe_number(recipe: str, config_dir: Path, key: str, overrides: Sequence[str] = ()) -> int:

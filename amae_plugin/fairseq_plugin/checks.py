@@ -1,18 +1,22 @@
 """Checks of a run's settings before it starts: numbers that would end it, some of them only at its end."""
 
-import difflib
 import math
 from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import torch
+from fairseq.models import ARCH_MODEL_NAME_REGISTRY, MODEL_DATACLASS_REGISTRY
 from fairseq.optim import FairseqOptimizer
 from fairseq.optim.lr_scheduler import build_lr_scheduler
 from fairseq.registry import REGISTRIES
-from fairseq.tasks import TASK_REGISTRY
+from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from amae_plugin.errors import UserError
+from amae_plugin.models.registry import SYSTEMS
+from amae_plugin.recipes import nearest, unknown_key
 
 _LEAST = {
     "dataset.batch_size": 1,
@@ -46,6 +50,40 @@ _MOST = {
 _POINTS = 2000
 
 
+def check_keys(cfg: DictConfig) -> None:
+    """Check that the sections of a run have no settings but those of what they name by ``_name``.
+
+    Raises:
+        UserError: one has another; the message names the nearest.
+    """
+    for section, settings in _fields_of_sections(cfg).items():
+        for name in OmegaConf.select(cfg, section):
+            if name not in {"_name", *settings}:
+                raise UserError(unknown_key(f"{section}.{name}", addable_keys(cfg)))
+
+
+def addable_keys(cfg: DictConfig) -> Iterator[str]:
+    """Yield the keys of all settings of what the sections of a run name by ``_name``."""
+    for section, settings in _fields_of_sections(cfg).items():
+        yield from (f"{section}.{name}" for name, default in settings.items() if not str(default).startswith("${"))
+
+
+def _fields_of_sections(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+    """Return the defaults of the settings by name, by section."""
+    registries = {section: registry["dataclass_registry"] for section, registry in REGISTRIES.items()}
+    registries |= {"task": TASK_DATACLASS_REGISTRY, "model": MODEL_DATACLASS_REGISTRY}
+    found = {}
+    for section, registry in registries.items():
+        name = OmegaConf.select(cfg, f"{section}._name")
+        if kind := registry.get(ARCH_MODEL_NAME_REGISTRY.get(name, name) if section == "model" else name):
+            found[section] = {each.name: each.default for each in fields(kind)}
+    if "encoder" in found.get("model", ()) and OmegaConf.select(cfg, "model.encoder") is not None:
+        name = cfg.model.encoder.get("_name")  # else that of the pretrained encoder, which may be any system's
+        kinds = [MODEL_DATACLASS_REGISTRY[system] for system in SYSTEMS if name in (system, None)]
+        found["model.encoder"] = {each.name: each.default for kind in kinds for each in fields(kind)}
+    return found
+
+
 def check_settings(cfg: DictConfig) -> None:
     """Check settings of fairseq's that any recipe has.
 
@@ -70,8 +108,8 @@ def check_settings(cfg: DictConfig) -> None:
     for section, registry in {"task": TASK_REGISTRY, **registries}.items():
         name = OmegaConf.select(cfg, f"{section}._name")
         if name is not None and name not in registry:
-            nearest = ", ".join(difflib.get_close_matches(name, registry, n=3, cutoff=0))
-            raise UserError(f"{section}._name={name}: there is none of that name; the nearest are {nearest}")
+            near = ", ".join(nearest(name, registry, 3))
+            raise UserError(f"{section}._name={name}: there is none of that name; the nearest are {near}")
     composite = OmegaConf.select(cfg, "optimizer._name") == "composite"  # whose parts have schedules of their own
     if cfg.lr_scheduler is not None and not composite:
         _check_schedule(cfg)

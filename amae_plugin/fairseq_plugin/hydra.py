@@ -5,6 +5,7 @@ run starts on, so no ``common.user_dir`` has to be typed; :mod:`amae_plugin.reci
 """
 
 import contextlib
+import logging
 import os
 import sys
 import tempfile
@@ -14,12 +15,14 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from amae_plugin.cluster.layout import in_job
-from amae_plugin.errors import UserError
+from amae_plugin.errors import UserError, printable
 from amae_plugin.files import writing
 from amae_plugin.recipes import reason, user_path
 
@@ -28,15 +31,31 @@ from amae_plugin.recipes import reason, user_path
 def ending_in_words() -> Iterator[None]:
     """End this process by a sentence and the exit code 2, where Hydra would print a traceback.
 
+    The traceback goes to the log file of the run, if it has begun one.
+
     Raises:
-        SystemExit: instead of a ``UserError``, or of an error about a setting.
+        SystemExit: instead of a ``UserError``, or of an error about a setting, an override or a recipe.
     """
     try:
         yield
-    except (UserError, OmegaConfBaseException) as error:
-        sentence = error if isinstance(error, UserError) else reason(error)
-        print(f"fairseq-hydra-train: {sentence}", file=sys.stderr)
+    except (UserError, OmegaConfBaseException, HydraException, YAMLError) as error:
+        from amae_plugin.fairseq_plugin.checks import addable_keys
+
+        sentence = str(error) if isinstance(error, UserError) else reason(error, addable_keys)
+        record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, sentence, None, sys.exc_info())
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.handle(record)
+        print(f"fairseq-hydra-train: {printable(sentence)}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+class Brief(logging.Filter):
+    """Keeps the whole configuration, which fairseq logs as one record, from the terminal."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is anything else."""
+        return not isinstance(record.msg, DictConfig)
 
 
 def in_words() -> contextlib.AbstractContextManager[None]:
@@ -87,8 +106,11 @@ class RegisterPlugin(Callback):
         if not in_job(os.environ):  # whose log gets the error where fairseq meets it
             from fairseq.dataclass.initialize import add_defaults
 
+            from amae_plugin.fairseq_plugin.checks import check_keys
+
             with ending_in_words():
                 settings = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+                check_keys(settings)
                 add_defaults(settings)
                 OmegaConf.to_container(settings, resolve=True, throw_on_missing=True)
 

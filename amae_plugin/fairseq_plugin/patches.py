@@ -37,7 +37,7 @@ from amae_plugin.cluster import signals
 from amae_plugin.cluster.layout import in_job
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin import launch, resuming
-from amae_plugin.fairseq_plugin.checks import check_settings
+from amae_plugin.fairseq_plugin.checks import check_keys, check_settings
 from amae_plugin.fairseq_plugin.hydra import ending_in_words
 from amae_plugin.recipes import user_path
 
@@ -55,6 +55,7 @@ def call_main(cfg: DictConfig, main: launch.Main, **kwargs: Any) -> None:
     main = functools.partial(_train, main=main, requeues=launcher.get("requeues", 0))
     settings = cfg.distributed_training
     with _ending_in_words():
+        check_keys(cfg)
         check_settings(cfg)
         layout = None
         if in_job(os.environ):

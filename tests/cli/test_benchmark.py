@@ -172,10 +172,13 @@ def test_settings_are_the_recipes_with_sizes_of_its_task_and_changes(config_dir)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--recipe", "none"], "there are: broken, other, tiny_recipe"),
+        (["--recipe", "other_recipe"], "the nearest are tiny_recipe, other, broken"),
         (["--recipe", "broken"], "broken.yaml: "),
         (["--recipe", "other"], "model._name=wav2vec2 is not a model that can be measured; there are: amae_audio_mae"),
-        (["--recipe", "tiny_recipe", "--set", "model.no_such=3"], "no_such"),
+        (
+            ["--recipe", "tiny_recipe", "--set", "model.dept=3"],
+            "model.dept: .* nearest is model.depth",
+        ),
         (["--recipe", "tiny_recipe", "--device", "toaster"], "must be auto, cpu, cuda or cuda:N"),
         (["--recipe", "tiny_recipe", "--device", "cuda:99"], "PyTorch finds no such GPU"),
     ],

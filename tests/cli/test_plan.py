@@ -156,7 +156,7 @@ def test_a_recipe_that_names_epochs_alone(config_dir: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--recipe", "none"], "there are: classifier, endless, epochs, frames, small"),
+        (["--recipe", "none"], "the nearest are endless, "),
         (["--recipe", "classifier"], "model._name=amae_classifier is not a model that can be measured"),
         (["--recipe", "endless"], "neither optimization.max_epoch nor max_update is above 0"),
         (["--recipe", "small", "--gpus-per-node", "5"], "task.clips_per_update=24 is not a multiple of 5 GPUs"),
