@@ -2,7 +2,9 @@
 
 Hides parts of recordings, has a pretraining model fill them in, and writes index.html. This one file shows spectrograms
 and plays sounds of each clip side by side: original, masked and reconstructed. It needs no network. A folder for each
-clip holds the same as picture.png and three WAV files. Of a longer recording it takes --seconds from --start on.
+clip holds the same as picture.png and three WAV files. Of a longer recording it takes --seconds from --start on. The
+page grows clip by clip, so a command that is stopped leaves those it had finished. clips.json lists them with their
+errors. Another run with the same --out removes the files of these clips, and nothing else.
 
 A model of sound and picture also fills in pictures: the frame in the middle of a video's piece, a picture that lies
 beside a sound under its name, or what a manifest (.tsv) lists. Without a picture, it fills in the sound alone.
@@ -11,10 +13,12 @@ beside a sound under its name, or what a manifest (.tsv) lists. Without a pictur
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,13 +28,14 @@ from amae_plugin.cli.clips import add_clips, conclude
 from amae_plugin.corpora.audio_files import VIDEO_EXTENSIONS
 from amae_plugin.corpora.pairs import picture_beside
 from amae_plugin.errors import UserError, printable
-from amae_plugin.files import replacing, try_place, writing
+from amae_plugin.files import reading, try_place, write_json, writing
 
 if TYPE_CHECKING:
     from amae_plugin.data.manifest import Picture
     from amae_plugin.inference.clips import ClipFiles, Excerpt
+    from amae_plugin.inference.reconstruction import Reconstruction
 
-_PAGE = "index.html"
+_PAGE, _RECORD = "index.html", "clips.json"
 _LONGEST = 600  # seconds of a clip, whose page is 130 MB and takes minutes
 
 
@@ -62,8 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from amae_plugin.data.pictures import load_picture
     from amae_plugin.inference.clips import ClipFiles, Excerpt
     from amae_plugin.inference.reconstruction import Reconstructor
-    from amae_plugin.metrics.band_errors import BandErrors
-    from amae_plugin.visual.page import ClipView, render
+    from amae_plugin.visual.page import ClipView, Page
     from amae_plugin.visual.spectrograms import COLUMNS, NORMALIZED_TARGETS
 
     options = {name: vars(args)[name] for name in ("strategy", "mask_ratio", "seed", "batch_size", "device")}
@@ -78,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     paths, listed = _list(args.paths)
     clips = ClipFiles(paths, front_end, args.workers, "reconstructing", excerpt)
     wanted = None if args.sound_alone else reconstructor.input.image
-    names, index = _make_room(args.out, clips), args.out / _PAGE
+    names = _make_room(args.out, clips)
+    record = _Record(args.out)
     window = length * front_end.shift_samples / front_end.sample_rate
     note = NORMALIZED_TARGETS if reconstructor.normalizes_targets else None
     facts = {
@@ -88,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     }
     if note:
         facts["normalised targets"] = note
-    views: list[ClipView] = []
+    page = Page(args.out / _PAGE, front_end, facts, len(clips), wanted is not None)
     for path, waveform in clips:
         assert isinstance(waveform, Tensor)  # as excerpts are
         image = None
@@ -103,8 +108,10 @@ def run(args: argparse.Namespace) -> int:
         # Of one clip, whose windows are filled in and which is then made audible.
         with tqdm(total=windows + len(COLUMNS), desc=name, unit="step", leave=False, position=1, disable=None) as bar:
             reconstruction = reconstructor(waveform, bar.update, image)
-            views.append(ClipView.make(name, reconstruction, front_end, len(waveform), bar.update))
-        views[-1].write(args.out / names[path], front_end, note)
+            view = ClipView.make(name, reconstruction, front_end, len(waveform), bar.update)
+        record.add(names[path], len(waveform) / front_end.sample_rate, reconstruction)
+        view.write(args.out / names[path], front_end, note)
+        page.add(view)
     for path, seconds in clips.seconds.items():
         if seconds > sum(excerpt) or (seconds > args.start > 0):
             end = min(seconds, sum(excerpt))
@@ -113,15 +120,55 @@ def run(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
     code = conclude(clips)
-    page = render(views, front_end, facts)
-    with writing(index), replacing(index) as partial:
-        partial.write_text(page, encoding="utf-8")
-    error = BandErrors.pool(view.reconstruction.error for view in views).total_rms
-    reference = BandErrors.pool(view.reconstruction.reference for view in views).total_rms
+    page.finish()
+    error, reference = (errors.total_rms for errors in page.errors)
     if math.isfinite(error):
         print(f"error of the hidden part: {error:.1f} dB (straight lines between visible frames: {reference:.1f} dB)")
-    print(f"{index}: {len(views):,} {'clip' if len(views) == 1 else 'clips'}, {len(page) / 1e6:.1f} MB")
+    print(f"{page.path}: {len(page):,} {'clip' if len(page) == 1 else 'clips'}, {page.size / 1e6:.1f} MB")
     return code
+
+
+class _Record:
+    """``clips.json``: the clips that the command has written to a folder, and their errors.
+
+    Raises:
+        UserError: the folder holds one that no run of the command has written.
+    """
+
+    def __init__(self, out: Path):
+        self._path = out / _RECORD
+        self._clips: list[dict[str, object]] = []
+        self._earlier: list[Path] = []
+        if self._path.exists():
+            with reading(self._path):
+                text = self._path.read_text(encoding="utf-8")
+            try:
+                self._earlier = [out / clip["clip"] for clip in json.loads(text)]
+            except (ValueError, TypeError, KeyError):
+                raise UserError(f"{self._path}: not written by this command; give another --out") from None
+
+    def add(self, name: str, seconds: float, reconstruction: Reconstruction) -> None:
+        """Note a clip before its files are written; with the first one, remove the files of an earlier run.
+
+        Raises:
+            UserError: a file cannot be removed or written.
+        """
+        from amae_plugin.visual.page import FILES
+
+        errors = {"error_db": reconstruction.error.total_rms, "straight_lines_db": reconstruction.reference.total_rms}
+        finite = {key: value if math.isfinite(value) else None for key, value in errors.items()}
+        hidden = float(reconstruction.hidden.double().mean())
+        self._clips.append({"clip": name, "seconds": seconds, "hidden": hidden, **finite})
+        root = self._path.parent
+        with writing(root):
+            for folder in self._earlier:
+                if folder.resolve().is_relative_to(root.resolve()):
+                    for file in FILES:
+                        (folder / file).unlink(missing_ok=True)
+                    with suppress(OSError):  # it holds files of others
+                        os.removedirs(folder)
+            self._earlier = []
+            write_json(self._path, self._clips)
 
 
 def _list(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, Picture]]:

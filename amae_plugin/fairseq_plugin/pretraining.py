@@ -48,7 +48,7 @@ class AmaePretrainingConfig(AudioTaskConfig, ProbingConfig):
     """Data and features of pretraining."""
 
     score_padding: bool = setting(True, "hidden patches beyond a clip's end count in the loss (as published)")
-    picture_interval: int = setting(0, "updates between TensorBoard pictures, 0: none")
+    picture_interval: int = setting(0, "updates between TensorBoard pictures, the last update's among them; 0: none")
     pictures: int = setting(4, "validation clips on a picture")
     max_update: int = II("oc.select:optimization.max_update,0")
     valid_subset: str = II("dataset.valid_subset")
@@ -115,19 +115,19 @@ class AmaePretraining(AudioTask):
 
     def optimizer_step(self, optimizer: FairseqOptimizer, model: nn.Module, update_num: int) -> None:
         """Step, let the model do what follows a step, and probe it and draw a picture when it is time."""
-        scale = _loss_scale(optimizer)
+        scale, update = _loss_scale(optimizer), update_num + 1
         super().optimizer_step(optimizer, model, update_num)
         plain = plain_module(model, PretrainingModel)
         if _loss_scale(optimizer) >= scale:
-            plain.after_update(update_num + 1, self.cfg.max_update)
+            plain.after_update(update, self.cfg.max_update)
         if self._probing is not None:
-            self._probing.after(plain, update_num + 1)
-        due = self._draws and (update_num + 1) % self.cfg.picture_interval == 0 and self.cfg.tensorboard_logdir
-        if due and distributed_utils.get_global_rank() == 0:
+            self._probing.after(plain, update)
+        due = self._draws and (update % self.cfg.picture_interval == 0 or update == self.cfg.max_update)
+        if due and self.cfg.tensorboard_logdir and distributed_utils.get_global_rank() == 0:
             try:
-                self.draw_pictures(plain, update_num + 1)
+                self.draw_pictures(plain, update)
             except Exception:  # whatever it is, it must not cost the run
-                logger.exception(f"no picture after update {update_num + 1}; training goes on")
+                logger.exception(f"no picture after update {update}; training goes on")
 
     def get_checkpoint_dict(self) -> Dict[str, Any]:
         """Have checkpoints keep the time by which the run probes its model as well."""

@@ -311,7 +311,7 @@ class ClipFiles:
         paths: files, and folders to search for audio as ``amae manifest folder`` does.
         features: front end, see :func:`load_waveform`.
         workers: number of processes that decode; with 0, this one does.
-        progress: title of the progress bar on standard error; without a bar if None.
+        progress: title of the progress bar on standard error, if that is a terminal; without a bar if None.
         excerpt: piece of each file to decode; the whole file if None.
 
     Attributes:

@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -25,6 +25,8 @@ from amae_plugin.visual.style import ROUND_STEPS
 
 _WIDEST = 16_384  # pixels of an image that every browser draws
 _RANGES = 8  # ranges of bands with a row in a table
+FILES = ("picture.png", *(f"{column}.wav" for column in spectrograms.COLUMNS))
+"""Names of the files of a clip: its picture and its sounds."""
 
 
 class ClipView(NamedTuple):
@@ -58,7 +60,7 @@ class ClipView(NamedTuple):
         return cls(name, reconstruction, sounds)
 
     def write(self, folder: Path, front_end: FrontEnd, note: str | None = None) -> None:
-        """Write ``picture.png``, with a note in its title, and the three sounds to a folder, which is made.
+        """Write :data:`FILES` to a folder, which is made; a note stands in the picture's title.
 
         Raises:
             UserError: a file cannot be written.
@@ -67,31 +69,96 @@ class ClipView(NamedTuple):
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             picture = spectrograms.plot_reconstructions([self.reconstruction], front_end, title=title)
-            with replacing(folder / "picture.png") as partial:
+            picture_name, *sound_names = FILES
+            with replacing(folder / picture_name) as partial:
                 picture.savefig(partial, format="png")
-            for column, sound in zip(spectrograms.COLUMNS, self.sounds):
-                with replacing(folder / f"{column}.wav") as partial:
+            for name, sound in zip(sound_names, self.sounds):
+                with replacing(folder / name) as partial:
                     partial.write_bytes(sound)
 
 
-def render(clips: Sequence[ClipView], front_end: FrontEnd, facts: Mapping[str, str]) -> str:
-    """Make the page. Its content security policy forbids it to use a network.
+class Page:
+    """A page that grows clip by clip. It is whole after each, and says how many are to come.
+
+    Its content security policy forbids it to use a network.
 
     Args:
-        clips: at least one.
+        path: the HTML file, which the first clip makes or replaces.
         front_end: front end of the clips, whose frame shift and mel bands give the axes.
         facts: names and values that the clips have in common.
+        clips: number of clips to come.
+        takes_pictures: whether clips may come with pictures.
+
+    Attributes:
+        size: bytes written so far.
     """
-    bands = front_end.num_mel_bins
-    errors = [(clip.reconstruction.error, clip.reconstruction.reference) for clip in clips]
-    return template("page.html.jinja").render(
-        facts=facts,
-        clips=[_clip(front_end, clip, *of_clip) for clip, of_clip in zip(clips, errors)],
-        errors=_errors(front_end, *map(BandErrors.pool, zip(*errors))),
-        ticks={f"{hz:,}": place / bands for hz, place in spectrograms.frequency_ticks(front_end).items()},
-        bands=bands,
-        hz=(front_end.low_hz, front_end.sample_rate / 2),
-    )
+
+    def __init__(
+        self, path: Path, front_end: FrontEnd, facts: Mapping[str, str], clips: int, takes_pictures: bool = False
+    ):
+        bands = front_end.num_mel_bins
+        self.path = path
+        self.size = 0
+        self._front_end = front_end
+        self._clips = clips
+        self._errors: list[tuple[BandErrors, BandErrors]] = []
+        self._clips_end = 0  # bytes of what stays as it is
+        self._parts: Any = template("page.html.jinja").make_module(
+            {
+                "facts": facts,
+                "takes_pictures": takes_pictures,
+                "ticks": {f"{hz:,}": place / bands for hz, place in spectrograms.frequency_ticks(front_end).items()},
+                "bands": bands,
+                "hz": (front_end.low_hz, front_end.sample_rate / 2),
+            }
+        )
+
+    def __len__(self) -> int:
+        return len(self._errors)
+
+    @property
+    def errors(self) -> tuple[BandErrors, BandErrors]:
+        """Errors of the model, and of straight lines in its place, in all clips so far, of which there is one."""
+        error, reference = map(BandErrors.pool, zip(*self._errors))
+        return error, reference
+
+    def add(self, clip: ClipView) -> None:
+        """Show another clip.
+
+        Raises:
+            UserError: the file cannot be written; it then shows the clips before this one.
+        """
+        errors = clip.reconstruction.error, clip.reconstruction.reference
+        article = self._parts.article(_clip(self._front_end, clip, *errors), len(self) + 1)
+        self._errors.append(errors)
+        try:
+            self._write(article if self._clips_end else self._parts.top() + article)
+        except BaseException:
+            self._errors.pop()
+            if self._errors:
+                self._write("")
+            raise
+
+    def finish(self) -> None:
+        """Say that no clip is to come, after at least one; those that cannot be used may be missing.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        self._clips = len(self)
+        self._write("")
+
+    def _write(self, clips: str) -> None:
+        """Write clips after those of before, and the page's end."""
+        bottom = self._parts.bottom(len(self), self._clips, _errors(self._front_end, *self.errors))
+        with writing(self.path), self.path.open("r+b" if self._clips_end else "wb") as file:
+            file.seek(self._clips_end)
+            file.truncate()
+            file.write(clips.encode())
+            end = file.tell()
+            file.write(bottom.encode())
+            self.size = file.tell()
+        self._clips_end = end
 
 
 def template(name: str, package: str = __package__) -> jinja2.Template:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 
 from amae_plugin.cli.main import main
 from amae_plugin.inference.clips import Excerpt, load_excerpt, load_waveform
+from amae_plugin.visual.page import ClipView, Page
 
 CLIPS = [((), 0.4, 16_000), ((), 1.7, 44_100)]  # the model's input is 0.64 s
 
@@ -31,7 +34,7 @@ def test_a_page_and_a_picture_and_three_sounds_a_clip(
     assert main(["reconstruct", str(checkpoint), str(clips), "--out", str(out), "--workers", "0"]) == 0
     written = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     names = ("masked.wav", "original.wav", "picture.png", "reconstructed.wav")
-    assert written == [f"{index}.flac/{name}" for index in (0, 1) for name in names] + ["index.html"]
+    assert written == [f"{index}.flac/{name}" for index in (0, 1) for name in names] + ["clips.json", "index.html"]
     for index, (_, seconds, _) in enumerate(CLIPS):
         sounds = []
         for name in ("original", "masked", "reconstructed"):
@@ -42,8 +45,84 @@ def test_a_page_and_a_picture_and_three_sounds_a_clip(
             sounds.append(soundfile.read(path)[0])
         assert max(np.abs(sound).max() for sound in sounds) == pytest.approx(0.9, abs=1e-3)
         assert all(np.abs(one - other).max() > 0.01 for one, other in zip(sounds, [*sounds[1:], sounds[0]]))
-    printed = capsys.readouterr().out
-    assert "error of the hidden part: " in printed and f"{out / 'index.html'}: 2 clips, " in printed
+    captured = capsys.readouterr()
+    assert "error of the hidden part: " in captured.out and f"{out / 'index.html'}: 2 clips, " in captured.out
+    assert captured.err == ""  # which is no terminal, so no bar
+    listed = json.loads((out / "clips.json").read_text())
+    assert [(clip["clip"], clip["seconds"]) for clip in listed] == [("0.flac", 0.4), ("1.flac", pytest.approx(1.7))]
+    assert all(0 < clip["hidden"] < 1 and clip["error_db"] > 0 < clip["straight_lines_db"] for clip in listed)
+
+
+def test_a_page_that_is_stopped_shows_what_it_has(
+    checkpoint: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["reconstruct", str(checkpoint), str(clips), "--out", str(out), "--workers", "0"]
+    article = Page.add
+
+    def stop_at_the_second(page: Page, clip: ClipView) -> None:
+        if len(page) == 1:
+            raise KeyboardInterrupt
+        article(page, clip)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Page, "add", stop_at_the_second)
+        assert main(arguments) == 130
+    page = (out / "index.html").read_text()
+    assert "Unfinished: 1 of 2 clips" in page and page.endswith("</html>\n") and page.count("<article") == 1
+    assert main(arguments) == 0
+    page = (out / "index.html").read_text()
+    assert "Unfinished" not in page and page.endswith("</html>\n") and page.count("<article") == 3
+
+
+def test_a_page_that_has_no_room_for_a_clip_keeps_the_others(
+    checkpoint: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, add, (soft, hard) = tmp_path / "out", Page.add, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limited(page: Page, clip: ClipView) -> None:
+        if len(page) == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (page.path.stat().st_size + 10_000, hard))
+        try:
+            add(page, clip)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr(Page, "add", limited)
+    assert main(["reconstruct", str(checkpoint), str(clips), "--out", str(out), "--workers", "0"]) == 2
+    page = (out / "index.html").read_text()
+    assert "Unfinished: 1 of 2 clips" in page and page.endswith("</html>\n") and page.count("<article") == 1
+    assert "index.html: cannot write there (File too large)" in capsys.readouterr().err
+
+
+def test_another_run_removes_what_an_earlier_one_made_and_nothing_else(
+    checkpoint: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, files = tmp_path / "out", ("masked.wav", "original.wav", "picture.png", "reconstructed.wav")
+    (clips / "deep" / "er").mkdir(parents=True)
+    (clips / "0.flac").rename(clips / "deep" / "er" / "0.flac")
+    run = ["reconstruct", str(checkpoint), "--out", str(out), "--workers", "0"]
+    assert main([*run, str(clips)]) == 0
+    # Of the user: a folder that looks like those of the command, one beside it, and a file in one of them.
+    for kept in (out / "mine", tmp_path / "beside"):
+        kept.mkdir()
+        (kept / "original.wav").write_bytes(b"mine")
+    (out / "1.flac" / "notes.txt").write_text("mine")
+    listed = [*json.loads((out / "clips.json").read_text()), {"clip": "../beside"}]
+    (out / "clips.json").write_text(json.dumps(listed))
+    assert main([*run, str(clips / "missing.wav")]) == 2  # and touches nothing
+    assert (out / "1.flac" / "original.wav").exists() and (out / "deep" / "er" / "0.flac" / "original.wav").exists()
+    assert main([*run, str(clips / "deep" / "er" / "0.flac")]) == 0
+    left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    made = {f"0.flac/{name}" for name in files} | {"clips.json", "index.html"}
+    assert left == made | {"1.flac/notes.txt", "mine/original.wav"}
+    assert not (out / "deep").exists() and (tmp_path / "beside" / "original.wav").exists()
+    capsys.readouterr()
+    for content in ("{", "[1]", '{"a": 1}'):
+        (out / "clips.json").write_text(content)
+        assert main([*run, str(clips / "1.flac")]) == 2
+        assert "clips.json: not written by this command; give another --out" in capsys.readouterr().err
+        assert (out / "0.flac" / "original.wav").exists()
 
 
 def test_masks_are_chosen_by_name_and_said_on_the_page(checkpoint: Path, clips: Path, tmp_path: Path) -> None:
@@ -67,7 +146,6 @@ def test_a_piece_of_a_long_recording_is_shown_and_said(
     errors = capsys.readouterr().err
     assert f"{clips / '0.flac'}: shown from 0.25 to 0.4 of 0.4 s (--start, --seconds)\n" in errors
     assert f"{clips / '1.flac'}: shown from 0.25 to 1.25 of 1.7 s (--start, --seconds)\n" in errors
-    assert "1.flac: " in errors and "/5 [" in errors  # two windows and three sounds
     # The piece is that of the file, and nothing else of the file is decoded.
     excerpt, whole = load_excerpt(clips / "1.flac", Excerpt(0.25, 1)), load_waveform(clips / "1.flac")
     assert excerpt.seconds == pytest.approx(1.7)

@@ -69,6 +69,16 @@ def test_a_run_without_validation_reads_the_clips_for_its_pictures(folder: Path,
     assert len(events(tmp_path)) == 1
 
 
+@pytest.mark.parametrize(("interval", "max_update", "drawn"), [(400, 3, [3]), (2, 3, [2, 3]), (3, 3, [3]), (0, 3, [])])
+def test_a_run_that_is_shorter_than_the_interval_ends_with_a_picture(
+    interval: int, max_update: int, drawn: list[int], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, updates = task(folder, tmp_path, picture_interval=interval, max_update=max_update), []
+    monkeypatch.setattr(made, "draw_pictures", lambda model, update: updates.append(update))
+    train(made, model(made), max_update)
+    assert updates == drawn
+
+
 def test_a_model_that_predicts_no_spectrogram_is_told_once_and_trains(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
