@@ -10,6 +10,7 @@ MASKINGS = (
     *("random", "time", "frequency", "time_frequency", "random_batched"),
     *("chunk", "span", "cluster", "inverse_block"),
 )
+EMBEDDINGS = ("mean", "token_mean", "time_concat", "cls")
 POOLINGS = ("mean", "cls", "avgtok", "avgcls", "token_mean", "time_concat")
 PRECISIONS = ("fp32", "bf16")
 EXPORTS = ("timm", "onnx", "hf")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amae_plugin.cli.arguments import device, natural, positive
+from amae_plugin.cli.choices import EMBEDDINGS
 from amae_plugin.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -48,6 +49,15 @@ def add_clips(parser: argparse.ArgumentParser, text: str = "take this audio file
     """Add the checkpoint, the audio files, which *text* describes, and how they are processed."""
     add_model(parser)
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=text)
+
+
+def add_pooling(parser: argparse.ArgumentParser) -> None:
+    """Add how the tokens of a clip become its features."""
+    text = (
+        "describe a clip by this mean of its tokens: the system's own, that of all tokens, that of the time steps with "
+        "their bands side by side, or that of the class tokens (default: %(default)s)"
+    )
+    parser.add_argument("--pooling", choices=EMBEDDINGS, default="mean", help=text)
 
 
 def results_folder(checkpoint: Path) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amae_plugin.cli.arguments import natural, positive
-from amae_plugin.cli.clips import add_clips, conclude, tell_sound_alone
+from amae_plugin.cli.clips import add_clips, add_pooling, conclude, tell_sound_alone
 from amae_plugin.errors import UserError
 from amae_plugin.files import replacing, try_place, writing
 
@@ -35,8 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher", action="store_true", help="embed by the teacher that followed the encoder in pretraining"
     )
-    text = "embed a clip as the mean of its time steps, or as the encoder's class token (default: %(default)s)"
-    parser.add_argument("--pooling", choices=("mean", "cls"), default="mean", help=text)
+    add_pooling(parser)
     parser.add_argument(
         "--format", choices=("npz", "hubert"), default="npz", help="write files of this form (default: %(default)s)"
     )

@@ -20,7 +20,7 @@ from amae_plugin.demo.words import make_words
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation import probe_files
 from amae_plugin.evaluation.classification import evaluate
-from amae_plugin.evaluation.frozen import embed_split
+from amae_plugin.evaluation.frozen import POOLING, embed_split
 from amae_plugin.evaluation.maps import write_maps
 from amae_plugin.evaluation.probe import probe
 from amae_plugin.evaluation.report import write
@@ -109,7 +109,7 @@ def _probe(demo: Demo, pretraining: Training) -> None:
     """Probe the frozen features of the pretrained encoder, and map them by word and by voice."""
     if _is_newer([demo.probe / _LAST_MAP], pretraining.checkpoint):
         return
-    probing = probe(load_model(pretraining.checkpoint, batch_size=_BATCH), demo.manifests)
+    probing = probe(load_model(pretraining.checkpoint, batch_size=_BATCH, pooling=POOLING), demo.manifests)
     probe_files.write(probing, demo.probe, groups=_groups(demo))
 
 

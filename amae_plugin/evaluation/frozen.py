@@ -18,6 +18,9 @@ from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import load_all
 from amae_plugin.inference.model import AudioModel
 
+POOLING = "time_concat"
+"""Of features by which systems are compared: what a mean over bands still tells depends on how much of its own band the
+encoder has written into each token, so it would measure that instead."""
 NEIGHBOURS = 10
 """Clips that vote in a k-NN, each with the inverse of its distance."""
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)

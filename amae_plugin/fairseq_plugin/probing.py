@@ -16,6 +16,7 @@ from omegaconf import II, DictConfig, OmegaConf
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.labels import LABELS_NAME
 from amae_plugin.errors import UserError
+from amae_plugin.evaluation.frozen import POOLING
 from amae_plugin.evaluation.probe import NeighbourProbe
 from amae_plugin.fairseq_plugin.hydra import user_path
 from amae_plugin.inference.model import AudioModel
@@ -131,14 +132,15 @@ class Probing:
         bar.print(stats, tag=_TAG, step=update)
 
     def _audio_model(self, model: PretrainingModel) -> AudioModel:
-        """Return the model as ``amae probe`` would see its checkpoint, in evaluation mode."""
+        """Return the model as ``amae probe --pooling time_concat`` would see its checkpoint, in evaluation mode."""
         if self._model is None:
             sections = {"model": self._settings, "task": self._cfg}
             config = {
                 name: OmegaConf.to_container(section, resolve=True, enum_to_str=True)
                 for name, section in sections.items()
             }
-            self._model = AudioModel(Checkpoint(Path("the model in training"), config, {}), model=model)
+            checkpoint = Checkpoint(Path("the model in training"), config, {})
+            self._model = AudioModel(checkpoint, pooling=POOLING, model=model)
         return self._model.eval()
 
 

@@ -20,7 +20,7 @@ from amae_plugin.data.manifest import Manifest
 from amae_plugin.data.statistics import read_or_measure
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.classification import evaluate
-from amae_plugin.evaluation.frozen import embed_split, frozen_accuracies
+from amae_plugin.evaluation.frozen import POOLING, embed_split, frozen_accuracies
 from amae_plugin.evaluation.report import write
 from amae_plugin.evaluation.scoring import Options
 from amae_plugin.evaluation.tables import SUFFIXES, Table
@@ -324,7 +324,7 @@ def _read_or_probe(checkpoint: Path, data: Path, cache: Path) -> dict[str, float
     known = json.loads(cache.read_text()) if cache.exists() else {}
     key = {"data": str(data.absolute()), "modified": checkpoint.stat().st_mtime_ns}
     if known.get("of") != key:
-        model, workers = load_model(checkpoint), available_cpus()
+        model, workers = load_model(checkpoint, pooling=POOLING), available_cpus()
         train, valid, test = (embed_split(model, data, split, workers) for split in ("train", "valid", "test"))
         known = {"of": key, "accuracy": frozen_accuracies(train, valid, test)}
         write_json(cache, known)

@@ -1,6 +1,7 @@
 """Clips as points in a plane, where neighbours are alike."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -45,12 +46,14 @@ def plot_map(points: ArrayLike, groups: Sequence[str], *, in_place: bool = True,
         round_, colour = divmod(index, len(_COLOURS))
         marker = _MARKERS[round_ % len(_MARKERS)]
         label = shorten(name) if named else None
-        ax.scatter(*own.T, s=size, color=_COLOURS[colour], marker=marker, alpha=0.75, linewidths=0, label=label)
+        ax.scatter(
+            own[:, 0], own[:, 1], s=size, color=_COLOURS[colour], marker=marker, alpha=0.75, linewidths=0, label=label
+        )
         if named and in_place:
             # The point nearest to most of the others: a mean may lie where the group has none.
             distances = np.linalg.norm(own[:, None] - own, axis=2)
             place = own[np.median(distances, axis=1).argmin()]
-            style = {"fontsize": 8.5, "weight": "bold", "path_effects": OVER_LINES, "parse_math": False}
+            style: dict[str, Any] = {"fontsize": 8.5, "weight": "bold", "path_effects": OVER_LINES, "parse_math": False}
             ax.annotate(shorten(name), place, ha="center", va="center", color="black", **style)
     ax.set(xticks=[], yticks=[], aspect="equal")
     ax.spines[:].set_color(SLATE)

@@ -20,6 +20,7 @@ from amae_plugin.cli.main import COMMANDS, main
 from amae_plugin.corpora.layouts import LAYOUTS
 from amae_plugin.corpora.packing import FORMATS as PACKINGS
 from amae_plugin.data.log_mel import FRONT_ENDS, WINDOWS
+from amae_plugin.inference.model import EMBEDDINGS
 from amae_plugin.interop.convert import FORMATS as PUBLISHED
 from amae_plugin.interop.export import FORMATS as EXPORTS
 from amae_plugin.models.classifier.model import POOLINGS
@@ -179,6 +180,7 @@ def test_choices_are_those_of_the_registries() -> None:
     assert set(choices.FRONT_ENDS) == set(FRONT_ENDS)
     assert set(choices.WINDOWS) == set(WINDOWS)
     assert set(choices.MASKINGS) == set(MASKINGS)
+    assert choices.EMBEDDINGS == EMBEDDINGS
     assert set(choices.POOLINGS) == set(POOLINGS)
     assert set(choices.PRECISIONS) == set(PRECISIONS)
     assert set(choices.EXPORTS) == set(EXPORTS)

@@ -117,6 +117,16 @@ def test_the_class_token_describes_a_clip_if_asked(pretrained, sound):
     assert not torch.allclose(usual.embed(samples, 16_000), expected, atol=0.01)
 
 
+def test_bands_side_by_side_or_averaged(system, pretrained, sound):
+    samples = sound(INPUT_SAMPLES + 5000)
+    joined, mean = (load_model(pretrained[system], device="cpu", pooling=p) for p in ("time_concat", "token_mean"))
+    bands = joined.encoder.num_bands
+    assert joined.embed_dim == joined.clip_dim == bands * mean.embed_dim
+    for layers in (joined.embed(samples, 16_000), joined.extract_features(samples, 16_000)):
+        expected = (mean.embed if layers.ndim == 1 else mean.extract_features)(samples, 16_000)
+        torch.testing.assert_close(layers.unflatten(-1, (bands, -1)).mean(-2), expected, **TOLERANCE)
+
+
 def test_hidden_states(system, pretrained, sound):
     samples = sound(INPUT_SAMPLES + 5000)
     model = load_model(pretrained[system], device="cpu")
