@@ -1,10 +1,10 @@
 """Measure frozen features: a k-NN and a linear probe of each layer of an encoder, and a probe that weighs the layers.
 
-Takes a pretraining checkpoint or a classifier's and a labelled corpus. Features are means over whole clips; with --pooling time_concat
-the bands of a time step stay side by side, which tells more of small encoders. Probes are
-fitted on train, choose their penalty on valid, and are measured on test. With several labels a clip, the measure is
-mAP; if the folder has trials.txt, each layer's equal error rate is measured as well. Writes probe.json, .md, .csv, .tex
-and a picture; if clips have one label each, also a map, on which clips with similar features are neighbours.
+Takes a pretraining checkpoint or a classifier's and a labelled corpus. Features are means over whole clips; probes are
+fitted on train, choose their penalty on valid, and are measured on test. Features of a small encoder tell much more
+with --pooling time_concat, which keeps the bands of a time step side by side. With several labels a clip, the measure
+is mAP; if the folder has trials.txt, each layer's equal error rate is measured as well. Writes probe.json, .md, .csv,
+.tex and a picture; if clips have one label each, also a map, on which clips with similar features are neighbours.
 """
 
 import argparse
