@@ -25,6 +25,8 @@ from amae_plugin.models.settings import setting
 
 logger = logging.getLogger(__name__)
 _TAG = "probe"
+_LARGEST_SHARE = 0.2
+"""Share of the time so far from which on no probe is made for the time's sake."""
 
 
 @dataclass
@@ -42,6 +44,8 @@ class ProbingConfig(FairseqDataclass):
 
 class Probing:
     """Probes of a run: before its first update, and after each interval.
+
+    Probes by the clock take a fifth of the time at most; on a machine that is too slow for them, there are fewer.
 
     The first process probes its own copy of the model; the others wait for it at their next update. Nothing about the
     training depends on whether it is probed, or how often.
@@ -69,6 +73,7 @@ class Probing:
         self._probe = NeighbourProbe.read(data, cfg.probe_train_clips, cfg.probe_valid_clips)
         self._start: Optional[float] = None
         self._periods = 0
+        self._spent = 0.0
         self._model: Optional[AudioModel] = None
 
     @classmethod
@@ -97,9 +102,10 @@ class Probing:
 
     def after(self, model: PretrainingModel, update: int) -> None:
         """Probe a model after an update if it is time."""
-        periods = self._periods_in(self.seconds)
-        due = periods > self._periods or (self._cfg.probe_interval > 0 and update % self._cfg.probe_interval == 0)
-        self._periods = periods
+        seconds = self.seconds
+        due = self._cfg.probe_interval > 0 and update % self._cfg.probe_interval == 0
+        if self._periods_in(seconds) > self._periods and self._spent < _LARGEST_SHARE * seconds:
+            self._periods, due = self._periods_in(seconds), True
         if due and _is_first():
             self._run(model, update)
 
@@ -125,6 +131,7 @@ class Probing:
             return
         finally:
             model.train(training)
+            self._spent += self.seconds - seconds
         bar = progress_bar.progress_bar(
             [], self._cfg.log_format, tensorboard_logdir=self._cfg.tensorboard_logdir, default_log_format="simple"
         )

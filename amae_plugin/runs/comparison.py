@@ -50,8 +50,8 @@ _PROBES = 8
 """Probes of a pretraining after the one before its first update."""
 _LAST_PROBE = 0.98
 """Share of the time at which the last one is made: the clock stops the run between two updates."""
-_TRAIN_CLIPS, _VALID_CLIPS = 500, 250
-"""Clips of a probe, which takes a few seconds of the time."""
+_TRAIN_CLIPS, _VALID_CLIPS = 350, 200
+"""Clips of a probe, which takes some seconds of the time."""
 _SHOWN = (0, 1, 2, 4, 8)
 """Numbers of the probes in the table."""
 _WARM_UP = 0.05

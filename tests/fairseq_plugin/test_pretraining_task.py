@@ -1,7 +1,8 @@
-"""The pretraining task and its criterion: pictures that never end a run, and the criterion's two names."""
+"""The pretraining task and its criterion: pictures and probes that never end a run, and the criterion's two names."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -9,7 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from fairseq.criterions import build_criterion
+from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from omegaconf import OmegaConf
@@ -17,7 +20,10 @@ from torch import nn
 
 from amae_plugin.data.manifest import write_manifest
 from amae_plugin.errors import UserError
+from amae_plugin.evaluation.probe import probe
+from amae_plugin.fairseq_plugin import probing
 from amae_plugin.fairseq_plugin.pretraining import AmaePretraining, AmaePretrainingConfig
+from amae_plugin.inference.model import load_model
 
 SIZES = {
     "num_mel_bins": 128,
@@ -225,3 +231,130 @@ def test_a_model_cannot_take_what_it_has_no_part_for(
     made = task(folder, tmp_path, modalities=modalities)
     with pytest.raises(UserError, match=message):
         made.build_model(OmegaConf.create({"_name": system, **SIZES}))
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["one label", "several"])
+def labelled(request: pytest.FixtureRequest, write_split: Callable[..., Path], tmp_path_factory) -> Path:
+    """Manifests of clips with one label each, or with one or two."""
+    folder, classes = tmp_path_factory.mktemp("labelled"), ["low", "middle", "high"]
+    for split, clips in (("train", 9), ("valid", 6), ("test", 6)):
+        labels = [classes[index % 3 : index % 3 + 1 + (request.param and index % 2)] for index in range(clips)]
+        write_split(folder, [(each, 0.4 + 0.02 * index, 16_000) for index, each in enumerate(labels)], classes, split)
+    return folder
+
+
+def step(made: AmaePretraining, trained: nn.Module, update: int) -> float:
+    """An update on two clips, whose masks are drawn from PyTorch's stream; returns the loss."""
+    criterion = build_criterion(OmegaConf.create({"_name": "amae_masked_prediction", "score_padding": True}), made)
+    optimizer = torch.optim.SGD(trained.parameters(), lr=1e-3)
+    optimizer.backward = lambda loss: loss.backward()
+    items = made.datasets["train"]
+    batch = items.collater([items[0], items[1]])
+    batch["net_input"]["seed"] = None
+    trained.train()
+    loss, _, _ = made.train_step(batch, trained, criterion, optimizer, update)
+    made.optimizer_step(optimizer, trained, update)
+    return float(loss.detach())
+
+
+def probed(caplog: pytest.LogCaptureFixture) -> list[dict[str, str]]:
+    return [json.loads(record.message) for record in caplog.records if record.name == "probe"]
+
+
+def test_a_probe_measures_what_amae_probe_does_and_changes_nothing(
+    labelled: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    losses, last = [], []
+    for settings in ({}, {"probe_interval": 2}, {"probe_interval": 1, "probe_data": str(labelled)}):
+        torch.manual_seed(1)
+        metrics.reset()
+        made = task(labelled, tmp_path, picture_interval=0, log_format="json", **settings)
+        trained = model(made)
+        made.load_dataset("train")
+        losses.append([step(made, trained, update) for update in range(4)])
+        assert trained.training and all(block.training for block in trained.encoder.blocks)
+        last.append(len(probed(caplog)))
+    assert losses[1:] == [losses[0]] * 2
+    found = probed(caplog)
+    assert last == [0, 3, 8] and [int(each["probe_num_updates"]) for each in found] == [0, 2, 4, 0, 1, 2, 3, 4]
+    measure = next(name for name in found[0] if name not in ("probe_num_updates", "probe_seconds"))
+    assert [each[measure] for each in found[:3]] == [found[index][measure] for index in (3, 5, 7)]
+    assert list((tmp_path / "probe").glob("events.*")), "no TensorBoard"
+
+    path, tested = tmp_path / "model.pt", tmp_path / "valid for test"
+    config = {"model": {"_name": "amae_mae_ast", **SIZES}, "task": OmegaConf.to_container(made.cfg)}
+    torch.save({"cfg": config, "model": trained.state_dict(), "task_state": {}, "extra_state": {}}, path)
+    shutil.copytree(labelled, tested)
+    for suffix in (".tsv", ".lbl"):
+        shutil.copy(tested / f"valid{suffix}", tested / f"test{suffix}")
+    expected = probe(load_model(path, "cpu"), tested)
+    assert measure == f"probe_{expected.measure}"
+    assert float(found[-1][measure]) == pytest.approx(expected.values["k-NN"][-1], abs=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"probe_interval": 5}, {"probe_minutes": 1.0}])
+def test_a_folder_without_labels_is_named_at_the_start(settings: dict, folder: Path, tmp_path: Path) -> None:
+    key = next(iter(settings))
+    with pytest.raises(
+        UserError, match=rf"task\.{key}=.* has no train\.lbl, valid\.lbl, labels\.txt .*task\.probe_data"
+    ):
+        model(task(folder, tmp_path, **settings))
+    model(task(folder, tmp_path, **dict.fromkeys(settings, 0)))
+
+
+def test_only_the_first_process_probes_and_a_failure_does_not_end_the_run(
+    write_split: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    for split in ("train", "valid"):
+        write_split(tmp_path, [(["a"], 0.5, 16_000)] * 2, ["a"], split)
+    made = task(tmp_path, tmp_path, picture_interval=0, probe_interval=2, log_format="json")
+    trained = model(made)
+    made.load_dataset("train")
+    monkeypatch.setattr(distributed_utils, "get_global_rank", lambda: 1)
+    step(made, trained, 0)
+    train(made, trained, 2)
+    assert not probed(caplog)
+    monkeypatch.undo()
+    train(made, trained, 2)
+    assert len(probed(caplog)) == 1
+    trained.train()
+    (tmp_path / "1.flac").write_bytes(b"fLaC")
+    train(made, trained, 2)
+    assert "no probe after update 2; training goes on" in caplog.text and trained.training
+    again = task(tmp_path, tmp_path, picture_interval=0, probe_interval=2)
+    trained = model(again)
+    with pytest.raises(UserError, match=r"1\.flac"):  # before the first update, it can be mended
+        again.train_step({}, trained, nn.Module(), SimpleNamespace(), 0)
+
+
+def test_probes_by_the_clock(tmp_path: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, made_at = [100.0], []
+    monkeypatch.setattr(probing.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(probing.Probing, "_run", lambda self, model, update: made_at.append((now[0] - 100, update)))
+    metrics.reset()
+    made = task(labelled, tmp_path, picture_interval=0, probe_minutes=1.0)
+    trained = model(made)
+    assert made._probing.seconds == 0
+    made._probing.before_first(trained, 0)
+    for update, seconds in enumerate((10, 59, 61, 80, 119, 185, 190, 241), start=1):
+        now[0] = 100 + seconds
+        made._probing.after(trained, update)
+    assert made_at == [(0, 0), (61, 3), (185, 6), (241, 8)]
+    # A run that resumes counts the time before.
+    state = made.get_checkpoint_dict()["AmaePretraining"]
+    now[0], made_at[:] = 1000.0, []
+    again = task(labelled, tmp_path, picture_interval=0, probe_minutes=1.0)
+    model(again)
+    again.set_checkpoint_dict(state)
+    for update, seconds in ((9, 50), (10, 60)):
+        now[0] = 1000 + seconds
+        again._probing.after(trained, update)
+    assert made_at == [(960, 10)] and again._probing.seconds == 241 + 60
+    # Where probes take more than a fifth of the time, they wait.
+    again._probing._spent, now[0] = 80.0, 1000 + 130
+    again._probing.after(trained, 11)
+    now[0] = 1000 + 170
+    again._probing.after(trained, 12)
+    assert made_at[1:] == [(1070, 12)]
