@@ -9,6 +9,8 @@ from pathlib import Path
 from amae_plugin.errors import UserError
 from amae_plugin.recipe_files import recipe_folder
 
+PICTURE_FORMATS = ("png", "pdf", "svg")
+
 _MOST = 1_000_000_000  # of anything that is counted; far larger numbers overflow
 
 
@@ -61,8 +63,8 @@ def above_zero(text: str) -> float:
 
 
 def add_formats(parser: argparse.ArgumentParser) -> None:
-    """Add the formats of the pictures that a command writes."""
+    """Add the formats and the width of the pictures that a command writes."""
     text = "formats of the pictures: png (the default), pdf, svg"
-    parser.add_argument(
-        "--format", dest="formats", nargs="+", choices=("png", "pdf", "svg"), default=["png"], help=text
-    )
+    parser.add_argument("--format", dest="formats", nargs="+", choices=PICTURE_FORMATS, default=["png"], help=text)
+    text = "width of the pictures in a paper: column (3.4 inches), page (7 inches) (default: what they need)"
+    parser.add_argument("--width", choices=("column", "page"), help=text)

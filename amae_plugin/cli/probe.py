@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
         for suffix in SUFFIXES:
             probing.table.write(out / f"probe{suffix}")
         title = f"{args.checkpoint.stem}: frozen features by layer, {probing.clips:,} clips"
-        figure = plot_layers(probing.values, probing.weighted, probing.weights, ylabel=probing.measure, title=title)
+        layers = probing.values, probing.weighted, probing.weights
+        figure = plot_layers(*layers, ylabel=probing.measure, title=title, width=args.width)
         save(figure, out / "probe", args.formats)
     print(f"\nprobe.json, .md, .csv, .tex and the picture are in {out}")

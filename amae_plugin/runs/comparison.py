@@ -98,7 +98,8 @@ def compare(comparison: Comparison) -> list[Result]:
     title = f"Accuracy after {minutes:g} minutes of pretraining; fine-tuning: {updates:,} updates"
     if len(comparison.seeds) > 1:
         title += f"\nmean and standard deviation of {len(comparison.seeds)} seeds"
-    figure = plot_comparison(_accuracies(results), ylabel="accuracy", title=title, chance=_chance(comparison))
+    chance, width = _chance(comparison), comparison.width
+    figure = plot_comparison(_accuracies(results), ylabel="accuracy", title=title, chance=chance, width=width)
     save(figure, comparison.root / "comparison", comparison.formats)
     return results
 

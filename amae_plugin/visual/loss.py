@@ -7,19 +7,22 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from amae_plugin.visual.style import BLUE, GREEN, PURPLE, RED, new_figure, open_axes
+from amae_plugin.visual.style import BLUE, GREEN, LABEL_SIZE, PURPLE, RED, Width, inches, new_figure, open_axes
 
 _STYLES = ((BLUE, 1.4, "-", ""), (RED, 1.6, "-", "o"), (GREEN, 1.4, "--", ""), (PURPLE, 1.4, ":", ""))
 """Colours, widths, dashes and markers of the curves, in their order."""
 
 
-def plot_loss(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str | None = None) -> Figure:
+def plot_loss(
+    curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str | None = None, width: Width = None
+) -> Figure:
     """Draw loss over updates, with a logarithmic loss axis.
 
     Args:
         curves: points (update, loss) in order, by the name of the curve, such as ``training`` and ``validation``.
             Points that a logarithmic axis cannot show, whose loss is not finite or not positive, are left out.
         title: title of the figure.
+        width: of the figure.
 
     Raises:
         ValueError: no curve has a point to draw.
@@ -28,11 +31,11 @@ def plot_loss(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str
     drawable = {name: points for name, points in positive.items() if points}
     if not drawable:
         raise ValueError("there is no loss to draw: no curve has a finite, positive point")
-    figure = new_figure(7, 4, title)
+    figure = new_figure(width, 7, max(4 / 7 * inches(width, 7), 2.5), title)
     ax = figure.subplots()
-    for (name, points), (colour, width, dashes, marker) in zip(drawable.items(), itertools.cycle(_STYLES)):
+    for (name, points), (colour, line, dashes, marker) in zip(drawable.items(), itertools.cycle(_STYLES)):
         label = f"{name} (last {points[-1][1]:.3g})"
-        ax.plot(*zip(*points), dashes, color=colour, linewidth=width, marker=marker, markersize=4, label=label)
+        ax.plot(*zip(*points), dashes, color=colour, linewidth=line, marker=marker, markersize=4, label=label)
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     # Powers of ten would leave an axis that spans less than a few of them without labels.
@@ -41,7 +44,7 @@ def plot_loss(curves: Mapping[str, Sequence[tuple[float, float]]], *, title: str
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.set_xlim(left=0)
-    ax.set(xlabel="updates", ylabel="loss (mean squared error on hidden patches)")
+    ax.set(xlabel="updates", ylabel="loss on hidden patches (log scale)")
     open_axes(ax, "both")
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, fontsize=LABEL_SIZE)
     return figure
