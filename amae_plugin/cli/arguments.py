@@ -9,7 +9,8 @@ from pathlib import Path
 from amae_plugin.errors import UserError
 from amae_plugin.recipe_files import recipe_folder
 
-_FORMATS = ("png", "pdf", "svg")
+PICTURE_FORMATS = ("png", "pdf", "svg")
+
 _MOST = 1_000_000_000  # of anything that is counted; far larger numbers overflow
 
 
@@ -62,7 +63,9 @@ def above_zero(text: str) -> float:
 
 
 def add_formats(parser: argparse.ArgumentParser) -> None:
-    """Add the formats of the pictures that a command writes."""
-    text = f"write the pictures in these formats, of {', '.join(_FORMATS)} (default: png)"
+    """Add the formats and the width of the pictures that a command writes."""
+    text = f"write the pictures in these formats, of {', '.join(PICTURE_FORMATS)} (default: png)"
     add = parser.add_argument
-    add("--format", dest="formats", nargs="+", choices=_FORMATS, default=["png"], metavar="FORMAT", help=text)
+    add("--format", dest="formats", nargs="+", choices=PICTURE_FORMATS, default=["png"], metavar="FORMAT", help=text)
+    text = "draw the pictures as wide as a paper's column (3.4 inches) or page (7 inches) (default: as they need)"
+    add("--width", choices=("column", "page"), help=text)

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         result = EVALUATIONS[checkpoint.downstream](checkpoint, args.data, args.split, options)
     tell_skipped(result.skipped)
     print(summary(result))
-    written = write(result, out, args.formats)
+    written = write(result, out, args.formats, args.width)
     if args.json:
         write_measures(args.json, result)
         written.append(args.json)

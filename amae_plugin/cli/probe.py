@@ -43,5 +43,5 @@ def run(args: argparse.Namespace) -> None:
     model = load_model(args.checkpoint, args.device, args.batch_size, pooling=args.pooling)
     probing = probe(model, args.data, args.workers)
     print(probing.table.text())
-    written = probe_files.write(probing, out, args.formats)
+    written = probe_files.write(probing, out, args.formats, args.width)
     print(f"\n{', '.join(path.name for path in written)} are in {out}")

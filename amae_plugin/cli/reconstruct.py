@@ -2,9 +2,9 @@
 
 Hides parts of recordings, has a pretraining model fill them in, and writes index.html. This one file shows spectrograms
 and plays sounds of each clip side by side: original, masked and reconstructed. It needs no network. A folder for each
-clip holds the same as picture.png and three WAV files. Of a longer recording it takes --seconds from --start on. The
-page grows clip by clip, so a command that is stopped leaves those it had finished. clips.json lists them with their
-errors. Another run with the same --out removes the files of these clips, and nothing else.
+clip holds the same as a picture and three WAV files. Of a longer recording it takes --seconds from --start on. The page
+grows clip by clip, so a command that is stopped leaves those it had finished. clips.json lists them with their errors.
+Another run with the same --out removes the files of these clips, and nothing else.
 
 A model of sound and picture also fills in pictures: the frame in the middle of a video's piece, a picture that lies
 beside a sound under its name, or what a manifest (.tsv) lists. Without a picture, it fills in the sound alone.
@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amae_plugin.cli.arguments import above_zero, from_zero
+from amae_plugin.cli.arguments import PICTURE_FORMATS, above_zero, add_formats, from_zero
 from amae_plugin.cli.choices import MASKINGS
 from amae_plugin.cli.clips import add_clips, conclude
 from amae_plugin.corpora.audio_files import VIDEO_EXTENSIONS
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=above_zero, default=30.0, metavar="S", help=seconds)
     add("--seed", type=int, default=1, metavar="N", help="draw the masks with this seed (default: %(default)s)")
     add("--sound-alone", action="store_true", help="leave the pictures out")
+    add_formats(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
             reconstruction = reconstructor(waveform, bar.update, image)
             view = ClipView.make(name, reconstruction, front_end, len(waveform), bar.update)
         record.add(names[path], len(waveform) / front_end.sample_rate, reconstruction)
-        view.write(args.out / names[path], front_end, note)
+        view.write(args.out / names[path], front_end, note, args.formats, args.width)
         page.add(view)
     for path, seconds in clips.seconds.items():
         if seconds > sum(excerpt) or (seconds > args.start > 0):
@@ -153,7 +154,7 @@ class _Record:
         Raises:
             UserError: a file cannot be removed or written.
         """
-        from amae_plugin.visual.page import FILES
+        from amae_plugin.visual.page import PICTURE, SOUNDS
 
         errors = {"error_db": reconstruction.error.total_rms, "straight_lines_db": reconstruction.reference.total_rms}
         finite = {key: value if math.isfinite(value) else None for key, value in errors.items()}
@@ -163,7 +164,7 @@ class _Record:
         with writing(root):
             for folder in self._earlier:
                 if folder.resolve().is_relative_to(root.resolve()):
-                    for file in FILES:
+                    for file in (*SOUNDS, *(f"{PICTURE}.{form}" for form in PICTURE_FORMATS)):
                         (folder / file).unlink(missing_ok=True)
                     with suppress(OSError):  # it holds files of others
                         os.removedirs(folder)

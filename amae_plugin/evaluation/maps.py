@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from amae_plugin.files import writing
 from amae_plugin.visual import plot_map
-from amae_plugin.visual.style import save
+from amae_plugin.visual.style import Width, save
 
 NAME = "map"
 """Beginning of the names of the files."""
@@ -46,6 +46,7 @@ def write_maps(
     folder: Path,
     title: str,
     formats: Sequence[str] = ("png",),
+    width: Width = None,
 ) -> list[Path]:
     """Draw the same map once for each grouping of the clips, as ``map_<grouping>.png``.
 
@@ -57,6 +58,7 @@ def write_maps(
         folder: folder to write to, which is made if it does not exist.
         title: what the features are.
         formats: formats of the pictures, of those that matplotlib writes.
+        width: width of the pictures.
 
     Returns:
         Paths of the files.
@@ -70,6 +72,7 @@ def write_maps(
         folder.mkdir(parents=True, exist_ok=True)
         for number, (name, group) in enumerate(groups.items()):
             heading = f"{title}, {len(clips):,} clips by {name}"
-            figure = plot_map(places, [group[clip] for clip in clips], in_place=number == 0, title=heading)
+            of_clips = [group[clip] for clip in clips]
+            figure = plot_map(places, of_clips, in_place=number == 0, title=heading, width=width)
             paths += save(figure, folder / f"{NAME}_{name}", formats)
     return paths

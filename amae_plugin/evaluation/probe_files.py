@@ -10,13 +10,14 @@ from amae_plugin.evaluation.probe import Probing
 from amae_plugin.evaluation.tables import SUFFIXES
 from amae_plugin.files import write_json, writing
 from amae_plugin.visual import plot_layers
-from amae_plugin.visual.style import save
+from amae_plugin.visual.style import Width, save
 
 
 def write(
     probing: Probing,
     folder: Path,
     formats: Sequence[str] = ("png",),
+    width: Width = None,
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Path]:
     """Write ``probe.json``, ``.md``, ``.csv``, ``.tex``, a picture, and maps of the clips of ``test``.
@@ -28,6 +29,7 @@ def write(
         probing: the results.
         folder: folder to write to, which is made if it does not exist.
         formats: formats of the pictures, of those that matplotlib writes.
+        width: width of the pictures.
         groups: groups of the clips that maps show, see :func:`write_maps`; the classes if None.
 
     Returns:
@@ -38,7 +40,8 @@ def write(
     """
     stem = probing.checkpoint.stem
     title = f"{stem}: frozen features by layer, {probing.clips:,} clips"
-    curves = plot_layers(probing.values, probing.weighted, probing.weights, ylabel=probing.measure, title=title)
+    layers = probing.values, probing.weighted, probing.weights
+    curves = plot_layers(*layers, ylabel=probing.measure, title=title, width=width)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "probe.json", probing.as_json)
@@ -48,5 +51,5 @@ def write(
     if probing.labels is not None and probing.clips >= LEAST_CLIPS:
         layer = int(probing.values["k-NN"].argmax())
         groups = groups or {"class": probing.labels}
-        paths += write_maps(probing.features[:, layer], groups, folder, f"{stem}: layer {layer}", formats)
+        paths += write_maps(probing.features[:, layer], groups, folder, f"{stem}: layer {layer}", formats, width)
     return paths

@@ -27,7 +27,7 @@ from amae_plugin.models.base import DownstreamModel
 from amae_plugin.models.classifier import Classifier
 from amae_plugin.models.ctc import CTC
 from amae_plugin.visual import plot_class_scores, plot_confusion
-from amae_plugin.visual.style import save, shorten
+from amae_plugin.visual.style import Width, save, shorten
 
 Result = Union[Evaluation, Recognition, Retrieval, Verification]
 R = TypeVar("R", Evaluation, Recognition, Retrieval, Verification)
@@ -62,7 +62,7 @@ class _Report(Generic[R]):
     values: Callable[[R], Mapping[str, object]]
     rows: Callable[[R], Iterator[Sequence[object]]]
     files: tuple[str, str] = ("metrics.json", "predictions.csv")
-    picture: Callable[[R], tuple[str, Figure]] | None = None
+    picture: Callable[[R, Width], tuple[str, Figure]] | None = None
 
 
 def summary(result: Result) -> str:
@@ -92,7 +92,7 @@ def write_measures(path: Path, result: Result) -> None:
         write_json(path, _as_json(result))
 
 
-def write(result: Result, folder: Path, formats: Sequence[str] = ("png",)) -> list[Path]:
+def write(result: Result, folder: Path, formats: Sequence[str] = ("png",), width: Width = None) -> list[Path]:
     """Write the files of an evaluation to a folder, which is made if it does not exist.
 
     They are ``metrics.json``, ``predictions.csv`` and, of a classifier, a picture, ``confusion.png`` or
@@ -103,6 +103,7 @@ def write(result: Result, folder: Path, formats: Sequence[str] = ("png",)) -> li
         result: the evaluation.
         folder: folder to write to.
         formats: formats of the picture, of those that matplotlib writes.
+        width: width of the picture.
 
     Returns:
         Paths of the files.
@@ -117,7 +118,7 @@ def write(result: Result, folder: Path, formats: Sequence[str] = ("png",)) -> li
     with writing(folder, "the results there"):
         write_csv(paths[1], report.rows(result))
         if report.picture is not None:
-            name, figure = report.picture(result)
+            name, figure = report.picture(result, width)
             paths += save(figure, folder / name, formats)
     return paths
 
@@ -173,14 +174,16 @@ def _classification_values(result: Evaluation) -> dict[str, object]:
     return values
 
 
-def _draw(result: Evaluation) -> tuple[str, Figure]:
+def _draw(result: Evaluation, width: Width) -> tuple[str, Figure]:
     """Draw the confusion of the classes; with several labels a clip, the average precision of the classes."""
     measures, names, clips = result.measures, result.display_names, f"{len(result.clips):,} clips"
     if isinstance(measures, SingleLabelMetrics):
         title = f"{result.split}: accuracy {measures.accuracy:.1%}, {clips}"
-        return "confusion.png", plot_confusion(measures.confusion, names, title=title)
+        return "confusion.png", plot_confusion(measures.confusion, names, title=title, width=width)
     title, scores = f"{result.split}: mAP {measures.mean_average_precision:.3f}, {clips}", measures.average_precision
-    figure = plot_class_scores(scores, names, measure="average precision", counts=result.counts, title=title)
+    figure = plot_class_scores(
+        scores, names, measure="average precision", counts=result.counts, title=title, width=width
+    )
     return "class_ap.png", figure
 
 

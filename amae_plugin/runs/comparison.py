@@ -155,8 +155,8 @@ def _write(results: Sequence[Result], comparison: Comparison) -> None:
     seeds = f"\nmean and standard deviation of {len(comparison.seeds)} seeds" if len(comparison.seeds) > 1 else ""
     title = f"Accuracy after {minutes:g} minutes of pretraining"
     title += f"; fine-tuning: {updates:,} updates" if updates else ""
-    chance = _chance(comparison)
-    figure = plot_comparison(_accuracies(results), ylabel="accuracy", title=title + seeds, chance=chance)
+    drawn: dict[str, Any] = {"chance": _chance(comparison), "width": comparison.width}
+    figure = plot_comparison(_accuracies(results), ylabel="accuracy", title=title + seeds, **drawn)
     save(figure, root / "comparison", comparison.formats)
     if any(result.probes for result in results):
         for suffix in (".csv", ".tex"):
@@ -167,7 +167,7 @@ def _write(results: Sequence[Result], comparison: Comparison) -> None:
             for name, runs in _by_system(results, "probes").items()
         }
         title = f"{minutes:g} minutes of pretraining: loss, and k-NN of frozen features"
-        figure = plot_curves(losses, probes, ylabel="accuracy of k-NN", title=title + seeds, chance=chance)
+        figure = plot_curves(losses, probes, ylabel="accuracy of k-NN", title=title + seeds, **drawn)
         save(figure, root / "curves", comparison.formats)
 
 

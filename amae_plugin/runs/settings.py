@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, Optional
 
 from amae_plugin.errors import UserError
 from amae_plugin.recipe_files import recipe_folder
@@ -25,6 +26,7 @@ class Comparison:
         overrides: Hydra overrides of every pretraining.
         fine_tuning_overrides: Hydra overrides of every fine-tuning.
         formats: formats of the picture.
+        width: width of the picture, see :data:`~amae_plugin.visual.style.Width`.
     """
 
     pretraining: Path
@@ -39,6 +41,7 @@ class Comparison:
     overrides: Sequence[str] = ()
     fine_tuning_overrides: Sequence[str] = ()
     formats: Sequence[str] = ("png",)
+    width: Optional[Literal["column", "page"]] = None
 
     def __post_init__(self) -> None:
         if self.minutes <= 0 or self.updates < 0:

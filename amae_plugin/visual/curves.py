@@ -9,7 +9,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from amae_plugin.visual.style import PALETTE, new_figure, open_axes
+from amae_plugin.visual.style import LABEL_SIZE, Width, colours, inches, new_figure, open_axes
 
 Curve = Sequence[tuple[float, float]]
 """Points (x, y) by x."""
@@ -38,34 +38,35 @@ def plot_curves(
     ylabel: str,
     title: str | None = None,
     chance: float | None = None,
+    width: Width = None,
 ) -> Figure:
     """Draw losses over updates on the left, and probes on the right: means of runs, and bands of their deviation.
 
-    Losses of different systems mean different things, so each is drawn relative to its own first point. A system has
-    the colour that it has in :func:`~amae_plugin.visual.plot_comparison`.
+    In a column, the probes are below the losses. Losses of different systems mean different things, so each is drawn
+    relative to its own first point.
 
     Args:
-        losses: points (update, loss) of each run, by system, in the order of the comparison; a system without a run has
-            a colour all the same.
+        losses: points (update, loss) of each run, by system, in the order of the comparison.
         probes: points (update, value in [0, 1]) of each run, by system.
         ylabel: name of the probes' values.
         title: title of the figure.
         chance: value of guessing, drawn as a dotted line.
+        width: of the figure.
 
     Raises:
         ValueError: there is no point to draw.
     """
     if not any(map(len, itertools.chain(*losses.values(), *probes.values()))):
         raise ValueError("there is nothing to draw: no run has a point")
-    figure = new_figure(10, 4.2, title)
-    left, right = figure.subplots(1, 2)
+    stacked = width == "column"
+    figure = new_figure(width, 10, 5.5 if stacked else 0.42 * inches(width, 10), title)
+    left, right = figure.subplots(2, 1) if stacked else figure.subplots(1, 2)
     legend: dict[str, Artist] = {}
-    for index, name in enumerate(losses):
-        colour, dashes = PALETTE[index % len(PALETTE)], "-" if index < len(PALETTE) else "--"
+    for name, colour in colours(losses).items():
         relative = [[(x, y / run[0][1]) for x, y in run] for run in losses[name] if run]
         for ax, runs, marker in ((left, relative, ""), (right, [run for run in probes.get(name, ()) if run], "o")):
             if runs:
-                legend[name] = _draw(ax, Band.of(runs), colour=colour, dashes=dashes, marker=marker)
+                legend[name] = _draw(ax, Band.of(runs), colour=colour, marker=marker)
     if chance is not None:
         legend[f"chance ({chance:.1%})"] = right.axhline(chance, color="black", linewidth=1.2, linestyle=":")
     left.set(xlabel="updates", ylabel="training loss, relative to its first value")
@@ -75,16 +76,15 @@ def plot_curves(
         ax.set_xlim(left=0)
         ax.xaxis.set_major_formatter("{x:,.0f}")
         open_axes(ax, "both")
-    drawn = figure.legend(
-        legend.values(), legend.keys(), loc="outside lower center", ncols=7, frameon=False, fontsize=9
-    )
+    options = {"loc": "outside lower center", "ncols": 3 if stacked else 7, "frameon": False, "fontsize": LABEL_SIZE}
+    drawn = figure.legend(legend.values(), legend.keys(), **options)
     for text in drawn.get_texts():
         text.set_parse_math(False)
     return figure
 
 
-def _draw(ax: Axes, band: Band, *, colour: str, dashes: str, marker: str) -> Artist:
-    (line,) = ax.plot(band.x, band.mean, dashes, color=colour, marker=marker, markersize=4, linewidth=1.5)
+def _draw(ax: Axes, band: Band, *, colour: str, marker: str) -> Artist:
+    (line,) = ax.plot(band.x, band.mean, color=colour, marker=marker, markersize=4, linewidth=1.5)
     if band.std.any():
         ax.fill_between(band.x, band.mean - band.std, band.mean + band.std, color=colour, alpha=0.2, linewidth=0)
     return line

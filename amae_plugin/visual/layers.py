@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from amae_plugin.visual.style import PALETTE, SLATE, new_figure, open_axes
+from amae_plugin.visual.style import PALETTE, SLATE, TICK_SIZE, Width, inches, new_figure, open_axes
 
 
 def plot_layers(
@@ -16,6 +16,7 @@ def plot_layers(
     *,
     ylabel: str,
     title: str | None = None,
+    width: Width = None,
 ) -> Figure:
     """Draw values over layers, in percent, and below them how much a probe of all layers makes of each.
 
@@ -25,8 +26,9 @@ def plot_layers(
         weights: its weights (L,).
         ylabel: name of the values.
         title: title of the figure.
+        width: of the figure.
     """
-    figure = new_figure(7, 4.8, title)
+    figure = new_figure(width, 7, max(5 / 7 * inches(width, 7), 3.6), title)
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     for (name, series), colour in zip(values.items(), PALETTE):
         best = int(np.argmax(series))
@@ -36,11 +38,12 @@ def plot_layers(
     upper.axhline(weighted, color=SLATE, linewidth=1.2, linestyle="--", label=label)
     upper.yaxis.set_major_formatter("{x:.0%}")
     upper.set(ylabel=ylabel)
-    upper.legend(frameon=False, fontsize=9)
     lower.bar(range(len(weights)), weights, color=SLATE)
     lower.yaxis.set_major_formatter("{x:.0%}")
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     lower.set(xlabel="layer (0: input of the first block)", ylabel="weight")
     for ax in (upper, lower):
         open_axes(ax, "y")
+    columns = 1 if width == "column" else 2
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=TICK_SIZE)
     return figure

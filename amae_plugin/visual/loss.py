@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from amae_plugin.visual.style import BLUE, GREEN, PURPLE, RED, new_figure, open_axes
+from amae_plugin.visual.style import BLUE, GREEN, LABEL_SIZE, PURPLE, RED, Width, inches, new_figure, open_axes
 
 _STYLES = ((BLUE, 1.4, "-", ""), (RED, 1.6, "-", "o"), (GREEN, 1.4, "--", ""), (PURPLE, 1.4, ":", ""))
 """Colours, widths, dashes and markers of the curves, in their order."""
@@ -19,6 +19,7 @@ def plot_loss(
     title: str | None = None,
     probe: Sequence[tuple[float, float]] = (),
     measure: str = "accuracy",
+    width: Width = None,
 ) -> Figure:
     """Draw loss over updates, with a logarithmic loss axis, and below it a probe of the features, if there is one.
 
@@ -28,6 +29,7 @@ def plot_loss(
         title: title of the figure.
         probe: points (update, value in [0, 1]) of a k-NN on the features.
         measure: what the probe measures.
+        width: of the figure.
 
     Raises:
         ValueError: no curve has a point to draw.
@@ -36,11 +38,11 @@ def plot_loss(
     drawable = {name: points for name, points in positive.items() if points}
     if not drawable:
         raise ValueError("there is no loss to draw: no curve has a finite, positive point")
-    figure = new_figure(7, 6 if probe else 4, title)
+    figure = new_figure(width, 7, max((6 if probe else 4) / 7 * inches(width, 7), 4 if probe else 2.5), title)
     ax, *below = figure.subplots(2, sharex=True, height_ratios=(3, 2)) if probe else [figure.subplots()]
-    for (name, points), (colour, width, dashes, marker) in zip(drawable.items(), itertools.cycle(_STYLES)):
+    for (name, points), (colour, line, dashes, marker) in zip(drawable.items(), itertools.cycle(_STYLES)):
         label = f"{name} (last {points[-1][1]:.3g})"
-        ax.plot(*zip(*points), dashes, color=colour, linewidth=width, marker=marker, markersize=4, label=label)
+        ax.plot(*zip(*points), dashes, color=colour, linewidth=line, marker=marker, markersize=4, label=label)
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     # Powers of ten would leave an axis that spans less than a few of them without labels.
@@ -48,15 +50,15 @@ def plot_loss(
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_major_formatter("{x:,.0f}")
-    ax.set(ylabel="loss (mean squared error on hidden patches)")
-    ax.legend(frameon=False)
+    ax.set(ylabel="loss on hidden patches (log scale)")
+    ax.legend(frameon=False, fontsize=LABEL_SIZE)
     for lower in below:
         best = max(value for _, value in probe)
         label = f"k-NN of frozen features (best {best:.1%})"
         lower.plot(*zip(*probe), color=GREEN, marker="o", markersize=4, label=label)
         lower.yaxis.set_major_formatter("{x:.0%}")
         lower.set(ylabel=measure)
-        lower.legend(frameon=False)
+        lower.legend(frameon=False, fontsize=LABEL_SIZE)
     for each in (ax, *below):
         open_axes(each, "both")
     last = (ax, *below)[-1]

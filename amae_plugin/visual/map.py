@@ -8,10 +8,19 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from amae_plugin.visual.style import OVER_LINES, PALETTE, SLATE, new_figure, shorten, text_inches
+from amae_plugin.visual.style import (
+    LABEL_SIZE,
+    OVER_LINES,
+    PALETTE,
+    SLATE,
+    Width,
+    inches,
+    new_figure,
+    shorten,
+    text_inches,
+)
 
 _SIDE = 5.6  # inches
-_LEGEND_SIZE = 8.5
 _COLOURS = (*PALETTE[:-1], *(colormaps["tab20"](index) for index in (2, 4, 10, 12, 16, 18, 1, 5, 9, 13)), SLATE)
 """Of groups, in their order; more groups than colours share them."""
 _NAMES_UP_TO = 60
@@ -19,7 +28,14 @@ _MARKERS = "os^Dv"
 """Of groups that share a colour, in their order."""
 
 
-def plot_map(points: ArrayLike, groups: Sequence[str], *, in_place: bool = True, title: str | None = None) -> Figure:
+def plot_map(
+    points: ArrayLike,
+    groups: Sequence[str],
+    *,
+    in_place: bool = True,
+    title: str | None = None,
+    width: Width = None,
+) -> Figure:
     """Draw points coloured by their group.
 
     Up to 60 groups are named, in place or in a legend.
@@ -29,6 +45,7 @@ def plot_map(points: ArrayLike, groups: Sequence[str], *, in_place: bool = True,
         groups: name of the group of each clip.
         in_place: whether the name of a group is written among its points, which suits groups that keep together.
         title: title of the figure.
+        width: of the figure.
 
     Raises:
         ValueError: there are no points, or their number is not that of the groups.
@@ -38,7 +55,8 @@ def plot_map(points: ArrayLike, groups: Sequence[str], *, in_place: bool = True,
         raise ValueError(f"{len(names)} groups need points ({len(names)}, 2), at least one, not {points.shape}")
     distinct = sorted(set(groups))
     named = len(distinct) <= _NAMES_UP_TO
-    figure = new_figure(_SIDE, _SIDE, title)
+    side = inches(width, _SIDE)
+    figure = new_figure(width, _SIDE, side, title)
     ax = figure.subplots()
     size = float(np.clip(6000 / len(points), 4, 36))
     for index, name in enumerate(distinct):
@@ -53,14 +71,19 @@ def plot_map(points: ArrayLike, groups: Sequence[str], *, in_place: bool = True,
             # The point nearest to most of the others: a mean may lie where the group has none.
             distances = np.linalg.norm(own[:, None] - own, axis=2)
             place = own[np.median(distances, axis=1).argmin()]
-            style: dict[str, Any] = {"fontsize": 8.5, "weight": "bold", "path_effects": OVER_LINES, "parse_math": False}
+            style: dict[str, Any] = {
+                "fontsize": LABEL_SIZE,
+                "weight": "bold",
+                "path_effects": OVER_LINES,
+                "parse_math": False,
+            }
             ax.annotate(shorten(name), place, ha="center", va="center", color="black", **style)
     ax.set(xticks=[], yticks=[], aspect="equal")
     ax.spines[:].set_color(SLATE)
     if named and not in_place:
-        longest = text_inches(max(len(shorten(name)) for name in distinct), _LEGEND_SIZE)
-        options = {"frameon": False, "fontsize": _LEGEND_SIZE, "columnspacing": 1.0, "handletextpad": 0.2}
-        columns = max(int(_SIDE / (longest + 0.35)), 1)
+        longest = text_inches(max(len(shorten(name)) for name in distinct), LABEL_SIZE)
+        options = {"frameon": False, "fontsize": LABEL_SIZE, "columnspacing": 1.0, "handletextpad": 0.2}
+        columns = max(int(side / (longest + 0.35)), 1)
         legend = figure.legend(loc="outside lower center", ncols=columns, markerscale=1.5, **options)
         for text in legend.get_texts():
             text.set_parse_math(False)

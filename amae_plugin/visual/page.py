@@ -21,12 +21,13 @@ from amae_plugin.files import replacing, writing
 from amae_plugin.inference.reconstruction import FilledPicture, Reconstruction, make_audible
 from amae_plugin.metrics.band_errors import BandErrors
 from amae_plugin.visual import spectrograms
-from amae_plugin.visual.style import ROUND_STEPS
+from amae_plugin.visual.style import ROUND_STEPS, Width, save
 
 _WIDEST = 16_384  # pixels of an image that every browser draws
 _RANGES = 8  # ranges of bands with a row in a table
-FILES = ("picture.png", *(f"{column}.wav" for column in spectrograms.COLUMNS))
-"""Names of the files of a clip: its picture and its sounds."""
+SOUNDS = tuple(f"{column}.wav" for column in spectrograms.COLUMNS)
+PICTURE = "picture"
+"""Names of the files of a clip: its sounds, and its picture without the ending."""
 
 
 class ClipView(NamedTuple):
@@ -59,8 +60,22 @@ class ClipView(NamedTuple):
             sounds.append(file.getvalue())
         return cls(name, reconstruction, sounds)
 
-    def write(self, folder: Path, front_end: FrontEnd, note: str | None = None) -> None:
-        """Write :data:`FILES` to a folder, which is made; a note stands in the picture's title.
+    def write(
+        self,
+        folder: Path,
+        front_end: FrontEnd,
+        note: str | None = None,
+        formats: Sequence[str] = ("png",),
+        width: Width = None,
+    ) -> None:
+        """Write the picture and the three sounds to a folder, which is made.
+
+        Args:
+            folder: the folder.
+            front_end: front end of the clip.
+            note: stands in the picture's title.
+            formats: formats of the picture, of those that matplotlib writes.
+            width: width of the picture.
 
         Raises:
             UserError: a file cannot be written.
@@ -68,11 +83,9 @@ class ClipView(NamedTuple):
         title = "\n".join(filter(None, (self.name, note)))
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            picture = spectrograms.plot_reconstructions([self.reconstruction], front_end, title=title)
-            picture_name, *sound_names = FILES
-            with replacing(folder / picture_name) as partial:
-                picture.savefig(partial, format="png")
-            for name, sound in zip(sound_names, self.sounds):
+            figure = spectrograms.plot_reconstructions([self.reconstruction], front_end, title=title, width=width)
+            save(figure, folder / PICTURE, formats)
+            for name, sound in zip(SOUNDS, self.sounds):
                 with replacing(folder / name) as partial:
                     partial.write_bytes(sound)
 

@@ -1,6 +1,7 @@
 """Spectrograms and pictures of clips: original, with a part hidden, and with that part reconstructed."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.log_mel import DB_PER_NEPER, FrontEnd
 from amae_plugin.inference.reconstruction import FilledPicture, Reconstruction, fill_pictures
 from amae_plugin.models.base import PretrainingModel
-from amae_plugin.visual.style import ROUND_STEPS, new_figure, wrap
+from amae_plugin.visual.style import LABEL_SIZE, ROUND_STEPS, TICK_SIZE, Width, new_figure, wrap
 
 COLUMNS = ("original", "masked", "reconstructed")
 NORMALIZED_TARGETS = "Predicted: the pattern in hidden patches; level and spread come from visible ones"
@@ -29,22 +30,28 @@ COLOURS = colormaps["magma"].with_extremes(bad=_HIDDEN)
 
 _TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000, 16000)
 _PICTURE_INCHES = 1.5
+_BELOW_INCHES = 0.4  # of a row
 _LEAST_DB, _MOST_DB = 30.0, 80.0  # limits of the colours' range
 
 
 def plot_reconstructions(
-    clips: Sequence[Reconstruction], front_end: FrontEnd, names: Sequence[str] | None = None, title: str | None = None
+    clips: Sequence[Reconstruction],
+    front_end: FrontEnd,
+    names: Sequence[str] | None = None,
+    title: str | None = None,
+    width: Width = None,
 ) -> Figure:
     """Draw each clip in a row: the spectrogram, its visible part, and the reconstruction; then its picture likewise.
 
-    The panels of a single clip of more than four seconds are below each other instead. Colours of spectrograms are
-    decibels below the loudest value of the clip's original, the same in all columns.
+    The panels of a single clip of more than four seconds, or in a paper's column, are below each other instead. Colours
+    of spectrograms are decibels relative to the maximum of the clip's original, the same in all columns.
 
     Args:
         clips: reconstructions of clips of any lengths.
         front_end: front end of the clips, whose frame shift and mel bands give the axes.
         names: names of the clips, written above the rows.
         title: title of the figure.
+        width: of the figure.
 
     Raises:
         ValueError: there are no clips, or the spectrograms of a clip have different shapes.
@@ -56,12 +63,13 @@ def plot_reconstructions(
     frames_a_second = front_end.sample_rate / front_end.shift_samples
     seconds = max(len(clip.original) for clip in clips) / frames_a_second
 
-    stacked = len(clips) == 1 and seconds > SIDE_BY_SIDE_UP_TO
+    stacked = len(clips) == 1 and (seconds > SIDE_BY_SIDE_UP_TO or width == "column")
     rows, columns = (3, 1) if stacked else (len(clips), 3)
     panel_width = min(max(2.2, seconds * 0.55), 12.0 if stacked else 4.6)
     pictured = any(clip.picture is not None for clip in clips)
     widths = [columns * panel_width + 1.3, *([columns * _PICTURE_INCHES] if pictured else [])]
-    figure = new_figure(sum(widths), 1.55 * rows + 0.75, title)
+    row_inches = 1.55 if width is None else 1.25
+    figure = new_figure(width, sum(widths), row_inches * rows + 0.75, title)
     figure.set_layout_engine("constrained", h_pad=0.04, w_pad=0.05, hspace=0.03, wspace=0.02)
     halves = figure.add_gridspec(1, len(widths), width_ratios=widths)
     grid = halves[0].subgridspec(rows, columns).subplots(squeeze=False, sharex=True, sharey=True)
@@ -73,26 +81,26 @@ def plot_reconstructions(
         ax.imshow(
             values.T, COLOURS, vmin=-span, vmax=0, origin="lower", aspect="auto", interpolation="nearest", extent=extent
         )
-        ax.tick_params(labelsize=7.5, length=2.5, width=0.6)
+        ax.tick_params(labelsize=TICK_SIZE, length=2.5, width=0.6)
         ax.spines[:].set_linewidth(0.6)
     for ax, name in zip(axes[:, 0], names or ()):
         place = ((0, 1), (0, 3), "axes fraction", "offset points")
-        ax.annotate(name, *place, va="bottom", fontsize=8.5, weight="bold", parse_math=False)
+        ax.annotate(name, *place, va="bottom", fontsize=LABEL_SIZE, weight="bold", parse_math=False)
     for ax, column in zip(axes[0], COLUMNS):
         ax.set_title(column, fontsize=10, pad=5 if names is None or stacked else 17)
     for ax in grid[-1]:
-        ax.set_xlabel("seconds", fontsize=8)
+        ax.set_xlabel("seconds", fontsize=LABEL_SIZE)
     for ax in grid[:, 0]:
-        ax.set_ylabel("kHz", fontsize=8)
-    ticks = frequency_ticks(front_end)
+        ax.set_ylabel("kHz (mel)", fontsize=LABEL_SIZE)
+    ticks = frequency_ticks(front_end, front_end.num_mel_bins * TICK_SIZE / 72 / (row_inches - _BELOW_INCHES))
     first = axes[0, 0]  # whose axes all panels share
     first.set(xlim=(0, seconds), ylim=(0, front_end.num_mel_bins))
     first.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND_STEPS))
     first.xaxis.set_major_formatter("{x:g}")
     first.set_yticks(list(ticks.values()), [f"{hz / 1000:g}" for hz in ticks])
     bar = figure.colorbar(first.images[0], ax=axes, fraction=0.03, pad=0.015, aspect=20 + 8 * rows)
-    bar.set_label(wrap("dB below the loudest value of the clip", 1.3 * rows, 8), fontsize=8)
-    bar.ax.tick_params(labelsize=7.5)
+    bar.set_label(wrap("dB relative to the maximum", (row_inches - 0.25) * rows, LABEL_SIZE), fontsize=LABEL_SIZE)
+    bar.ax.tick_params(labelsize=TICK_SIZE)
     return figure
 
 
@@ -170,7 +178,7 @@ def draw_clips(
 
 
 def decibel_panels(clip: Reconstruction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the three spectrograms (T, F) of a clip in dB below the original's loudest value, NaN where hidden.
+    """Return the three spectrograms (T, F) of a clip in dB relative to the original's maximum, NaN where hidden.
 
     Raises:
         ValueError: their shapes differ.
@@ -188,8 +196,12 @@ def colour_span(*originals: np.ndarray) -> float:
     return float(np.clip(max(-np.percentile(original, 2) for original in originals), _LEAST_DB, _MOST_DB))
 
 
-def frequency_ticks(front_end: FrontEnd) -> dict[int, float]:
-    """Return places by frequency in Hz, an octave apart, on an axis whose band i covers i to i + 1."""
+def frequency_ticks(front_end: FrontEnd, distance: float = 0.0) -> dict[int, float]:
+    """Return places by frequency in Hz on an axis whose band i covers i to i + 1.
+
+    They are an octave apart, from the highest down to where octaves become narrower than a *distance* in bands.
+    """
     edges = front_end.band_edges
     places = {hz: float(np.interp(hz, edges, np.arange(len(edges)))) for hz in _TICKS_HZ}
-    return {hz: place for hz, place in places.items() if 0.5 < place < front_end.num_mel_bins - 0.5}
+    inside = {hz: place for hz, place in places.items() if 0.5 < place < front_end.num_mel_bins - 0.5}
+    return {hz: place for hz, place in inside.items() if inside.get(2 * hz, math.inf) - place >= distance}

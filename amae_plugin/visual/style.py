@@ -1,37 +1,66 @@
 """Colours, sizes, titles and axes that the pictures share."""
 
+import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Optional
 
 from matplotlib import patheffects, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from amae_plugin.files import replacing
+from amae_plugin.models.registry import SYSTEMS
 
-BLUE, RED, GREEN, PURPLE, OCHRE, SLATE = PALETTE = ("#3b6fb6", "#d1495b", "#4f8a5b", "#7a5195", "#d9962e", "#6b7a87")
+Width = Optional[Literal["column", "page"]]
+"""Width of a figure in a paper, a column or both; None: what its content needs, for a screen."""
+_INCHES = {"column": 3.4, "page": 7.0}
+
+BLUE, RED, GREEN, PURPLE, OCHRE, SLATE = _FIRST = ("#3b6fb6", "#d1495b", "#4f8a5b", "#7a5195", "#d9962e", "#6b7a87")
+PALETTE = (*_FIRST, "#35a7a7", "#8a5a44", "#d98bb5", "#9c9a35")
+LABEL_SIZE, TICK_SIZE = 8.5, 7.5
+"""Sizes of letters in points, which fit a paper's caption as well as a screen."""
 GRID = "#d8dde1"
 NOTE = "#5b6770"  # remarks are fainter than labels
 OVER_LINES = (patheffects.withStroke(linewidth=2, foreground="white"),)  # keeps a text readable that a line crosses
 ROUND_STEPS = (1, 2, 5, 10)
 """Steps between ticks, times a power of ten."""
-DPI = 150
+DPI, _PRINTED_DPI = 150, 300
 
-_LONGEST_NAME = 32
-_TITLE_SIZE = 11
+LONGEST_NAME = 32
+_TITLE_SIZE, _PRINTED_TITLE_SIZE = 11.0, 9.0
 
 
-def new_figure(width: float, height: float, title: str | None) -> Figure:
-    """Make a figure of this size in inches that does not depend on matplotlib's global state.
+def inches(width: Width, needed: float) -> float:
+    """Return the inches of a figure's width, *needed* being those of its content on a screen."""
+    return needed if width is None else _INCHES[width]
 
-    The title is written above everything, in as many lines as the width needs.
+
+def new_figure(width: Width, needed: float, height: float, title: str | None) -> Figure:
+    """Make a figure that does not depend on matplotlib's global state.
+
+    Args:
+        width: where the figure is to be shown.
+        needed: width in inches that its content needs, see :func:`inches`.
+        height: its height in inches.
+        title: written above everything, in as many lines as the width needs.
     """
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    wide, printed = inches(width, needed), width is not None
+    figure = Figure(figsize=(wide, height), dpi=_PRINTED_DPI if printed else DPI, layout="constrained")
     if title is not None:
-        figure.suptitle(wrap(title, width - 0.2, _TITLE_SIZE), fontsize=_TITLE_SIZE, parse_math=False)
+        size = _PRINTED_TITLE_SIZE if printed else _TITLE_SIZE
+        figure.suptitle(wrap(title, wide - 0.2, size), fontsize=size, parse_math=False)
     return figure
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """Choose a colour for each name: a system has its own in every figure, and others have what is left, in order."""
+    names = list(names)
+    of_systems = dict(zip((system.title.casefold() for system in SYSTEMS.values()), PALETTE))
+    own = {name: of_systems[name.casefold()] for name in names if name.casefold() in of_systems}
+    left = itertools.cycle(PALETTE[len(of_systems) :] if own else PALETTE)
+    return {name: own.get(name) or next(left) for name in names}
 
 
 def save(figure: Figure, path: Path, formats: Sequence[str] = ("png",)) -> list[Path]:
@@ -48,15 +77,18 @@ def save(figure: Figure, path: Path, formats: Sequence[str] = ("png",)) -> list[
 
 
 def open_axes(ax: Axes, grid: Literal["both", "x", "y"]) -> None:
-    """Draw faint grid lines behind the data, and remove the frame at the top and on the right."""
+    """Draw faint grid lines behind the data, remove the frame at the top and on the right, and set the letters."""
     ax.grid(True, axis=grid, color=GRID, linewidth=0.7)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=TICK_SIZE)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.label.set_size(LABEL_SIZE)
 
 
-def shorten(name: str) -> str:
-    """Cut a name to 32 characters, the last of them an ellipsis, if it is longer."""
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1].rstrip() + "…"
+def shorten(name: str, characters: int = LONGEST_NAME) -> str:
+    """Cut a name to so many characters, the last of them an ellipsis, if it is longer."""
+    return name if len(name) <= characters else name[: characters - 1].rstrip() + "…"
 
 
 def text_inches(characters: int, size: float) -> float:

@@ -102,7 +102,9 @@ def test_another_run_removes_what_an_earlier_one_made_and_nothing_else(
     (clips / "deep" / "er").mkdir(parents=True)
     (clips / "0.flac").rename(clips / "deep" / "er" / "0.flac")
     run = ["reconstruct", str(checkpoint), "--out", str(out), "--workers", "0"]
-    assert main([*run, str(clips)]) == 0
+    assert main([*run, str(clips), "--format", "pdf", "svg", "--width", "column"]) == 0
+    assert 'width="244.8pt"' in (out / "1.flac" / "picture.svg").read_text()  # 3.4 inches
+    assert (out / "1.flac" / "picture.pdf").exists() and not (out / "1.flac" / "picture.png").exists()
     # Of the user: a folder that looks like those of the command, one beside it, and a file in one of them.
     for kept in (out / "mine", tmp_path / "beside"):
         kept.mkdir()

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from amae_plugin.visual import plot_class_scores, plot_comparison, plot_confusion
-from amae_plugin.visual.style import BLUE, RED, shorten
+from amae_plugin.models.registry import SYSTEMS
+from amae_plugin.visual import plot_class_scores, plot_comparison, plot_confusion, plot_layers, plot_loss
+from amae_plugin.visual.style import BLUE, PALETTE, RED, colours, save, shorten
 
 LONG = "Bird vocalization, bird call, bird song"
 SHORTENED = "Bird vocalization, bird call, b…"
@@ -88,7 +90,7 @@ def test_confusion_is_a_share_of_the_clips_of_the_row() -> None:
     np.testing.assert_allclose(axes.images[0].get_array(), [[0.75, 0.25], [0.25, 0.75]])
     assert axes.images[0].get_clim() == (0, 1)
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first class on top
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("chosen class", "class of the clip")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
     assert brightness(axes, 0, 0) < brightness(axes, 0, 1)
 
 
@@ -118,11 +120,11 @@ def test_classes_are_counted_then_named_then_numbered(count: int) -> None:
             assert tick_labels(axis) == classes(count)
             assert axis.get_ticklocs().tolist() == list(range(count))
         else:
-            assert "class index" in name
+            assert name in ("predicted class (index)", "true class (index)")
             ticks = {text: at for text, at in zip(tick_labels(axis), axis.get_ticklocs()) if 0 <= at < count}
             assert [float(text) for text in ticks] == list(ticks.values())
             assert 4 <= len(ticks) <= 10
-    assert figure.axes[1].get_ylabel() == "share of the class's clips"
+    assert figure.axes[1].get_ylabel() == "share of the true class's clips" + ", by its root" * (count > 20)
 
 
 @pytest.mark.parametrize("count", [5, 30, 60])
@@ -399,6 +401,54 @@ def test_nothing_is_cut_off_or_written_over_the_title(draw: Callable[[str], Figu
         cut = max(-box.x0, -box.y0, box.x1 - width, box.y1 - height)
         assert cut <= 1, f"{text.get_text()!r} at {box}"
         assert text is title or not box.overlaps(boxes[title]), text.get_text()
+
+
+SEVERAL = {f"{share}% of the labels": {name: [0.9, 1.0, 0.95] for name in "abcdefg"} for share in (100, 10)}
+DRAWN = {
+    "few": lambda **how: plot_confusion(mostly_right(12), [LONG] * 12, **how),
+    "counted": lambda **how: plot_confusion(mostly_right(20), classes(20), **how),
+    "named": lambda **how: plot_confusion(mostly_right(50), classes(50), **how),
+    "many": lambda **how: plot_confusion(mostly_right(300), classes(300), **how),
+    "scores": lambda **how: plot_class_scores([1, 0.5], [LONG, "b"], measure="F1", counts=[1_234, 2], **how),
+    "curve": lambda **how: plot_class_scores(np.linspace(0, 1, 99), [LONG] * 99, measure="F1", **how),
+    "systems": lambda **how: plot_comparison(SEVERAL, ylabel="accuracy", chance=0.1, **how),
+    "loss": lambda **how: plot_loss({"training": [(1, 9.0), (9, 1.0)], "validation": [(9, 2.0)]}, **how),
+    "layers": lambda **how: plot_layers({"k-NN": [0.5, 0.6]}, 0.7, [0.5, 0.5], ylabel="accuracy", **how),
+}
+
+
+@pytest.mark.parametrize(("width", "inches"), [("column", 3.4), ("page", 7.0)])
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_figure_fits_a_paper(name: str, width: str, inches: float) -> None:
+    figure = DRAWN[name](width=width, title=LONG)
+    assert figure.get_figwidth() == inches and figure.get_figheight() <= 9
+    pixels(figure)
+    wide, high = figure.canvas.get_width_height()
+    for text in drawn_texts(figure):
+        box = text.get_window_extent()
+        assert max(-box.x0, -box.y0, box.x1 - wide, box.y1 - high) <= 1, f"{text.get_text()!r} at {box}"
+        # Only the counts in the cells of a matrix, and names beside its narrow rows, may be smaller than 7 points.
+        assert 7 <= text.get_fontsize() <= 9 or name in ("few", "counted", "named"), text.get_text()
+    values = [text.get_window_extent() for text in figure.axes[0].texts if text.get_text().startswith(("1.0", "n="))]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(values, 2))
+
+
+def test_letters_stay_letters_in_vector_formats(tmp_path: Path) -> None:
+    pdf, svg = save(DRAWN["loss"](width="column", title="A title"), tmp_path / "loss.png", ("pdf", "svg"))
+    assert b"/FontFile2" in pdf.read_bytes() and b"/Type3" not in pdf.read_bytes()
+    assert ">A title</text>" in svg.read_text() and 'width="244.8pt"' in svg.read_text()  # 3.4 inches
+
+
+def test_a_system_has_one_colour_everywhere() -> None:
+    titles = [system.title for system in SYSTEMS.values()]
+    all_of_them = colours([*map(str.upper, titles), "AST"])
+    assert len(set(all_of_them.values())) == len(titles) + 1
+    for name in (*titles, "AST"):
+        assert colours([name, titles[0]])[name] == all_of_them[name.upper()]
+    figure = plot_comparison({"all": {titles[-1]: 0.5, "AST": 0.4}}, ylabel="accuracy")
+    assert legend(figure) == {titles[-1]: all_of_them[titles[-1].upper()], "AST": all_of_them["AST"]}
+    assert colours(["pretrained", "from scratch"]) == {"pretrained": BLUE, "from scratch": RED}
+    assert len(colours(map(str, range(30)))) == 30 and len(set(PALETTE)) == len(PALETTE) > len(titles)
 
 
 def test_groups_with_long_names_do_not_overlap() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import subprocess
 import sys
@@ -123,13 +124,18 @@ def test_what_cannot_be_drawn_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("names", [["a.wav"], None])
-@pytest.mark.parametrize("frames", [96, 128, 512])
-def test_no_text_is_cut_off_in_a_picture_of_one_clip(names: list[str] | None, frames: int) -> None:
-    figure = plot_reconstructions([half_hidden(clip(500, frames))], LogMel(), names=names, title="one")
+@pytest.mark.parametrize(
+    ("frames", "place"), [(96, None), (128, None), (512, None), (96, "column"), (512, "column"), (128, "page")]
+)
+def test_no_text_is_cut_off_in_a_picture_of_one_clip(names: list[str] | None, frames: int, place: str | None) -> None:
+    figure = plot_reconstructions([half_hidden(clip(500, frames))], LogMel(), names=names, title="one", width=place)
     pixels(figure)
+    assert place is None or figure.get_figwidth() == {"column": 3.4, "page": 7.0}[place]
+    ticks = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert all(lower.y1 <= upper.y0 for lower, upper in itertools.pairwise(ticks))
     width, height = figure.canvas.get_width_height()
     label = figure.axes[-1].yaxis.label
-    assert label.get_text().replace("\n", " ") == "dB below the loudest value of the clip"
+    assert label.get_text().replace("\n", " ") == "dB relative to the maximum"
     for text in (label, *(ax.xaxis.label for ax in figure.axes), *(ax.title for ax in figure.axes)):
         box = text.get_window_extent()
         assert not text.get_text() or min(box.x0, box.y0, width - box.x1, height - box.y1) >= -1, text.get_text()
