@@ -101,7 +101,7 @@ def _draw_bars(ax: Axes, rows: np.ndarray, scores: np.ndarray, mean: float, colo
     bars = ax.barh(rows, scores, height=0.72, color=colours)
     ax.bar_label(bars, fmt="{:.3f}", padding=3, fontsize=7, path_effects=OVER_LINES)
     low, high = min(scores.min(), 0.0), max(scores.max(), 1.0)
-    bars_inches = _BARS_SHARE * ax.figure.get_figwidth()
+    bars_inches = _BARS_SHARE * ax.figure.bbox.width / ax.figure.dpi
     margin = _VALUE_INCHES / bars_inches * (high - low)  # for the values at the longest bars
     ax.set(xlim=(low - margin * (low < 0), high + margin), ylim=(rows[-1] + 0.7, -0.7))
     ax.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND_STEPS))

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -76,8 +76,8 @@ def plot_curves(
         ax.set_xlim(left=0)
         ax.xaxis.set_major_formatter("{x:,.0f}")
         open_axes(ax, "both")
-    options = {"loc": "outside lower center", "ncols": 3 if stacked else 7, "frameon": False, "fontsize": LABEL_SIZE}
-    drawn = figure.legend(legend.values(), legend.keys(), **options)
+    options: dict[str, Any] = {"ncols": 3 if stacked else 7, "frameon": False, "fontsize": LABEL_SIZE}
+    drawn = figure.legend(legend.values(), legend.keys(), loc="outside lower center", **options)
     for text in drawn.get_texts():
         text.set_parse_math(False)
     return figure
