@@ -15,7 +15,9 @@ import pytest
 import soundfile
 
 from amae_plugin.cli.main import main
+from amae_plugin.errors import UserError
 from amae_plugin.metrics.spread import Spread
+from amae_plugin.runs import comparison as comparing
 from amae_plugin.runs.comparison import CONTESTANTS, Comparison, Result, notes, table
 
 CONFIG_DIR = Path(__file__).parents[2] / "config"
@@ -87,6 +89,12 @@ def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> 
     assert f"| AST | none | | | | {scratch['accuracy']['100%']:.1%} | | |" in table
     assert "by chance: 50.0%" in table and "±" not in table
     assert (root / "comparison.png").stat().st_size > 10_000
+    # The features were probed before the first update and as training went on.
+    assert pretrained["probes"][0]["update"] == 0 and 1 <= len(pretrained["probes"]) <= 9
+    assert all(0 <= probe["value"] <= 1 for probe in pretrained["probes"]) and scratch["probes"] == []
+    assert all(update % 20 == 0 and loss > 0 for update, loss in pretrained["losses"])
+    assert f"| MAE-AST | {pretrained['probes'][0]['value']:.1%} |" in table
+    assert (root / "curves.png").stat().st_size > 10_000
     # Run again, nothing is trained or probed again; of another seed, only what is missing.
     kept = ("checkpoint_last.pt", "frozen.json")
     before = {path: path.stat().st_mtime for name in kept for path in root.rglob(name)}
@@ -113,6 +121,7 @@ def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> 
     [
         (["--systems", "Beats"], "--systems: no BEATS; there are AUDIO-MAE, MAE-AST, SSAST, "),
         (["--minutes", "0"], "--minutes must be above 0"),
+        (["--updates", "0", "--systems", "AST"], "AST is not pretrained, so with --updates 0 there is nothing to do"),
         (["--seeds", "1", "2", "1"], "--seeds 1 2 1: must be different numbers"),
         (["--fractions", "1.5"], "--fractions must be above 0 and at most 1"),
         (["--pretrain", "nowhere"], "nowhere: has no train.tsv, valid.tsv"),
@@ -140,3 +149,51 @@ def test_a_row_holds_the_means_of_its_seeds(manifests: Path, tmp_path: Path) -> 
     said = notes(results, comparison)
     assert said.startswith("Accuracy on the 6 clips of `test`; by chance: 50.0%.")
     assert said.endswith("Mean ± standard deviation of the seeds 3, 5.")
+
+
+def test_curves_alone_and_what_failed(
+    manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With trainings that only write a log, of which one fails."""
+    started = []
+
+    def complete(trainings, at_once, failures) -> None:
+        for training in trainings:
+            started.append(training)
+            training.folder.mkdir(parents=True)
+            seed = int(training.folder.parent.name[-1])
+            if training.folder.parts[-3:-1] == ("m2d", "seed_2"):
+                failures[training.folder] = UserError("broken")
+                continue
+            lines = [("train_inner", {"num_updates": 20 * update, "loss": 1 / update}) for update in range(1, 5)] + [
+                (
+                    "probe",
+                    {"probe_accuracy": seed * number / 100, "probe_num_updates": 10 * number, "probe_seconds": at},
+                )
+                for number, at in enumerate((3, *(7.4 * step for step in range(1, 9))))
+                if number != 4  # the machine was busy
+            ]
+            lines += [("valid", {"valid_num_updates": 80, "valid_loss": 0.2})]
+            text = "\n".join(f"[][{tag}][INFO] - {json.dumps(values)}" for tag, values in lines)
+            training.log.write_text(f"{text}\ndone training in 60.0 seconds")
+
+    monkeypatch.setattr(comparing, "complete", complete)
+    monkeypatch.setattr(comparing, "_read_or_probe", lambda *_: {"k-NN": 0.5, "linear probe": 0.5})
+    command = ["compare", "--config-dir", str(CONFIG_DIR), "--pretrain", str(manifests), "--fine-tune", str(manifests)]
+    command += ["--out", str(tmp_path), "--minutes", "1", "--updates", "0", "--systems", "SSAST", "M2D"]
+    assert main([*command, "--seeds", "1", "2"]) == 2
+    output, error = capsys.readouterr()
+    assert "1 failed, the rest is done: m2d/seed_2/pretraining: broken" in error
+    assert "pretraining, 1 minutes: 4 runs" in output and "fine-tuning" not in output
+    assert all("task.probe_minutes=0.1225" in training.arguments for training in started)
+    rows = json.loads((tmp_path / "comparison.json").read_text())["systems"]
+    assert [(row["system"], row["seed"]) for row in rows] == [("SSAST", 1), ("M2D", 1), ("SSAST", 2)]
+    assert rows[0]["losses"][:2] == [[20, 1.0], [40, 0.5]] and len(rows[0]["probes"]) == 8
+    with (tmp_path / "curves.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["k-NN while pretraining", "at the start", "0.125 min", "0.25 min", "0.5 min", "1 min"],
+            ["SSAST", "0.0% ± 0.0", "1.5% ± 0.7", "3.0% ± 1.4", "", "12.0% ± 5.7"],
+            ["M2D", "0.0%", "1.0%", "2.0%", "", "8.0%"],
+        ]
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert (tmp_path / "comparison.md").read_text(encoding="utf-8") in output

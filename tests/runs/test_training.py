@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -16,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from amae_plugin.runs.training import Probe, read_losses, read_probes
 
 COMMAND = """#!/bin/sh
 echo $$ > "$1.pid.new" && mv "$1.pid.new" "$1.pid"
@@ -35,7 +38,7 @@ def start(tmp_path: Path):
     command.write_text(COMMAND)
     command.chmod(0o755)
 
-    def start(*ends: str, terminal: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    def start(*ends: str, options: str = "", terminal: int = subprocess.PIPE) -> subprocess.Popen[str]:
         code = f"""
 import signal, sys
 from pathlib import Path
@@ -48,7 +51,11 @@ training.available_cpus = lambda: 2
 training._GRACE_S = 1.0
 arguments = [[str(root / str(index)), end] for index, end in enumerate({ends})]
 trainings = [training.Training(each[0], each, 2, root / f"run{{index}}") for index, each in enumerate(arguments)]
-sys.exit(run_program("name", lambda: training.complete(trainings), "continue"))
+failures = {{}}
+code = run_program("name", lambda: training.complete(trainings{options}), "continue")
+for folder, error in failures.items():
+    print(f"{{folder.name}}: {{error}}")
+sys.exit(code)
 """
         pipes = {"stdout": terminal, "stderr": terminal}
         return subprocess.Popen([sys.executable, "-c", code], **pipes, text=True, start_new_session=True)
@@ -159,3 +166,24 @@ def screen(text: str) -> list[str]:
             lines[row] = lines[row][:column].ljust(column) + part + lines[row][column + len(part) :]
             column += len(part)
     return [line.rstrip() for line in lines if line.strip()]
+
+
+def test_the_others_go_on_where_failures_are_noted(tmp_path: Path, start) -> None:
+    process = start("ends", "fails", "ends", options=", 1, failures")
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    failed = [line for line in output.splitlines() if "failed" in line]
+    assert len(failed) == 1 and failed[0].startswith("run1: fairseq-hydra-train failed (exit code 3)")
+    done = [json.loads(path.read_text())["done"] for path in sorted(tmp_path.glob("run*/settings.json"))]
+    assert done == [True, False, True]
+
+
+def test_probes_are_read_once_each(tmp_path: Path) -> None:
+    log = tmp_path / "output.log"
+    rows = [(0, 0.5, 0.1), (10, 30, 0.2), (20, 60, 0.3), (20, 61, 0.4)]  # resumed from update 10, killed after 20
+    names = ("probe_num_updates", "probe_seconds", "probe_mAP")
+    lines = [f"[2026][probe][INFO] - {json.dumps(dict(zip(names, map(str, row))))}" for row in rows]
+    lines.insert(1, '[2026][train_inner][INFO] - {"loss": "0.5", "num_updates": "5"}')
+    log.write_text("\n".join(lines))
+    assert read_probes(log) == [Probe(*row[:2], "mAP", row[2]) for row in (rows[0], rows[1], rows[3])]
+    assert read_losses(log) == {"training": [(5, 0.5)], "validation": []}

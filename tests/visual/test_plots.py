@@ -21,7 +21,7 @@ from amae_plugin.data.manifest import Manifest
 from amae_plugin.inference.reconstruction import FilledPicture, Reconstruction
 from amae_plugin.models.audio_mae import AudioMAE, AudioMAEConfig
 from amae_plugin.modules.embedding import unpatchify
-from amae_plugin.visual import draw_clips, plot_loss, plot_reconstructions
+from amae_plugin.visual import draw_clips, plot_comparison, plot_curves, plot_loss, plot_reconstructions
 
 MEAN, STD = -6.0, 4.0
 ONE_GRID = 1.295  # seconds, 128 frames
@@ -202,6 +202,34 @@ def test_losses_over_updates() -> None:
     lines = {line.get_label(): line.get_xydata() for line in axes.lines}
     np.testing.assert_array_equal(lines["training (last 0.001)"], training)
     np.testing.assert_array_equal(lines["validation (last 0.01)"], [(500, 0.01)])
+
+
+def test_a_probe_is_drawn_below_the_loss_at_the_same_updates() -> None:
+    figure = plot_loss({"training": [(1, 1.0), (9, 0.5)]}, probe=[(0, 0.1), (8, 0.4)], measure="mAP")
+    loss, probe = figure.axes
+    np.testing.assert_array_equal(probe.lines[0].get_xydata(), [(0, 0.1), (8, 0.4)])
+    assert probe.get_ylabel() == "mAP" and probe.get_xlabel() == "updates" and loss.get_xlabel() == ""
+    assert loss.get_xlim() == probe.get_xlim()
+
+
+def test_curves_of_several_runs_are_a_mean_and_a_band_in_the_colour_of_the_system() -> None:
+    losses = {"A": [], "B": [[(20, 4.0), (40, 2.0)], [(20, 2.0), (40, 1.6), (60, 1.5)]], "C": [[(20, 3.0)]]}
+    probes = {"B": [[(0, 0.1), (50, 0.4)], [(0, 0.1), (70, 0.6)]], "C": [[(0, 0.2)]]}
+    figure = plot_curves(losses, probes, ylabel="accuracy", chance=0.1)
+    left, right = figure.axes
+    np.testing.assert_allclose(left.lines[0].get_xydata(), [(20, 1), (40, 0.65)])
+    np.testing.assert_allclose(right.lines[0].get_xydata(), [(0, 0.1), (60, 0.5)])
+    band = right.collections[0].get_paths()[0].vertices
+    np.testing.assert_allclose([band[:, 1].min(), band[:, 1].max()], [0.1, 0.5 + 0.1 * math.sqrt(2)], atol=1e-6)
+    assert len(right.collections) == 1, "one run has no band"
+    bars = plot_comparison({"all": dict.fromkeys("ABC", 0.5)}, ylabel="accuracy").axes[0].containers
+    for name, container in zip("BC", bars[1:]):
+        lines = [ax.lines["BC".index(name)] for ax in (left, right)]
+        assert {to_rgb(line.get_color()) for line in lines} == {to_rgb(container[0].get_facecolor()[:3])}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["B", "C", "chance (10.0%)"]
+    pixels(figure)
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plot_curves({"A": []}, {}, ylabel="accuracy")
 
 
 @pytest.mark.parametrize("losses", [(1.0, 0.9), (1.0, 0.3), (500.0, 0.01)])
