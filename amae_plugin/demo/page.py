@@ -27,7 +27,7 @@ from amae_plugin.visual.page import ClipView, template
 from amae_plugin.visual.spectrograms import COLOURS, COLUMNS, colour_span, decibel_panels
 from amae_plugin.visual.style import save
 
-_HEARD, _FILLED_IN = 6, 5  # clips on the page: of the corpus, and reconstructed
+_HEARD, _FILLED_IN = 4, 3  # clips on the page: of the corpus, and reconstructed
 _SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 _RECORDINGS, _OUT = "/your/recordings", "outputs"
 

@@ -72,6 +72,7 @@ def test_the_last_layer_is_that_of_embed(
     path, data = write_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt", classes), corpus(False)
     found = run(path, data)
     assert (found["measure"], found["clips"], found["equal_error_rates"]) == ("accuracy", 6, None)
+    assert (path.parent.parent / "probe" / "map_class.png").exists()
     if classes is None:
         expected = frozen_accuracies(*(embed_split(load_model(path, "cpu"), data, split) for split in SPLITS))
         assert {name: values[-1] for name, values in found["layers"].items()} == expected
@@ -85,6 +86,7 @@ def test_several_labels_a_clip_and_trials(
     (data / "trials.txt").write_text("1 0.flac 3.flac\n0 0.flac 1.flac\n1 1.flac 4.flac\n0 2.flac 3.flac\n")
     found = run(write_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt", None), data)
     assert found["measure"] == "mAP"
+    assert not list((tmp_path / "run" / "probe").glob("map*"))
     assert all(0 < value <= 1 for values in found["layers"].values() for value in values)
     assert len(found["equal_error_rates"]) == len(found["layers"]["k-NN"])
 

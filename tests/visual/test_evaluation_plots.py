@@ -17,9 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
+<<<<<<< HEAD
 from amae_plugin.models.registry import SYSTEMS
 from amae_plugin.visual import plot_class_scores, plot_comparison, plot_confusion, plot_layers, plot_loss
 from amae_plugin.visual.style import BLUE, PALETTE, RED, colours, save, shorten
+=======
+from amae_plugin.visual import plot_class_scores, plot_comparison, plot_confusion, plot_map
+from amae_plugin.visual.style import BLUE, RED, shorten
+>>>>>>> demo
 
 LONG = "Bird vocalization, bird call, bird song"
 SHORTENED = "Bird vocalization, bird call, b…"
@@ -479,3 +484,38 @@ def test_nothing_global_of_matplotlib_is_touched() -> None:
         "assert 'matplotlib.pyplot' not in sys.modules and 'fairseq' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, "/dev/null"], check=True, env={"DISPLAY": "nowhere:0"})
+
+
+def test_a_map_names_its_groups_in_place_or_in_a_legend() -> None:
+    points = np.array([(0, 0), (1, 0), (0, 1), (50, 50), (51, 50), (50, 51), (9, 9)])
+    groups = ["$a$"] * 3 + [LONG] * 3 + ["one"]
+    figure = plot_map(points, groups, title="map")
+    (ax,) = figure.axes
+    assert {text.get_text() for text in ax.texts} == {"$a$", SHORTENED, "one"}
+    for text in ax.texts:
+        assert not text.get_parse_math()
+        own = points[[shorten(group) == text.get_text() for group in groups]]
+        assert tuple(text.xy) in set(map(tuple, own.tolist()))
+    assert not figure.legends
+
+    figure = plot_map(points, groups, in_place=False)
+    assert not figure.axes[0].texts
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["$a$", SHORTENED, "one"]
+    pixels(figure)
+
+
+def test_more_groups_than_colours_differ_in_their_markers_and_too_many_have_no_names() -> None:
+    places = np.random.default_rng(0).standard_normal((61, 2))
+    looks = set()
+    for collection in plot_map(places, [str(index) for index in range(61)]).axes[0].collections:
+        looks.add((to_hex(collection.get_facecolor()[0]), collection.get_paths()[0].vertices.tobytes()))
+    assert len(looks) == 61
+    for in_place in (True, False):
+        figure = plot_map(places, [str(index) for index in range(61)], in_place=in_place)
+        assert not figure.legends and not figure.axes[0].texts
+
+
+@pytest.mark.parametrize(("points", "groups"), [(np.zeros((0, 2)), []), (np.zeros((2, 2)), ["a"]), ([1.0], ["a"])])
+def test_a_map_without_points_or_with_others_than_its_groups_is_refused(points: object, groups: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"need points \(\d, 2\), at least one, not"):
+        plot_map(points, groups)
