@@ -36,7 +36,7 @@ def test_voxceleb1(tmp_path, capsys, monkeypatch):
     output, errors = capsys.readouterr()
     assert "files: 8 (train 2, valid 2, test 2, trials 2)" in output
     assert f"classes: 2, listed in {tmp_path / 'out' / 'labels.txt'}" in output
-    assert f"amae stats {tmp_path / 'out'}" in output
+    assert f"--config-name finetune_audio_mae_tiny task.data={tmp_path / 'out'} " in output
     assert "warning: train: 2 clips, as published there are 138,361" in errors
     assert "6/6" in errors
     assert [rows(tmp_path / "out", split) for split in ("train", "valid", "test")] == [2, 2, 2]

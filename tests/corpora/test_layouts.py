@@ -1,6 +1,7 @@
 """What the layouts of all corpora have in common, on a small copy of each corpus."""
 
 import codecs
+import shlex
 import tarfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from amae_plugin.cli.main import main
 from amae_plugin.corpora.layouts import LAYOUTS
 from amae_plugin.data.labels import Labels
 from amae_plugin.data.manifest import Manifest
+from amae_plugin.recipes import open_recipe
 
 
 def write_lines(path, lines):
@@ -196,7 +198,17 @@ def test_splits_do_not_overlap_and_the_output_says_what_comes_next(command, tmp_
     assert f"files: {total} (train {len(splits['train'])}," in output
     assert "000 Hz (" in output and "unreadable: 0\n" in output
     assert ("classes: " in output) == bool(labelled)
-    assert f"amae stats {out}\n" in output and f"task.data={out} " in output
+    # What comes next are commands of recipes that exist and have these settings, and a shell takes them as they are.
+    commands = [shlex.split(line) for line in output.splitlines() if line.startswith("  fairseq-hydra-train ")]
+    pictures = Manifest.read(out / "train.tsv").has_pictures
+    transcripts = any(out.glob("dict.*.txt"))
+    system = "mae_ast_frame" if transcripts else "cav_mae" if pictures else "audio_mae"
+    kinds = ["pretrain", "finetune"] if labelled or transcripts else ["pretrain"]
+    assert [command[4] for command in commands] == [f"{kind}_{system}_tiny" for kind in kinds]
+    for _, _, folder, _, recipe, *overrides in commands:
+        with open_recipe(recipe, Path(folder), overrides) as config:
+            assert config.task.data == str(out)
+            assert transcripts or (config.task.mean, config.task.std) == ("auto", "auto")
 
 
 def test_the_same_command_writes_the_same_files(command, tmp_path):
