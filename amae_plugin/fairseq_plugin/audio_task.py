@@ -99,8 +99,13 @@ class AudioTaskConfig(FairseqDataclass):
 
 
 class AudioTask(FairseqTask):
-    """Base of the tasks of this plugin."""
+    """Base of the tasks of this plugin.
 
+    Attributes:
+        of_checkpoint: whether the task only reads a checkpoint, and trains nothing.
+    """
+
+    of_checkpoint = False
     source_dictionary = target_dictionary = None  # audio has none
     takes: Tuple[str, ...] = ("audio",)
     """What models of this task can take of a clip, if their system can."""
@@ -127,6 +132,7 @@ class AudioTask(FairseqTask):
         if from_checkpoint and OmegaConf.is_missing(cfg, "data"):
             cfg.data = "."  # nothing is read there
         task = cls(cfg)
+        task.of_checkpoint = from_checkpoint
         if not (from_checkpoint or task.data.is_dir()):
             raise UserError(f"task.data={cfg.data}: there is no folder {task.data}; amae manifest makes one")
         if not from_checkpoint and (cfg.bf16 or cfg.fp16):

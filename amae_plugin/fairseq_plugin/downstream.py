@@ -121,30 +121,39 @@ class DownstreamTask(AudioTask):
         return loss, sample_size, log
 
     def reduce_metrics(self, logging_outputs: List[Values], criterion: FairseqCriterion) -> None:
-        """Log what every task logs; in validation also a place for each measure, since fairseq reads one early."""
+        """Log what every task logs; in validation also measures, or a place for each, which fairseq reads early.
+
+        ``fairseq-validate`` calls this once, at the end of a split, and :meth:`post_validate` never.
+        """
         super().reduce_metrics(logging_outputs, criterion)
-        if not criterion.training:
-            for name in self.measures:
-                metrics.log_derived(name, lambda meters: math.nan)
+        if criterion.training:
+            return
+        found = self._measure_split() if self.of_checkpoint else {}
+        for name, value in found.items():
+            metrics.log_scalar(name, value, round=6)
+        for name in self.measures.keys() - found.keys():
+            metrics.log_derived(name, lambda meters: math.nan)
 
     def post_validate(self, model: nn.Module, stats: Values, agg: MetersDict) -> None:
-        """Add the measures of the whole split to what fairseq prints and compares checkpoints by.
+        """Add the measures of the whole split to what fairseq prints and compares checkpoints by."""
+        found = self._measure_split()
+        stats.update(found)
+        metric, better = self.cfg.best_checkpoint_metric, max if self.cfg.maximize_best_checkpoint_metric else min
+        if metric in found and (best := f"best_{metric}") in stats:  # the best of the earlier validations
+            stats[best] = better(stats[best], stats[metric])
 
-        What was scored comes from all devices, which must call this together. Each clip counts once.
-        """
+    def _measure_split(self) -> Mapping[str, float]:
+        """Measure what was scored on all devices, which must call this together; each clip counts once."""
         parts, self._scored = self._scored, []
         if torch.distributed.is_initialized():
             everywhere: List[Any] = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(everywhere, parts)
             parts = [part for device in everywhere for part in device]
         if not parts:
-            return
+            return {}
         ids, *columns = (np.concatenate(arrays) for arrays in zip(*parts))
         once = np.unique(ids, return_index=True)[1]
-        stats.update(self.measure(*(column[once] for column in columns)))
-        metric, better = self.cfg.best_checkpoint_metric, max if self.cfg.maximize_best_checkpoint_metric else min
-        if (best := f"best_{metric}") in stats:  # the best of the earlier validations
-            stats[best] = better(stats[best], stats[metric])
+        return self.measure(*(column[once] for column in columns))
 
 
 @dataclass

@@ -9,7 +9,7 @@ and of SpeechBrain's ``FairseqWav2Vec2``.
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from types import SimpleNamespace
 from typing import Any, Dict, Optional
 
@@ -18,7 +18,7 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models.wav2vec.wav2vec2_asr import Wav2Vec2Seq2SeqModel, Wav2VecCtc
-from omegaconf import DictConfig, open_dict
+from omegaconf import II, DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -41,6 +41,8 @@ _WAV2VEC_STEPS_PER_SECOND = 50
 # What a recipe may ask for by a key of the model's section, and that these models do not have, with the value at rest.
 _ABSENT = {"checkpoint_activations": False, "layer_type": "transformer", "adp_num": -1}
 
+OmegaConf.register_new_resolver("amae.speech", lambda: asdict(SpeechSettings()), replace=True)
+
 
 @dataclass
 class SpeechConfig(FairseqDataclass):
@@ -50,10 +52,8 @@ class SpeechConfig(FairseqDataclass):
     those of pretraining.
     """
 
-    speech: Any = field(
-        default_factory=lambda: asdict(SpeechSettings()),
-        metadata={"help": "settings that fairseq's speech recipes overwrite in a checkpoint; without effect here"},
-    )
+    # A dict in a checkpoint. fairseq-train could not hand one on, and without a help text it makes no option of it.
+    speech: Any = II("amae.speech:")
 
 
 class SpeechEncoder(PretrainingModel):

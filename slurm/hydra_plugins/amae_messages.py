@@ -44,6 +44,8 @@ class AmaeMessages(SearchPathPlugin):
         # fairseq asks for the first by the names of its config classes; by the second it means a log of its own.
         warnings.filterwarnings("ignore", message="\\s*'.*' is validated against ConfigStore schema")
         logging.getLogger().setLevel(logging.INFO)
+        if {"--help", "-h"} & set(sys.argv):  # which lists what is registered
+            import amae_plugin  # noqa: F401
 
 
 def _in_a_sentence(

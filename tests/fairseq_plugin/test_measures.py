@@ -172,6 +172,17 @@ def test_the_best_result_that_is_printed_includes_the_new_one(
         assert checkpoint_utils.save_checkpoint.best == bests[index]
 
 
+def test_fairseq_validate_which_only_reduces_the_logs_gets_the_measures_of_a_split() -> None:
+    validation, whole = Validation(), split(20)
+    validation.task.of_checkpoint = True
+    criterion = validation.criterion.eval()
+    for batches in ([whole], [part(whole, slice(0, 3)), part(whole, slice(3, 20))]):
+        logs = [validation.task.valid_step(batch, Scores(), criterion)[2] for batch in batches]
+        with metrics.aggregate(new_root=True) as found:
+            validation.task.reduce_metrics(logs, criterion)
+        assert found.get_smoothed_values()["accuracy"] == pytest.approx(measures(whole)["accuracy"], abs=1e-6)
+
+
 def test_without_any_clip_there_is_no_measure() -> None:
     validation = Validation()
     stats = {"accuracy": math.nan}
