@@ -21,13 +21,8 @@ from amae_plugin.visual.style import (
     text_inches,
 )
 
-<<<<<<< HEAD
-_SIDE = 5.6  # inches
-=======
 _SIDE = 5.0  # inches
-_NAME_SIZE = 9.0
 _LINE_INCHES = 0.2  # of a legend
->>>>>>> demo
 _COLOURS = (*PALETTE[:-1], *(colormaps["tab20"](index) for index in (2, 4, 10, 12, 16, 18, 1, 5, 9, 13)), SLATE)
 """Of groups, in their order; more groups than colours share them."""
 _NAMES_UP_TO = 60
@@ -62,15 +57,11 @@ def plot_map(
         raise ValueError(f"{len(names)} groups need points ({len(names)}, 2), at least one, not {points.shape}")
     distinct = sorted(set(groups))
     named = len(distinct) <= _NAMES_UP_TO
-<<<<<<< HEAD
     side = inches(width, _SIDE)
-    figure = new_figure(width, _SIDE, side, title)
-=======
-    longest = text_inches(max(len(shorten(name)) for name in distinct), _NAME_SIZE)
-    columns = max(int(_SIDE / (longest + 0.35)), 1)
+    longest = text_inches(max(len(shorten(name)) for name in distinct), LABEL_SIZE)
+    columns = max(int(side / (longest + 0.35)), 1)
     lines = 0 if in_place or not named else math.ceil(len(distinct) / columns)
-    figure = new_figure(_SIDE, _SIDE + lines * _LINE_INCHES, title)
->>>>>>> demo
+    figure = new_figure(width, _SIDE, side + lines * _LINE_INCHES, title)
     ax = figure.subplots()
     size = float(np.clip(10_000 / len(points), 4, 36))
     for index, name in enumerate(distinct):
@@ -82,34 +73,16 @@ def plot_map(
             own[:, 0], own[:, 1], s=size, color=_COLOURS[colour], marker=marker, alpha=0.75, linewidths=0, label=label
         )
         if named and in_place:
-<<<<<<< HEAD
-            # The point nearest to most of the others: a mean may lie where the group has none.
-            distances = np.linalg.norm(own[:, None] - own, axis=2)
-            place = own[np.median(distances, axis=1).argmin()]
-            style: dict[str, Any] = {
-                "fontsize": LABEL_SIZE,
-                "weight": "bold",
-                "path_effects": OVER_LINES,
-                "parse_math": False,
-            }
-=======
             # At one of its own points: a mean may lie where the group has none.
             place = own[np.linalg.norm(own - np.median(own, axis=0), axis=1).argmin()]
-            style = {"fontsize": _NAME_SIZE, "weight": "bold", "path_effects": OVER_LINES, "parse_math": False}
->>>>>>> demo
-            ax.annotate(shorten(name), place, ha="center", va="center", color="black", **style)
+            style: dict[str, Any] = {"weight": "bold", "path_effects": OVER_LINES, "parse_math": False}
+            style |= {"ha": "center", "va": "center", "fontsize": LABEL_SIZE, "color": "black"}
+            ax.annotate(shorten(name), place, **style)
     ax.set(xticks=[], yticks=[], box_aspect=1)
     ax.set_aspect("equal", adjustable="datalim")
     ax.spines[:].set_color(SLATE)
-<<<<<<< HEAD
-    if named and not in_place:
-        longest = text_inches(max(len(shorten(name)) for name in distinct), LABEL_SIZE)
-        options = {"frameon": False, "fontsize": LABEL_SIZE, "columnspacing": 1.0, "handletextpad": 0.2}
-        columns = max(int(side / (longest + 0.35)), 1)
-=======
     if lines:
-        options = {"frameon": False, "fontsize": _NAME_SIZE, "columnspacing": 1.0, "handletextpad": 0.2}
->>>>>>> demo
+        options = {"frameon": False, "fontsize": LABEL_SIZE, "columnspacing": 1.0, "handletextpad": 0.2}
         legend = figure.legend(loc="outside lower center", ncols=columns, markerscale=1.5, **options)
         for text in legend.get_texts():
             text.set_parse_math(False)

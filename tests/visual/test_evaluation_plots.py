@@ -17,14 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-<<<<<<< HEAD
 from amae_plugin.models.registry import SYSTEMS
-from amae_plugin.visual import plot_class_scores, plot_comparison, plot_confusion, plot_layers, plot_loss
+from amae_plugin.visual import plot_class_scores, plot_comparison, plot_confusion, plot_layers, plot_loss, plot_map
 from amae_plugin.visual.style import BLUE, PALETTE, RED, colours, save, shorten
-=======
-from amae_plugin.visual import plot_class_scores, plot_comparison, plot_confusion, plot_map
-from amae_plugin.visual.style import BLUE, RED, shorten
->>>>>>> demo
 
 LONG = "Bird vocalization, bird call, bird song"
 SHORTENED = "Bird vocalization, bird call, b…"
