@@ -135,7 +135,7 @@ class Probing:
         bar = progress_bar.progress_bar(
             [], self._cfg.log_format, tensorboard_logdir=self._cfg.tensorboard_logdir, default_log_format="simple"
         )
-        stats = {self._probe.measure: value, "num_updates": update, "seconds": round(seconds, 1)}
+        stats = {self._probe.measure: value, "num_updates": update, "seconds": seconds}
         bar.print(stats, tag=_TAG, step=update)
 
     def _audio_model(self, model: PretrainingModel) -> AudioModel:

@@ -162,10 +162,7 @@ def _write(results: Sequence[Result], comparison: Comparison) -> None:
         for suffix in (".csv", ".tex"):
             curve_table(results, minutes).write(root / f"curves{suffix}")
         losses = _by_system(results, "losses")
-        probes = {
-            name: [[(probe.update, probe.value) for probe in run] for run in runs]
-            for name, runs in _by_system(results, "probes").items()
-        }
+        probes = {name: _together(runs, minutes) for name, runs in _by_system(results, "probes").items()}
         title = f"{minutes:g} minutes of pretraining: loss, and k-NN of frozen features"
         figure = plot_curves(losses, probes, ylabel="accuracy of k-NN", title=title + seeds, **drawn)
         save(figure, root / "curves", comparison.formats)
@@ -215,7 +212,13 @@ def describe(results: Sequence[Result], comparison: Comparison) -> str:
 
 def _number(probe: Probe, minutes: float) -> int:
     """Return the number of a probe of a pretraining of so many minutes, 0 for the one before the first update."""
-    return int(probe.seconds / _between(minutes) / 60) if probe.update else 0
+    return int(probe.seconds / _between(minutes) / 60 + 0.01) if probe.update else 0  # logs round the seconds
+
+
+def _together(runs: Sequence[Sequence[Probe]], minutes: float) -> list[list[tuple[float, float]]]:
+    """Return the points (update, value) of those probes of each run whose numbers all runs have."""
+    by_number = [{_number(probe, minutes): (probe.update, probe.value) for probe in run} for run in runs]
+    return [[run[number] for number in run if all(number in other for other in by_number)] for run in by_number]
 
 
 def _between(minutes: float) -> float:
@@ -301,8 +304,10 @@ class _Run:
             log = self.pretraining.log
             losses = read_losses(log)
             updates, result.pretraining_loss = losses["validation"][-1]
-            result.losses, result.probes = losses["training"], read_probes(log)
             result.pretraining_updates = int(updates)
+            # The log may begin with a run that was killed later than this one ended.
+            result.losses = [(update, loss) for update, loss in losses["training"] if update <= updates]
+            result.probes = read_probes(log)
             result.pretraining_clips = result.pretraining_updates * self.batch
             result.pretraining_seconds = _seconds(log)
             result.pretraining_clips_per_second = result.pretraining_clips / result.pretraining_seconds

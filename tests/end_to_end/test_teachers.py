@@ -26,12 +26,13 @@ def weights(run: Run, prefix: str) -> dict[str, Tensor]:
     ],
 )
 def test_one_process_accumulation_two_ranks_and_a_kill_give_the_same_teacher(
-    recipe: str, objectives: dict[str, float], parts: tuple[str, ...], corpus: Path, tmp_path: Path
+    recipe: str, objectives: dict[str, float], parts: tuple[str, ...], corpus: Path, labelled: Path, tmp_path: Path
 ) -> None:
     # A fast teacher, whose difference from the encoder would show.
     decay = ["model.teacher_decay=[0.7,0.9]", "model.teacher_decay_updates=6"]
     settings = [f"task.data={corpus}", *decay, "optimization.max_update=12", "checkpoint.save_interval_updates=5"]
-    in_pieces = [*settings, "dataset.batch_size=4"]
+    # Probes of the features change nothing.
+    in_pieces = [*settings, "dataset.batch_size=4", "task.probe_interval=5", f"task.probe_data={labelled}"]
     killed = train_and_kill(tmp_path / "2", 7, *settings, recipe=recipe)
     whole, accumulated, resumed = train_in_turn(tmp_path, [settings, in_pieces, settings], recipe)
     on_two = train_on_two_ranks(tmp_path / "two", *in_pieces, recipe=recipe)
@@ -44,6 +45,12 @@ def test_one_process_accumulation_two_ranks_and_a_kill_give_the_same_teacher(
         total = sum(weight * float(entry[f"loss_{name}"]) for name, weight in objectives.items())
         assert float(entry["loss"]) == pytest.approx(total, rel=1e-4)
         assert float(entry["target_variance"]) > 0.1
+        assert -1 <= float(entry["target_similarity"]) <= 1
+        if "cosine" in objectives:
+            similarity = 1 - float(entry["loss_cosine"]) / 2
+            assert float(entry["target_similarity"]) == pytest.approx(similarity, abs=2e-3)
+    for run in (accumulated, on_two):
+        assert [int(entry["probe_num_updates"]) for entry in run.logged("probe")] == [0, 5, 10]
     teacher = weights(whole, "teacher.")
     assert teacher.keys() == {name for name in weights(whole, "encoder.") if name.startswith(parts)}
     for run in (accumulated, on_two):

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from amae_plugin.evaluation.probe import probe
 from amae_plugin.fairseq_plugin import probing
 from amae_plugin.fairseq_plugin.pretraining import AmaePretraining, AmaePretrainingConfig
 from amae_plugin.inference.model import load_model
+from amae_plugin.models.registry import SYSTEMS
 
 SIZES = {
     "num_mel_bins": 128,
@@ -358,3 +360,18 @@ def test_probes_by_the_clock(tmp_path: Path, labelled: Path, monkeypatch: pytest
     now[0] = 1000 + 170
     again._probing.after(trained, 12)
     assert made_at[1:] == [(1070, 12)]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_is_probed_in_bfloat16(
+    system: str, write_split: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for split in ("train", "valid"):
+        write_split(tmp_path, [([name], 0.5, 16_000) for name in "abb"], ["a", "b"], split)
+    made = task(tmp_path, tmp_path, probe_interval=5, log_format="json", probe_train_clips=1)
+    known = {field.name for field in fields(SYSTEMS[system].config)}
+    settings = {"input_length": 64, "image_size": 32, "modalities": None, "bf16": True, **SIZES}
+    trained = made.build_model(OmegaConf.create({"_name": system, **{k: v for k, v in settings.items() if k in known}}))
+    made._probing.before_first(trained.train(), 0)
+    assert 0 <= float(probed(caplog)[0]["probe_accuracy"]) <= 1
