@@ -50,18 +50,20 @@ def plot_map(points: ArrayLike, groups: Sequence[str], *, in_place: bool = True,
         round_, colour = divmod(index, len(_COLOURS))
         marker = _MARKERS[round_ % len(_MARKERS)]
         label = shorten(name) if named else None
-        ax.scatter(*own.T, s=size, color=_COLOURS[colour], marker=marker, alpha=0.75, linewidths=0, label=label)
+        ax.scatter(
+            own[:, 0], own[:, 1], s=size, color=_COLOURS[colour], marker=marker, alpha=0.75, linewidths=0, label=label
+        )
         if named and in_place:
             # At one of its own points: a mean may lie where the group has none.
             place = own[np.linalg.norm(own - np.median(own, axis=0), axis=1).argmin()]
-            style = {"fontsize": _NAME_SIZE, "weight": "bold", "path_effects": OVER_LINES, "parse_math": False}
-            ax.annotate(shorten(name), place, ha="center", va="center", color="black", **style)
+            text = ax.annotate(shorten(name), place, ha="center", va="center", parse_math=False)
+            text.set(fontsize=_NAME_SIZE, weight="bold", path_effects=OVER_LINES)
     ax.set(xticks=[], yticks=[], box_aspect=1)
     ax.set_aspect("equal", adjustable="datalim")
     ax.spines[:].set_color(SLATE)
     if lines:
         options = {"frameon": False, "fontsize": _NAME_SIZE, "columnspacing": 1.0, "handletextpad": 0.2}
         legend = figure.legend(loc="outside lower center", ncols=columns, markerscale=1.5, **options)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        for entry in legend.get_texts():
+            entry.set_parse_math(False)
     return figure
