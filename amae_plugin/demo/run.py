@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from amae_plugin.corpora import speech_commands
+from amae_plugin.data.labels import LABELS_NAME, write_names
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.data.statistics import read_or_measure
 from amae_plugin.demo.page import Accuracy, Clip, next_steps, write_page
@@ -54,6 +55,7 @@ def run(demo: Demo) -> None:
         written = [demo.manifests / f"{split}.tsv" for split in ("train", "valid", "test")]
         if not _is_newer(written, demo.corpus) or Path(Manifest.read(written[0]).root) != demo.corpus.absolute():
             print(speech_commands.build(demo.corpus, demo.manifests, "v2-35").summary)
+            write_names(demo.manifests / LABELS_NAME, sorted(demo.words))  # and no others of Speech Commands
         settings = [override("task.data", demo.manifests), *demo.overrides]
         with open_recipe(PRETRAINING, demo.config_dir, settings) as recipe:
             updates, frames = recipe.optimization.max_update, recipe.task.target_length

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -75,15 +74,14 @@ def plot_map(
         if named and in_place:
             # At one of its own points: a mean may lie where the group has none.
             place = own[np.linalg.norm(own - np.median(own, axis=0), axis=1).argmin()]
-            style: dict[str, Any] = {"weight": "bold", "path_effects": OVER_LINES, "parse_math": False}
-            style |= {"ha": "center", "va": "center", "fontsize": LABEL_SIZE, "color": "black"}
-            ax.annotate(shorten(name), place, **style)
+            text = ax.annotate(shorten(name), place, ha="center", va="center", parse_math=False)
+            text.set(fontsize=LABEL_SIZE, weight="bold", path_effects=OVER_LINES)
     ax.set(xticks=[], yticks=[], box_aspect=1)
     ax.set_aspect("equal", adjustable="datalim")
     ax.spines[:].set_color(SLATE)
     if lines:
         options = {"frameon": False, "fontsize": LABEL_SIZE, "columnspacing": 1.0, "handletextpad": 0.2}
         legend = figure.legend(loc="outside lower center", ncols=columns, markerscale=1.5, **options)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        for entry in legend.get_texts():
+            entry.set_parse_math(False)
     return figure

@@ -113,6 +113,14 @@ def test_held_out_voices_are_not_trained_on(first: tuple[Path, str]) -> None:
     assert not voices["valid"] & voices["train"]
 
 
+def test_the_classes_are_the_words_that_are_spoken(first: tuple[Path, str]) -> None:
+    root, _ = first
+    last = root / "fine-tuning" / "pretrained_100"
+    assert Checkpoint.read(last / "checkpoints" / "checkpoint_last.pt").task_state["classes"] == ["cat", "seven"]
+    measures = json.loads((last / "evaluation" / "test" / "metrics.json").read_text())
+    assert [(each["name"], each["clips"]) for each in measures["classes"]] == [("cat", 4), ("seven", 4)]
+
+
 def test_losses_are_those_logged(first: tuple[Path, str]) -> None:
     root, printed = first
     losses = read_losses(log_of_pretraining(root))

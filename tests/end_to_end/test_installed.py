@@ -53,6 +53,12 @@ def test_every_recipe_is_installed(installed: Path, tmp_path: Path) -> None:
     assert "site" in run(installed, tmp_path, sys.executable, "-c", "import amae_plugin; print(amae_plugin.__file__)")
 
 
+def test_the_parts_of_every_page_are_installed(installed: Path) -> None:
+    folder = ROOT / "amae_plugin"
+    parts = {path.relative_to(folder) for kind in ("css", "jinja", "js") for path in folder.rglob(f"*.{kind}")}
+    assert parts and not [part for part in parts if not (installed / "amae_plugin" / part).is_file()]
+
+
 def test_recipes_are_listed_shown_and_copied_and_train_anywhere(
     installed: Path, labelled: Path, tmp_path: Path
 ) -> None:
