@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
 from amae_plugin.data.audio import AudioError, Crop, load_clip
 from amae_plugin.data.augment import Magnitude, Roll
@@ -16,6 +15,7 @@ from amae_plugin.data.dataset import AudioDataset, Item
 from amae_plugin.data.features import FEATURES
 from amae_plugin.data.pictures import load_picture
 from amae_plugin.errors import UserError
+from amae_plugin.progress import tqdm
 
 
 def measure_stages(dataset: AudioDataset, indices: Sequence[int], batch: int) -> dict[str, float | int]:

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from amae_plugin.benchmark.candidates import find_candidate
 from amae_plugin.data.dataset import AudioDataset
@@ -28,6 +27,7 @@ from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.models.registry import SYSTEMS
 from amae_plugin.processes import end_with_parent, signals_held_back
+from amae_plugin.progress import tqdm
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -54,7 +54,6 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--seconds {args.seconds:g}: a page holds at most {_LONGEST} s of a recording; use --start")
     import numpy as np
     from torch import Tensor
-    from tqdm import tqdm
 
     from amae_plugin.checkpoints import Checkpoint
     from amae_plugin.data.audio import AudioError
@@ -63,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from amae_plugin.inference.clips import ClipFiles, Excerpt
     from amae_plugin.inference.reconstruction import Reconstructor
     from amae_plugin.metrics.band_errors import BandErrors
+    from amae_plugin.progress import tqdm
     from amae_plugin.visual.page import ClipView, render
     from amae_plugin.visual.spectrograms import COLUMNS, NORMALIZED_TARGETS
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-from tqdm import tqdm
 
 from amae_plugin.cluster.commands import cancel, job_states
 from amae_plugin.errors import UserError
 from amae_plugin.files import reading, write_json
+from amae_plugin.progress import tqdm
 
 FOLDER = "slurm"
 """Subfolder of a run's or a sweep's folder; holds the snapshots, and a folder of submitit's files and logs a job."""

@@ -16,12 +16,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, Optional, TypeVar
 
-from tqdm import tqdm
-
 from amae_plugin.corpora.transcripts import KINDS, VOCAB_SIZE, UnitFiles
 from amae_plugin.data.lines import write_lines
 from amae_plugin.errors import UserError, printable
 from amae_plugin.files import replacing, writing
+from amae_plugin.progress import tqdm
 
 if TYPE_CHECKING:
     from amae_plugin.data.audio import AudioHeader

@@ -23,7 +23,6 @@ import numpy as np
 import soundfile
 import torch.utils.data
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from amae_plugin.corpora.corpus import REPORT_NAME
 from amae_plugin.data.audio import HIGHEST_RATE, LOWEST_RATE, AudioError, load_clip, read_rate
@@ -35,6 +34,7 @@ from amae_plugin.data.trials import read_trial_lines
 from amae_plugin.errors import UserError, printable
 from amae_plugin.files import reading, remove_partial_files, replacing, write_json, writing
 from amae_plugin.processes import killed_with_parent
+from amae_plugin.progress import tqdm
 
 FORMATS = ("flac", "wav")
 

@@ -13,14 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from amae_plugin.corpora.archives import COMPRESSED, Archive, Member
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, find_audio, is_hidden
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, Scan, read_headers, write_corpus
 from amae_plugin.corpora.splits import split_classes
 from amae_plugin.errors import UserError
 from amae_plugin.files import open_regular
+from amae_plugin.progress import tqdm
 
 KINDS = ("cls", "json", "txt")
 AUTO, NONE = "auto", "none"

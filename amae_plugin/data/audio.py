@@ -28,13 +28,13 @@ import numpy as np
 import soundfile
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from typing_extensions import Buffer
 
 from amae_plugin.data._torchaudio import torchaudio
 from amae_plugin.data.manifest import ARCHIVES, Clip, Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.files import open_regular
+from amae_plugin.progress import tqdm
 
 if TYPE_CHECKING:
     import av

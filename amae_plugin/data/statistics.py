@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
 from amae_plugin.data.audio import AudioError, load_clip
 from amae_plugin.data.dataset import AudioDataset, Item
 from amae_plugin.data.log_mel import FrontEnd, LogMel, ModelInput
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
+from amae_plugin.progress import tqdm
 
 _CLIPS_PER_STEP = 8
 

@@ -22,13 +22,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from amae_plugin.corpora.speech_commands import WORDS
 from amae_plugin.data.audio import resample
 from amae_plugin.demo.espeak import Espeak
 from amae_plugin.errors import UserError
 from amae_plugin.processes import end_with_parent
+from amae_plugin.progress import tqdm
 from amae_plugin.runs.training import available_cpus
 
 SAMPLE_RATE = CLIP_SAMPLES = 16000

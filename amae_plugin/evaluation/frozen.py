@@ -10,13 +10,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tqdm import tqdm
 
 from amae_plugin.data.labels import LABELS_NAME, Labels
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import load_all
 from amae_plugin.inference.model import AudioModel
+from amae_plugin.progress import tqdm
 
 NEIGHBOURS = 10
 """Clips that vote in a k-NN, each with the inverse of its distance."""

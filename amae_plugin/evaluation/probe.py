@@ -13,7 +13,6 @@ from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from amae_plugin.data.labels import LABELS_NAME, Labels
 from amae_plugin.data.manifest import Manifest
@@ -24,6 +23,7 @@ from amae_plugin.inference.clips import load_all
 from amae_plugin.inference.model import AudioModel
 from amae_plugin.metrics.classification import multi_label
 from amae_plugin.metrics.verification import cosine_scores, equal_error_rate
+from amae_plugin.progress import tqdm
 
 _SPLITS = ("train", "valid", "test")
 _MAX_ITERATIONS = 300

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.utils.data
 from torch import Tensor
-from tqdm import tqdm
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.audio import AudioError
@@ -18,6 +17,7 @@ from amae_plugin.errors import UserError
 from amae_plugin.inference.windows import CENTRE, frame_positions, piece_positions
 from amae_plugin.models.base import Model
 from amae_plugin.modules.compute import choose_device, enough_memory
+from amae_plugin.progress import tqdm
 
 Inputs = dict[str, Tensor]
 """Arguments of a model by name: normalised log-mel values ``source`` (B, T, F) with their ``padding_mask`` (B, T), and

@@ -10,13 +10,13 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from amae_plugin.data.manifest import Clip, Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.files import replacing, try_folder, writing
 from amae_plugin.inference.clips import load_all
 from amae_plugin.inference.model import AudioModel
+from amae_plugin.progress import tqdm
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tqdm import tqdm
-
 from amae_plugin.errors import UserError
 from amae_plugin.files import write_json
 from amae_plugin.processes import signals_held_back, terminated_with_parent
+from amae_plugin.progress import tqdm
 from amae_plugin.recipes import override
 
 COMMAND = "fairseq-hydra-train"

@@ -15,6 +15,7 @@ import pytest
 import soundfile
 from tqdm import tqdm
 
+from amae_plugin import progress
 from amae_plugin.cli.main import COMMANDS, main
 from amae_plugin.cli.terminal import ShownText, shown
 
@@ -63,6 +64,20 @@ def test_progress_bars_move_as_they_do_elsewhere(capsys: pytest.CaptureFixture[s
         through = bars()
     assert "\x1b[A" in plain and "\r" in plain
     assert through == plain
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_only_a_terminal_gets_bars(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal, raising=False)
+    assert list(progress.tqdm(range(3), file=stream)) == [0, 1, 2]
+    assert bool(stream.getvalue()) == terminal
+    assert not list(progress.tqdm(range(0), file=stream, disable=True))
+
+
+def test_every_bar_is_one_of_these() -> None:
+    package = Path(progress.__file__).parent
+    assert [path.name for path in package.rglob("*.py") if "from tqdm" in path.read_text()] == ["progress.py"]
 
 
 def test_names_of_clips(
