@@ -45,7 +45,7 @@ def _report(out: Path, corpus: Corpus, layout: Layout) -> None:
     labels = [override("task.labels", kind) for kind in list(corpus.units)[:1]]
     settings = shlex.join([override("task.data", out), *labels, "task.mean=...", "task.std=..."])
     print(f"  {shlex.join(['amae', 'stats', str(out)])}")
-    print(f"  {_train()} --config-name <recipe> {settings}")
+    print(f"  {_train()} --config-name RECIPE {settings}")
 
 
 def _report_runs(out: Path, corpus: Corpus, layout: Layout) -> None:
@@ -60,7 +60,7 @@ def _report_runs(out: Path, corpus: Corpus, layout: Layout) -> None:
     print(f"manifests: {', '.join(f'{split}.tsv' for split in corpus.summary.clips)} in each of")
     print(*(f"  {folder}" for folder in folders), sep="\n")
     print("next, the mean and standard deviation (those of one fold do for all), then a training run a fold:")
-    recipe, data = (layout.sweep, [out]) if layout.sweep else ("<recipe>", folders)
+    recipe, data = (layout.sweep, [out]) if layout.sweep else ("RECIPE", folders)
     settings = shlex.join([override("task.data", *data), "task.mean=...", "task.std=..."])
     print(f"  {shlex.join(['amae', 'stats', str(folders[0])])}")
     print(f"  {_train('-m')} --config-name {recipe} {settings}")

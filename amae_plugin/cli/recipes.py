@@ -52,4 +52,4 @@ def _show(args: argparse.Namespace) -> None:
 def _copy(args: argparse.Namespace) -> None:
     copy_recipes(args.config_dir, args.folder)
     command = shlex.join(["fairseq-hydra-train", "--config-dir", str(args.folder), "--config-name"])
-    print(f"recipes: {args.folder}\nnext: {command} <recipe> task.data=...")
+    print(f"recipes: {args.folder}\nnext: {command} RECIPE task.data=...")

@@ -114,7 +114,7 @@ def test_iemocap(iemocap, tmp_path, capsys):
         assert all(name.startswith(f"Session{session}/") for name, _ in clips(out / fold, "test"))
     output, errors = capsys.readouterr()
     assert "fold3, files: 20 (train 13, valid 3, test 4), 0.00 hours" in output
-    assert f"--config-name <recipe> task.data={out / 'fold1'},{out / 'fold2'}," in output
+    assert f"--config-name RECIPE task.data={out / 'fold1'},{out / 'fold2'}," in output
     assert errors.count("warning: hap: 5 clips, as published there are 1,636") == 1
     assert "20/20" in errors
 
