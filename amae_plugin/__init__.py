@@ -3,7 +3,8 @@
 Importing this package is cheap and imports neither fairseq nor Hydra. As soon as the process imports fairseq, before
 this package or after it, the plugin registers its tasks, models, criterions, optimizers and schedules, under names that
 begin with ``amae_``. Functions of fairseq change only in a process that starts a run of a recipe: see
-:mod:`amae_plugin.fairseq_plugin.patches`. Registration adds one method, which says what is wrong where fairseq would
+:mod:`amae_plugin.fairseq_plugin.patches`. Beside fairseq's training, Hydra says in a sentence what it cannot read: see
+``hydra_plugins.amae_messages``. Registration adds one method, which says what is wrong where fairseq would
 fail without it: see :mod:`amae_plugin.fairseq_plugin.speech`.
 """
 

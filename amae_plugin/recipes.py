@@ -18,6 +18,7 @@ from omegaconf.errors import (
     ConfigValueError,
     MissingMandatoryValue,
     OmegaConfBaseException,
+    UnsupportedInterpolationType,
 )
 
 from amae_plugin.cluster.lock import is_in_use
@@ -112,6 +113,8 @@ def reason(error: Exception, addable: Callable[[DictConfig], Iterable[str]] = la
         what = ", a folder of manifests (train.tsv, valid.tsv), which amae manifest makes"
         remedy = f"give {cause.full_key}=...{what if cause.full_key == 'task.data' else ''}"
         return f"{cause.full_key} is not set, and has no default: {remedy}"
+    if isinstance(cause, UnsupportedInterpolationType):  # Hydra looks at a setting that it is to add
+        return f"{cause.full_key}: the recipe has it: {cause.full_key}=..., without a plus sign, changes it"
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
         settings, key = cause.parent_node._get_root(), str(cause.full_key)
         section, dot, _ = key.partition(".")

@@ -16,6 +16,7 @@ ROOMS = (
     "errors",
     "files",
     "processes",
+    "progress",
     "recipe_files",
     "weight_files",
     "data",

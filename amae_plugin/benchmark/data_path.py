@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
 from amae_plugin.data.audio import AudioError, Crop, load_clip
 from amae_plugin.data.augment import Magnitude, Roll
@@ -16,6 +15,7 @@ from amae_plugin.data.dataset import AudioDataset, Item
 from amae_plugin.data.features import FEATURES
 from amae_plugin.data.pictures import load_picture
 from amae_plugin.errors import UserError
+from amae_plugin.progress import tqdm
 
 
 def measure_stages(dataset: AudioDataset, indices: Sequence[int], batch: int) -> dict[str, float | int]:
@@ -52,7 +52,7 @@ def measure_worker(dataset: AudioDataset, indices: Sequence[int], batch: int) ->
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for first in tqdm(range(0, len(indices), batch), desc="one worker", unit="batch", disable=None):
+        for first in tqdm(range(0, len(indices), batch), desc="one worker", unit="batch"):
             for place, each in datasets.items():
                 start = time.process_time()
                 each.collate([each[index] for index in indices[first : first + batch]])
@@ -68,7 +68,7 @@ def measure_loader(dataset: AudioDataset, indices: Sequence[int], batch: int, wo
     loader = DataLoader(clips, batch, num_workers=workers, collate_fn=dataset.collate, persistent_workers=workers > 0)
     for description in ("data loader: warm-up", "data loader: timed"):
         start = time.perf_counter()
-        count = sum(len(batch.get("id", ())) for batch in tqdm(loader, desc=description, unit="batch", disable=None))
+        count = sum(len(batch.get("id", ())) for batch in tqdm(loader, desc=description, unit="batch"))
         elapsed = time.perf_counter() - start
     return count / elapsed
 
@@ -81,7 +81,7 @@ def _time_stages(dataset: AudioDataset, indices: Sequence[int], batch: int) -> t
         reads["pictures"] = lambda index: image(load_picture(dataset.manifest.picture(index)))
     seconds = dict.fromkeys((*reads, "features", "collate"), 0.0)
     clips = 0
-    for first in tqdm(range(0, len(indices), batch), desc="stages of one worker", unit="batch", disable=None):
+    for first in tqdm(range(0, len(indices), batch), desc="stages of one worker", unit="batch"):
         times = [time.perf_counter()]
         read: dict[int, list[Tensor]] = {index: [] for index in indices[first : first + batch]}
         for function in reads.values():

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from amae_plugin.benchmark.candidates import find_candidate
 from amae_plugin.data.dataset import AudioDataset
@@ -28,6 +27,7 @@ from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.models.registry import SYSTEMS
 from amae_plugin.processes import end_with_parent, signals_held_back
+from amae_plugin.progress import tqdm
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -117,7 +117,7 @@ def measure_step(spec: StepSpec) -> dict[str, float | int | None]:
         optimizer.zero_grad()
 
     what = f"{spec.settings['_name']} {spec.precision}: steps"
-    steps = tqdm(range(_WARM_UP_STEPS + spec.steps), what, unit="step", disable=None)
+    steps = tqdm(range(_WARM_UP_STEPS + spec.steps), what, unit="step")
     times = [_timed(lambda: step(*inputs), device) for _ in steps]
     wall, cpu = (statistics.median(column) for column in zip(*times[_WARM_UP_STEPS:]))
     # Nothing that follows is part of the peak.
@@ -160,7 +160,7 @@ def _fed_rate(spec: StepSpec, step: Callable[..., None], device: torch.device) -
     clips, batches = 0, iter(loader)
     ahead = 1 + _READ_AHEAD * spec.workers
     what = f"{spec.settings['_name']} {spec.precision}: fed steps"
-    for number in tqdm(range(ahead + spec.steps), what, unit="step", disable=None):
+    for number in tqdm(range(ahead + spec.steps), what, unit="step"):
         if number == ahead:
             start = time.perf_counter()
         batch = next(batches)

@@ -60,7 +60,6 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--seconds {args.seconds:g}: a page holds at most {_LONGEST} s of a recording; use --start")
     import numpy as np
     from torch import Tensor
-    from tqdm import tqdm
 
     from amae_plugin.checkpoints import Checkpoint
     from amae_plugin.data.audio import AudioError
@@ -68,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from amae_plugin.data.pictures import load_picture
     from amae_plugin.inference.clips import ClipFiles, Excerpt
     from amae_plugin.inference.reconstruction import Reconstructor
+    from amae_plugin.progress import tqdm
     from amae_plugin.visual.page import ClipView, Page
     from amae_plugin.visual.spectrograms import COLUMNS, NORMALIZED_TARGETS
 
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         name, windows = printable(names[path]), math.ceil(int(front_end.frames_in(np.array(len(waveform)))) / length)
         # Of one clip, whose windows are filled in and which is then made audible.
-        with tqdm(total=windows + len(COLUMNS), desc=name, unit="step", leave=False, position=1, disable=None) as bar:
+        with tqdm(total=windows + len(COLUMNS), desc=name, unit="step", leave=False, position=1) as bar:
             reconstruction = reconstructor(waveform, bar.update, image)
             view = ClipView.make(name, reconstruction, front_end, len(waveform), bar.update)
         record.add(names[path], len(waveform) / front_end.sample_rate, reconstruction)

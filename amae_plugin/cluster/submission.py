@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-from tqdm import tqdm
 
 from amae_plugin.cluster.commands import cancel, job_states
 from amae_plugin.errors import UserError
 from amae_plugin.files import reading, write_json
+from amae_plugin.progress import tqdm
 
 FOLDER = "slurm"
 """Subfolder of a run's or a sweep's folder; holds the snapshots, and a folder of submitit's files and logs a job."""
@@ -202,7 +202,7 @@ def wait(jobs: Sequence[SubmittedJob], poll_s: float) -> list[float | None]:
         JobFailed: some jobs failed; with the errors of all of them.
     """
     ended: dict[str, str] = {}
-    with tqdm(total=len(jobs), desc="jobs", unit="job", disable=None) as bar:
+    with tqdm(total=len(jobs), desc="jobs", unit="job") as bar:
         while len(ended) < len(jobs):
             time.sleep(poll_s)
             states = job_states([job.id for job in jobs if job.id not in ended])

@@ -23,7 +23,6 @@ import numpy as np
 import soundfile
 import torch.utils.data
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from amae_plugin.corpora.corpus import REPORT_NAME
 from amae_plugin.data.audio import HIGHEST_RATE, LOWEST_RATE, AudioError, load_clip, read_rate
@@ -35,6 +34,7 @@ from amae_plugin.data.trials import read_trial_lines
 from amae_plugin.errors import UserError, printable
 from amae_plugin.files import reading, remove_partial_files, replacing, write_json, writing
 from amae_plugin.processes import killed_with_parent
+from amae_plugin.progress import tqdm
 
 FORMATS = ("flac", "wav")
 
@@ -254,9 +254,7 @@ class _Job:
         options: dict[str, Any] = {"num_workers": workers, "worker_init_fn": killed_with_parent}
         loader = DataLoader(encoder, batch_size=None, sampler=remaining, **options)
         clips = zip(remaining, loader)
-        with tqdm(
-            total=len(self.manifest), initial=first, desc=f"packing {self.split}", unit="clip", disable=None
-        ) as bar:
+        with tqdm(total=len(self.manifest), initial=first, desc=f"packing {self.split}", unit="clip") as bar:
             for number in itertools.count(len(nexts)):
                 if (clip := next(clips, None)) is None:
                     return

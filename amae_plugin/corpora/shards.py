@@ -13,14 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 from amae_plugin.corpora.archives import COMPRESSED, Archive, Member
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, find_audio, is_hidden
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, Scan, read_headers, write_corpus
 from amae_plugin.corpora.splits import split_classes
 from amae_plugin.errors import UserError
 from amae_plugin.files import open_regular
+from amae_plugin.progress import tqdm
 
 KINDS = ("cls", "json", "txt")
 AUTO, NONE = "auto", "none"
@@ -97,9 +96,7 @@ def build(
         raise UserError(f"{folder}: no archives; looked for the extensions {' '.join((*ARCHIVES, *COMPRESSED))}")
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         read = pool.map(lambda name: Archive.read(folder / name), found.names)
-        archives = dict(
-            tqdm(zip(found.names, read), total=len(found.names), desc="reading archives", unit="archive", disable=None)
-        )
+        archives = dict(tqdm(zip(found.names, read), total=len(found.names), desc="reading archives", unit="archive"))
     unreadable = {**found.problems, **{name: each.problem for name, each in archives.items() if each.problem}}
     warnings = [f"{name}: {problem}; left out" for name, problem in itertools.islice(unreadable.items(), _SHOWN)]
     warnings += [f"{name}: {each.warning}" for name, each in archives.items() if each.warning]

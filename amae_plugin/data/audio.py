@@ -28,13 +28,13 @@ import numpy as np
 import soundfile
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from typing_extensions import Buffer
 
 from amae_plugin.data._torchaudio import torchaudio
 from amae_plugin.data.manifest import ARCHIVES, Clip, Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.files import open_regular
+from amae_plugin.progress import tqdm
 
 if TYPE_CHECKING:
     import av
@@ -234,7 +234,7 @@ def read_rates(manifest: Manifest, default: int) -> np.ndarray:
     rates = np.empty(len(manifest), np.int64)
     with (
         ThreadPoolExecutor() as pool,
-        tqdm(total=len(manifest), desc="reading sample rates", unit="clip", delay=5, disable=None) as bar,
+        tqdm(total=len(manifest), desc="reading sample rates", unit="clip", delay=5) as bar,
     ):
         for first in range(0, len(manifest), _SHARE):
             share = range(first, min(first + _SHARE, len(manifest)))

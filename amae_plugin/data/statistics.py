@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
 from amae_plugin.data.audio import AudioError, load_clip
 from amae_plugin.data.dataset import AudioDataset, Item
@@ -20,6 +19,7 @@ from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.files import reading, write_json
 from amae_plugin.processes import available_cpus
+from amae_plugin.progress import tqdm
 
 logger = logging.getLogger(__name__)
 _CLIPS_PER_STEP = 8
@@ -70,7 +70,7 @@ def measure(
     options: dict[str, Any] = {"generator": torch.Generator(), "num_workers": min(workers, len(subset))}
     loader = DataLoader(subset, batch_size=_CLIPS_PER_STEP, collate_fn=_moments, **options)
     total = torch.zeros(4, dtype=torch.float64)
-    with tqdm(total=len(chosen), desc="measuring", unit="clip", disable=None) as progress:
+    with tqdm(total=len(chosen), desc="measuring", unit="clip") as progress:
         for moments in loader:
             total += moments
             progress.update(min(_CLIPS_PER_STEP, len(chosen) - progress.n))

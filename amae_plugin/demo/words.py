@@ -22,13 +22,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from amae_plugin.corpora.speech_commands import WORDS
 from amae_plugin.data.audio import resample
 from amae_plugin.demo.espeak import Espeak
 from amae_plugin.errors import UserError
 from amae_plugin.processes import end_with_parent
+from amae_plugin.progress import tqdm
 from amae_plugin.runs.training import available_cpus
 
 SAMPLE_RATE = CLIP_SAMPLES = 16000
@@ -174,7 +174,7 @@ def _speak_all(root: Path, clips: Mapping[Speaker, Sequence[tuple[str, int]]], s
     # the work was shared out. Forking each from a server that has imported this module makes it cost next to nothing.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    progress = tqdm(total=sum(map(len, clips.values())), desc="speaking words", unit="clip", disable=None)
+    progress = tqdm(total=sum(map(len, clips.values())), desc="speaking words", unit="clip")
     with context.Pool(workers, end_with_parent, maxtasksperchild=1) as pool, progress:
         for made in pool.imap_unordered(partial(_speak, root, seed), clips.items()):
             progress.update(made)

@@ -10,13 +10,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tqdm import tqdm
 
 from amae_plugin.data.labels import LABELS_NAME, Labels
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.inference.clips import load_all
 from amae_plugin.inference.model import AudioModel
+from amae_plugin.progress import tqdm
 
 POOLING = "time_concat"
 """Of features by which systems are compared: what a mean over bands still tells depends on how much of its own band the
@@ -56,7 +56,7 @@ def embed_split(model: AudioModel, data: Path, split: str, workers: int = 0) -> 
     manifest = Manifest.read(data / f"{split}.tsv").require_clips()
     labels = Labels.read(data / f"{split}.lbl", data / LABELS_NAME, len(manifest))
     embeddings = model.embeddings(load_all(manifest, model.sample_rate, workers), timestamps=False)
-    bar = tqdm(embeddings, desc=f"features of {split}", total=len(manifest), unit="clip", disable=None)
+    bar = tqdm(embeddings, desc=f"features of {split}", total=len(manifest), unit="clip")
     return Examples(np.stack([embedding.clip.numpy() for embedding in bar]), labels.ids)
 
 

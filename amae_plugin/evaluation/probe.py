@@ -13,7 +13,6 @@ from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from amae_plugin.data.labels import LABELS_NAME, Labels
 from amae_plugin.data.manifest import Clip, Manifest
@@ -25,6 +24,7 @@ from amae_plugin.inference.clips import SizedItems, load_all
 from amae_plugin.inference.model import AudioModel
 from amae_plugin.metrics.classification import multi_label
 from amae_plugin.metrics.verification import cosine_scores, equal_error_rate
+from amae_plugin.progress import tqdm
 
 _SPLITS = ("train", "valid", "test")
 _MAX_ITERATIONS = 300
@@ -115,7 +115,7 @@ def probe(model: AudioModel, data: Path, workers: int = 0) -> Probing:
     if pairs is not None:
         features = _layers(model, trial_clips, "trials", workers).swapaxes(0, 1)
         rates = np.array([equal_error_rate(cosine_scores(each, pairs.pairs), pairs.same) for each in features])
-    layers = tqdm(range(model.num_layers), desc="probes", unit="layer", disable=None)
+    layers = tqdm(range(model.num_layers), desc="probes", unit="layer")
     by_layer = np.array([_one_layer([_of_layer(split, layer) for split in splits], several) for layer in layers])
     weighted, weights = _weighted(splits, several)
     return Probing(
@@ -215,7 +215,7 @@ def _layers(
         for states, _ in model.encode(waveforms, all_layers):
             yield states.mean(dim=1).cpu()
 
-    bar = {"desc": f"features of {split}", "total": len(clips), "unit": "clip", "disable": split is None or None}
+    bar = {"desc": f"features of {split}", "total": len(clips), "unit": "clip", "disable": split is None}
     with torch.inference_mode():
         return torch.stack(list(tqdm(means(), **bar))).numpy()
 
@@ -253,7 +253,7 @@ def _weighted(splits: Sequence[Examples], several: bool) -> tuple[float, np.ndar
         Examples(((split.features - mean) / np.where(std > 0, std, 1)).astype(np.float32), split.targets)
         for split in splits
     )
-    strengths = tqdm(STRENGTHS, "weighted probe", leave=False, disable=None)
+    strengths = tqdm(STRENGTHS, "weighted probe", leave=False)
     found = [_WeightedProbe(train, several, strength) for strength in strengths]
     best = max(found, key=lambda each: each.score(valid))
     return best.score(test), best.weights

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.audio import AudioError, load_clip
@@ -20,6 +19,7 @@ from amae_plugin.inference.model import AudioRecognizer
 from amae_plugin.metrics.bootstrap import Interval, rate_interval
 from amae_plugin.metrics.recognition import TextErrors
 from amae_plugin.modules.compute import choose_device, enough_memory
+from amae_plugin.progress import tqdm
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def recognize(
             else:
                 raise UserError(f"{waveform}\nGo on without such clips with --skip-bad-audio")
 
-    progress = tqdm(total=len(manifest), desc="transcribing", unit="clip", disable=not options.progress or None)
+    progress = tqdm(total=len(manifest), desc="transcribing", unit="clip", disable=not options.progress)
     with progress as bar:
         for transcription in model.transcriptions(waveforms()):
             hypotheses.append(transcription.text)

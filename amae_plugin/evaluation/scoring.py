@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.utils.data
 from torch import Tensor
-from tqdm import tqdm
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.audio import AudioError
@@ -18,6 +17,7 @@ from amae_plugin.errors import UserError
 from amae_plugin.inference.windows import CENTRE, frame_positions, piece_positions
 from amae_plugin.models.base import Model
 from amae_plugin.modules.compute import choose_device, enough_memory
+from amae_plugin.progress import tqdm
 
 Inputs = dict[str, Tensor]
 """Arguments of a model by name: normalised log-mel values ``source`` (B, T, F) with their ``padding_mask`` (B, T), and
@@ -57,7 +57,7 @@ class Options:
 
     def seeds_of_resamples(self) -> Iterable[int]:
         """Return a seed for each resample, with a progress bar if they are many."""
-        return tqdm(range(self.resamples), desc="resampling", disable=not self.progress or None, delay=1, leave=False)
+        return tqdm(range(self.resamples), desc="resampling", disable=not self.progress, delay=1, leave=False)
 
 
 @dataclass(frozen=True)
@@ -255,4 +255,4 @@ def _batches(dataset: AudioDataset, clips: np.ndarray, options: Options, device:
 
 def _progress_bar(clips: int, options: Options) -> tqdm:
     unit = "clip" if options.crops == options.frames == 1 else "piece"
-    return tqdm(total=clips, desc="scoring", unit=unit, disable=not options.progress or None)
+    return tqdm(total=clips, desc="scoring", unit=unit, disable=not options.progress)

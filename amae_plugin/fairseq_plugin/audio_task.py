@@ -31,6 +31,7 @@ from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.bases import FairseqAudioDataset, Values
 from amae_plugin.fairseq_plugin.batches import STAND_IN, EpochBatches
 from amae_plugin.fairseq_plugin.hydra import user_path
+from amae_plugin.fairseq_plugin.pace import FirstLine
 from amae_plugin.models.base import Model
 from amae_plugin.models.published import PublishedFile
 from amae_plugin.models.registry import find_system
@@ -103,9 +104,11 @@ class AudioTask(FairseqTask):
 
     Attributes:
         of_checkpoint: whether the task only reads a checkpoint, and trains nothing.
+        first_line: what looks at the time of the first batches; None: nothing does.
     """
 
     of_checkpoint = False
+    first_line: Optional[FirstLine] = None
     source_dictionary = target_dictionary = None  # audio has none
     takes: Tuple[str, ...] = ("audio",)
     """What models of this task can take of a clip, if their system can."""
@@ -388,6 +391,8 @@ class AudioTask(FairseqTask):
         with naming_memory("dataset.batch_size"):
             sample = self._with_source(sample)
             step = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad or stand_in)
+        if self.first_line is not None:
+            self.first_line.after_batch()
         return _without_count(*step) if stand_in else step
 
     def valid_step(self, sample: Values, model: nn.Module, criterion: nn.Module) -> Any:

@@ -26,6 +26,8 @@ from amae_plugin.cluster.layout import Layout, in_job
 from amae_plugin.cluster.lock import RunLock
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin import resuming
+from amae_plugin.fairseq_plugin.audio_task import AudioTask
+from amae_plugin.fairseq_plugin.pace import first_line
 from amae_plugin.fairseq_plugin.resuming import Finished
 
 logger = logging.getLogger(__name__)
@@ -202,6 +204,8 @@ class Run:
         self._compare = lambda path, state: None
         if extra_state is not None:
             resuming.refuse_finished(self.cfg, trainer, epoch_itr)
+        if isinstance(trainer.task, AudioTask) and distributed_utils.is_master(self.cfg.distributed_training):
+            trainer.task.first_line = first_line(self.cfg, trainer.get_num_updates(), epoch_itr)
         signals.install_handlers()  # from here on there is something to save
         return extra_state, epoch_itr
 

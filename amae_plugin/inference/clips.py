@@ -20,7 +20,6 @@ import numpy as np
 import torch
 import torch.utils.data
 from torch import Tensor
-from tqdm import tqdm
 
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, find_audio
 from amae_plugin.data.audio import (
@@ -36,6 +35,7 @@ from amae_plugin.data.audio import (
 from amae_plugin.data.log_mel import FrontEnd, LogMel
 from amae_plugin.data.manifest import Clip
 from amae_plugin.errors import UserError
+from amae_plugin.progress import tqdm
 
 Audio = str | os.PathLike | np.ndarray | Tensor
 """Clip: the path of a file, or an array (samples,) or (channels, samples)."""
@@ -364,7 +364,7 @@ class ClipFiles:
                 ahead to form batches.
         """
         taken: deque[Path] = deque()
-        with tqdm(total=len(self), desc=self._progress, unit="clip", disable=self._progress is None or None) as bar:
+        with tqdm(total=len(self), desc=self._progress, unit="clip", disable=self._progress is None) as bar:
 
             def waveforms() -> Iterator[Waveform]:
                 for path, waveform in self._usable(bar):

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.labels import LABELS_NAME, write_names
 from amae_plugin.errors import UserError
@@ -19,6 +17,7 @@ from amae_plugin.interop.hf_folder import HuggingFace
 from amae_plugin.interop.onnx_file import Onnx
 from amae_plugin.interop.timm_vit import Timm
 from amae_plugin.models.classifier import Classifier
+from amae_plugin.progress import tqdm
 
 FORMATS: dict[str, type[Format]] = {form.name: form for form in (Timm, Onnx, HuggingFace)}
 """Formats of other tools, by name."""
@@ -87,7 +86,7 @@ def export(checkpoint: Checkpoint, folder: Path, formats: Sequence[str]) -> Expo
             if model.output_name == "logits":
                 write_names(partial / LABELS_NAME, checkpoint.classes)
             differences = {}
-            for name, form in tqdm(forms.items(), desc="exporting", unit="format", disable=None):
+            for name, form in tqdm(forms.items(), desc="exporting", unit="format"):
                 form.write(partial)
                 differences[name] = form.largest_difference(partial)
                 if not differences[name] <= TOLERANCE:

@@ -10,13 +10,13 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from amae_plugin.data.manifest import Clip, Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.files import replacing, try_folder, writing
 from amae_plugin.inference.clips import load_all
 from amae_plugin.inference.model import AudioModel
+from amae_plugin.progress import tqdm
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class HubertShard:
     def _steps(self, model: AudioModel, layer: int, workers: int) -> Iterator[np.ndarray]:
         waveforms = load_all(self, model.sample_rate, workers)
         with torch.inference_mode():
-            for states, _ in tqdm(model.encode(waveforms), desc=self.name, total=len(self), unit="clip", disable=None):
+            for states, _ in tqdm(model.encode(waveforms), desc=self.name, total=len(self), unit="clip"):
                 yield states[layer].float().cpu().numpy()
 
 

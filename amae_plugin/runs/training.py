@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from tqdm import tqdm
-
 from amae_plugin.errors import UserError
 from amae_plugin.files import write_json
 from amae_plugin.processes import available_cpus, signals_held_back, terminated_with_parent
+from amae_plugin.progress import tqdm
 from amae_plugin.recipes import override
 
 COMMAND = "fairseq-hydra-train"
@@ -157,7 +156,7 @@ class _Running:
         self._key, self._units, form = _UNITS[training.unit]
         self._start = time.monotonic()
         options = {"unit": training.unit, "bar_format": form, "leave": False}
-        self._progress = tqdm(total=training.end, desc=training.description, disable=None, **options)
+        self._progress = tqdm(total=training.end, desc=training.description, **options)
 
     def has_ended(self, failures: dict[Path, UserError] | None) -> bool:
         """Show the progress, and tell whether the training is done or its failure has been noted.

@@ -41,9 +41,9 @@ class AmaeMessages(SearchPathPlugin):
             return
         utils.run_and_report = wrapt.FunctionWrapper(utils.run_and_report, _in_a_sentence)
         ConfigLoaderImpl.load_configuration = wrapt.FunctionWrapper(ConfigLoaderImpl.load_configuration, _from_a_file)
-        # fairseq asks for the first by the names of its config classes; by the second it means a log of its own.
+        # fairseq registers its settings under any recipe's name, and asks for the details of every library's log.
         warnings.filterwarnings("ignore", message="\\s*'.*' is validated against ConfigStore schema")
-        logging.getLogger().setLevel(logging.INFO)
+        logging.getLogger().setLevel(max(logging.INFO, logging.getLogger().level))
         if {"--help", "-h"} & set(sys.argv):  # which lists what is registered
             import amae_plugin  # noqa: F401
 
