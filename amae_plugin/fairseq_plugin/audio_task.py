@@ -133,7 +133,7 @@ class AudioTask(FairseqTask):
             raise UserError("common.bf16 and common.fp16 do not work with these models: set model.bf16=true instead")
         return task
 
-    def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> nn.Module:
+    def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> Any:
         """Build the model, once mean and standard deviation of its input are known: they may be ``auto``.
 
         Raises:
