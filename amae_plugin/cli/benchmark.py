@@ -78,11 +78,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DEVICE",
         help="measure on this device: auto, cpu, cuda or cuda:N (default: %(default)s)",
     )
-    precisions = f"measure in these precisions, of {', '.join(PRECISIONS)} (all)"
+    precisions = f"measure in these precisions, of {', '.join(PRECISIONS)} (default: all)"
     add("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), metavar="NAME", help=precisions)
     add("--reference", action="store_true", help="add a plain PyTorch model of the same sizes in fp32, the yardstick")
     add("--compare", action="store_true", help="compare all systems, and SSAST in two passes")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the recipe, e.g. model.decoder=hybrid")
+    add(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change the recipe by these settings, such as model.decoder=hybrid",
+    )
     add("--feed", type=Path, metavar="MANIFEST", help="also measure steps that a data loader feeds with these clips")
     trace = "also write a profile of a step in the first precision, for ui.perfetto.dev and chrome://tracing"
     add("--profile", type=Path, metavar="FILE", help=trace)

@@ -31,7 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--frames", type=positive, default=1, metavar="N", help=frames)
     only = "give a model of audio and image this alone (default: all that it takes)"
     add("--modalities", nargs="+", choices=MODALITIES, metavar="NAME", help=f"{only}: {', '.join(MODALITIES)}")
-    add("--out", type=Path, metavar="DIR", help="write the results there (evaluation/SPLIT in the folder of the run)")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write the results there (default: evaluation/SPLIT in the folder of the run)",
+    )
     add("--json", type=Path, metavar="FILE", help="write the measures to this file as well")
     resamples = "resample the clips this often for confidence intervals; 0: none (default: %(default)s)"
     add("--resamples", type=natural, default=1000, metavar="N", help=resamples)

@@ -52,10 +52,13 @@ def _run(given: Sequence[str]) -> int | None:
         prog="amae", description="Work with recordings, recipes and checkpoints of amae_plugin."
     )
     parser.add_argument("--version", action="version", version=f"amae_plugin {__version__}")
-    script = f"print what completes the arguments in a shell ({', '.join(SHELLS)})"
-    nothing = argparse.SUPPRESS
     parser.add_argument(
-        "--print-completion", action=PrintCompletion, choices=SHELLS, metavar="SHELL", default=nothing, help=script
+        "--print-completion",
+        action=PrintCompletion,
+        choices=SHELLS,
+        default=argparse.SUPPRESS,
+        metavar="SHELL",
+        help=f"print what completes the arguments in a shell ({', '.join(SHELLS)})",
     )
     completes = "_ARGCOMPLETE" in os.environ
     words = os.environ.get("COMP_LINE", "").split() if completes else given

@@ -39,14 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe = "estimate for this pretraining recipe, a name in --config-dir or a file"
     add("--recipe", required=True, metavar="RECIPE", help=recipe)
     add_config_dir(parser)
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the recipe")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="change the recipe by these settings")
     add(
         "--nodes",
         nargs="+",
         type=positive,
         default=[1],
         metavar="N",
-        help="estimate for each of these numbers of nodes (1)",
+        help="estimate for each of these numbers of nodes (default: 1)",
     )
     add(
         "--gpus-per-node",
@@ -56,11 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="estimate for nodes of this many GPUs (default: %(default)s)",
     )
     add("--gpu", choices=GPUS, default="h100-sxm", help="estimate for GPUs of this kind (default: %(default)s)")
-    network = "assume this many Gbit/s one way from a node (an adapter a GPU, as in a DGX)"
+    network = "assume this many Gbit/s one way from a node (default: an adapter a GPU, as in a DGX)"
     add("--network", type=above_zero, metavar="GBIT", help=network)
     speed = parser.add_mutually_exclusive_group().add_argument
     speed(
-        "--utilisation", type=above_zero, metavar="SHARE", help=f"assume this share of the GPU's peak ({_UTILISATION})"
+        "--utilisation",
+        type=above_zero,
+        metavar="SHARE",
+        help=f"assume this share of the GPU's peak (default: {_UTILISATION})",
     )
     speed("--train-rate", type=above_zero, metavar="CLIPS", help="take this rate of one GPU, from `amae benchmark`")
     decoding = "assume this rate of one core, from `amae benchmark --data` (default: %(default)g)"
@@ -74,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="assume clips of this many seconds (default: %(default)g)",
     )
-    size = f"assume files of this size ({_FLAC} of 16-bit samples at 16 kHz)"
+    size = f"assume files of this size (default: {_FLAC} of 16-bit samples at 16 kHz)"
     add("--clip-bytes", type=above_zero, metavar="BYTES", help=size)
 
 

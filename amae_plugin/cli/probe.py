@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="take the manifests and labels of this folder: train, valid, test",
     )
-    add("--out", type=Path, metavar="DIR", help="write the results there (probe in the folder of the run)")
+    add("--out", type=Path, metavar="DIR", help="write the results there (default: probe in the folder of the run)")
     add_pooling(parser)
     add_formats(parser)
 

@@ -29,7 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="show this many queries a direction on the page (default: %(default)s)",
     )
-    add("--out", type=Path, metavar="DIR", help="write the results there (retrieval/SPLIT in the folder of the run)")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write the results there (default: retrieval/SPLIT in the folder of the run)",
+    )
     add("--skip-bad-audio", action="store_true", help="leave out and list clips that cannot be decoded")
 
 

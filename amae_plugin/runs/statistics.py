@@ -6,7 +6,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from amae_plugin.data.log_mel import FrontEnd, ModelInput
+from amae_plugin.checkpoints import Checkpoint
+from amae_plugin.data.log_mel import FRONT_ENDS, FrontEnd, LogMel, ModelInput
 from amae_plugin.errors import UserError
 from amae_plugin.models.downstream import encoder_section
 from amae_plugin.models.registry import SYSTEMS, find_system
@@ -23,15 +24,21 @@ def front_end_of(model: Mapping[str, Any]) -> FrontEnd:
 def read_front_end(recipe: str, config_dir: Path, overrides: Sequence[str] = ()) -> tuple[FrontEnd, int]:
     """Read the front end of a recipe's model and the frames of its input.
 
-    A fine-tuning recipe whose encoder comes from a checkpoint has that of Audio-MAE unless it names another.
+    A fine-tuning recipe has those of its encoder, from the checkpoint ``model.pretrained`` if there is one. Without it,
+    they are Audio-MAE's, or those of the front end that the recipe names.
 
     Raises:
         UserError: see :func:`~amae_plugin.recipes.open_recipe`; or there is no such front end.
     """
     with open_recipe(recipe, config_dir, overrides) as config:
-        encoder, frames = encoder_section(model_section(config)), whole_number(config, "task.target_length")
+        model, frames = model_section(config), whole_number(config, "task.target_length")
         settings = {key: OmegaConf.select(config, f"task.{key}") for key in _KEYS}
-    default = find_system(encoder).input(encoder) if encoder and encoder.get("_name") in SYSTEMS else ModelInput()
+    encoder, pretrained = encoder_section(model) or {}, model.get("pretrained")
+    if pretrained and Path(pretrained).is_file():
+        encoder = {**Checkpoint.read(pretrained).encoder_settings, **encoder}
+    default = ModelInput(FRONT_ENDS.get(settings["front_end"], LogMel)())
+    if encoder.get("_name") in SYSTEMS:
+        default = find_system(encoder).input(encoder)
     try:
         found = ModelInput.from_settings(settings | {"target_length": frames, "mean": 0.0, "std": 1.0}, default)
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ import soundfile
 import torch
 
 from amae_plugin.cli.main import main
-from amae_plugin.data.log_mel import LogMel, SlaneyLogMel
+from amae_plugin.data.log_mel import FrontEnd, LogMel, SlaneyLogMel
 from amae_plugin.data.manifest import write_manifest
 from amae_plugin.data.statistics import read_or_measure
 from amae_plugin.errors import UserError
-from amae_plugin.runs.statistics import front_end_of
+from amae_plugin.recipe_files import recipe_folder
+from amae_plugin.runs.statistics import front_end_of, read_front_end
 
 
 @pytest.fixture
@@ -79,3 +81,38 @@ def test_measuring_leaves_the_random_numbers_alone(manifests: dict[str, Path], t
     read_or_measure(manifests["loud"], LogMel(), 32, tmp_path / "cache.json")
     assert torch.equal(before[0], torch.get_rng_state())
     assert (before[1] == np.random.get_state()[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "expected"),
+    [
+        ("pretrain_audio_mae_tiny", [], (LogMel(), 128)),
+        (
+            "pretrain_audio_mae_tiny",
+            ["task.num_mel_bins=64", "+task.window_type=povey"],
+            (LogMel(16_000, 64, "povey"), 128),
+        ),
+        ("pretrain_mae_ast_tiny", ["task.target_length=32"], (LogMel(window_type="povey"), 32)),
+        ("pretrain_m2d_tiny", ["task.mean=auto", "task.std=auto"], (SlaneyLogMel(), 128)),
+        ("finetune_audio_mae_tiny", ["+task.front_end=slaney"], (SlaneyLogMel(), 128)),
+    ],
+)
+def test_a_recipe_has_the_front_end_that_its_training_would_have(
+    recipe: str, overrides: list[str], expected: tuple[FrontEnd, int]
+) -> None:
+    assert read_front_end(recipe, recipe_folder(), overrides) == expected
+
+
+def test_fine_tuning_has_the_front_end_of_the_encoder_that_it_begins_with(
+    write_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    encoder = {"_name": "amae_m2d", "input_length": 64, "num_mel_bins": 80, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    encoder |= {"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
+    pretrained = write_checkpoint(tmp_path / "m2d.pt", None, encoder=encoder)
+    overrides = [f"model.pretrained={pretrained}"]
+    assert read_front_end("finetune_audio_mae_tiny", recipe_folder(), overrides) == (SlaneyLogMel(), 128)
+
+
+def test_a_recipe_whose_front_end_there_is_not_is_named() -> None:
+    with pytest.raises(UserError, match="pretrain_audio_mae_tiny: task: window_type is 'round'"):
+        read_front_end("pretrain_audio_mae_tiny", recipe_folder(), ["+task.window_type=round"])
