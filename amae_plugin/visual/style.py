@@ -83,7 +83,7 @@ def open_axes(ax: Axes, grid: Literal["both", "x", "y"]) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=TICK_SIZE)
     for axis in (ax.xaxis, ax.yaxis):
-        axis.label.set_size(LABEL_SIZE)
+        axis.label.set_fontsize(LABEL_SIZE)
 
 
 def shorten(name: str, characters: int = LONGEST_NAME) -> str:
