@@ -11,6 +11,7 @@ from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.data.transcripts import SPECIAL
 from amae_plugin.errors import UserError
 from amae_plugin.models.base import Encoder, Model, PretrainingModel
+from amae_plugin.models.registry import find_system
 
 Facts = dict[str, Any]
 """Facts in JSON's types, by name."""
@@ -57,6 +58,7 @@ def describe(checkpoint: Checkpoint) -> Facts:
         "path": str(checkpoint.path.absolute()),
         "model": checkpoint.model_settings["_name"],
         "encoder": checkpoint.encoder_settings["_name"],
+        "paper": find_system(checkpoint.encoder_settings).paper,
         "settings": checkpoint.model_settings,
         "parameters": {**parts, "total": parts.total()},
         "embed_dim": encoder.embed_dim,
@@ -122,6 +124,7 @@ def summary(facts: Facts) -> str:
         "measures": _measures(facts),
         "data": facts["data"],
         "written to": facts["save_dir"],
+        "to cite": facts["paper"],
         "classes": _classes(facts),
         "units": facts["units"] and _units(**facts["units"]),
         "made of": _conversion(facts["conversion"]),

@@ -51,7 +51,17 @@ def test_the_main_page_leads_to_every_page() -> None:
 def test_the_paper_of_every_system_can_be_cited() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert cited["version"] == __version__
-    assert {system.title for system in SYSTEMS.values()} | {"AST"} <= {paper["notes"] for paper in cited["references"]}
+    papers = {paper["notes"]: paper for paper in cited["references"]}
+    assert {"AST"} <= papers.keys()
+    for system in SYSTEMS.values():
+        first, paper = papers[system.title]["authors"][0]["family-names"], papers[system.title]
+        assert system.paper.startswith(f'{first} et al., "{paper["title"]}", ')
+        assert system.paper.endswith(f" {paper['year']}, arXiv:{paper['url'].rpartition('/')[2]}")
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    versions = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert versions[0] == __version__
 
 
 def test_every_recipe_is_on_its_page() -> None:

@@ -57,9 +57,10 @@ class Retrieval:
         rows: list[tuple[str, ...]] = []
         for direction, ranking in self.rankings.items():
             recalls = (f"{ranking.recall(depth):.4f}" for depth in DEPTHS)
-            rows.append((direction, *recalls, f"{ranking.median_rank:g} of {ranking.candidates:,}"))
-            rows.append(("by chance", *(f"{ranking.chance(depth):.4f}" for depth in DEPTHS), ""))
-        return Table(("recall", *(f"at {depth}" for depth in DEPTHS), "median rank"), rows)
+            median = f"{ranking.median_rank:g} of {ranking.candidates:,}"
+            rows.append((direction, *recalls, median, f"{len(ranking.ranks):,}"))
+            rows.append(("by chance", *(f"{ranking.chance(depth):.4f}" for depth in DEPTHS), "", ""))
+        return Table(("recall", *(f"at {depth}" for depth in DEPTHS), "median rank", "queries"), rows)
 
 
 SOUND_TO_PICTURE, PICTURE_TO_SOUND = "sound to picture", "picture to sound"

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from amae_plugin.checkpoints import Checkpoint
+from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.tables import Table
 
@@ -20,12 +21,14 @@ class RunResult:
         metric: measure of the validation, ``checkpoint.best_checkpoint_metric``.
         last: value at the end of the run.
         best: best value of the whole run, which is chosen on the very split that it is measured on.
+        clips: clips that it is measured on; None where its data are gone.
     """
 
     name: str
     metric: str
     last: float
     best: float
+    clips: int | None
 
 
 def read_result(checkpoints: str | os.PathLike[str]) -> RunResult:
@@ -39,7 +42,17 @@ def read_result(checkpoints: str | os.PathLike[str]) -> RunResult:
     if last is None or best is None:
         raise UserError(f"{checkpoint.path}: the run was not validated when this was written")
     metric = checkpoint.setting("checkpoint", "best_checkpoint_metric", str) or "loss"
-    return RunResult(Path(checkpoints).parent.name, metric, float(last), float(best))
+    return RunResult(Path(checkpoints).parent.name, metric, float(last), float(best), _count_clips(checkpoint))
+
+
+def _count_clips(checkpoint: Checkpoint) -> int | None:
+    """Count the clips of a run's validation, in its first split; None where its data are gone, as on other machines."""
+    data, fold = checkpoint.setting("task", "data", str), checkpoint.setting("task", "fold", int)
+    split = (checkpoint.setting("dataset", "valid_subset", str) or "valid").split(",")[0]
+    try:
+        return len(Manifest.read(Path(data or "", f"fold{fold}" if fold else "", f"{split}.tsv")))
+    except UserError:
+        return None
 
 
 def read_results(folder: str | os.PathLike[str]) -> list[RunResult]:
@@ -65,9 +78,11 @@ def summarize(folder: str | os.PathLike[str]) -> Table:
     """
     results = read_results(folder)
     values = np.array([(result.last, result.best) for result in results])
-    rows = [*((result.name, result.last, result.best) for result in results), ("mean", *values.mean(axis=0))]
+    rows = [(result.name, result.last, result.best, result.clips) for result in results]
+    rows.append(("mean", *values.mean(axis=0), None))
     if len(results) > 1:
-        rows.append(("std", *values.std(axis=0, ddof=1)))
-    return Table(
-        (results[0].metric, "last", "best"), [(name, f"{last:.4f}", f"{best:.4f}") for name, last, best in rows]
-    )
+        rows.append(("std", *values.std(axis=0, ddof=1), None))
+    shown = [
+        (name, f"{last:.4f}", f"{best:.4f}", "" if clips is None else f"{clips:,}") for name, last, best, clips in rows
+    ]
+    return Table((results[0].metric, "last", "best", "clips"), shown)

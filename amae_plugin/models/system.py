@@ -25,6 +25,7 @@ class System(Generic[E]):
         config: class of the settings.
         model_class: pretraining model, built from a config.
         encoder_class: encoder, built from the same config.
+        paper: whom to cite: authors, title, place, year and number at arXiv.
         default_input: input of the published models; recipes change its length and statistics.
         downstream: settings of the encoder that a downstream task replaces, for instance a regularisation of
             pretraining.
@@ -40,6 +41,7 @@ class System(Generic[E]):
     config: type[PretrainingConfig]
     model_class: type[PretrainingModel]
     encoder_class: type[E]
+    paper: str = field(kw_only=True)
     default_input: ModelInput = field(default_factory=ModelInput)
     downstream: Mapping[str, object] = field(default_factory=dict)
     fits_positions: bool = False

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -82,8 +81,8 @@ def plot_comparison(
         centres = [group + (index - (len(series) - 1) / 2) * bar_width for group in bars]
         means, stds = np.array([(bar.mean, bar.std or 0.0) for bar in bars.values()]).T
         reach = [np.minimum(stds, means), np.minimum(stds, 1 - means)] if stds.any() else None
-        whiskers: dict[str, Any] = {"capsize": 3 * (not upright), "error_kw": {"elinewidth": 1.2}}
-        drawn = ax.bar(centres, means, 0.92 * bar_width, yerr=reach, color=colour_of[name], **whiskers)
+        lines = {"elinewidth": 1.2, "capsize": 0 if upright else 3}
+        drawn = ax.bar(centres, means, 0.92 * bar_width, color=colour_of[name], yerr=reach, error_kw=lines)
         labels = [f"{bar.mean:.1%}" if upright else str(bar).replace(" ", "\n", 1) for bar in bars.values()]
         turned = 90 * upright
         ax.bar_label(drawn, labels, padding=2, fontsize=TICK_SIZE, rotation=turned, path_effects=OVER_LINES)

@@ -83,7 +83,8 @@ def plot_class_scores(
         ax.annotate(between, *place, ha="center", va="center", fontsize=8, color=NOTE, bbox=box)
     else:
         ax = figure.subplots()
-    _draw_bars(ax, rows, scores[shown], mean, np.where(worst, RED, BLUE).tolist())
+    margin = _VALUE_INCHES / (_BARS_SHARE * figure.get_figwidth())
+    _draw_bars(ax, rows, scores[shown], mean, np.where(worst, RED, BLUE).tolist(), margin)
     ax.set_xlabel(measure)
     characters = min(LONGEST_NAME, int(_NAMES_SHARE * figure.get_figwidth() / text_inches(1, TICK_SIZE)))
     ax.set_yticks(rows, [shorten(names[index], characters) for index in shown], fontsize=TICK_SIZE, parse_math=False)
@@ -96,14 +97,15 @@ def plot_class_scores(
     return figure
 
 
-def _draw_bars(ax: Axes, rows: np.ndarray, scores: np.ndarray, mean: float, colours: Sequence[str]) -> None:
-    """Draw bars from the top down, with their values at their ends, and the mean as a line."""
+def _draw_bars(
+    ax: Axes, rows: np.ndarray, scores: np.ndarray, mean: float, colours: Sequence[str], margin: float
+) -> None:
+    """Draw bars from the top down, and the mean as a line; values at the ends of bars need a *margin*, a share."""
     bars = ax.barh(rows, scores, height=0.72, color=colours)
     ax.bar_label(bars, fmt="{:.3f}", padding=3, fontsize=7, path_effects=OVER_LINES)
     low, high = min(scores.min(), 0.0), max(scores.max(), 1.0)
-    bars_inches = _BARS_SHARE * ax.figure.bbox.width / ax.figure.dpi
-    margin = _VALUE_INCHES / bars_inches * (high - low)  # for the values at the longest bars
-    ax.set(xlim=(low - margin * (low < 0), high + margin), ylim=(rows[-1] + 0.7, -0.7))
+    spare = margin * (high - low)
+    ax.set(xlim=(low - spare * (low < 0), high + spare), ylim=(rows[-1] + 0.7, -0.7))
     ax.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND_STEPS))
     ax.tick_params(axis="y", length=0)
     open_axes(ax, "x")

@@ -9,6 +9,7 @@ import torch
 
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.main import main
+from amae_plugin.models.registry import SYSTEMS
 
 SIZES = {"input_length": 64, "num_mel_bins": 64, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -36,6 +37,7 @@ def test_a_pretraining_checkpoint(tmp_path, capsys, write_checkpoint):
     unknown = ("updates", "epoch", "metric", "last", "best", "train_loss", "data", "classes", "lr")
     assert all(facts[name] is None for name in unknown)
     assert lines["model"] == "amae_audio_mae"
+    assert lines["to cite"] == facts["paper"] == SYSTEMS["amae_audio_mae"].paper
     assert lines["parameters"] == f"encoder {encoder:,}, decoder {decoder:,}, total {encoder + decoder:,}"
     assert lines["normalised"] == "(x - mean) / (2 std), mean -6, std 4, task.mean and task.std"
     assert not {"training", "measures", "data", "classes"} & set(lines)  # nothing is known of them

@@ -10,10 +10,16 @@ from amae_plugin.errors import UserError
 from amae_plugin.evaluation.sweep import read_results, summarize
 
 
-def write_run(folder: Path, extra_state: dict[str, float], metric: str = "accuracy") -> None:
+def write_run(
+    folder: Path, extra_state: dict[str, float], metric: str = "accuracy", task: dict[str, object] | None = None
+) -> None:
     (folder / "checkpoints").mkdir(parents=True)
     content = {
-        "cfg": {"model": {"_name": "amae_classifier"}, "checkpoint": {"best_checkpoint_metric": metric}},
+        "cfg": {
+            "model": {"_name": "amae_classifier"},
+            "checkpoint": {"best_checkpoint_metric": metric},
+            "task": task or {},
+        },
         "model": {},
         "extra_state": extra_state,
     }
@@ -22,15 +28,20 @@ def write_run(folder: Path, extra_state: dict[str, float], metric: str = "accura
 
 def test_mean_and_sample_deviation_of_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for fold, (last, best) in enumerate([(0.9, 0.91), (0.8, 0.85), (0.94, 0.94)], 1):
-        write_run(tmp_path / f"fold{fold}", {"val_loss": last, "best": best})
+        (tmp_path / "data" / f"fold{fold}").mkdir(parents=True)
+        lines = "".join(f"{clip}.wav\t16000\n" for clip in range(1000 * fold))
+        (tmp_path / "data" / f"fold{fold}" / "valid.tsv").write_text(f".\n{lines}")
+        task = {"data": str(tmp_path / "data"), "fold": fold}
+        write_run(tmp_path / f"fold{fold}", {"val_loss": last, "best": best}, task=task)
+    (tmp_path / "data" / "fold3" / "valid.tsv").unlink()
     (tmp_path / "multirun.yaml").write_text("not a run")
     assert [result.name for result in read_results(tmp_path)] == ["fold1", "fold2", "fold3"]
     assert main(["results", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines] == [
-        ["accuracy", "last", "best"],
-        ["fold1", "0.9000", "0.9100"],
-        ["fold2", "0.8000", "0.8500"],
+        ["accuracy", "last", "best", "clips"],
+        ["fold1", "0.9000", "0.9100", "1,000"],
+        ["fold2", "0.8000", "0.8500", "2,000"],
         ["fold3", "0.9400", "0.9400"],
         ["mean", "0.8800", "0.9000"],
         ["std", "0.0721", "0.0458"],

@@ -14,6 +14,7 @@ SYSTEM = System(
     AudioMAEConfig,
     AudioMAE,
     AudioMAEEncoder,
+    paper='Huang et al., "Masked Autoencoders that Listen", NeurIPS 2022, arXiv:2207.06405',
     published=(published.AudioMAEPretrained, published.AudioMAEFineTuned, published.ImageMAE),
     as_timm=as_timm,
 )

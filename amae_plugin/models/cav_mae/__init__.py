@@ -15,6 +15,7 @@ SYSTEM = System(
     CAVMAEConfig,
     CAVMAE,
     CAVMAEEncoder,
+    paper='Gong et al., "Contrastive Audio-Visual Masked Autoencoder", ICLR 2023, arXiv:2210.07839',
     default_input=ModelInput(mean=-5.081, std=4.4849, normalization="one_std", image=ImageInput()),
     published=(published.CAVMAEPretrained, published.CAVMAEFineTuned),
     load_image_weights=published.load_image_weights,

@@ -13,6 +13,8 @@ SYSTEM = System(
     EATConfig,
     EAT,
     EATEncoder,
+    paper='Chen et al., "EAT: '
+    'Self-Supervised Pre-Training with Efficient Audio Transformer", IJCAI 2024, arXiv:2401.03497',
     published=(published.EATPretrained, published.EATFineTuned),
     as_timm=published.as_timm,
 )

@@ -15,6 +15,8 @@ SYSTEM = System(
     M2DConfig,
     M2D,
     M2DEncoder,
+    paper='Niizumi et al., "Masked Modeling Duo: '
+    'Towards a Universal Audio Pre-training Framework", TASLP 2024, arXiv:2404.06095',
     default_input=ModelInput(SlaneyLogMel(), target_length=608, mean=-7.1, std=4.2, normalization="one_std"),
     published=(published.M2DPretrained, published.M2DFineTuned),
     as_timm=as_timm,

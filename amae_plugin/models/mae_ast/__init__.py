@@ -14,6 +14,8 @@ SYSTEM = System(
     MAEASTConfig,
     MAEAST,
     MAEASTEncoder,
+    paper='Baade et al., "MAE-AST: '
+    'Masked Autoencoding Audio Spectrogram Transformer", Interspeech 2022, arXiv:2203.16691',
     default_input=ModelInput(front_end=LogMel(window_type="povey"), normalization="model"),
     # A classifier has stochastic depth instead.
     downstream={"layerdrop": 0.0},

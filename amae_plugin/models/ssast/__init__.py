@@ -13,6 +13,7 @@ SYSTEM = System(
     SSASTConfig,
     SSAST,
     SSASTEncoder,
+    paper='Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer", AAAI 2022, arXiv:2110.09784',
     fits_positions=True,
     published=(published.SSASTPretrained, published.ASTFineTuned, published.ImageNetViT),
     load_image_weights=published.load_image_weights,
