@@ -31,7 +31,27 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
         product = F.linear(x, self.weight)
-        return product + self.bias.to(product.dtype)
+        bias = self.bias.to(product.dtype)
+        if product.device.type == "cpu" and bias.requires_grad:
+            return _AddBias.apply(product, bias)
+        return product + bias
+
+
+class _AddBias(torch.autograd.Function):
+    """Add a bias (D,) to (..., D).
+
+    The gradient of the bias, a sum over rows, is a product with ones: compiled code for a CPU sums column by column,
+    which takes up to fifteen times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, product: Tensor, bias: Tensor) -> Tensor:
+        return product + bias
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        return gradient, (rows.new_ones(1, len(rows)) @ rows)[0]
 
 
 def init_linear(module: nn.Module, init_weight: Callable[[Tensor], object]) -> None:
@@ -74,8 +94,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """(B, L, D) to (B, L, D); tokens where ``padding_mask`` (B, L) is True are not attended to."""
         batch, length, dim = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        query, key, value = split_heads(self.qkv(x), self.num_heads)
         x = attention(query, key, value, padding_mask, self.dropout if self.training else 0.0)
         return self.proj(x.transpose(1, 2).reshape(batch, length, dim))
 
@@ -92,6 +111,12 @@ class Dropout(nn.Module):
         if not self.training or not self.p or x.device.type != "cpu":
             return F.dropout(x, self.p, self.training)
         return x * random_kept(x.shape, self.p) * _scale(self.p)
+
+
+def split_heads(qkv: Tensor, num_heads: int) -> list[Tensor]:
+    """Split (B, L, 3 D) into query, key and value (B, H, L, C)."""
+    # The gradients of chunks are joined. Those of places along a dimension are padded with zeros and added up.
+    return [part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1)]
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor | None, dropout: float) -> Tensor:

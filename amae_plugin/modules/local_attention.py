@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amae_plugin.modules.blocks import Linear, Mlp, check_heads
+from amae_plugin.modules.blocks import Linear, Mlp, check_heads, split_heads
 from amae_plugin.modules.embedding import Size2d
 
 SEPARATION = -100.0
@@ -59,8 +59,8 @@ class WindowAttention(nn.Module):
         """Map tokens in window order (B, W * S, D) to the same shape."""
         batch, length, dim = x.shape
         bias = self.meta_mlp(plan.distances).T.reshape(-1, plan.window_length, plan.window_length)  # (H, S, S)
-        qkv = self.qkv(x).view(-1, plan.window_length, 3, self.num_heads, dim // self.num_heads)
-        x = cosine_attention(qkv, self.tau, bias, plan.separation)
+        windows = self.qkv(x).view(-1, plan.window_length, 3 * dim)
+        x = cosine_attention(*split_heads(windows, self.num_heads), self.tau, bias, plan.separation)
         return self.proj(x.reshape(batch, length, dim))
 
 
@@ -94,9 +94,10 @@ class WindowBlock(nn.Module):
         return x + self.norm2(self.mlp(x))
 
 
-def cosine_attention(qkv: Tensor, tau: Tensor, bias: Tensor, separation: Tensor | None) -> Tensor:
-    """Attend inside windows: qkv (B * W, S, 3, H, C) to (B * W, S, H, C)."""
-    query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B * W, H, S, C) each
+def cosine_attention(
+    query: Tensor, key: Tensor, value: Tensor, tau: Tensor, bias: Tensor, separation: Tensor | None
+) -> Tensor:
+    """Attend inside windows: query, key and value (B * W, H, S, C) each, to (B * W, S, H, C)."""
     norms = query.norm(dim=-1, keepdim=True) * key.norm(dim=-1).unsqueeze(-2)
     scores = query @ key.transpose(-2, -1) / norms.clamp(min=1e-6)
     scores = scores / tau.clamp(min=0.01)[:, None, None] + bias

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from amae_plugin.modules.blocks import Attention, Block
+from amae_plugin.modules.blocks import Attention, Block, split_heads
 
 
 class MultiWindowAttention(Attention):
@@ -35,7 +35,7 @@ class MultiWindowAttention(Attention):
     @override
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         batch, length, dim = x.shape
-        query, key, value = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = split_heads(self.qkv(x), self.num_heads)
         # Filled there: numbers that come from the CPU would make it wait for a GPU in every block.
         table = torch.cat([self.relative, *(self.relative.new_full((1,), value) for value in (0.0, -torch.inf))])
         bias = table[_entries(self.windows, length, x.device)].to(query.dtype)
