@@ -215,9 +215,9 @@ def _layers(
         for states, _ in model.encode(waveforms, all_layers):
             yield states.mean(dim=1).cpu()
 
-    bar = {"desc": f"features of {split}", "total": len(clips), "unit": "clip", "disable": split is None}
     with torch.inference_mode():
-        return torch.stack(list(tqdm(means(), **bar))).numpy()
+        bar = tqdm(means(), f"features of {split}", len(clips), unit="clip", disable=split is None)
+        return torch.stack(list(bar)).numpy()
 
 
 def _of_layer(split: Examples, layer: int) -> Examples:

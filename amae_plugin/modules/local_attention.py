@@ -60,7 +60,8 @@ class WindowAttention(nn.Module):
         batch, length, dim = x.shape
         bias = self.meta_mlp(plan.distances).T.reshape(-1, plan.window_length, plan.window_length)  # (H, S, S)
         windows = self.qkv(x).view(-1, plan.window_length, 3 * dim)
-        x = cosine_attention(*split_heads(windows, self.num_heads), self.tau, bias, plan.separation)
+        query, key, value = split_heads(windows, self.num_heads)
+        x = cosine_attention(query, key, value, self.tau, bias, plan.separation)
         return self.proj(x.reshape(batch, length, dim))
 
 

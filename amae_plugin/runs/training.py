@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from amae_plugin.errors import UserError
 from amae_plugin.files import write_json
@@ -155,8 +155,8 @@ class _Running:
             )
         self._key, self._units, form = _UNITS[training.unit]
         self._start = time.monotonic()
-        options = {"unit": training.unit, "bar_format": form, "leave": False}
-        self._progress = tqdm(total=training.end, desc=training.description, **options)
+        bar: dict[str, Any] = {"total": training.end, "desc": training.description, "unit": training.unit}
+        self._progress = tqdm(bar_format=form, leave=False, **bar)
 
     def has_ended(self, failures: dict[Path, UserError] | None) -> bool:
         """Show the progress, and tell whether the training is done or its failure has been noted.
