@@ -65,7 +65,7 @@ def open_recipe(recipe: str, config_dir: Path, overrides: Sequence[str] = ()) ->
     # Only the commands that read recipes pay for importing Hydra.
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
-    from yaml import YAMLError
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
     path = Path(recipe) if recipe.endswith(".yaml") else config_dir / f"{recipe}.yaml"
     if not path.is_file():
@@ -90,7 +90,7 @@ def reason(error: Exception, addable: Callable[[DictConfig], Iterable[str]] = la
         addable: of some settings, the keys that could be added to them.
     """
     from hydra.errors import MissingConfigException, OverrideParseException
-    from yaml import MarkedYAMLError  # type: ignore[import-untyped]
+    from yaml import MarkedYAMLError
 
     origin: BaseException | None = error
     while origin is not None:
