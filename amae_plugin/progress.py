@@ -8,5 +8,5 @@ from tqdm import tqdm as _tqdm
 class tqdm(_tqdm):  # noqa: N801
     """tqdm's bar, on a terminal only."""
 
-    def __init__(self, *args: Any, disable: bool = False, **options: Any):
-        super().__init__(*args, disable=disable or None, **options)
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **{**options, "disable": options.get("disable") or None})

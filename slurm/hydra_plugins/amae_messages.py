@@ -77,6 +77,8 @@ def _from_a_file(
         MissingConfigException: there is no file.
     """
     name = kwargs["config_name"]
+    if any(override.startswith("hydra.searchpath=") for override in kwargs["overrides"]):
+        return load(*args, **kwargs)  # from folders that are not known yet
     sources = [each for each in loader.get_sources() if each.scheme() != "structured" and each.available()]
     if name is not None and not any(source.is_config(name) for source in sources):
         recipes = [each for each in sources if each.provider not in ("hydra", "main")] or sources
