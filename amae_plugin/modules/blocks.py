@@ -41,7 +41,7 @@ class _AddBias(torch.autograd.Function):
     """Add a bias (D,) to (..., D).
 
     The gradient of the bias, a sum over rows, is a product with ones: compiled code for a CPU sums column by column,
-    which takes up to fifteen times as long.
+    which takes fifteen times as long for 2048 x 2048 values.
     """
 
     @staticmethod
