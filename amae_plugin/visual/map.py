@@ -22,7 +22,7 @@ from amae_plugin.visual.style import (
 
 _SIDE = 5.0  # inches
 _LINE_INCHES = 0.2  # of a legend
-_COLOURS = (*PALETTE[:-1], *(colormaps["tab20"](index) for index in (2, 4, 10, 12, 16, 18, 1, 5, 9, 13)), SLATE)
+_COLOURS = (*PALETTE, *(colormaps["tab20"](index) for index in (2, 4, 10, 12, 16, 18, 1, 5, 9, 13)))
 """Of groups, in their order; more groups than colours share them."""
 _NAMES_UP_TO = 60
 _MARKERS = "os^Dv"

@@ -177,7 +177,7 @@ def test_settings_are_the_recipes_with_sizes_of_its_task_and_changes(config_dir)
         (["--recipe", "other"], "model._name=wav2vec2 is not a model that can be measured; there are: amae_audio_mae"),
         (
             ["--recipe", "tiny_recipe", "--set", "model.dept=3"],
-            "model.dept: .* nearest is model.depth",
+            "model.dept: there is no such setting; the nearest is model.depth",
         ),
         (["--recipe", "tiny_recipe", "--device", "toaster"], "must be auto, cpu, cuda or cuda:N"),
         (["--recipe", "tiny_recipe", "--device", "cuda:99"], "PyTorch finds no such GPU"),

@@ -45,9 +45,8 @@ def clips(tmp_path):
 def test_embed_to_one_file(checkpoints, clips, tmp_path, capsys, kind):
     out = tmp_path / "made" / "x.npz"
     assert run("embed", checkpoints[kind], clips, "--out", out, "--timestamps", "--batch-size", 3) == 0
-    output, error = capsys.readouterr()
+    output, _ = capsys.readouterr()
     assert output == f"embeddings of 3 clips, 32 values each: {out}\n"
-    assert "embedding: 100%" in error
     found = np.load(out)
     assert set(found) == {"paths", "embeddings", "steps", "timestamps", "offsets"}
     assert found["paths"].tolist() == [str(clips / name) for name in ("a.wav", "b/c.flac", "d.ogg")]
@@ -94,8 +93,7 @@ def test_embed_refuses_to_write_two_clips_to_one_file(checkpoints, clips, tmp_pa
 
 def test_predict_on_the_terminal(checkpoints, clips, capsys):
     assert run("predict", checkpoints["classifier"], clips, "--top-k", 2) == 0
-    output, error = capsys.readouterr()
-    assert "predicting: 100%" in error
+    output, _ = capsys.readouterr()
     model = load_model(checkpoints["classifier"], device="cpu")
     lines = []
     for name in ("a.wav", "b/c.flac", "d.ogg"):

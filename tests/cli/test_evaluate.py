@@ -93,8 +93,7 @@ def test_one_label_a_clip(single, tmp_path, capsys, write_checkpoint):
     assert metrics["classes"][3] == {"name": "unheard", "display_name": "unheard", "clips": 0, **nothing}
     assert metrics["macro_f1"] == pytest.approx(sum(f1) / 3)
 
-    output, errors = capsys.readouterr()
-    assert "30/30" in errors
+    output, _ = capsys.readouterr()
     assert "test: 30 clips, 4 classes" in output
     for name, key in (("accuracy", "accuracy"), ("macro F1", "macro_f1")):
         low, high = metrics["intervals"][key]
@@ -285,10 +284,9 @@ def test_trials(trials, tmp_path, capsys, write_checkpoint, kind):
     assert (figures["trials"], figures["clips"], figures["same_speaker"]) == (21, 7, 9)
     expected = equal_error_rate([float(row["score"]) for row in rows], [int(row["same"]) for row in rows])
     assert figures["equal_error_rate"] == pytest.approx(expected)
-    output, errors = capsys.readouterr()
+    output, _ = capsys.readouterr()
     assert f"equal error rate  {expected:.4f}" in output
     assert "21 trials of 7 clips, 9 of one speaker" in output
-    assert "9/9" in errors  # the clip that is in no trial is not scored, and two clips are longer
 
 
 def test_trials_with_a_clip_that_cannot_be_decoded(tmp_path, capsys, write_checkpoint, write_split):

@@ -35,8 +35,7 @@ def test_error_rates_and_the_worst_clips(tmp_path, data, capsys, write_recognise
     folder = tmp_path / "run" / "evaluation" / "test"
     tables = {"metrics.md", "metrics.csv", "metrics.tex"}
     assert {file.name for file in folder.iterdir()} == {*tables, "metrics.json", "predictions.csv"}
-    output, errors = capsys.readouterr()
-    assert "6/6" in errors
+    output, _ = capsys.readouterr()
     with (folder / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == [f"{index}.flac" for index in range(6)]

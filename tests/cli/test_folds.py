@@ -84,7 +84,6 @@ def test_esc50(esc50, tmp_path, capsys, monkeypatch):
         f"task.data={out} task.mean=auto task.std=auto\n"
     ) in output
     assert errors.count("warning: fold 4: 2 clips, as published there are 400") == 1
-    assert "12/12" in errors
 
 
 def test_esc50_validated_on_the_next_fold(esc50, tmp_path, capsys):
@@ -116,7 +115,6 @@ def test_iemocap(iemocap, tmp_path, capsys):
     assert f"--config-name finetune_audio_mae_tiny task.data={out / 'fold1'},{out / 'fold2'}," in output
     assert " model.pretrained=null +model@model.encoder=amae_audio_mae_tiny task.mean=auto task.std=auto\n" in output
     assert errors.count("warning: hap: 5 clips, as published there are 1,636") == 1
-    assert "20/20" in errors
 
     assert main([*arguments, "--out", str(tmp_path / "one"), "--fold", "4"]) == 0
     for split in ("train", "valid", "test"):

@@ -41,13 +41,12 @@ def test_manifest_folder_says_what_it_did_and_what_comes_next(tree, tmp_path, ca
         assert main(arguments) == 0
     finally:
         (tree / "broken.wav").unlink()
-    output, bar = capsys.readouterr()
+    output, _ = capsys.readouterr()
     out = tmp_path / "out"
     assert "files: 20 (train 15, valid 5)" in output
     assert "16000 Hz (20)" in output
     assert f"unreadable: 1, listed with reasons in {out.relative_to(tmp_path)}/unreadable.tsv" in output
     assert f"--config-name pretrain_audio_mae_tiny task.data={out} task.mean=auto task.std=auto\n" in output
-    assert "21/21" in bar
     assert Manifest.read(out / "train.tsv").root == str(tree)
 
 

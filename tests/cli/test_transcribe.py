@@ -46,8 +46,7 @@ NAMES = ("a.wav", "b/c.flac", "d.ogg")
 
 def test_on_the_terminal(checkpoint, clips, capsys):
     assert run(checkpoint, clips) == 0
-    output, error = capsys.readouterr()
-    assert "transcribing: 100%" in error
+    output, _ = capsys.readouterr()
     model = load_model(checkpoint, device="cpu")
     found = {str(clips / name): model.transcribe(clips / name) for name in NAMES}
     assert output.splitlines() == [f"{path}: {transcription.text}" for path, transcription in found.items()]

@@ -182,7 +182,6 @@ def test_bad_files_of_a_folder_are_left_out_and_listed(tmp_path, wav, capsys, wo
     assert torch.equal(found[1][1], load_waveform(good[0]))
     assert conclude(clips) == 1
     error = capsys.readouterr().err
-    assert "reading: 100%" in error and "10/10" in error
     lines = error.splitlines()
     listed = lines[lines.index("left out, as they cannot be used: 8") + 1 :]
     assert listed[-1] == f"  {tmp_path / 'missing.wav'}: No such file or directory"
