@@ -31,27 +31,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features)."""
         product = F.linear(x, self.weight)
-        bias = self.bias.to(product.dtype)
-        if product.device.type == "cpu" and bias.requires_grad:
-            return _AddBias.apply(product, bias)
-        return product + bias
-
-
-class _AddBias(torch.autograd.Function):
-    """Add a bias (D,) to (..., D).
-
-    The gradient of the bias, a sum over rows, is a product with ones: compiled code for a CPU sums column by column,
-    which takes fifteen times as long for 2048 x 2048 values.
-    """
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, product: Tensor, bias: Tensor) -> Tensor:
-        return product + bias
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        rows = gradient.reshape(-1, gradient.shape[-1])
-        return gradient, (rows.new_ones(1, len(rows)) @ rows)[0]
+        return product + self.bias.to(product.dtype)
 
 
 def init_linear(module: nn.Module, init_weight: Callable[[Tensor], object]) -> None:
