@@ -21,7 +21,7 @@ from amae_plugin.evaluation.maps import NAME as MAP
 from amae_plugin.files import replacing
 from amae_plugin.inference.clips import load_waveform
 from amae_plugin.inference.reconstruction import Reconstructor
-from amae_plugin.runs.training import COMMAND, Training, read_losses
+from amae_plugin.runs.training import COMMAND, Training, read_losses, read_probes
 from amae_plugin.visual import plot_loss, plot_reconstructions
 from amae_plugin.visual.page import ClipView, template
 from amae_plugin.visual.spectrograms import COLOURS, COLUMNS, colour_span, decibel_panels
@@ -67,7 +67,7 @@ class Clip(NamedTuple):
 def next_steps(demo: Demo) -> list[tuple[str, str]]:
     """Give the commands that do the same with one's own recordings, each with its purpose."""
     train = shlex.join([COMMAND, "--config-dir", str(demo.config_dir)])
-    statistics = f"$(amae stats manifests/mine --recipe {PRETRAINING} | tail -n 1)"
+    statistics = "task.mean=auto task.std=auto"
     checkpoints = {name: f"{_OUT}/{name}/checkpoints/checkpoint_best.pt" for name in (PRETRAINING, FINE_TUNING)}
     return [
         (
@@ -105,7 +105,9 @@ def write_page(
     """
     clips = {split: Clip.of_split(demo, split) for split in _SPLITS}
     losses = read_losses(pretraining.log)
-    save(plot_loss(losses, title="Pretraining of a tiny Audio-MAE on spoken words"), demo.root / "loss.png")
+    probes = [(probe.update, probe.value) for probe in read_probes(pretraining.log)]
+    figure = plot_loss(losses, title="Pretraining of a tiny Audio-MAE on spoken words", probe=probes)
+    save(figure, demo.root / "loss.png")
     reconstructor = Reconstructor(Checkpoint.read(pretraining.checkpoint))
     front_end = reconstructor.input.front_end
     maps = {

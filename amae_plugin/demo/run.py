@@ -14,7 +14,6 @@ from pathlib import Path
 from amae_plugin.corpora import speech_commands
 from amae_plugin.data.labels import LABELS_NAME, write_names
 from amae_plugin.data.manifest import Manifest
-from amae_plugin.data.statistics import read_or_measure
 from amae_plugin.demo.page import Accuracy, Clip, next_steps, write_page
 from amae_plugin.demo.settings import FINE_TUNING, FROM_SCRATCH, PRETRAINED, PRETRAINING, Demo
 from amae_plugin.demo.words import make_words
@@ -30,8 +29,7 @@ from amae_plugin.files import write_json
 from amae_plugin.inference.model import load_model
 from amae_plugin.processes import run_program
 from amae_plugin.recipe_files import recipe_folder
-from amae_plugin.recipes import open_recipe, override
-from amae_plugin.runs.statistics import front_end_of
+from amae_plugin.recipes import recipe_number
 from amae_plugin.runs.training import Training, complete, read_losses
 from amae_plugin.visual import plot_comparison
 from amae_plugin.visual.style import save
@@ -51,20 +49,13 @@ def run(demo: Demo) -> None:
     start = time.monotonic()
     with _step(f"1. A corpus: {len(demo.words)} words, spoken by {len(demo.speakers)} voices, in {demo.corpus}"):
         make_words(demo.corpus, demo.clips_per_word, words=demo.words, speakers=demo.speakers)
-    with _step(f"2. Manifests, with voices held out that training never hears, and statistics, in {demo.manifests}"):
+    with _step(f"2. Manifests, with voices held out that training never hears, in {demo.manifests}"):
         written = [demo.manifests / f"{split}.tsv" for split in ("train", "valid", "test")]
         if not _is_newer(written, demo.corpus) or Path(Manifest.read(written[0]).root) != demo.corpus.absolute():
             print(speech_commands.build(demo.corpus, demo.manifests, "v2-35").summary)
             write_names(demo.manifests / LABELS_NAME, sorted(demo.words))  # and no others of Speech Commands
-        settings = [override("task.data", demo.manifests), *demo.overrides]
-        with open_recipe(PRETRAINING, demo.config_dir, settings) as recipe:
-            updates, frames = recipe.optimization.max_update, recipe.task.target_length
-            front_end = front_end_of(recipe.model)
-        mean, std = read_or_measure(written[0], front_end, frames, demo.manifests / "stats.json")
-        print(f"log-mel values: mean {mean:.3f}, standard deviation {std:.3f}")
-    statistics = [f"task.mean={mean:.4f}", f"task.std={std:.4f}"]
-    overrides = [*statistics, *demo.overrides]
-    pretraining = demo.training("pretraining", PRETRAINING, "pretraining", updates, overrides)
+    updates = recipe_number(PRETRAINING, demo.config_dir, "optimization.max_update", demo.overrides)
+    pretraining = demo.training("pretraining", PRETRAINING, "pretraining", updates, demo.overrides)
     with _step(f"3. Pretraining, by the recipe {demo.config_dir / PRETRAINING}.yaml, in {pretraining.folder}"):
         complete([pretraining])
         for name, points in read_losses(pretraining.log).items():
@@ -76,7 +67,7 @@ def run(demo: Demo) -> None:
         print((demo.probe / "probe.md").read_text(encoding="utf-8"), end="")
     against = "the pretrained encoder against the same network from scratch, with the same number of updates"
     with _step(f"5. Telling the words apart, by the recipe {demo.config_dir / FINE_TUNING}.yaml: {against}"):
-        fine_tunings = demo.fine_tunings(pretraining.checkpoint, statistics)
+        fine_tunings = demo.fine_tunings(pretraining.checkpoint)
         complete(list(fine_tunings.values()))
         accuracies = _evaluate(demo, fine_tunings)
         clips = len(Manifest.read(written[-1]))

@@ -4,11 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from amae_plugin.corpora.speech_commands import WORDS
 from amae_plugin.demo.words import SPEAKERS, Speaker
 from amae_plugin.recipes import override
 from amae_plugin.runs.training import Training, recipe_arguments
 
+WORDS = (
+    *("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"),
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+)
+"""Words of Speech Commands that are commands and digits."""
 PRETRAINING = "pretrain_audio_mae_tiny"
 FINE_TUNING = "finetune_audio_mae_tiny"
 MODEL = "amae_audio_mae_tiny"
@@ -26,7 +30,7 @@ class Demo:
         words: words that are spoken.
         speakers: voices that speak them.
         fractions: updates of training with labels, by the fraction of the labels.
-        overrides: further Hydra overrides of the pretraining recipe, such as ``optimization.max_update=20``.
+        overrides: further Hydra overrides of the pretraining recipe.
         fine_tuning_overrides: further Hydra overrides of the fine-tuning recipe.
     """
 
@@ -35,8 +39,8 @@ class Demo:
     clips_per_word: int = 100
     words: Sequence[str] = WORDS
     speakers: Sequence[Speaker] = SPEAKERS
-    fractions: Mapping[float, int] = field(default_factory=lambda: {1.0: 600, 0.1: 300})
-    overrides: Sequence[str] = ()
+    fractions: Mapping[float, int] = field(default_factory=lambda: {1.0: 200, 0.1: 150})
+    overrides: Sequence[str] = ("optimization.max_update=1600", "task.probe_interval=400")
     fine_tuning_overrides: Sequence[str] = ()
 
     @property
@@ -73,9 +77,10 @@ class Demo:
         """Describe a training by a recipe, in the folder *name*."""
         folder = self.root / name
         arguments = recipe_arguments(recipe, self.config_dir, folder, self.manifests)
-        return Training(title, [*arguments, *overrides], updates, folder)
+        statistics = ("task.mean=auto", "task.std=auto")
+        return Training(title, [*arguments, *statistics, *overrides], updates, folder)
 
-    def fine_tunings(self, pretrained: Path, statistics: Sequence[str]) -> dict[tuple[float, str], Training]:
+    def fine_tunings(self, pretrained: Path) -> dict[tuple[float, str], Training]:
         """Describe the trainings with labels, by fraction of the labels and start.
 
         For each fraction, the pretrained encoder and the same network from scratch get the same number of updates.
@@ -91,6 +96,6 @@ class Demo:
             for start, encoder in starts.items():
                 title = f"{start}, {fraction:.0%} of the labels"
                 name = f"fine-tuning/{start}_{fraction:.0%}".replace(" ", "_").rstrip("%")
-                overrides = [*statistics, *budget, *encoder, *self.fine_tuning_overrides]
+                overrides = [*budget, *encoder, *self.fine_tuning_overrides]
                 trainings[fraction, start] = self.training(title, FINE_TUNING, name, updates, overrides)
         return trainings

@@ -1,4 +1,4 @@
-"""The demo's corpus: the 35 words of Speech Commands, spoken by eSpeak NG and laid out as its publisher lays it out.
+"""The demo's corpus: words of Speech Commands, spoken by eSpeak NG and laid out as its publisher lays it out.
 
 Seventy-two voices, each an accent, a timbre and a pitch, stand in for the speakers. The validation and the test split
 have voices that training never hears, though it does hear their timbres with other accents. A synthesiser says a word

@@ -27,7 +27,7 @@ from amae_plugin.demo.run import main, run
 from amae_plugin.demo.settings import Demo
 from amae_plugin.demo.words import SPEAKERS
 from amae_plugin.errors import UserError
-from amae_plugin.runs.training import read_losses
+from amae_plugin.runs.training import read_losses, read_probes
 
 CONFIG_DIR = Path(__file__).parents[2] / "config"
 HELD_OUT = [speaker for speaker in SPEAKERS if speaker.split == "valid"][:2]
@@ -45,6 +45,7 @@ SMALL = (
     "lr_scheduler.warmup_updates=2",
     "common.log_interval=1",
     "task.picture_interval=0",
+    "task.probe_interval=6",
     "model.embed_dim=48",
     "model.depth=1",
     "model.decoder_embed_dim=32",
@@ -99,7 +100,7 @@ def test_everything_is_there(first: tuple[Path, str]) -> None:
         assert (root / name).stat().st_size > 10_000
         assert str(root / name) in printed
     assert len(re.findall(r"^-- \d+ s$", printed, re.M)) == 6, "each step says how long it took"
-    for command in ("fairseq-hydra-train", "amae manifest folder", "amae stats", "from scratch"):
+    for command in ("fairseq-hydra-train", "amae manifest folder", "from scratch"):
         assert command in printed
 
 
@@ -128,6 +129,7 @@ def test_losses_are_those_logged(first: tuple[Path, str]) -> None:
     assert [update for update, _ in losses["validation"]] == [4, 8, 12]
     assert losses["validation"][-1][1] < losses["validation"][0][1]
     assert f"{losses['validation'][-1][1]:.3f} after 12" in printed
+    assert [probe.update for probe in read_probes(log_of_pretraining(root))] == [0, 6, 12]
 
 
 def test_accuracies_are_those_of_the_classifiers_on_unheard_voices(first: tuple[Path, str]) -> None:
