@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from amae_plugin.data.audio import AudioError, load_clip
@@ -69,7 +68,7 @@ def measure(
     # A generator of its own: the caller's random numbers, such as a model's first weights, are what they would be.
     options: dict[str, Any] = {"generator": torch.Generator(), "num_workers": min(workers, len(subset))}
     loader = DataLoader(subset, batch_size=_CLIPS_PER_STEP, collate_fn=_moments, **options)
-    total = torch.zeros(4, dtype=torch.float64)
+    total = np.zeros(4)
     with tqdm(total=len(chosen), desc="measuring", unit="clip") as progress:
         for moments in loader:
             total += moments
@@ -89,11 +88,14 @@ def measure(
     return {"mean": mean, "std": std, **counts}
 
 
-def _moments(items: Sequence[Item | None]) -> Tensor:
-    """(4,) float64: clips, real frames, sum and sum of squares of their values."""
+def _moments(items: Sequence[Item | None]) -> np.ndarray:
+    """(4,) float64: clips, real frames, sum and sum of squares of their values.
+
+    Unlike a tensor, an array goes to the other process as it is, and no thread of this one fails if that ends.
+    """
     real = [item["source"][: item["length"]].double() for item in items if item is not None]
     sums = [[1.0, len(values), float(values.sum()), float(values.square().sum())] for values in real]
-    return torch.tensor(sums, dtype=torch.float64).reshape(-1, 4).sum(dim=0)
+    return np.array(sums).reshape(-1, 4).sum(axis=0)
 
 
 def read_or_measure(path: Path, front_end: FrontEnd, target_length: int, cache: Path) -> tuple[float, float]:
