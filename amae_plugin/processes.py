@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TextIO
 
 from amae_plugin.errors import UserError
@@ -107,9 +107,16 @@ def terminated_with_parent() -> Callable[[], None]:
 def killed_with_parent(worker: int) -> None:
     """Have this process killed when its parent ends: a ``worker_init_fn`` for :class:`torch.utils.data.DataLoader`.
 
-    A worker whose results are large would wait for ever to hand them to a parent that was killed.
+    A worker whose results are large would wait for ever to hand them to a parent that was killed. One whose parent is
+    about to end says nothing of the tensors that it could not hand over.
     """
     _signal_at_end_of_parent(signal.SIGKILL)
+    sys.excepthook = _report_unless_alone
+
+
+def _report_unless_alone(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _terminate_with(parent: int) -> None:

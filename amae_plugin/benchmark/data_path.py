@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from amae_plugin.data.dataset import AudioDataset, Item
 from amae_plugin.data.features import FEATURES
 from amae_plugin.data.pictures import load_picture
 from amae_plugin.errors import UserError
+from amae_plugin.processes import killed_with_parent
 from amae_plugin.progress import tqdm
 
 
@@ -65,7 +67,8 @@ def measure_worker(dataset: AudioDataset, indices: Sequence[int], batch: int) ->
 def measure_loader(dataset: AudioDataset, indices: Sequence[int], batch: int, workers: int) -> float:
     """Measure the clips per second of a DataLoader, after an untimed pass that starts its workers."""
     clips = Subset(dataset, indices)
-    loader = DataLoader(clips, batch, num_workers=workers, collate_fn=dataset.collate, persistent_workers=workers > 0)
+    options: dict[str, Any] = {"persistent_workers": workers > 0, "worker_init_fn": killed_with_parent}
+    loader = DataLoader(clips, batch, num_workers=workers, collate_fn=dataset.collate, **options)
     for description in ("data loader: warm-up", "data loader: timed"):
         start = time.perf_counter()
         count = sum(len(batch.get("id", ())) for batch in tqdm(loader, desc=description, unit="batch"))

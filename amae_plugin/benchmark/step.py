@@ -26,7 +26,7 @@ from amae_plugin.data.dataset import AudioDataset
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.models.registry import SYSTEMS
-from amae_plugin.processes import end_with_parent, signals_held_back
+from amae_plugin.processes import end_with_parent, killed_with_parent, signals_held_back
 from amae_plugin.progress import tqdm
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -154,6 +154,7 @@ def _fed_rate(spec: StepSpec, step: Callable[..., None], device: torch.device) -
         spec.batch,
         sampler=sampler,
         num_workers=spec.workers,
+        worker_init_fn=killed_with_parent,
         collate_fn=dataset.collate,
         pin_memory=device.type == "cuda",
     )

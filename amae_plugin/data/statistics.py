@@ -17,7 +17,7 @@ from amae_plugin.data.log_mel import FrontEnd, LogMel, ModelInput
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.files import reading, write_json
-from amae_plugin.processes import available_cpus
+from amae_plugin.processes import available_cpus, killed_with_parent
 from amae_plugin.progress import tqdm
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ def measure(
     subset = Subset(dataset, chosen.tolist())
     # A generator of its own: the caller's random numbers, such as a model's first weights, are what they would be.
     options: dict[str, Any] = {"generator": torch.Generator(), "num_workers": min(workers, len(subset))}
+    options["worker_init_fn"] = killed_with_parent
     loader = DataLoader(subset, batch_size=_CLIPS_PER_STEP, collate_fn=_moments, **options)
     total = np.zeros(4)
     with tqdm(total=len(chosen), desc="measuring", unit="clip") as progress:
@@ -89,10 +90,7 @@ def measure(
 
 
 def _moments(items: Sequence[Item | None]) -> np.ndarray:
-    """(4,) float64: clips, real frames, sum and sum of squares of their values.
-
-    Unlike a tensor, an array goes to the other process as it is, and no thread of this one fails if that ends.
-    """
+    """(4,) float64: clips, real frames, sum and sum of squares of their values."""
     real = [item["source"][: item["length"]].double() for item in items if item is not None]
     sums = [[1.0, len(values), float(values.sum()), float(values.square().sum())] for values in real]
     return np.array(sums).reshape(-1, 4).sum(axis=0)

@@ -17,6 +17,7 @@ from amae_plugin.errors import UserError
 from amae_plugin.inference.windows import CENTRE, frame_positions, piece_positions
 from amae_plugin.models.base import Model
 from amae_plugin.modules.compute import choose_device, enough_memory
+from amae_plugin.processes import killed_with_parent
 from amae_plugin.progress import tqdm
 
 Inputs = dict[str, Tensor]
@@ -248,6 +249,7 @@ def _batches(dataset: AudioDataset, clips: np.ndarray, options: Options, device:
             options.batch_size,
             num_workers=min(options.workers, len(attempts)),
             collate_fn=attempts.collate,
+            worker_init_fn=killed_with_parent,
             pin_memory=device.type == "cuda",
         )
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from amae_plugin.data.audio import (
 from amae_plugin.data.log_mel import FrontEnd, LogMel
 from amae_plugin.data.manifest import Clip
 from amae_plugin.errors import UserError
+from amae_plugin.processes import killed_with_parent
 from amae_plugin.progress import tqdm
 
 Audio = str | os.PathLike | np.ndarray | Tensor
@@ -407,7 +408,8 @@ def load_each(
 
     An error of a clip is returned, since an exception of a worker arrives with its traceback.
     """
-    return iter(torch.utils.data.DataLoader(_Loads(sources, load), batch_size=None, num_workers=workers))
+    options: dict[str, Any] = {"num_workers": workers, "worker_init_fn": killed_with_parent}
+    return iter(torch.utils.data.DataLoader(_Loads(sources, load), batch_size=None, **options))
 
 
 def load_all(clips: SizedItems[Clip], sample_rate: int, workers: int) -> Iterator[Tensor]:
