@@ -19,6 +19,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from amae_plugin.cli.arguments import add_config_dir, add_formats, natural
+from amae_plugin.cli.choices import CONTESTANTS
 from amae_plugin.errors import UserError
 from amae_plugin.runs.settings import Comparison
 
@@ -33,12 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--minutes", type=float, default=default.minutes, help="time of each pretraining (%(default)s)")
     add("--updates", type=natural, default=default.updates, help="length of a fine-tuning, 0: none (%(default)s)")
     add("--fractions", type=float, nargs="+", default=default.fractions, help="shares of the labels (1 and 0.1)")
-    add("--systems", type=str.upper, nargs="+", default=default.systems, help="some of the systems, and AST (all)")
+    add("--systems", type=_contestant, nargs="+", default=default.systems, help="some of the systems, and AST (all)")
     add("--seeds", type=natural, nargs="+", default=default.seeds, help="seeds to train each with (1)")
     add_formats(parser)
     change, recipe = "KEY=VALUE", "change the fine-tuning recipe"
     add("--set", dest="overrides", nargs="+", default=[], metavar=change, help="change the pretraining recipes")
     add("--set-fine-tuning", dest="fine_tuning_overrides", nargs="+", default=[], metavar=change, help=recipe)
+
+
+def _contestant(text: str) -> str:
+    """Return the name of a contestant, whatever the case of its letters."""
+    return next((name for name in CONTESTANTS if name.casefold() == text.casefold()), text)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -58,7 +58,7 @@ _WARM_UP = 0.05
 """Share of pretraining in which the learning rate rises."""
 _DONE = re.compile(r"done training in ([0-9.]+) seconds")
 CONTESTANTS: Mapping[str, str | None] = {
-    **{system.title.upper(): f"pretrain_{name.removeprefix('amae_')}_tiny" for name, system in SYSTEMS.items()},
+    **{system.title: f"pretrain_{name.removeprefix('amae_')}_tiny" for name, system in SYSTEMS.items()},
     "AST": None,
 }
 """Pretraining recipes by contestant: all systems, and AST, which is not pretrained."""

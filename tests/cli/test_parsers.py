@@ -176,7 +176,7 @@ def test_the_line_that_a_shell_runs_is_printed(shell: str, capsys: pytest.Captur
 
 
 def test_choices_are_those_of_the_registries() -> None:
-    assert [name.upper() for name in choices.CONTESTANTS] == list(CONTESTANTS)
+    assert tuple(CONTESTANTS) == choices.CONTESTANTS
     assert set(choices.FRONT_ENDS) == set(FRONT_ENDS)
     assert set(choices.WINDOWS) == set(WINDOWS)
     assert set(choices.MASKINGS) == set(MASKINGS)

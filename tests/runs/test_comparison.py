@@ -119,7 +119,7 @@ def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--systems", "Beats"], "--systems: no BEATS; there are AUDIO-MAE, MAE-AST, SSAST, "),
+        (["--systems", "Beats"], "--systems: no Beats; there are Audio-MAE, MAE-AST, SSAST, "),
         (["--minutes", "0"], "--minutes must be above 0"),
         (["--updates", "0", "--systems", "AST"], "AST is not pretrained, so with --updates 0 there is nothing to do"),
         (["--seeds", "1", "2", "1"], "--seeds 1 2 1: must be different numbers"),
