@@ -7,6 +7,7 @@ from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import MODEL_DATACLASS_REGISTRY
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
+from hydra import version
 from omegaconf import OmegaConf
 
 import amae_plugin.fairseq_plugin  # noqa: F401 - registers them
@@ -27,6 +28,7 @@ def test_all_tasks_and_models_are_tried() -> None:
 
 @pytest.mark.parametrize(("task", "model", "criterion"), CASES)
 def test_options_become_settings(task: str, model: str, criterion: str) -> None:
+    version.setbase("1.1")  # of fairseq-train's process, where nothing has asked Hydra for a later one
     given = ["--task", task, "--arch", model, "--criterion", criterion, "--optimizer", "amae_adamw"]
     given += ["--lr-scheduler", "amae_cosine", "--batch-size", "8", "--augmentations", "roll,magnitude", "--bf16"]
     arguments = options.parse_args_and_arch(options.get_training_parser(), ["manifests", *given])
