@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,12 @@ def add_config_dir(parser: argparse._ActionsContainer, default: object = None) -
     """Add ``--config-dir``; *default* replaces the folder that is used without it."""
     text = "take the recipes of this folder (default: config, or where there is none, the installed ones)"
     parser.add_argument("--config-dir", type=Path, default=default or recipe_folder(), metavar="DIR", help=text)
+
+
+def add_workers(parser: argparse._ActionsContainer, does: str) -> None:
+    """Add ``--workers``, the processes in which a command *does* something, such as ``decode``."""
+    text = f"{does} in this many processes (default: %(default)s)"
+    parser.add_argument("--workers", type=natural, default=os.cpu_count(), metavar="N", help=text)
 
 
 def device(text: str) -> str:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amae_plugin.cli.arguments import add_config_dir, device, natural, positive
+from amae_plugin.cli.arguments import add_config_dir, add_workers, device, positive
 from amae_plugin.cli.choices import PRECISIONS
 from amae_plugin.errors import UserError
 from amae_plugin.files import try_file, write_json, writing
@@ -93,15 +92,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     trace = "also write a profile of a step in the first precision, for ui.perfetto.dev and chrome://tracing"
     add("--profile", type=Path, metavar="FILE", help=trace)
 
-    add = parser.add_argument_group("data path").add_argument
+    data_path = parser.add_argument_group("data path")
+    add = data_path.add_argument
     add("--data", type=Path, metavar="MANIFEST", help="measure the data path with these clips")
-    add(
-        "--workers",
-        type=natural,
-        default=os.cpu_count(),
-        metavar="N",
-        help="decode in this many processes (default: %(default)s)",
-    )
+    add_workers(data_path, "decode")
     add(
         "--clips", type=positive, default=500, metavar="N", help="draw this many clips at random (default: %(default)s)"
     )

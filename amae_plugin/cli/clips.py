@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amae_plugin.cli.arguments import device, natural, positive
+from amae_plugin.cli.arguments import add_workers, device, positive
 from amae_plugin.cli.choices import EMBEDDINGS
 from amae_plugin.errors import UserError, printable
 
@@ -29,13 +28,7 @@ def add_model(parser: argparse.ArgumentParser, batch_size: int = 16, unit: str =
         metavar="N",
         help=f"process this many {unit} at a time (default: %(default)s)",
     )
-    add(
-        "--workers",
-        type=natural,
-        default=os.cpu_count(),
-        metavar="N",
-        help="decode in this many processes (default: %(default)s)",
-    )
+    add_workers(parser, "decode")
     add(
         "--device",
         type=device,

@@ -5,11 +5,10 @@ folder, which can be moved as a whole. The command continues what was interrupte
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-from amae_plugin.cli.arguments import natural, positive
+from amae_plugin.cli.arguments import add_workers, positive
 from amae_plugin.cli.choices import PACKINGS
 from amae_plugin.files import try_folder
 
@@ -41,13 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MB",
         help="make shards of about this size (default: %(default)s)",
     )
-    add(
-        "--workers",
-        type=natural,
-        default=os.cpu_count(),
-        metavar="N",
-        help="pack in this many processes (default: %(default)s)",
-    )
+    add_workers(parser, "pack")
 
 
 def run(args: argparse.Namespace) -> int:

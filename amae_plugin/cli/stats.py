@@ -4,10 +4,9 @@ Prints them as settings of a recipe. A training with task.mean=auto and task.std
 """
 
 import argparse
-import os
 from pathlib import Path
 
-from amae_plugin.cli.arguments import add_config_dir, natural, positive
+from amae_plugin.cli.arguments import add_config_dir, add_workers, natural, positive
 from amae_plugin.cli.choices import FRONT_ENDS
 from amae_plugin.files import try_file, write_json, writing
 
@@ -33,8 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     front_end = "measure log-mel values of this front end; M2D's is slaney (default: the recipe's, or kaldi)"
     add("--front-end", choices=FRONT_ENDS, help=front_end)
     add("--seed", type=natural, default=1, metavar="N", help="draw with this seed (default: %(default)s)")
-    workers = "decode in this many processes (default: %(default)s)"
-    add("--workers", type=natural, default=os.cpu_count(), metavar="N", help=workers)
+    add_workers(parser, "decode")
     add("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from amae_plugin.corpora.archives import COMPRESSED, Archive, Member
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, find_audio, is_hidden
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, Scan, read_headers, write_corpus
-from amae_plugin.corpora.splits import split_classes
+from amae_plugin.corpora.splits import add_split_seed, split_classes
 from amae_plugin.errors import UserError
 from amae_plugin.files import open_regular
 from amae_plugin.progress import tqdm
@@ -279,13 +279,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="hold out this share for testing, likewise (default: %(default)s)",
     )
-    add(
-        "--seed",
-        type=int,
-        default=1,
-        metavar="N",
-        help="choose the clips held out with this seed (default: %(default)s)",
-    )
+    add_split_seed(parser)
 
 
 LAYOUT = Layout("shards", "list tar and zip archives, as WebDataset and Hugging Face ship audio", _add_arguments, build)

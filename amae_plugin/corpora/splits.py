@@ -67,6 +67,12 @@ def split_classes(
     return splits, warnings
 
 
+def add_split_seed(parser: argparse.ArgumentParser) -> None:
+    """Add ``--seed``, by which clips are held out."""
+    text = "choose the clips held out with this seed (default: %(default)s)"
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help=text)
+
+
 def add_fold(parser: argparse.ArgumentParser, what: str) -> None:
     """Add ``--fold``; *what* says what the fold of that number is for."""
     text = f"test on this {what}; all: on each in turn, written to DIR/fold1, DIR/fold2, ..."

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from amae_plugin.corpora.audio_files import add_allow_missing, find_listed, report_missing
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, prepare_units, read_headers, write_corpus
-from amae_plugin.corpora.splits import split_names
+from amae_plugin.corpora.splits import add_split_seed, split_names
 from amae_plugin.corpora.transcripts import CASES, PUNCTUATION, add_units, check_text, normalize
 from amae_plugin.data.lines import bad_lines, read_lines
 from amae_plugin.errors import UserError
@@ -207,13 +207,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     held_out = "hold out this share of the training clips for {} if it has no table (default: %(default)s)"
     add("--valid-fraction", type=float, default=0.05, metavar="SHARE", help=held_out.format("validation"))
     add("--test-fraction", type=float, default=0.0, metavar="SHARE", help=held_out.format("testing"))
-    add(
-        "--seed",
-        type=int,
-        default=1,
-        metavar="N",
-        help="choose the clips held out with this seed (default: %(default)s)",
-    )
+    add_split_seed(parser)
     add_allow_missing(parser)
 
 
