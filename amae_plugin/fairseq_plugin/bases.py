@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Dict, List, Type, TypeVar, Union, cast
 
 import numpy as np
@@ -166,6 +167,7 @@ def plain_module(model: nn.Module, kind: Type[Kind]) -> Kind:
     return model
 
 
+@cache
 def _end_with_parent_only() -> None:
     """Have this worker end at a SIGTERM of its parent, and at nobody else's; and at no interrupt.
 
@@ -173,8 +175,8 @@ def _end_with_parent_only() -> None:
     process has an update to finish. A worker that ignored SIGTERM altogether would be waited for in vain at the end of
     a run.
     """
-    if signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT}):
-        threading.Thread(target=_await_parents_signal, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    threading.Thread(target=_await_parents_signal, daemon=True).start()
 
 
 def _await_parents_signal() -> None:

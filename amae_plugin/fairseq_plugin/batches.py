@@ -6,7 +6,9 @@ of devices. Its own stand-ins for empty batches lose the size of an update's oth
 
 # No `from __future__ import annotations`: the other modules of this room have none either, for fairseq's sake.
 import logging
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Dict, Optional
 
 import numpy as np
@@ -20,6 +22,16 @@ logger = logging.getLogger(__name__)
 
 STAND_IN = "stand_in"
 """Key of a batch that takes an empty batch's place, and counts nowhere."""
+
+
+@contextmanager
+def _workers_may_start() -> Iterator[None]:
+    """Hold SIGTERM back, here and in workers that start meanwhile: those heed only their parent's once they load."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class LoadedBatches(CountingIterator):
@@ -40,7 +52,8 @@ class LoadedBatches(CountingIterator):
 
     def __next__(self) -> Values:
         self.stopwatch.start()
-        batch = super().__next__()
+        with _workers_may_start():
+            batch = super().__next__()
         self.stopwatch.stop()
         return batch or {**self.stand_in(), STAND_IN: True}
 
@@ -155,5 +168,6 @@ class EpochBatches(EpochBatchIterator):
         logger.warning(f"{lists}; the next epoch has the new ones")
 
     def _get_iterator_for_epoch(self, *arguments: Any, **options: Any) -> Optional[LoadedBatches]:
-        batches = super()._get_iterator_for_epoch(*arguments, **options)
+        with _workers_may_start():
+            batches = super()._get_iterator_for_epoch(*arguments, **options)
         return None if batches is None else LoadedBatches(batches, lambda: self.first_batch, self.stopwatch)

@@ -240,6 +240,7 @@ class Run:
             raise SystemExit(128 + received)
         refused: list[str | None] = [None]
         if distributed_utils.get_global_rank() == 0:
+            logger.info(f"{stopped}; requeueing the job")  # first, since SLURM may close the log with the job
             try:
                 requeue(os.environ, self.requeues)
             except UserError as error:
@@ -248,7 +249,6 @@ class Run:
             distributed.broadcast_object_list(refused, src=0)
         if refused[0] is not None:
             raise UserError(f"{stopped}, but the job is not requeued: {refused[0]}. The same command continues the run")
-        logger.info(f"{stopped}, and the job is requeued")
         raise SystemExit(REQUEUED)
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from torch.utils.data import get_worker_info
 
 from amae_plugin.cluster import signals
+from amae_plugin.fairseq_plugin import bases
 from amae_plugin.fairseq_plugin.classification import AmaeClassificationTask, AmaeClassificationTaskConfig
 
 CLASSES = ["rare", "common"]
@@ -33,7 +35,7 @@ def task(folder: Path, **settings: object) -> AmaeClassificationTask:
 
 
 def epoch(
-    made: AmaeClassificationTask, number: int, shard: int = 0, shards: int = 1, workers: int = 0
+    made: AmaeClassificationTask, number: int, shard: int = 0, shards: int = 1, workers: int = 0, **options: int
 ) -> Iterator[list]:
     """Places in the epoch and clips of each batch of a device."""
     iterator = made.get_batch_iterator(
@@ -44,6 +46,7 @@ def epoch(
         shard_id=shard,
         num_workers=workers,
         disable_iterator_cache=True,
+        **options,
     )
     for batch in iterator.next_epoch_itr():
         yield batch["id"].tolist() if batch else []
@@ -83,6 +86,20 @@ def test_epoch_goes_on_after_a_signal_to_all_processes(folder: Path, watching: N
     subprocess.run(["kill", "-TERM", *(str(process.pid) for process in processes)], check=True)
     assert [*heard, *batches] == whole
     assert signals.first_received() == signal.SIGTERM
+
+
+@pytest.mark.parametrize("buffer", [0, 4])
+def test_epoch_goes_on_after_a_signal_to_a_worker_that_has_just_begun(
+    folder: Path, buffer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def terminated() -> object:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return get_worker_info()
+
+    made = task(folder)
+    whole = list(epoch(made, 2))
+    monkeypatch.setattr(bases, "get_worker_info", terminated)  # what a worker asks first of all
+    assert list(epoch(made, 2, workers=2, data_buffer_size=buffer)) == whole
 
 
 def epoch_with_a_dead_worker(folder: Path) -> None:

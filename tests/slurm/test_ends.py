@@ -83,7 +83,7 @@ def test_signal_and_preemption_requeue_and_lose_nothing(
     # As before a time-out, but to one process of the two: both must stop after the same update.
     _, rank_1 = slurm.trainers(job)
     os.kill(rank_1, signal.SIGUSR2)
-    reason = "at SIGUSR2; a checkpoint was written, and the job is requeued"
+    reason = "at SIGUSR2; a checkpoint was written; requeueing the job"
     slurm.wait_for(reason, job, log)
     stopped = max(losses(read(log)))
     assert 4 <= stopped < 40
@@ -95,7 +95,7 @@ def test_signal_and_preemption_requeue_and_lose_nothing(
         *("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"),
         *("--wrap", "true"),
     ).stdout.strip()
-    reason = "at SIGTERM; a checkpoint was written, and the job is requeued"
+    reason = "at SIGTERM; a checkpoint was written; requeueing the job"
     slurm.wait_for(reason, job, log)
     state = slurm.wait_for_end(job, log)
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "2"), read(log)
