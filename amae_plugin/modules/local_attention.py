@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._triton import has_triton_package
 
 from amae_plugin.modules.blocks import Linear, Mlp, check_heads, split_heads
 from amae_plugin.modules.embedding import Size2d
@@ -18,6 +19,7 @@ from amae_plugin.modules.embedding import Size2d
 SEPARATION = -100.0
 """Score added to a pair of tokens that share a window but are not neighbours, as in the published code (Swin)."""
 
+_LOWEST_TEMPERATURE = 0.01
 _META_DROPOUT = 0.1  # dropout of the relative position bias
 _PADDING = 2  # region of the padding along a side, the last
 
@@ -60,8 +62,12 @@ class WindowAttention(nn.Module):
         batch, length, dim = x.shape
         bias = self.meta_mlp(plan.distances).T.reshape(-1, plan.window_length, plan.window_length)  # (H, S, S)
         windows = self.qkv(x).view(-1, plan.window_length, 3 * dim)
-        query, key, value = split_heads(windows, self.num_heads)
-        x = cosine_attention(query, key, value, self.tau, bias, plan.separation)
+        if _has_kernels(windows, self.num_heads):
+            scale = 1 / self.tau.clamp(min=_LOWEST_TEMPERATURE)
+            x = attend_in_windows(windows, scale, bias.float(), plan.separation)
+        else:
+            query, key, value = split_heads(windows, self.num_heads)
+            x = cosine_attention(query, key, value, self.tau, bias, plan.separation)
         return self.proj(x.reshape(batch, length, dim))
 
 
@@ -101,11 +107,68 @@ def cosine_attention(
     """Attend inside windows: query, key and value (B * W, H, S, C) each, to (B * W, S, H, C)."""
     norms = query.norm(dim=-1, keepdim=True) * key.norm(dim=-1).unsqueeze(-2)
     scores = query @ key.transpose(-2, -1) / norms.clamp(min=1e-6)
-    scores = scores / tau.clamp(min=0.01)[:, None, None] + bias
+    scores = scores / tau.clamp(min=_LOWEST_TEMPERATURE)[:, None, None] + bias
     if separation is not None:
         by_clip = scores.unflatten(0, (-1, len(separation)))
         scores = (by_clip + separation[:, None]).flatten(0, 1)
     return (scores.softmax(-1) @ value).transpose(1, 2)
+
+
+def _has_kernels(windows: Tensor, num_heads: int) -> bool:
+    """Whether Triton's kernels take windows (N, S, 3 D): their matrices have powers of two from 16 on as sides."""
+    sides = windows.shape[1], windows.shape[2] // 3 // num_heads
+    return windows.is_cuda and has_triton_package() and all(side in (16, 32, 64, 128) for side in sides)
+
+
+# Opaque to the compiler, as a kernel of PyTorch's own is.
+@torch.library.custom_op("amae::attend_in_windows", mutates_args=(), device_types="cuda")
+def attend_in_windows(qkv: Tensor, scale: Tensor, bias: Tensor, separation: Tensor | None) -> Tensor:
+    """Do what :func:`cosine_attention` does, on a GPU, in one kernel.
+
+    Args:
+        qkv: (B * W, S, 3 D), queries, keys and values.
+        scale: (H,) float32, inverse temperatures.
+        bias: (H, S, S) float32.
+        separation: (W, S, S).
+
+    Returns:
+        (B * W, S, D).
+    """
+    from amae_plugin.modules import window_kernels
+
+    return window_kernels.forward(qkv, scale, bias.contiguous(), separation)
+
+
+@attend_in_windows.register_fake
+def _(qkv: Tensor, scale: Tensor, bias: Tensor, separation: Tensor | None) -> Tensor:
+    return qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
+
+
+@torch.library.custom_op("amae::attend_in_windows_backward", mutates_args=(), device_types="cuda")
+def _gradients(
+    gradient: Tensor, qkv: Tensor, scale: Tensor, bias: Tensor, separation: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    from amae_plugin.modules import window_kernels
+
+    return window_kernels.backward(gradient.contiguous(), qkv, scale, bias.contiguous(), separation)
+
+
+@_gradients.register_fake
+def _(
+    gradient: Tensor, qkv: Tensor, scale: Tensor, bias: Tensor, separation: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(qkv), torch.empty_like(scale), bias.new_empty(bias.shape)
+
+
+def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return *_gradients(gradient, *ctx.saved_tensors), None  # type: ignore[attr-defined]
+
+
+attend_in_windows.register_autograd(_backward, setup_context=_save)
 
 
 def padded_grid(grid: Size2d, window: Size2d) -> Size2d:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from amae_plugin import load_model
 from amae_plugin.models.base import PretrainingModel, summed_losses
+from amae_plugin.modules.local_attention import WindowAttention, plan_windows
 
 contract = load("contract", TESTS / "models" / "test_contract.py")
 SYSTEMS = TESTS / "models"
@@ -69,6 +70,27 @@ def test_golden_values(name: str) -> None:
     assert expected.keys() == actual.keys()
     for key, value in expected.items():
         assert_near(actual[key], value.detach(), 1e-3)
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (2, 0)])
+@pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-4), (True, 0.02)], ids=["float32", "bfloat16"])
+def test_attention_in_windows(shift: tuple[int, int], bf16: bool, tolerance: float) -> None:
+    torch.manual_seed(0)
+    attention = WindowAttention(512, 16).eval()  # as in the published decoder, for which the GPU has kernels
+    x, weights = torch.randn(3, 64, 512), torch.randn(3, 64, 512)
+    found: list[dict[str, Tensor]] = []
+    for device in (torch.device("cpu"), DEVICE):
+        attention = attention.to(device)
+        tokens, plan = x.to(device, copy=True).requires_grad_(), plan_windows((8, 8), (4, 4), shift, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and device == DEVICE):
+            output = attention(tokens, plan)
+        attention.zero_grad()
+        (output * weights.to(device)).sum().backward()
+        gradients = {name: parameter.grad.clone() for name, parameter in attention.named_parameters()}
+        found.append({"output": output, "tokens": tokens.grad, **gradients})
+    expected, actual = found
+    for key, value in expected.items():
+        assert_near(actual[key], value.detach().cpu(), tolerance)
 
 
 @pytest.mark.parametrize("variant", contract.VARIANTS.values(), ids=contract.VARIANTS)

@@ -55,6 +55,8 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, time, frequency, D) to the same shape."""
-        # Channels come last throughout: the transposes are views.
-        convolved = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        # On a CPU, channels come last throughout: the transposes are views. A GPU's libraries would copy such a tensor
+        # back and forth for each of a convolution's three products.
+        channels = x.permute(0, 3, 1, 2)
+        convolved = self.conv(channels.contiguous() if x.is_cuda else channels).permute(0, 2, 3, 1)
         return x + F.gelu(F.layer_norm(convolved, convolved.shape[-1:]))
