@@ -41,7 +41,7 @@ test-slurm: setup
 
 # On the machine's GPU, in minutes; with AMAE_TEST_DEVICE=cpu the same code runs on the CPU, in more of them.
 test-gpu: setup
-	$(BIN)/python -m pytest -rfE tests/gpu
+	$(BIN)/python -m pytest -rfE -n auto --maxprocesses 6 tests/gpu
 
 lint: setup
 	$(BIN)/ruff check

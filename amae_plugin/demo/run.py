@@ -156,11 +156,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m amae_plugin.demo", description="Pretrain a tiny Audio-MAE.")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything (%(default)s)")
     parser.add_argument("--config-dir", type=Path, default=recipe_folder(), help="folder of the recipes (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the trainings; the words stay (%(default)s)")
     args = parser.parse_args(argv)
 
     def work() -> None:
         if not (args.config_dir / f"{PRETRAINING}.yaml").is_file():
             raise UserError(f"{args.config_dir} holds no {PRETRAINING}.yaml: run this from the root of the repository")
-        run(Demo(args.out, args.config_dir))
+        run(Demo(args.out, args.config_dir, seed=args.seed))
 
     return run_program("demo", work, "the same command continues from here")

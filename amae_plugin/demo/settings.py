@@ -32,6 +32,7 @@ class Demo:
         fractions: updates of training with labels, by the fraction of the labels.
         overrides: further Hydra overrides of the pretraining recipe.
         fine_tuning_overrides: further Hydra overrides of the fine-tuning recipe.
+        seed: seed of all trainings.
     """
 
     root: Path
@@ -42,6 +43,7 @@ class Demo:
     fractions: Mapping[float, int] = field(default_factory=lambda: {1.0: 200, 0.1: 150})
     overrides: Sequence[str] = ("optimization.max_update=1600", "task.probe_interval=400")
     fine_tuning_overrides: Sequence[str] = ()
+    seed: int = 1
 
     @property
     def corpus(self) -> Path:
@@ -77,8 +79,8 @@ class Demo:
         """Describe a training by a recipe, in the folder *name*."""
         folder = self.root / name
         arguments = recipe_arguments(recipe, self.config_dir, folder, self.manifests)
-        statistics = ("task.mean=auto", "task.std=auto")
-        return Training(title, [*arguments, *statistics, *overrides], updates, folder)
+        common = ("task.mean=auto", "task.std=auto", f"common.seed={self.seed}")
+        return Training(title, [*arguments, *common, *overrides], updates, folder)
 
     def fine_tunings(self, pretrained: Path) -> dict[tuple[float, str], Training]:
         """Describe the trainings with labels, by fraction of the labels and start.

@@ -73,6 +73,7 @@ def demo(root: Path, overrides: tuple[str, ...] = SMALL, fractions: Mapping[floa
         fractions=fractions,
         overrides=overrides,
         fine_tuning_overrides=SMALL_FINE_TUNING,
+        seed=2,
     )
 
 
@@ -117,7 +118,9 @@ def test_held_out_voices_are_not_trained_on(first: tuple[Path, str]) -> None:
 def test_the_classes_are_the_words_that_are_spoken(first: tuple[Path, str]) -> None:
     root, _ = first
     last = root / "fine-tuning" / "pretrained_100"
-    assert Checkpoint.read(last / "checkpoints" / "checkpoint_last.pt").task_state["classes"] == ["cat", "seven"]
+    checkpoint = Checkpoint.read(last / "checkpoints" / "checkpoint_last.pt")
+    assert checkpoint.task_state["classes"] == ["cat", "seven"]
+    assert checkpoint.config["common"]["seed"] == 2
     measures = json.loads((last / "evaluation" / "test" / "metrics.json").read_text())
     assert [(each["name"], each["clips"]) for each in measures["classes"]] == [("cat", 4), ("seven", 4)]
 
