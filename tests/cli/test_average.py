@@ -21,7 +21,7 @@ def change(path: Path, seed: int, content: dict[str, Any], *, updates: int | Non
     """Write a checkpoint with other weights of the same model, and counts of batches that differ as well."""
     generator = torch.Generator().manual_seed(seed)
     state = {
-        name: value + torch.randn(value.shape, generator=generator) if value.is_floating_point() else value + seed
+        name: torch.randn(value.shape, generator=generator) if value.is_floating_point() else value + seed
         for name, value in build_model(content["cfg"]["model"]).state_dict().items()
     }
     history = [{"num_updates": updates if updates is not None else seed}]
