@@ -92,6 +92,8 @@ def describe(checkpoint: Checkpoint) -> Facts:
         **{name: checkpoint.setting(section, key, *kinds) for name, (section, key, kinds) in _SETTINGS.items()},
         "classes": list(checkpoint.classes) if checkpoint.task_state.get("classes") else None,
         "units": checkpoint.units.plain() if checkpoint.task_state.get("units") else None,
+        "ema_decay": checkpoint.setting("ema", "ema_decay", int, float) if "ema" in checkpoint.extra_state else None,
+        "average": checkpoint.state_of_run("average", dict),
         "conversion": checkpoint.state_of_run("conversion", dict),
     }
 
@@ -127,7 +129,8 @@ def summary(facts: Facts) -> str:
         "to cite": facts["paper"],
         "classes": _classes(facts),
         "units": facts["units"] and _units(**facts["units"]),
-        "made of": _conversion(facts["conversion"]),
+        "keeps": "" if facts["ema_decay"] is None else f"a moving average of its weights, decay {facts['ema_decay']:g}",
+        "made of": _average(facts["average"]) or _conversion(facts["conversion"]),
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:{width}}  {text}" for name, text in lines.items() if text)
@@ -202,6 +205,10 @@ def _classes(facts: Facts) -> str:
 def _units(labels: str, symbols: Sequence[str], post_process: str) -> str:
     own = symbols[len(SPECIAL) :]
     return f"{len(own):,} of {labels}, which make words as post_process={post_process}: {_first(own)}"
+
+
+def _average(average: Facts | None) -> str:
+    return f"{'moving average' if average['moving'] else 'average'} of {_first(average['of'])}" if average else ""
 
 
 def _conversion(conversion: Facts | None) -> str:

@@ -24,6 +24,7 @@ ROOMS = (
     "modules",
     "models",
     "checkpoints",
+    "averaging",
     "inspection",
     "metrics",
     "inference",

@@ -13,6 +13,7 @@ from amae_plugin.errors import UserError
 from amae_plugin.processes import run_program
 
 COMMANDS = {
+    "average": "average the weights of checkpoints, or take the moving average of one",
     "benchmark": "measure the speed of training or of the data path",
     "compare": "pretrain and fine-tune all systems on equal data",
     "convert": "convert published weights to a checkpoint of this plugin",

@@ -35,6 +35,9 @@ _LEAST = {
     "checkpoint.save_interval": 1,
     "dataset.validate_interval": 1,
     "distributed_training.distributed_world_size": 1,
+    "ema.ema_decay": 0,
+    "ema.ema_start_update": 0,
+    "ema.ema_update_freq": 1,
     "task.max_bad_audio": 0,
     "task.picture_interval": 0,
     "task.pictures": 1,
@@ -44,6 +47,7 @@ _LEAST = {
     "task.probe_valid_clips": 1,
 }
 _MOST = {
+    "ema.ema_decay": 1,
     "common.seed": 2**31 - 1,  # NumPy's are below 2**32, and fairseq adds the epoch
     "dataset.num_workers": 1024,  # more would take all memory, of this machine and of whoever else works on it
 }

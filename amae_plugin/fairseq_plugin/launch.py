@@ -213,6 +213,9 @@ class Run:
         """Read a checkpoint, and compare it with the run if the run begins with it."""
         state = resuming.read_checkpoint(path)
         self._compare(path, state)
+        if self.cfg.ema.store_ema and "ema" not in state["extra_state"]:
+            logger.warning(f"{path} keeps no moving average (ema.store_ema), so this run's begins with its weights")
+            state["extra_state"]["ema"] = state["model"]  # fairseq means to, and has deleted them by then
         return state
 
     def after_update(self, trainer: Trainer, epoch_itr: Any) -> None:

@@ -20,17 +20,20 @@ from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
+from fairseq import trainer as fairseq_trainer
 from fairseq.data import data_utils
-from fairseq.dataclass.configs import CheckpointConfig
+from fairseq.dataclass.configs import CheckpointConfig, EMAConfig
 from fairseq.dataclass.utils import overwrite_args_by_name
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.logging import progress_bar
+from fairseq.models.ema import EMA
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.trainer import Trainer
 from fairseq_cli import train as fairseq_train
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from amae_plugin import files
 from amae_plugin.cluster import signals
@@ -184,6 +187,15 @@ def step(self: AMPOptimizer) -> None:
     self.scaler.update()
 
 
+def build_ema(model: nn.Module, cfg: EMAConfig, device: torch.device) -> EMA:
+    """Build the moving average of ``ema.store_ema``, in which whole numbers, as batch norm counts, stay the model's.
+
+    fairseq multiplies them by the decay as well, which PyTorch refuses.
+    """
+    whole = {name for name, value in model.state_dict().items() if not value.is_floating_point()}
+    return EMA(model, cfg, device, skip_keys=whole)
+
+
 def forget_run() -> None:
     """Forget the best result, the early stopping and the TensorBoard files of a run that ends, and close the files.
 
@@ -212,12 +224,14 @@ REPLACEMENTS = (
     (copy, PathManager),
     (raise_if_valid_subsets_unintentionally_ignored, data_utils),
     (step, AMPOptimizer),
+    (build_ema, fairseq_trainer),
 )
 # Names that functions of fairseq look up: else a replacement would never run, or forget_run would forget nothing.
 LOOKED_UP = {
     "fairseq_cli.hydra_train:_hydra_main": {"call_main"},
     "fairseq_cli.train:main": {"load_checkpoint", "raise_if_valid_subsets_unintentionally_ignored"},
     "fairseq_cli.train:train": {"validate_and_save"},
+    "fairseq.trainer:Trainer._build_ema": {"build_ema"},
     "fairseq.trainer:Trainer.load_checkpoint": {"load_checkpoint_to_cpu"},
     "fairseq.trainer:Trainer.save_checkpoint": {"torch_persistent_save"},
     "fairseq.checkpoint_utils:save_checkpoint": {"copy", "best"},

@@ -22,7 +22,7 @@ LAST = "checkpoint_last.pt"
 _ENTRIES = {"model": dict, "cfg.task": dict, "extra_state": dict, "optimizer_history": list}
 """Entries of a checkpoint of fairseq, and their types."""
 _ONCE = ("reset_optimizer", "reset_lr_scheduler", "reset_meters", "reset_dataloader")
-_COMPARED = ("task", "model", "criterion", "optimizer", "lr_scheduler", "optimization")
+_COMPARED = ("task", "model", "criterion", "optimizer", "lr_scheduler", "optimization", "ema")
 _FREE = {
     *("task.data", "task.recipe", "task.clips_per_epoch", "task.max_update", "task.picture_interval", "task.pictures"),
     *("task.probe_interval", "task.probe_minutes", "task.probe_data", "task.probe_train_clips"),

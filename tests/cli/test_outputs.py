@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": ("evaluate {classifier} --data {clips} --out {folder}", "confusion.png", 2),
     "evaluate, another file": ("evaluate {classifier} --data {clips} --json {out}", "x.json", 3),
     "convert": ("convert {published} {out}", "x.pt", 0),
+    "average": ("average {averaging} --ema --out {out}", "x.pt", 0),
     "export": ("export {classifier} {folder} --format timm", "README.md", 0),
 }
 
@@ -46,7 +47,10 @@ def inputs(
         for part in ("weight", "bias")
     }
     torch.save({**vit, "cls_token": torch.zeros(1, 1, 64), "pos_embed": torch.zeros(1, 17, 64)}, folder / "vit.pth")
+    content = torch.load(write_checkpoint(folder / "run" / "averaging.pt", ["a", "b"]))
+    torch.save({**content, "extra_state": {"ema": content["model"]}}, folder / "run" / "averaging.pt")
     return {
+        "averaging": folder / "run" / "averaging.pt",
         "model": write_checkpoint(folder / "run" / "model.pt", None),
         "classifier": write_checkpoint(folder / "run" / "classifier.pt", ["a", "b"]),
         "recogniser": write_recogniser(folder / "run" / "recogniser.pt"),
@@ -57,7 +61,7 @@ def inputs(
 
 def run(command: str, inputs: dict[str, Path], out: Path) -> int:
     arguments = command.format(**inputs, out=out, folder=out.parent).split()
-    serial = arguments[0] not in ("convert", "export")
+    serial = arguments[0] not in ("average", "convert", "export")
     return main([*arguments, "--workers", "0", "--device", "cpu"] if serial else arguments)
 
 
@@ -101,7 +105,9 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(
     assert "(Not a directory)" in error or "(File exists)" in error
 
 
-@pytest.mark.parametrize("name", ["embed", "predict", "predict as JSON", "evaluate, another file", "convert"])
+@pytest.mark.parametrize(
+    "name", ["embed", "predict", "predict as JSON", "evaluate, another file", "convert", "average"]
+)
 @pytest.mark.parametrize(
     ("make", "reason"), [(Path.mkdir, "Is a directory"), (os.mkfifo, "Not a regular file")], ids=["folder", "fifo"]
 )

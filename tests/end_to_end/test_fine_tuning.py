@@ -163,6 +163,7 @@ def test_global_batch_and_measures_do_not_depend_on_how_they_are_cut(labelled: P
 
 def test_a_run_continues_with_the_same_clips(labelled: Path, tmp_path: Path) -> None:
     overrides = [*EVERYTHING, f"task.data={labelled}", "checkpoint.save_interval_updates=5"]
+    overrides += ["model.batch_norm=true", "ema.store_ema=true", "ema.ema_decay=0.9"]
     whole = finetune(tmp_path / "whole", *overrides, "checkpoint.keep_interval_updates=-1")
     assert whole.returncode == 0, whole.output
     (tmp_path / "resumed" / "checkpoints").mkdir(parents=True)
@@ -172,6 +173,10 @@ def test_a_run_continues_with_the_same_clips(labelled: Path, tmp_path: Path) -> 
     assert resumed.returncode == 0, resumed.output
     assert list(resumed.losses()) == [6, 7, 8]
     assert resumed.losses() == {update: whole.losses()[update] for update in (6, 7, 8)}
+    averages = [last(run).extra_state["ema"] for run in (whole, resumed)]
+    assert not torch.equal(averages[0]["head.weight"], last(whole).state["head.weight"])
+    for name, value in averages[0].items():
+        assert torch.equal(averages[1][name], value), name
 
 
 def test_early_stopping_goes_by_the_measure(labelled: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from fairseq import checkpoint_utils
-from fairseq.dataclass.configs import DatasetConfig
+from fairseq.dataclass.configs import DatasetConfig, EMAConfig
 from fairseq.logging import progress_bar
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.trainer import Trainer
@@ -181,3 +181,15 @@ def test_a_step_of_amp_divides_the_gradients_by_the_loss_scale_once() -> None:
     optimizer.clip_grad_norm(0.0)
     patches.step(optimizer)
     assert weight.item() == 0.5
+
+
+def test_a_moving_average_keeps_the_counts_of_batch_norm() -> None:
+    model = torch.nn.BatchNorm1d(1)
+    ema = patches.build_ema(model, EMAConfig(ema_decay=0.75), torch.device("cpu"))
+    for update in (1, 2):
+        model(torch.tensor([[0.0], [2.0 * update]]))
+        ema.step(model, update)
+    state = ema.get_model().state_dict()
+    # The running mean is 0.1 and then 0.1 x 2 + 0.9 x 0.1.
+    assert state["running_mean"].item() == pytest.approx(0.25 * 0.29 + 0.75 * 0.25 * 0.1)
+    assert state["num_batches_tracked"].item() == 2

@@ -22,6 +22,7 @@ from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin import patches, resuming
 from amae_plugin.fairseq_plugin.batches import EpochBatches
 from amae_plugin.fairseq_plugin.classification import AmaeClassificationTask, AmaeClassificationTaskConfig
+from amae_plugin.fairseq_plugin.launch import Run
 from amae_plugin.fairseq_plugin.resuming import Finished
 
 CLIPS = 47
@@ -184,6 +185,23 @@ def test_an_old_checkpoint_counts_batches_of_its_own_size(tmp_path: Path) -> Non
     torch.save(state, tmp_path / "old.pt")
     read = resuming.read_checkpoint(str(tmp_path / "old.pt"))
     assert read["extra_state"]["train_iterator"]["place"] == {"batches": 6, "shards": 2, "clips": 24}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_moving_average_begins_with_the_weights_of_a_checkpoint_that_keeps_none(
+    kept: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights, average = {"weight": torch.ones(2)}, {"weight": torch.zeros(2)}
+    state = {**WHOLE, "model": weights, "extra_state": {"train_iterator": {}, **({"ema": average} if kept else {})}}
+    torch.save(state, tmp_path / "x.pt")
+    for stores in (True, False):
+        cfg = OmegaConf.create({"checkpoint": {"save_dir": str(tmp_path)}, "ema": {"store_ema": stores}})
+        caplog.clear()
+        read = Run(cfg, requeues=0).read_checkpoint(str(tmp_path / "x.pt"))
+        assert ("ema" in read["extra_state"]) == (kept or stores)
+        if stores:
+            assert torch.equal(read["extra_state"]["ema"]["weight"], (average if kept else weights)["weight"])
+        assert ("x.pt keeps no moving average" in caplog.text) == (stores and not kept)
 
 
 def section(folder: Path, **settings: object) -> DictConfig:
