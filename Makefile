@@ -10,20 +10,22 @@ CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-# One line for each package that is fetched, none for those that are there.
-PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS)
+# One line for each package that is fetched, none for those that are there. With CUDA_HOME set, fairseq's set-up wants
+# CUDA sources that its package lacks.
+PIP_INSTALL = env -u CUDA_HOME $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS)
 BRIEFLY = | { grep --line-buffered -vE '^ |already satisfied|^Looking in|^Obtaining' || true; }
 
 .PHONY: setup demo test test-slurm test-gpu lint
 
 setup: $(INSTALLED)
 
-# fairseq is compiled, which needs torch: so torch comes first, and the build does not fetch another one for itself.
+# fairseq is compiled, which needs torch: so torch comes first, and the build does not fetch another one for itself. On
+# Python 3.13, editdistance is compiled too, by pdm-backend.
 $(INSTALLED): setup.py $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; (3, 11) <= sys.version_info < (3, 14) or sys.exit(f"$(PYTHON) is Python {v}, and 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo '--- PyTorch: some gigabytes to download'
-	@$(PIP_INSTALL) torch torchaudio numpy cython setuptools wheel $(BRIEFLY)
+	@$(PIP_INSTALL) torch torchaudio numpy cython setuptools wheel pdm-backend $(BRIEFLY)
 	@echo '--- amae_plugin and fairseq, which is compiled: about four minutes'
 	@$(PIP_INSTALL) --no-build-isolation -e '.[demo,dev]' $(BRIEFLY)
 	@touch $@

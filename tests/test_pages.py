@@ -39,6 +39,13 @@ def test_python_parses(page: Path) -> None:
         ast.parse(block)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_may_compile_fairseq_unsets_cuda_home(page: Path) -> None:
+    for unset, command in re.findall(r"(env -u CUDA_HOME )?pip install ([^`\n#&]*)", page.read_text()):
+        compiles = "--no-deps" not in command and re.search(r"(^|[\s'\"])(\.|fairseq)|amae[\w.-]*\.whl", command)
+        assert unset or not compiles, f"pip install {command}"
+
+
 def test_the_main_page_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 

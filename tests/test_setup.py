@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import amae_plugin
@@ -56,3 +60,41 @@ def test_constraints_hold_for_every_machine() -> None:
     for constraint in CONSTRAINTS:
         # No label of a build (+cpu, +cu130), no path, no address.
         assert re.fullmatch(r"==\d+(\.\d+)*", str(constraint.specifier)) and constraint.url is None
+
+
+def make_setup(folder: Path, python: str) -> subprocess.CompletedProcess[str]:
+    """`make setup` in a folder of its own, where CUDA is installed; its pip only writes down how it was called."""
+    for name in ("Makefile", "setup.py", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    pip = folder / ".venv" / "bin" / "python"
+    pip.parent.mkdir(parents=True)
+    pip.write_text('#!/bin/sh\necho "$CUDA_HOME $*" >> calls\n')
+    pip.chmod(0o755)
+    command = ["make", "setup", f"PYTHON={python}", "CONSTRAINTS=constraints.txt"]
+    environment = {**os.environ, "CUDA_HOME": "/usr/local/cuda"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_setup_compiles_without_cuda_and_with_tools_that_are_there(tmp_path: Path) -> None:
+    assert make_setup(tmp_path, sys.executable).returncode == 0
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [re.sub(r"-c \S+ .*", "", call) for call in calls] == [" -m pip install --disable-pip-version-check "] * 2
+    tools = set(calls[0].partition("constraints.txt ")[2].split())
+    assert {"torch", "numpy", "cython", "setuptools", "wheel", "pdm-backend"} <= tools  # fairseq's and editdistance's
+    assert tools <= {canonicalize_name(constraint.name) for constraint in CONSTRAINTS}
+    assert calls[1].endswith(" --no-build-isolation -e .[demo,dev]")
+
+
+@pytest.mark.parametrize("version", ["3.10.19", "3.11.0", "3.12.3", "3.13.5", "3.14.0"])
+def test_setup_takes_the_pythons_of_the_package_and_names_them(version: str, tmp_path: Path) -> None:
+    python = tmp_path / "python3"
+    parts = (*map(int, version.split(".")), "final", 0)
+    pretend = f"import sys; sys.version, sys.version_info = '{version} (main)', {parts}"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{pretend}; $2"\n')
+    python.chmod(0o755)
+    done = make_setup(tmp_path, str(python))
+    if version in SpecifierSet(PACKAGE.metadata["Requires-Python"]):
+        assert done.returncode == 0
+    else:
+        said = f"{python} is Python {version}, and 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.11\n"
+        assert done.returncode and said in done.stderr and not (tmp_path / "calls").exists()

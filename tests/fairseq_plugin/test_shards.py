@@ -83,7 +83,7 @@ def test_epoch_goes_on_after_a_signal_to_all_processes(folder: Path, watching: N
     processes = [*multiprocessing.active_children(), multiprocessing.current_process()]
     assert len(processes) == 3
     # From another process, as SLURM's comes: a worker ends at its parent's.
-    subprocess.run(["kill", "-TERM", *(str(process.pid) for process in processes)], check=True)
+    subprocess.run(["sh", "-c", f"kill -TERM {' '.join(str(process.pid) for process in processes)}"], check=True)
     assert [*heard, *batches] == whole
     assert signals.first_received() == signal.SIGTERM
 
