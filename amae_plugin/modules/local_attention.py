@@ -116,8 +116,9 @@ def cosine_attention(
 
 def _has_kernels(windows: Tensor, num_heads: int) -> bool:
     """Whether Triton's kernels take windows (N, S, 3 D): their matrices have powers of two from 16 on as sides."""
-    sides = windows.shape[1], windows.shape[2] // 3 // num_heads
-    return windows.is_cuda and has_triton_package() and all(side in (16, 32, 64, 128) for side in sides)
+    if not windows.is_cuda or windows.dtype == torch.float64 or not has_triton_package():
+        return False
+    return all(side in (16, 32, 64, 128) for side in (windows.shape[1], windows.shape[2] // 3 // num_heads))
 
 
 # Opaque to the compiler, as a kernel of PyTorch's own is.
