@@ -63,11 +63,13 @@ def average(paths: Sequence[Path], out: Path, *, moving: bool = False) -> Checkp
     if len(checkpoints) == 1 and not moving:
         remedy = "name several, or the folder of a run that kept several, or take its moving average (--ema)"
         raise UserError(f"{paths[0]}: one checkpoint alone has no average; {remedy}")
-    first = checkpoints[0]
-    averaged = AveragedModel(first.model(), use_buffers=True)
-    for index, checkpoint in enumerate(checkpoints):
+    first, *others = checkpoints
+    model, facts = first.model(), _facts(first)
+    averaged = AveragedModel(model, use_buffers=True)
+    averaged.update_parameters(model)
+    for index, checkpoint in enumerate(others, 1):
         model = checkpoint.model()
-        _check_same_model(first, checkpoint)
+        _check_same_model(first, facts, checkpoint)
         _refuse_copy(checkpoint, checkpoints[:index])
         averaged.update_parameters(model)
     last = checkpoints[-1]
@@ -111,9 +113,9 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", value
 
 
-def _check_same_model(first: Checkpoint, other: Checkpoint) -> None:
-    own, others = _facts(first), _facts(other)
-    for name in own | others:
+def _check_same_model(first: Checkpoint, own: Mapping[str, object], other: Checkpoint) -> None:
+    others = _facts(other)
+    for name in {**own, **others}:
         if own.get(name) != others.get(name):
             here, there = (textwrap.shorten(str(facts.get(name)), 60) for facts in (own, others))
             values = f"{name} is {here} in the first and {there} in the second"
