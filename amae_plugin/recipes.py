@@ -228,11 +228,6 @@ def updates_of(number: int, clips_per_update: int, epochs: float) -> int:
     return round(math.ceil(int(number) / int(clips_per_update)) * float(epochs))
 
 
-def updates(folder: str, subset: str, clips_per_update: int, epochs: float) -> int:
-    """``${amae.updates:FOLDER,SUBSET,CLIPS_PER_UPDATE,EPOCHS}``: the same for a manifest's clips."""
-    return updates_of(clips(folder, subset), clips_per_update, epochs)
-
-
 def update_freq(clips_per_update: int, batch_size: int, devices: int) -> int:
     """``${amae.update_freq:CLIPS_PER_UPDATE,BATCH_SIZE,DEVICES}``: accumulation steps that make up the global batch.
 
@@ -258,7 +253,9 @@ def _steps(whole_name: str, whole: int, part_name: str, part: int, devices: int)
             raise UserError(f"{name}={value}: must be 1 or more, or set optimization.update_freq=[...] yourself")
     steps, rest = divmod(int(whole), int(part) * int(devices))
     if rest:
-        remedy = "choose one that divides it"
+        of_device, uneven = divmod(int(whole), int(devices))
+        fitting = [number for number in range(1, int(part)) if of_device % number == 0]
+        remedy = "choose one that divides it" if uneven else f"{part_name}={fitting[-1]} would do"
         raise UserError(
             f"{whole_name}={whole} is not a multiple of {part_name}={part} times {devices} devices; {remedy}"
         )
@@ -281,6 +278,6 @@ def positive(number: float) -> bool:
 
 
 _OF_RUNS = (plugin_dir, unless_in_use, devices, positive)
-_OF_CLIPS = (clips, updates, updates_of, update_freq, update_freq_of_frames, scaled_lr)
+_OF_CLIPS = (clips, updates_of, update_freq, update_freq_of_frames, scaled_lr)
 for _value in (*_OF_RUNS, *_OF_CLIPS):
     OmegaConf.register_new_resolver(f"amae.{_value.__name__}", _value, replace=True)

@@ -235,7 +235,9 @@ class AudioDataset(torch.utils.data.Dataset):
             if waveform is not None and weight < 1:
                 other = self._draw_partner(rng)
                 partner, partner_image = self._load(other, rng, image_rng)
-                waveform = None if partner is None else augmentation.mix(waveform, partner, weight)
+                if partner is None:  # it is skipped, and this clip stays as it is
+                    continue
+                waveform = augmentation.mix(waveform, partner, weight)
                 if image is not None and partner_image is not None:
                     image = weight * image + (1 - weight) * partner_image
                 if target is not None and self.labels is not None:

@@ -241,7 +241,7 @@ class Transcripts:
             raise IndexError(f"{len(self)} clips have transcripts, asked for number {index}")
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
-    @property
+    @functools.cached_property
     def steps_needed(self) -> np.ndarray:
         """Steps that CTC needs at least for each clip, (N,) int64: one a unit, and one between equal neighbours."""
         repeated = np.zeros(len(self.ids) + 1, np.int64)

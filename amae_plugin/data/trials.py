@@ -42,6 +42,18 @@ class Trials:
         pairs = np.array([[index[name] for name in names] for _, _, names in trials], np.int64)
         return cls(np.array([label for _, label, _ in trials], bool), pairs)
 
+    def require_both_kinds(self, path: str | os.PathLike[str]) -> Trials:
+        """Return these trials of a file, if some are of one speaker and some of two.
+
+        Raises:
+            UserError: they are of one kind only.
+        """
+        if len(np.unique(self.same)) < 2:
+            same = int(self.same.sum())
+            found = f"there are {same:,} and {len(self.same) - same:,}"
+            raise UserError(f"{path}: needs trials of both kinds, 1 and 0, and {found}")
+        return self
+
 
 def read_trial_lines(path: str | os.PathLike[str]) -> list[tuple[int, int, tuple[str, str]]]:
     """Read the lines that are not blank as (line number, 0 or 1, the two paths).

@@ -19,6 +19,7 @@ from amae_plugin.data.manifest import Clip, Manifest
 from amae_plugin.data.sampling import class_subset
 from amae_plugin.data.trials import Trials
 from amae_plugin.evaluation.frozen import NEIGHBOURS, STRENGTHS, Examples, linear_probe, nearest_neighbours
+from amae_plugin.evaluation.scoring import require_directions
 from amae_plugin.evaluation.tables import Table
 from amae_plugin.inference.clips import SizedItems, load_all
 from amae_plugin.inference.model import AudioModel
@@ -102,18 +103,23 @@ def probe(model: AudioModel, data: Path, workers: int = 0) -> Probing:
 
     Raises:
         UserError: a file is missing or malformed, all clips of ``train`` have the same label, a clip cannot be decoded,
-            or a value of the model is not finite.
+            the trials are of one kind only, or the features of a clip of theirs are all 0, or a value of the model is
+            not finite.
     """
     manifests, labels, several = _read(data, _SPLITS)
     trials = data / "trials.txt"
-    pairs = Trials.read(trials, trial_clips := Manifest.read(data / "trials.tsv")) if trials.exists() else None
+    pairs = None
+    if trials.exists():
+        pairs = Trials.read(trials, trial_clips := Manifest.read(data / "trials.tsv")).require_both_kinds(trials)
     splits = [
-        Examples(_layers(model, manifest, split, workers), _targets(each, several))
+        Examples(_layers(model, manifest, split, workers), _targets(each, several, np.arange(len(each))))
         for manifest, each, split in zip(manifests, labels, _SPLITS)
     ]
     rates = None
     if pairs is not None:
         features = _layers(model, trial_clips, "trials", workers).swapaxes(0, 1)
+        for each in features:
+            require_directions(model.checkpoint, trial_clips, np.arange(len(trial_clips)), each)
         rates = np.array([equal_error_rate(cosine_scores(each, pairs.pairs), pairs.same) for each in features])
     layers = tqdm(range(model.num_layers), desc="probes", unit="layer")
     by_layer = np.array([_one_layer([_of_layer(split, layer) for split in splits], several) for layer in layers])
@@ -165,7 +171,7 @@ class NeighbourProbe:
         parts = []
         for manifest, each, most in zip(manifests, labels, (train_clips, valid_clips)):
             chosen = class_subset(each, min(1.0, most / len(each)), _SEED)
-            parts.append(([manifest[clip] for clip in chosen], _targets(each, several)[chosen]))
+            parts.append(([manifest[clip] for clip in chosen], _targets(each, several, chosen)))
         return cls(parts[0], parts[1], several)
 
     @property
@@ -200,9 +206,9 @@ def _measure(several: bool) -> str:
     return "mAP" if several else "accuracy"
 
 
-def _targets(labels: Labels, several: bool) -> np.ndarray:
-    """Return the classes (N,) of clips, or with several labels multi-hot targets (N, C)."""
-    return torch.stack([labels.multi_hot(clip) for clip in range(len(labels))]).numpy() if several else labels.ids
+def _targets(labels: Labels, several: bool, clips: np.ndarray) -> np.ndarray:
+    """Return the classes (N,) of some clips, or with several labels multi-hot targets (N, C)."""
+    return torch.stack([labels.multi_hot(clip) for clip in clips]).numpy() if several else labels.ids[clips]
 
 
 def _layers(

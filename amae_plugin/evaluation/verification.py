@@ -10,7 +10,6 @@ import numpy as np
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.data.trials import Trials
-from amae_plugin.errors import UserError
 from amae_plugin.evaluation.scoring import Options, require_directions, score_clips
 from amae_plugin.metrics.verification import cosine_scores, equal_error_rate
 
@@ -71,23 +70,18 @@ def verify(
     clips = np.unique(trials.pairs)
     scored = score_clips(checkpoint, manifest, lambda model, inputs: model.features(**inputs), options, clips)
     kept = np.isin(trials.pairs, scored.clips).all(axis=1)
-    pairs, same = trials.pairs[kept], trials.same[kept]
-    if len(np.unique(same)) < 2:
-        raise UserError(
-            f"{data / 'trials.txt'}: needs trials of both kinds, 1 and 0, and there are {int(same.sum()):,} and "
-            f"{int((~same).sum()):,}"
-        )
+    trials = Trials(trials.same[kept], trials.pairs[kept]).require_both_kinds(data / "trials.txt")
     require_directions(checkpoint, manifest, scored.clips, scored.values)
-    scores = cosine_scores(scored.values, np.searchsorted(scored.clips, pairs))
+    scores = cosine_scores(scored.values, np.searchsorted(scored.clips, trials.pairs))
     return Verification(
         checkpoint=checkpoint.path,
         data=data,
         crops=options.crops,
-        clips=len(np.unique(pairs)),
-        pairs=tuple((manifest.name(one), manifest.name(other)) for one, other in pairs),
-        same=same,
+        clips=len(np.unique(trials.pairs)),
+        pairs=tuple((manifest.name(one), manifest.name(other)) for one, other in trials.pairs),
+        same=trials.same,
         scores=scores,
-        equal_error_rate=equal_error_rate(scores, same),
+        equal_error_rate=equal_error_rate(scores, trials.same),
         skipped={manifest.name(clip): reason for clip, reason in scored.skipped.items()},
         left_out=int((~kept).sum()),
     )

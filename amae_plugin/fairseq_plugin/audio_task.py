@@ -282,16 +282,20 @@ class AudioTask(FairseqTask):
     def make_dataset(
         self, manifest: Manifest, split: str, kind: Type[AudioDataset] = AudioDataset, **settings: Any
     ) -> None:
-        """Make the data set of a split; the split ``train`` is shuffled, cropped at random and augmented."""
+        """Make the data set of a split; that of a run's training is shuffled, cropped at random and augmented."""
         same = ("seed", "batch_length", "length_multiple", "on_bad_audio", "max_bad_audio", "features")
         settings.update({name: self.cfg[name] for name in same}, manifest_rate=self.cfg.sample_rate)
-        settings.update(augmentations=self.augmentations, train=split.startswith("train"))
+        settings.update(augmentations=self.augmentations, train=self.trains_on(split))
         try:
             model_input = ModelInput.from_settings(self.cfg, self.default_input)
             dataset = kind(manifest, model_input, **settings)
             self.datasets[split], self.chain = FairseqAudioDataset(dataset), dataset.chain
         except ValueError as error:
             raise UserError(f"task: {error}") from None
+
+    def trains_on(self, split: str) -> bool:
+        """Tell whether a run of this task trains on a split."""
+        return split == self.cfg.train_subset and not self.of_checkpoint
 
     @functools.cached_property
     def augmentations(self) -> Tuple[Augmentation, ...]:

@@ -15,6 +15,7 @@ from fairseq.criterions import register_criterion
 from fairseq.dataclass import FairseqDataclass
 from fairseq.models import register_model
 from fairseq.tasks import FairseqTask, register_task
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from amae_plugin.data.dataset import Sampling
@@ -77,6 +78,19 @@ class AmaeClassificationTask(DownstreamTask):
         self.condition = f"with task.multi_label={str(cfg.multi_label).lower()}"
         self.state.add_factory("classes", lambda: list(read_names(self.data / LABELS_NAME)))
 
+    def build_model(self, cfg: DictConfig, from_checkpoint: bool = False) -> nn.Module:
+        """Build the model, for batches as a classifier is evaluated: clips padded to ``task.target_length``.
+
+        Raises:
+            UserError: batches have another length, and the encoder would tell.
+        """
+        model = super().build_model(cfg, from_checkpoint)
+        length = self.cfg.batch_length
+        if not (from_checkpoint or length == "fixed" or (length == "longest" and model.encoder.masks_padding)):
+            reason = "evaluation and prediction pad clips to task.target_length, which this encoder would not know"
+            raise UserError(f"task.batch_length={length}: {reason}; set task.batch_length=fixed")
+        return model
+
     def load_state_dict(self, state_dict: Values) -> None:
         """Take over a checkpoint's classes.
 
@@ -96,7 +110,7 @@ class AmaeClassificationTask(DownstreamTask):
         manifest = self.read_manifest(split)
         path, names_path = self.data / f"{split}.lbl", self.data / LABELS_NAME
         labels = Labels.read(path, names_path, len(manifest), multi=self.cfg.multi_label)
-        sampling = self._sampling(split, labels) if split.startswith("train") else None
+        sampling = self._sampling(split, labels) if self.trains_on(split) else None
         self.make_dataset(manifest, split, labels=labels, sampling=sampling)
 
     def chosen_augmentations(self) -> Dict[str, Dict[str, Any]]:

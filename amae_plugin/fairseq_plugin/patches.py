@@ -160,15 +160,22 @@ def _writing_checkpoint(path: str) -> AbstractContextManager[None]:
 
 
 def raise_if_valid_subsets_unintentionally_ignored(train_cfg: DictConfig) -> None:
-    """Refuse manifests that look meant for validation and are not validated on.
+    """Refuse to validate on the training clips, and manifests that look meant for validation and are not validated on.
 
-    fairseq takes any file for one whose name begins with "valid" and has a digit, such as a clip beside the manifests.
+    fairseq keeps one data set a name, so validation would see the training clips shuffled and augmented. It takes any
+    file for a manifest whose name begins with "valid" and has a digit, such as a clip beside the manifests.
 
     Raises:
-        UserError: the folder of manifests has one.
+        UserError: the run would do so, the folder of manifests has one, or several are to be combined.
     """
     dataset = train_cfg.dataset
-    if dataset.ignore_unused_valid_subsets or dataset.combine_valid_subsets or dataset.disable_validation:
+    if dataset.combine_valid_subsets:
+        remedy = "the manifests to validate on are named by dataset.valid_subset, with commas between them"
+        raise UserError(f"dataset.combine_valid_subsets=true: manifests are not combined; {remedy}")
+    if dataset.train_subset in dataset.valid_subset.split(","):
+        name = f"dataset.valid_subset={dataset.valid_subset}: {dataset.train_subset} is what the run trains on"
+        raise UserError(f"{name}; to validate on its clips, copy its files under another name")
+    if dataset.ignore_unused_valid_subsets or dataset.disable_validation:
         return
     folder = user_path(train_cfg.task.data)
     found = sorted(path.stem for path in folder.glob("valid[0-9]*.tsv"))

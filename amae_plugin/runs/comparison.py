@@ -5,7 +5,6 @@ pretraining: the loss, and a k-NN of the features so far.
 """
 
 import json
-import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.log_mel import FrontEnd, LogMel
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.data.statistics import read_or_measure
@@ -56,7 +56,6 @@ _SHOWN = (0, 1, 2, 4, 8)
 """Numbers of the probes in the table."""
 _WARM_UP = 0.05
 """Share of pretraining in which the learning rate rises."""
-_DONE = re.compile(r"done training in ([0-9.]+) seconds")
 CONTESTANTS: Mapping[str, str | None] = {
     **{system.title: f"pretrain_{name.removeprefix('amae_')}_tiny" for name, system in SYSTEMS.items()},
     "AST": None,
@@ -287,7 +286,7 @@ class _Run:
             encoder = [override("model.pretrained", pretraining.checkpoint)]
         fine_tunings = {
             fraction: _fine_tuning(
-                comparison, title, encoder, front_end, folder / f"fine-tuning_{fraction:.0%}".rstrip("%"), fraction
+                comparison, title, encoder, front_end, folder / f"fine-tuning_{_percent(fraction)[:-1]}", fraction
             )
             for fraction in (comparison.fractions if comparison.updates else ())
         }
@@ -309,15 +308,15 @@ class _Run:
             result.losses = [(update, loss) for update, loss in losses["training"] if update <= updates]
             result.probes = read_probes(log)
             result.pretraining_clips = result.pretraining_updates * self.batch
-            result.pretraining_seconds = _seconds(log)
+            result.pretraining_seconds = _seconds(self.pretraining)
             result.pretraining_clips_per_second = result.pretraining_clips / result.pretraining_seconds
         for fraction, training in self.fine_tunings.items():
             best = training.folder / "checkpoints" / "checkpoint_best.pt"
             evaluation = evaluate(best, comparison.fine_tuning, "test", Options(progress=False))
             write(evaluation, training.folder / "evaluation" / "test")
-            result.accuracy[f"{fraction:.0%}"] = evaluation.headline["accuracy"]
+            result.accuracy[_percent(fraction)] = evaluation.headline["accuracy"]
             if fraction == max(self.fine_tunings):
-                result.fine_tuning_seconds = _seconds(training.log)
+                result.fine_tuning_seconds = _seconds(training)
         if self.pretraining is not None:
             cache = self.folder / "frozen.json"
             result.frozen = _read_or_probe(self.pretraining.checkpoint, comparison.fine_tuning, cache)
@@ -363,7 +362,7 @@ def _fine_tuning(
         f"task.label_fraction={fraction}",
         *(f"optimization.max_update={updates}", f"lr_scheduler.warmup_updates={min(60, updates // 10)}"),
     ]
-    return Training(f"{title}: fine-tuning, {fraction:.0%} of the labels", arguments, updates, folder)
+    return Training(f"{title}: fine-tuning, {_percent(fraction)} of the labels", arguments, updates, folder)
 
 
 def _arguments(
@@ -381,6 +380,11 @@ def _chance(comparison: Comparison) -> float:
     return max(Counter(labels).values()) / len(Manifest.read(comparison.fine_tuning / "train.tsv"))
 
 
-def _seconds(log: Path) -> float:
-    """Add up fairseq's times of training in a log, which holds several runs if the training was continued."""
-    return sum(float(seconds) for seconds in _DONE.findall(log.read_text()))
+def _seconds(training: Training) -> float:
+    """Return the time of fairseq's training loop, with that of the runs that this one continued."""
+    return float(Checkpoint.read(training.checkpoint).extra_state["previous_training_time"])
+
+
+def _percent(fraction: float) -> str:
+    """Write a share of the labels, different ones differently."""
+    return f"{100 * fraction:g}%"

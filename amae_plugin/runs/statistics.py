@@ -1,8 +1,7 @@
 """The input of a recipe's model, by which a manifest is measured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -14,11 +13,6 @@ from amae_plugin.models.registry import SYSTEMS, find_system
 from amae_plugin.recipes import model_section, open_recipe, whole_number
 
 _KEYS = ("front_end", "window_type", "num_mel_bins")
-
-
-def front_end_of(model: Mapping[str, Any]) -> FrontEnd:
-    """Return the front end of the system that a model section names."""
-    return find_system(model).input(model).front_end
 
 
 def read_front_end(recipe: str, config_dir: Path, overrides: Sequence[str] = ()) -> tuple[FrontEnd, int]:

@@ -103,6 +103,7 @@ def test_the_steps_that_a_transcript_needs_are_those_of_its_shortest_path(tmp_pa
     assert [transcripts[i].tolist() for i in range(len(rows))] == [[LETTERS.index(s) + 4 for s in row] for row in rows]
     repeated = [sum(one == other for one, other in itertools.pairwise(row)) for row in rows]
     assert transcripts.steps_needed.tolist() == [len(row) + more for row, more in zip(rows, repeated)]
+    assert transcripts.steps_needed is transcripts.steps_needed, "computed once, and not for each clip that is decoded"
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n", "\r\n \r\n"])

@@ -91,6 +91,18 @@ def test_several_labels_a_clip_and_trials(
     assert len(found["equal_error_rates"]) == len(found["layers"]["k-NN"])
 
 
+def test_trials_of_one_kind_are_refused_before_the_work(
+    corpus: Callable[[bool], Path], tmp_path: Path, write_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
+    path, data = write_checkpoint(tmp_path / "last.pt", None), corpus(False)
+    (data / "trials.tsv").write_bytes((data / "train.tsv").read_bytes())
+    (data / "trials.txt").write_text("1 0.flac 3.flac\n1 1.flac 4.flac\n")
+    assert main(["probe", str(path), "--data", str(data), "--workers", "0", "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert "trials.txt: needs trials of both kinds, 1 and 0, and there are 2 and 0" in error
+    assert "features of" not in error
+
+
 def test_a_corpus_without_a_split_is_refused_before_the_work(
     corpus: Callable[[bool], Path], tmp_path: Path, write_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture
 ) -> None:

@@ -63,6 +63,14 @@ def classification(folder: Path, **settings: object) -> AmaeClassificationTask:
     return made
 
 
+def test_a_run_trains_on_what_its_settings_say_whatever_its_name(folder: Path) -> None:
+    made = classification(folder, train_subset="valid", label_fraction=0.5)
+    made.load_dataset("valid")
+    trained, other = made.dataset("valid"), made.dataset("train")
+    assert trained.dataset.train and not other.dataset.train
+    assert len(trained.ordered_indices()) < len(other.ordered_indices()) == len(other.dataset.manifest)
+
+
 def batches(made: AmaePretraining, epoch: int = 1, split: str = "train", **options: object) -> list[dict]:
     iterator = made.get_batch_iterator(made.dataset(split), epoch=epoch, disable_iterator_cache=True, **options)
     return list(iterator.next_epoch_itr(shuffle=split == "train"))

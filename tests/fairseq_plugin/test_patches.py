@@ -130,6 +130,22 @@ def test_only_manifests_count_as_subsets_that_are_forgotten(
         patches.raise_if_valid_subsets_unintentionally_ignored(cfg)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"combine_valid_subsets": True}, "dataset.combine_valid_subsets=true: manifests are not combined"),
+        ({"valid_subset": "valid,train"}, "dataset.valid_subset=valid,train: train is what the run trains on"),
+        ({"train_subset": "all", "valid_subset": "all"}, "dataset.valid_subset=all: all is what the run trains on"),
+    ],
+)
+def test_what_a_run_cannot_validate_on(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    dataset = OmegaConf.merge(OmegaConf.structured(DatasetConfig), settings)
+    with pytest.raises(UserError, match=message):
+        patches.raise_if_valid_subsets_unintentionally_ignored(
+            OmegaConf.create({"dataset": dataset, "task": {"data": str(tmp_path)}})
+        )
+
+
 def test_copy_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     last = tmp_path / "checkpoint_last.pt"
     with pytest.raises(UserError, match=r"\(No such file.*\); make room, and start the run again"):

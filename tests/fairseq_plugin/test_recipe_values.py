@@ -12,15 +12,14 @@ from omegaconf import OmegaConf
 
 from amae_plugin.data.manifest import write_manifest
 from amae_plugin.errors import UserError
-from amae_plugin.recipes import override, plugin_dir, scaled_lr, update_freq, updates, updates_of
+from amae_plugin.recipes import clips, override, plugin_dir, scaled_lr, update_freq, updates_of
 
 
-@pytest.mark.parametrize(("clips", "epochs", "expected"), [(1, 1, 1), (8, 1, 1), (9, 1, 2), (100, 32, 13 * 32)])
+@pytest.mark.parametrize(("number", "epochs", "expected"), [(1, 1, 1), (8, 1, 1), (9, 1, 2), (100, 32, 13 * 32)])
 def test_updates_count_the_last_smaller_batch_of_each_epoch(
-    tmp_path: Path, clips: int, epochs: int, expected: int
+    tmp_path: Path, number: int, epochs: int, expected: int
 ) -> None:
-    write_manifest(tmp_path / "train.tsv", tmp_path, [(f"{index}.wav", 1) for index in range(clips)])
-    assert updates(str(tmp_path), "train", 8, epochs) == expected
+    write_manifest(tmp_path / "train.tsv", tmp_path, [(f"{index}.wav", 1) for index in range(number)])
     formula = f"${{amae.updates_of:${{amae.clips:{tmp_path},train}},8,{epochs}}}"
     assert OmegaConf.create({"max_update": formula}).max_update == expected
 
@@ -28,7 +27,7 @@ def test_updates_count_the_last_smaller_batch_of_each_epoch(
 def test_a_manifest_without_clips_makes_no_recipe(tmp_path: Path) -> None:
     write_manifest(tmp_path / "train.tsv", tmp_path, [])
     with pytest.raises(UserError, match=r"train\.tsv: holds no clips"):
-        updates(str(tmp_path), "train", 8, 1)
+        clips(str(tmp_path), "train")
 
 
 def test_updates_of_clips_that_are_drawn() -> None:
@@ -41,8 +40,13 @@ def test_accumulation_makes_up_the_global_batch(batch_size: int, devices: int, s
 
 
 def test_global_batch_that_cannot_be_reached() -> None:
-    with pytest.raises(UserError, match=r"clips_per_update=512 is not a multiple of dataset\.batch_size=96 times 8"):
+    message = (
+        r"clips_per_update=512 is not a multiple of dataset\.batch_size=96 times 8 devices; dataset\.batch_size=64 "
+    )
+    with pytest.raises(UserError, match=message):
         update_freq(512, 96, 8)
+    with pytest.raises(UserError, match="times 3 devices; choose one that divides it"):
+        update_freq(512, 96, 3)
 
 
 def test_learning_rate_grows_with_the_global_batch() -> None:

@@ -95,11 +95,16 @@ def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> 
     assert all(update % 20 == 0 and loss > 0 for update, loss in pretrained["losses"])
     assert f"| MAE-AST | {pretrained['probes'][0]['value']:.1%} |" in table
     assert (root / "curves.png").stat().st_size > 10_000
-    # Run again, nothing is trained or probed again; of another seed, only what is missing.
+    # Run again, nothing is trained or probed again; of another seed, only what is missing. The time of a run counts
+    # whole, although a run that was killed has not logged it.
+    output = root / "mae-ast" / "seed_1" / "pretraining" / "output.log"
+    output.write_text(log.replace("done training in", "killed after"))
     kept = ("checkpoint_last.pt", "frozen.json")
     before = {path: path.stat().st_mtime for name in kept for path in root.rglob(name)}
     assert len(before) == 4
     assert main(command[1:]) == 0
+    again = json.loads((root / "comparison.json").read_text())["systems"][0]
+    assert again["pretraining_seconds"] == pretrained["pretraining_seconds"] == pytest.approx(12, abs=5)
     assert main([*command[1:], "--systems", "AST", "--seeds", "1", "2"]) == 0
     after = {path: path.stat().st_mtime for name in kept for path in root.rglob(name)}
     assert {path.parts[-4:-1] for path in after.keys() - before} == {("seed_2", "fine-tuning_100", "checkpoints")}
@@ -114,6 +119,15 @@ def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> 
         assert list(csv.reader(file))[1:] == [["AST", "none", "", "", "", str(spread)]] and "±" in str(spread)
     assert str(spread) in (root / "comparison.md").read_text(encoding="utf-8")
     assert r"$\pm$" in (root / "comparison.tex").read_text(encoding="utf-8")
+
+
+def test_shares_of_the_labels_below_a_percent_are_told_apart(manifests: Path, tmp_path: Path) -> None:
+    command = ["compare", "--config-dir", str(CONFIG_DIR), "--pretrain", str(manifests), "--fine-tune", str(manifests)]
+    command += ["--out", str(tmp_path), "--systems", "AST", "--updates", "2", "--fractions", "0.004", "0.001"]
+    assert main([*command, "--set-fine-tuning", "dataset.batch_size=4", "task.clips_per_update=4"]) == 0
+    (result,) = json.loads((tmp_path / "comparison.json").read_text())["systems"]
+    assert result["accuracy"].keys() == {"0.4%", "0.1%"}
+    assert {path.parent.name for path in tmp_path.rglob("settings.json")} == {"fine-tuning_0.4", "fine-tuning_0.1"}
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ from amae_plugin.data.log_mel import FrontEnd, LogMel, SlaneyLogMel
 from amae_plugin.data.manifest import write_manifest
 from amae_plugin.data.statistics import read_or_measure
 from amae_plugin.errors import UserError
+from amae_plugin.models.registry import SYSTEMS
 from amae_plugin.recipe_files import recipe_folder
-from amae_plugin.runs.statistics import front_end_of, read_front_end
+from amae_plugin.runs.statistics import read_front_end
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def manifests(tmp_path: Path) -> dict[str, Path]:
 
 @pytest.mark.parametrize("system", ["amae_audio_mae", "amae_m2d"])
 def test_they_are_those_of_amae_stats(system: str, manifests: dict[str, Path], tmp_path: Path) -> None:
-    front_end = front_end_of({"_name": system})
+    front_end = SYSTEMS[system].default_input.front_end
     measured = read_or_measure(manifests["loud"], front_end, 32, tmp_path / "cache.json")
     command = ["stats", str(manifests["loud"]), "--target-length", "32", "--workers", "0"]
     command += ["--front-end", front_end.name]
