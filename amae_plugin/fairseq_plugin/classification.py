@@ -31,6 +31,7 @@ from amae_plugin.fairseq_plugin.downstream import (
 )
 from amae_plugin.metrics.classification import multi_label, single_label
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
+from amae_plugin.models.registry import find_system
 from amae_plugin.models.settings import setting
 
 logger = logging.getLogger(__name__)
@@ -85,8 +86,8 @@ class AmaeClassificationTask(DownstreamTask):
             UserError: batches have another length, and the encoder would tell.
         """
         model = super().build_model(cfg, from_checkpoint)
-        length = self.cfg.batch_length
-        if not (from_checkpoint or length == "fixed" or (length == "longest" and model.encoder.masks_padding)):
+        length, masks_padding = self.cfg.batch_length, find_system(cfg.encoder).encoder_class.masks_padding
+        if not (from_checkpoint or length == "fixed" or (length == "longest" and masks_padding)):
             reason = "evaluation and prediction pad clips to task.target_length, which this encoder would not know"
             raise UserError(f"task.batch_length={length}: {reason}; set task.batch_length=fixed")
         return model
