@@ -347,12 +347,14 @@ class AudioTask(FairseqTask):
             return dataset.batch_by_size(order, max_tokens, max_sentences, required_batch_size_multiple)
 
         dataset.set_epoch(epoch)
+        run = getattr(self.cfg, "_parent", None)
+        update_freq = run.optimization.update_freq if run is not None and "optimization" in run else [1]
         stopwatch = self.data_wait if dataset.dataset.train else meters.StopwatchMeter()
         options = {"seed": seed, "num_shards": num_shards, "shard_id": shard_id, "num_workers": num_workers}
         options |= {"epoch": epoch, "buffer_size": data_buffer_size, "grouped_shuffling": grouped_shuffling}
         # Workers start anew in each epoch, since they must see it.
         options |= {"skip_remainder_batch": skip_remainder_batch, "persistent_workers": False}
-        return EpochBatches(dataset, make_batches, stopwatch, **options)
+        return EpochBatches(dataset, make_batches, stopwatch, update_freq, **options)
 
     def get_checkpoint_dict(self) -> Dict[str, Any]:
         """Have checkpoints keep how long fairseq's early stopping has waited for a better result."""

@@ -6,12 +6,13 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from fairseq.data.iterators import GroupedIterator
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq_cli.train import should_stop_early
 from hypothesis import given
@@ -38,18 +39,26 @@ def task(folder: Path, **settings: object) -> AmaeClassificationTask:
     values = {"data": str(folder), "target_length": 64, "seed": 1, "bf16": False, "fp16": False}
     values |= {"best_checkpoint_metric": "accuracy", "maximize_best_checkpoint_metric": True}
     config = OmegaConf.merge(OmegaConf.structured(AmaeClassificationTaskConfig), {**values, **settings})
-    made = AmaeClassificationTask(config)
+    made = AmaeClassificationTask(OmegaConf.create({"task": config, "optimization": {"update_freq": [1]}}).task)
     made.load_dataset("train")
     return made
 
 
 @pytest.fixture(scope="module")
-def made(folder: Path) -> AmaeClassificationTask:
-    return task(folder)
+def tasks(folder: Path) -> dict[str, AmaeClassificationTask]:
+    return {length: task(folder, batch_length=length) for length in ("fixed", "longest")}
 
 
-def iterators(made: AmaeClassificationTask, batch: int, shards: int, epoch: int = 2) -> list[EpochBatches]:
+@pytest.fixture(scope="module")
+def made(tasks: dict[str, AmaeClassificationTask]) -> AmaeClassificationTask:
+    return tasks["fixed"]
+
+
+def iterators(
+    made: AmaeClassificationTask, batch: int, shards: int, epoch: int = 2, frequency: int = 1
+) -> list[EpochBatches]:
     dataset = made.dataset("train")
+    made.cfg._parent.optimization.update_freq = [frequency]
     return [
         made.get_batch_iterator(dataset, max_sentences=batch, epoch=epoch, num_shards=shards, shard_id=shard)
         for shard in range(shards)
@@ -106,6 +115,73 @@ def test_another_global_batch_leaves_out_no_clip_and_repeats_none(
         state = saved_after(resumed, turns)
         seen = state["place"]["clips"]
         assert seen == turns * batch * shards
+
+
+def grouped(device: EpochBatches, frequency: int) -> GroupedIterator:
+    """A device's updates as fairseq trains them; nothing is decoded."""
+    batches = device.next_epoch_itr()
+    batches._itr = iter([{"clips": [*batch]} for batch in batches._itr._itr._sampler_iter])
+    return GroupedIterator(batches, frequency)
+
+
+def clips_of(turn: tuple[list[dict], ...]) -> list[int]:
+    """Clips of an update, of which each device has a group of batches."""
+    return [
+        clip for batches in zip_longest(*turn, fillvalue={"clips": []}) for part in batches for clip in part["clips"]
+    ]
+
+
+ANY_CUT = st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 5))
+
+
+@pytest.mark.parametrize("length", ["fixed", "longest"])
+@given(before=ANY_CUT, after=ANY_CUT, share=st.floats(0, 1, exclude_max=True))
+def test_any_number_of_batches_an_update_trains_the_rest_of_the_epoch_once(
+    length: str, tasks: dict[str, AmaeClassificationTask], before: tuple[int, ...], after: tuple[int, ...], share: float
+) -> None:
+    batch, shards, frequency = before
+    turns = updates(iterators(tasks[length], batch, shards), 1)
+    done = int(share * -(-len(turns) // frequency)) * frequency
+    state = saved_after(iterators(tasks[length], batch, shards), done)
+    left = [*chain.from_iterable(turns[done:])]
+    if length == "fixed":
+        batch, shards, _ = after
+    frequency = after[2]
+    resumed = iterators(tasks[length], batch, shards, frequency=frequency)
+    for device in resumed:
+        device.load_state_dict(state)
+    trained: list[int] = []
+    for turn in zip(*(grouped(device, frequency) for device in resumed), strict=True):
+        trained += clips_of(turn)
+        place = resumed[0].state_dict()["place"]
+        assert place.get("clips") in (None, (CLIPS - len(left) + len(trained)) % CLIPS)
+    assert trained == left
+    for device in resumed:
+        assert device.state_dict() == {**device.state_dict(), "epoch": 3, "iterations_in_epoch": 0}
+        assert device.next_epoch_idx == 3
+
+
+LESS = [{"balanced_samples": 20}, {"label_fraction": 0.3}]
+
+
+@pytest.mark.parametrize("less", LESS, ids=["balanced_samples", "label_fraction"])
+@pytest.mark.parametrize("place", [True, False], ids=["in clips", "in batches"])
+def test_an_epoch_that_has_become_shorter_than_the_place_in_it_is_over(
+    less: dict[str, float], place: bool, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = saved_after(
+        iterators(task(folder, **{key: 40 if key == "balanced_samples" else 1.0 for key in less}), 4, 1), 8
+    )
+    if not place:  # an old checkpoint's
+        del state["place"]
+    shorter = task(folder, **less)
+    for shards in (1, 2):
+        resumed = iterators(shorter, 4, shards, epoch=2)
+        for device in resumed:
+            device.load_state_dict(state)
+            assert (device.epoch, device.next_epoch_idx, device.iterations_in_epoch) == (3, 3, 0)
+        assert "task.balanced_samples and task.label_fraction; the next one begins" in caplog.text
+        assert updates(resumed, 1) == updates(iterators(shorter, 4, shards, epoch=3), 1)
 
 
 def test_batches_of_clips_of_one_length_continue_as_they_are_or_say_that_they_cannot(
