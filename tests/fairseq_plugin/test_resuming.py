@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -19,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
+from amae_plugin.cluster import signals
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_plugin import patches, resuming
+from amae_plugin.fairseq_plugin import launch, patches, resuming
 from amae_plugin.fairseq_plugin.batches import EpochBatches
 from amae_plugin.fairseq_plugin.classification import AmaeClassificationTask, AmaeClassificationTaskConfig
 from amae_plugin.fairseq_plugin.launch import Run
@@ -161,22 +163,20 @@ def test_any_number_of_batches_an_update_trains_the_rest_of_the_epoch_once(
         assert device.next_epoch_idx == 3
 
 
-LESS = [{"balanced_samples": 20}, {"label_fraction": 0.3}]
+SHORTER = [({"balanced_samples": 40}, {"balanced_samples": 20}), ({}, {"label_fraction": 0.3})]
 
 
-@pytest.mark.parametrize("less", LESS, ids=["balanced_samples", "label_fraction"])
+@pytest.mark.parametrize(("before", "after"), SHORTER, ids=["balanced_samples", "label_fraction"])
 @pytest.mark.parametrize("place", [True, False], ids=["in clips", "in batches"])
 def test_an_epoch_that_has_become_shorter_than_the_place_in_it_is_over(
-    less: dict[str, float], place: bool, folder: Path, caplog: pytest.LogCaptureFixture
+    before: dict[str, float], after: dict[str, float], place: bool, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    state = saved_after(
-        iterators(task(folder, **{key: 40 if key == "balanced_samples" else 1.0 for key in less}), 4, 1), 8
-    )
+    state = saved_after(iterators(task(folder, **before), 4, 1), 8)
     if not place:  # an old checkpoint's
         del state["place"]
-    shorter = task(folder, **less)
+    shorter = task(folder, **after)
     for shards in (1, 2):
-        resumed = iterators(shorter, 4, shards, epoch=2)
+        resumed = iterators(shorter, 4, shards)
         for device in resumed:
             device.load_state_dict(state)
             assert (device.epoch, device.next_epoch_idx, device.iterations_in_epoch) == (3, 3, 0)
@@ -405,6 +405,50 @@ def test_a_run_that_has_ended_makes_no_further_update(settings: dict, setting: s
     should_stop_early.num_runs = 2
     with pytest.raises(Finished, match=f"is finished after 12 updates, by {setting}; raise it"):
         resuming.refuse_finished(cfg, trainer(12, 0.6), SimpleNamespace(next_epoch_idx=4))
+
+
+@pytest.mark.parametrize(
+    ("place", "settings", "steps"),
+    [
+        ({"epoch": 3, "iterations_in_epoch": 0}, {}, [(2, 0.5)]),
+        ({"epoch": 3, "iterations_in_epoch": 4}, {}, []),
+        ({"epoch": 3, "iterations_in_epoch": 0}, {"reset_dataloader": True}, [(2, 0.5)]),
+        ({"epoch": 3, "iterations_in_epoch": 0}, {"reset_lr_scheduler": True}, []),
+        ({"epoch": 3, "iterations_in_epoch": 0}, {"reset_optimizer": True}, []),
+        ({"epoch": 3, "iterations_in_epoch": 0}, {"finetune_from_model": "before.pt"}, []),
+    ],
+)
+def test_a_schedule_that_goes_on_gets_the_loss_of_the_epoch_that_the_checkpoint_ended(
+    place: dict[str, int], settings: dict, steps: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_run: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("before.pt").touch()
+    cfg = OmegaConf.merge(OmegaConf.structured(FairseqConfig()), {"checkpoint": section(tmp_path / "run", **settings)})
+    given: list[tuple[int, float]] = []
+    trainer = SimpleNamespace(task=None, lr_step=lambda epoch, loss: given.append((epoch, loss)))
+    trainer.get_num_updates = trainer.cumulative_training_time = lambda: 0
+    for loss in (0.5, None):
+        loaded = {"train_iterator": place, "val_loss": loss}, SimpleNamespace(next_epoch_idx=3)
+        Run(cfg, requeues=0).begin(cfg.checkpoint, trainer, lambda cfg, trainer, loaded=loaded: loaded)
+    signals.forget()
+    assert given == steps
+
+
+def test_a_checkpoint_at_a_signal_after_a_validation_keeps_its_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = OmegaConf.merge(OmegaConf.structured(FairseqConfig()), {"checkpoint": section(tmp_path)})
+    trainer, batches, saved = SimpleNamespace(get_num_updates=lambda: 3), SimpleNamespace(epoch=1), []
+    received = iter([None, signal.SIGTERM])  # after the update, and after the validation
+    monkeypatch.setattr(launch.signals, "first_received", lambda: next(received))
+    monkeypatch.setattr(launch.checkpoint_utils, "save_checkpoint", lambda *arguments: saved.append(arguments))
+    monkeypatch.setitem(patches._originals, "validate_and_save", lambda *arguments: ([0.5], False))
+    run = Run(cfg, requeues=0)
+    monkeypatch.setattr(run.lock, "check", lambda: None)
+    monkeypatch.setattr(patches, "_run", run, raising=False)
+    with pytest.raises(SystemExit):
+        patches.validate_and_save(cfg, trainer, None, batches, ["valid"], end_of_epoch=True)
+    assert saved == [(cfg.checkpoint, trainer, batches, 0.5)]
 
 
 def test_early_stopping_continues(made: AmaeClassificationTask, no_run: None) -> None:
