@@ -451,6 +451,22 @@ def test_a_checkpoint_at_a_signal_after_a_validation_keeps_its_loss(
     assert saved == [(cfg.checkpoint, trainer, batches, 0.5)]
 
 
+def test_a_fine_tuning_that_goes_on_needs_no_weights_to_start_from(
+    folder: Path, tmp_path: Path, write_checkpoint: Callable[..., Path]
+) -> None:
+    write_checkpoint(tmp_path / resuming.LAST, ["a", "b"])
+    given = {"layer_decay": 1.0, "head_lr": 1.0, "compile": False}
+    encoder = {"_name": "amae_ssast", "embed_dim": 16, "depth": 1, "num_heads": 2}
+    for settings in ({"pretrained": "gone.pt"}, {"imagenet": "gone.pt", "encoder": encoder}):
+        made = task(folder, num_mel_bins=64)
+        made.cfg._parent.checkpoint = section(tmp_path)
+        model = {"_name": "amae_classifier", **given, **settings}
+        assert made.build_model(OmegaConf.create(model)).head.out_features == 2
+        made.cfg._parent.checkpoint = section(tmp_path / "new")
+        with pytest.raises(UserError, match=r"gone\.pt: "):
+            made.build_model(OmegaConf.create(model))
+
+
 def test_early_stopping_continues(made: AmaeClassificationTask, no_run: None) -> None:
     cfg = OmegaConf.create({"checkpoint": {"patience": 2, "maximize_best_checkpoint_metric": True}})
     assert not any(should_stop_early(cfg, accuracy) for accuracy in (0.9, 0.5))
