@@ -147,6 +147,7 @@ print(new)
             "criterion:amae_reconstruction",
             "lr_scheduler:amae_cosine",
             "lr_scheduler:amae_cosine_by_time",
+            "lr_scheduler:amae_plateau",
             "model:amae_audio_mae",
             "model:amae_cav_mae",
             "model:amae_classifier",

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Type
 
 import numpy as np
@@ -178,16 +179,20 @@ class AudioTask(FairseqTask):
                 settings.update({key: found[0][key] for key in wanted})
         logger.info(" ".join(f"task.{key}={self.cfg[key]}" for key in wanted))
 
-    def _continued_statistics(self) -> Optional[Dict[str, float]]:
-        """Return those of the checkpoint that the run continues, whose weights mean nothing with others."""
+    @property
+    def continued(self) -> Optional[Path]:
+        """The checkpoint that the run continues; None if it begins."""
         from amae_plugin.fairseq_plugin import resuming  # which imports this module
 
         run = getattr(self.cfg, "_parent", None)
-        path = resuming.continued_checkpoint(run.checkpoint) if run is not None and "checkpoint" in run else None
-        if path is None:
+        return resuming.continued_checkpoint(run.checkpoint) if run is not None and "checkpoint" in run else None
+
+    def _continued_statistics(self) -> Optional[Dict[str, float]]:
+        """Return those of the checkpoint that the run continues, whose weights mean nothing with others."""
+        if self.continued is None:
             return None
         try:
-            checkpoint = Checkpoint.read(path)
+            checkpoint = Checkpoint.read(self.continued)
             found = {key: checkpoint.setting("task", key, int, float) for key in _STATISTICS}
         except UserError:
             return None  # fairseq will load it, and say what is wrong with it
@@ -229,9 +234,8 @@ class AudioTask(FairseqTask):
             )
         return tuple(name for name in can if name in names)
 
-    @staticmethod
-    def load_image_weights(model: Model, settings: DictConfig, path: str) -> None:
-        """Load the weights of an image model into the encoder of a new model.
+    def load_image_weights(self, model: Model, settings: DictConfig, path: str) -> None:
+        """Load the weights of an image model into the encoder of a new model; a run that continues needs no file.
 
         Args:
             model: the model.
@@ -244,6 +248,8 @@ class AudioTask(FairseqTask):
         load = find_system(settings).load_image_weights
         if load is None:
             raise UserError(f"model.imagenet={path}: {settings._name} cannot start from an image model")
+        if not user_path(path).exists() and self.continued is not None:
+            return
         try:
             load(model.encoder, PublishedFile.read(user_path(path)).state)
         except (ValueError, RuntimeError) as error:
@@ -351,12 +357,14 @@ class AudioTask(FairseqTask):
             return dataset.batch_by_size(order, max_tokens, max_sentences, required_batch_size_multiple)
 
         dataset.set_epoch(epoch)
+        run = getattr(self.cfg, "_parent", None)
+        update_freq = run.optimization.update_freq if run is not None and "optimization" in run else [1]
         stopwatch = self.data_wait if dataset.dataset.train else meters.StopwatchMeter()
         options = {"seed": seed, "num_shards": num_shards, "shard_id": shard_id, "num_workers": num_workers}
         options |= {"epoch": epoch, "buffer_size": data_buffer_size, "grouped_shuffling": grouped_shuffling}
         # Workers start anew in each epoch, since they must see it.
         options |= {"skip_remainder_batch": skip_remainder_batch, "persistent_workers": False}
-        return EpochBatches(dataset, make_batches, stopwatch, **options)
+        return EpochBatches(dataset, make_batches, stopwatch, update_freq, **options)
 
     def get_checkpoint_dict(self) -> Dict[str, Any]:
         """Have checkpoints keep how long fairseq's early stopping has waited for a better result."""

@@ -41,12 +41,15 @@ class LoadedBatches(CountingIterator):
         batches: fairseq's iterator.
         stand_in: function that returns the stand-in.
         stopwatch: stopwatch that runs while training waits for a batch.
+        ahead: batches to count as passed that there are not.
     """
 
     total: int
 
-    def __init__(self, batches: CountingIterator, stand_in: Callable[[], Values], stopwatch: StopwatchMeter):
-        super().__init__(batches, total=batches.total)
+    def __init__(
+        self, batches: CountingIterator, stand_in: Callable[[], Values], stopwatch: StopwatchMeter, ahead: int
+    ):
+        super().__init__(batches, start=batches.n + ahead, total=batches.total + ahead)
         self.stand_in = stand_in
         self.stopwatch = stopwatch
 
@@ -74,20 +77,25 @@ class EpochBatches(EpochBatchIterator):
         dataset: clips.
         make_batches: function from the data set and an epoch to the batches of all processes.
         stopwatch: stopwatch of the waiting time.
+        update_freq: batches of each process in an update, by epoch; the last one stays.
         options: options of fairseq's class.
     """
 
     dataset: FairseqAudioDataset
+    _frozen_batches: Optional[Sequence[np.ndarray]]
 
     def __init__(
         self,
         dataset: FairseqAudioDataset,
         make_batches: Callable[[FairseqAudioDataset, int], Sequence[np.ndarray]],
         stopwatch: StopwatchMeter,
+        update_freq: Sequence[int],
         **options: Any,
     ):
         super().__init__(dataset, dataset.collater, make_batches, disable_shuffling=not dataset.by_length, **options)
         self.stopwatch = stopwatch
+        self.update_freq = update_freq
+        self._ahead = 0  # batches by which fairseq counts on to the next update, from a place between two of them
         self._left_out = 0  # clips of this epoch that its batches lack, since they were seen before a resumption
         self._stand_in: Optional[Values] = None
 
@@ -105,6 +113,11 @@ class EpochBatches(EpochBatchIterator):
             raise UserError(f"{self.dataset.dataset.manifest.path}: not one of its clips can be decoded")
         return self._stand_in
 
+    @property
+    def iterations_in_epoch(self) -> int:
+        """Batches of this epoch that this process has passed."""
+        return super().iterations_in_epoch - self._ahead
+
     def state_dict(self) -> Dict[str, Any]:
         """Add the place in clips and batches of all processes, and what it is a place in."""
         state = super().state_dict()
@@ -121,11 +134,19 @@ class EpochBatches(EpochBatchIterator):
             UserError: the place lies within an epoch of a manifest with another number of clips.
         """
         state = dict(state_dict)
+        self._compare_manifest(state.get("manifest"), within_epoch=state["iterations_in_epoch"] > 0)
         if state["iterations_in_epoch"]:
             self.epoch = state["epoch"]
             unknown = {"batches": state["iterations_in_epoch"] * self.num_shards}
-            state["iterations_in_epoch"] = self._iterations_before(state.get("place", unknown))
-        self._compare_manifest(state.get("manifest"), within_epoch=state_dict["iterations_in_epoch"] > 0)
+            iterations = state["iterations_in_epoch"] = self._iterations_before(state.get("place", unknown))
+            if not any(map(len, self.frozen_batches[iterations * self.num_shards :])):
+                logger.warning(
+                    f"the checkpoint was written later in epoch {self.epoch} than the epoch lasts, with this run's "
+                    "task.balanced_samples and task.label_fraction; the next one begins"
+                )
+                state.update(epoch=self.epoch + 1, iterations_in_epoch=0)
+                self.dataset.set_epoch(self.epoch + 1)
+                self._frozen_batches, self._left_out = None, 0
         super().load_state_dict(state)
 
     def _iterations_before(self, place: Dict[str, Any]) -> int:
@@ -167,7 +188,9 @@ class EpochBatches(EpochBatchIterator):
             raise UserError(f"{lists}, which was written within an epoch; {remedy}")
         logger.warning(f"{lists}; the next epoch has the new ones")
 
-    def _get_iterator_for_epoch(self, *arguments: Any, **options: Any) -> Optional[LoadedBatches]:
+    def _get_iterator_for_epoch(self, epoch: int, *arguments: Any, **options: Any) -> LoadedBatches:
         with _workers_may_start():
-            batches = super()._get_iterator_for_epoch(*arguments, **options)
-        return None if batches is None else LoadedBatches(batches, lambda: self.first_batch, self.stopwatch)
+            batches = super()._get_iterator_for_epoch(epoch, *arguments, **options)
+        # fairseq counts updates by rounding the place up. From one between two of them it would end the epoch early.
+        self._ahead = -batches.n % self.update_freq[min(epoch, len(self.update_freq)) - 1]
+        return LoadedBatches(batches, lambda: self.first_batch, self.stopwatch, self._ahead)

@@ -105,12 +105,12 @@ class DownstreamTask(AudioTask):
             raise UserError(f"model.pretrained is null, so model.encoder must say what to train from scratch: {remedy}")
         return OmegaConf.merge(input_sizes, cfg.encoder)
 
-    @staticmethod
-    def _read_pretrained(path: str) -> Checkpoint:
-        if not user_path(path).is_file():
+    def _read_pretrained(self, path: str) -> Checkpoint:
+        found = user_path(path) if user_path(path).is_file() else self.continued  # which describes the encoder, too
+        if found is None:
             remedy = "pretrain one, give another, or train from scratch with model.pretrained=null"
             raise UserError(f"model.pretrained={path}: there is no such checkpoint; {remedy}")
-        return Checkpoint.read(user_path(path))
+        return Checkpoint.read(found)
 
     def valid_step(self, sample: Values, model: nn.Module, criterion: nn.Module) -> Tuple[Tensor, int, Values]:
         """Run fairseq's step, and keep what it scored on this device until the whole split is measured."""

@@ -191,9 +191,8 @@ class Run:
             Finished: the run that it continues has made all its updates.
         """
         resuming.choose_checkpoint(cfg, restarted=self.starts > 0)
-        resumes = not cfg.reset_dataloader and not (
-            cfg.finetune_from_model and not (self.folder / resuming.LAST).exists()
-        )
+        begins = cfg.finetune_from_model and not (self.folder / resuming.LAST).exists()
+        resumes = not cfg.reset_dataloader and not begins
 
         def compare(path: str, state: dict[str, Any]) -> None:
             for change in resuming.compare(path, state, trainer, resumes):
@@ -203,6 +202,9 @@ class Run:
         extra_state, epoch_itr = resuming.load(load, cfg, trainer)
         self._compare = lambda path, state: None
         if extra_state is not None:
+            if not begins:
+                resuming.keep_optimizer_settings(cfg, trainer)
+                resuming.step_schedule(cfg, trainer, extra_state)
             resuming.refuse_finished(self.cfg, trainer, epoch_itr)
         if isinstance(trainer.task, AudioTask) and distributed_utils.is_master(self.cfg.distributed_training):
             trainer.task.first_line = first_line(self.cfg, trainer.get_num_updates(), epoch_itr)
@@ -226,8 +228,13 @@ class Run:
         if trainer.get_num_updates() < (self.cfg.optimization.max_update or math.inf):
             self.stop_if_told(trainer, epoch_itr)
 
-    def stop_if_told(self, trainer: Trainer, epoch_itr: Any) -> None:
+    def stop_if_told(self, trainer: Trainer, epoch_itr: Any, loss: float | None = None) -> None:
         """If any process has received a signal, write a checkpoint and end this process; a job that ends is requeued.
+
+        Args:
+            trainer: trainer of the run.
+            epoch_itr: its batches.
+            loss: what the validation after this update has measured, if there was one.
 
         Raises:
             UserError: the job is not requeued.
@@ -236,7 +243,7 @@ class Run:
         received = _anywhere(signals.first_received())
         if received is None:
             return
-        checkpoint_utils.save_checkpoint(self.cfg.checkpoint, trainer, epoch_itr, None)
+        checkpoint_utils.save_checkpoint(self.cfg.checkpoint, trainer, epoch_itr, loss)
         stopped = f"stopped after update {trainer.get_num_updates()}, at {received.name}; a checkpoint was written"
         if not in_job(os.environ) or received == signal.SIGINT:
             logger.info(f"{stopped}, from which the same command continues")

@@ -2,8 +2,9 @@
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Dict, List, Tuple
 
 import torch
@@ -37,29 +38,67 @@ class _GroupedOptimizer(FairseqOptimizer):
         Raises:
             UserError: PyTorch refuses a setting.
         """
-        groups: Dict[Tuple[float, float], List[nn.Parameter]] = defaultdict(list)
-        for parameter in params:
+        groups: Dict[Tuple[float, float], Dict[int, nn.Parameter]] = defaultdict(dict)
+        for place, parameter in enumerate(params):
             overrides = getattr(parameter, "optim_overrides", {}).get("optimizer", {})
-            groups[overrides.get("lr_scale", 1.0), overrides.get("weight_decay_scale", 1.0)].append(parameter)
+            groups[overrides.get("lr_scale", 1.0), overrides.get("weight_decay_scale", 1.0)][place] = parameter
         scaled = [
-            {"params": group, "lr_scale": lr_scale, "weight_decay": self.cfg.weight_decay * weight_decay_scale}
+            {
+                "params": list(group.values()),
+                "places": list(group),
+                "lr_scale": lr_scale,
+                "weight_decay": self.cfg.weight_decay * weight_decay_scale,
+            }
             for (lr_scale, weight_decay_scale), group in groups.items()
         ]
         try:
             self._optimizer = optimizer(scaled, lr=self.cfg.lr[0], fused=True, **settings)
         except ValueError as error:
             raise UserError(f"optimizer: {error}") from None
+        # fairseq's wrapper for common.amp loads into PyTorch's optimizer, past this class.
+        self._optimizer.register_load_state_dict_pre_hook(_with_own_settings)
         self.set_lr(self.cfg.lr[0])
 
     def get_lr(self) -> float:
-        """The learning rate of parameters without an override."""
-        return self._lr
+        """The learning rate of parameters without an override; some schedules write it into the groups themselves."""
+        return _unscaled_lr(self.param_groups)
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate that the overrides scale."""
-        self._lr = float(lr)
         for group in self.param_groups:
-            group["lr"] = self._lr * group["lr_scale"]
+            group["lr"] = float(lr) * group["lr_scale"]
+
+
+def _unscaled_lr(groups: Sequence[Mapping[str, Any]]) -> float:
+    group = next((group for group in groups if group["lr_scale"] == 1), groups[0])  # exact, if there is one
+    return float(group["lr"] / group["lr_scale"])
+
+
+def _with_own_settings(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> Dict[str, Any]:
+    """Give a checkpoint's state this run's settings and groups, where PyTorch would take the checkpoint's.
+
+    Only the learning rate stays the checkpoint's, until the schedule sets it.
+
+    Args:
+        optimizer: optimizer that loads the state.
+        stored: state of the optimizer in the checkpoint.
+
+    Raises:
+        UserError: the state cannot be told apart by parameter.
+    """
+    groups, before = optimizer.state_dict()["param_groups"], stored["param_groups"]
+    sizes, others = ([len(group["params"]) for group in each] for each in (groups, before))
+    known = all("places" in group for group in before)  # not in checkpoints from before they were kept
+    if sum(sizes) != sum(others) or not (known or sizes == others):
+        problem = "this run trains other parameters than the checkpoint's, or groups them otherwise"
+        remedy = "restore model.frozen, model.layer_decay and model.head_lr, or set checkpoint.reset_optimizer=true"
+        raise UserError(f"optimizer: {problem}; {remedy}")
+    places = chain.from_iterable(group["places"] for group in (before if known else groups))
+    place_of = dict(zip(chain.from_iterable(group["params"] for group in before), places))
+    number_at = {place: number for group in groups for place, number in zip(group["places"], group["params"])}
+    state = {number_at[place_of[number]]: values for number, values in stored["state"].items()}
+    lr = _unscaled_lr(before)
+    return {**stored, "state": state, "param_groups": [{**group, "lr": lr * group["lr_scale"]} for group in groups]}
 
 
 @dataclass

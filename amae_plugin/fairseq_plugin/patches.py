@@ -108,7 +108,7 @@ def validate_and_save(
         cfg = OmegaConf.merge(cfg, {"optimization": {"max_update": trainer.get_num_updates()}})
     losses, should_stop = _originals["validate_and_save"](cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch)
     if losses[0] is not None and not should_stop:  # validated, which takes time
-        _run.stop_if_told(trainer, epoch_itr)
+        _run.stop_if_told(trainer, epoch_itr, losses[0])
     return losses, should_stop
 
 

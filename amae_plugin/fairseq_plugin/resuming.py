@@ -4,6 +4,7 @@ fairseq begins from nothing where a checkpoint is missing, and compares no setti
 optimizer with those of the checkpoint.
 """
 
+import ast
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def continued_checkpoint(cfg: DictConfig) -> Path | None:
     path = Path(cfg.save_dir) / LAST if cfg.restore_file == LAST else Path(cfg.restore_file)
     if cfg.restore_file == LAST and not path.exists() and cfg.get("continue_once"):
         path = Path(cfg.continue_once)
-    return path if path.is_file() and not cfg.reset_dataloader else None
+    begins = cfg.reset_dataloader and cfg.get("reset_optimizer")
+    return path if path.is_file() and not begins else None
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -188,6 +190,39 @@ def load(load_checkpoint: Callable[..., Any], cfg: DictConfig, trainer: Trainer)
         reason = str(error.__context__).split("\n", 1)[-1].strip().split("\n")[0]
         remedy = "restore the model's settings, named above if they differ, or train elsewhere (hydra.run.dir=...)"
         raise UserError(f"{error.args[0].split('; ')[0].rstrip('. ')}: {reason}; {remedy}") from None
+
+
+def keep_optimizer_settings(cfg: DictConfig, trainer: Trainer) -> None:
+    """Give an optimizer of fairseq this run's settings, where it has the checkpoint's; the schedule sets its rate.
+
+    Args:
+        cfg: section ``checkpoint`` of the run.
+        trainer: trainer that has loaded the checkpoint.
+    """
+    try:
+        settings = trainer.optimizer.optimizer_config
+    except NotImplementedError:  # this package's, which keep them themselves, and fairseq's composite of several
+        return
+    settings = {**settings, **ast.literal_eval(cfg.optimizer_overrides)}
+    settings.pop("lr", None)
+    for group in trainer.optimizer.param_groups:
+        group.update(settings)
+
+
+def step_schedule(cfg: DictConfig, trainer: Trainer, extra_state: Mapping[str, Any]) -> None:
+    """Give the schedule the loss of the epoch that the checkpoint ended, where it continues the checkpoint's.
+
+    fairseq does so after it has written the checkpoint.
+
+    Args:
+        cfg: section ``checkpoint`` of the run.
+        trainer: trainer that has loaded the checkpoint.
+        extra_state: the checkpoint's entry of that name.
+    """
+    place, loss = extra_state["train_iterator"], extra_state.get("val_loss")
+    ended = place["iterations_in_epoch"] == 0 and loss is not None
+    if ended and not (cfg.reset_optimizer or cfg.reset_lr_scheduler):
+        trainer.lr_step(place["epoch"] - 1, loss)
 
 
 def refuse_finished(cfg: DictConfig, trainer: Trainer, epoch_itr: Any) -> None:

@@ -1,15 +1,19 @@
-"""Cosine schedules of the learning rate that end with the run."""
+"""Schedules of the learning rate: cosines that end with the run, and a plateau that goes on with a resumed run."""
 
 # No `from __future__ import annotations`: fairseq reads the annotations of dataclass fields as objects.
 import time
 from dataclasses import dataclass
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 import torch.distributed as dist
 from fairseq.logging import metrics
 from fairseq.optim import FairseqOptimizer
 from fairseq.optim.lr_scheduler import register_lr_scheduler
 from fairseq.optim.lr_scheduler.cosine_lr_scheduler import CosineLRSchedule, CosineLRScheduleConfig
+from fairseq.optim.lr_scheduler.reduce_lr_on_plateau import (
+    ReduceLROnPlateauLRSchedule,
+    ReduceLROnPlateauLRScheduleConfig,
+)
 from omegaconf import II
 
 from amae_plugin.errors import UserError
@@ -74,3 +78,43 @@ class CosineByTime(Cosine):
         """Continue from that time; with a checkpoint of another schedule, which has none, the time begins."""
         super().load_state_dict(state_dict)
         self._start = time.monotonic() - state_dict.get("seconds", 0.0)
+
+
+@register_lr_scheduler("amae_plateau", dataclass=ReduceLROnPlateauLRScheduleConfig)
+class Plateau(ReduceLROnPlateauLRSchedule):
+    """fairseq's ``reduce_lr_on_plateau``, with which a resumed run goes on as if it had not stopped.
+
+    fairseq keeps no count of the epochs without improvement, and leaves the learning rate to the optimizer's state.
+    """
+
+    lr: Optional[float]
+
+    def step(self, epoch: int, val_loss: Optional[float] = None) -> float:
+        """Reduce the learning rate at the end of an epoch, if its loss is one too many without improvement."""
+        self.lr = super().step(epoch, val_loss)
+        return self.lr
+
+    def step_update(self, num_updates: int) -> float:
+        """Set the learning rate after an update."""
+        super().step_update(num_updates)
+        if self.lr is None:
+            self.lr = self.optimizer.get_lr()
+        self.optimizer.set_lr(self.lr)
+        return self.lr
+
+    def state_dict(self) -> Dict[str, Any]:
+        """Add the count, the learning rate that follows the warm-up, and the one of the settings."""
+        peak = self.cfg.lr[0]
+        lr = self.lr if self.warmup_end else peak
+        return {**super().state_dict(), "bad_epochs": self.lr_scheduler.num_bad_epochs, "lr": lr, "peak": peak}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        """Continue, as many times below the learning rate of the settings; begin, if the state is another schedule's.
+
+        A state of fairseq's schedule has no learning rate: the optimizer's holds.
+        """
+        if "last_epoch" not in state_dict:
+            return
+        super().load_state_dict(state_dict)
+        self.lr_scheduler.num_bad_epochs = state_dict.get("bad_epochs", 0)
+        self.lr = state_dict["lr"] * (self.cfg.lr[0] / state_dict["peak"]) if "lr" in state_dict else None

@@ -63,7 +63,7 @@ def test_numbers_that_contradict_each_other(changes: dict, message: str, monkeyp
     [
         {"_name": "fixed", "lr": [1e-3], "warmup_updates": 10},
         {"_name": "inverse_sqrt", "lr": [1e-3], "warmup_updates": 10},
-        {"_name": "reduce_lr_on_plateau", "lr": [1e-3], "warmup_updates": 10, "maximize_best_checkpoint_metric": True},
+        {"_name": "amae_plateau", "lr": [1e-3], "warmup_updates": 10, "maximize_best_checkpoint_metric": True},
         {"_name": "tri_stage", "lr": [1e-3], "phase_ratio": [0.1, 0.4, 0.5], "max_update": 100},
         {"_name": "amae_cosine_by_time", "lr": [1e-3], "warmup_updates": 10, "max_update": 100, "stop_time_hours": 1.0},
     ],

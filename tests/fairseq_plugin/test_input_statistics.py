@@ -109,7 +109,10 @@ def test_a_run_that_goes_on_keeps_those_of_its_checkpoint(
     torch.save(content, last)
     assert build(run_settings(folder)) == (-1.5, 2.5)
     anew = run_settings(folder)
-    anew.checkpoint.reset_dataloader = True
+    anew.checkpoint.reset_dataloader = True  # the weights go on, though the epochs begin
+    assert build(anew) == (-1.5, 2.5)
+    anew.checkpoint.reset_optimizer = True
+    anew.task.update(mean="auto", std="auto")
     assert build(anew) == shown(folder, "--target-length", "64")
     last.write_bytes(b"damaged")  # who loads it says so
     assert build(run_settings(folder)) == shown(folder, "--target-length", "64")

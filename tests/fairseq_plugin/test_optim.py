@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +14,9 @@ from amae_plugin.fairseq_plugin.classification import AmaeClassifier
 from amae_plugin.fairseq_plugin.optim import AmaeAdamW, AmaeSGD, set_overrides
 
 
-def build(model: nn.Module) -> AmaeAdamW:
-    cfg = OmegaConf.create({"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "lr": [0.01]})
-    return AmaeAdamW(cfg, list(model.parameters()))
+def build(model: nn.Module, **settings: Any) -> AmaeAdamW:
+    cfg = {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "lr": [0.01], **settings}
+    return AmaeAdamW(OmegaConf.create(cfg), list(model.parameters()))
 
 
 def train(model: nn.Module, optimizer: AmaeAdamW | AmaeSGD | torch.optim.Optimizer, steps: int) -> None:
@@ -83,14 +85,14 @@ def test_state_survives_a_checkpoint() -> None:
     assert torch.equal(model.weight, resumed.weight)
 
 
-def layered(layer_decay: float = 0.5) -> tuple[nn.Sequential, AmaeAdamW]:
+def layered(layer_decay: float = 0.5, **settings: Any) -> tuple[nn.Sequential, AmaeAdamW]:
     """Layers 0, 1 and 2, of which 2 is the topmost: two linear ones and a norm."""
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.LayerNorm(3))
     set_overrides(model, lambda name: layer_decay ** (2 - int(name.split(".")[0])))
-    return model, build(model)
+    return model, build(model, **settings)
 
 
-def by_name(model: nn.Module, optimizer: AmaeAdamW, setting: str) -> dict[str, float]:
+def by_name(model: nn.Module, optimizer: AmaeAdamW, setting: str) -> dict[str, Any]:
     values = {id(p): group[setting] for group in optimizer.param_groups for p in group["params"]}
     return {name: values[id(p)] for name, p in model.named_parameters()}
 
@@ -153,3 +155,78 @@ def test_every_parameter_moves_at_its_own_rate() -> None:
         rate = by_name(model, optimizer, "lr")[name]
         decay = by_name(model, optimizer, "weight_decay")[name]
         torch.testing.assert_close(parameter.detach(), before[name] * (1 - rate * decay) - rate)
+
+
+LOADS = {
+    "alone": lambda optimizer, state: optimizer.load_state_dict(state, {}),
+    "common.amp": lambda optimizer, state: optimizer.optimizer.load_state_dict(state),  # as fairseq's wrapper does
+}
+
+
+@pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)
+@pytest.mark.parametrize(("before", "after"), [(0.5, 0.5), (0.5, 0.75), (0.75, 1.0), (1.0, 0.75)])
+def test_a_run_that_goes_on_has_its_own_settings_and_the_moments_of_the_checkpoint(
+    before: float, after: float, load: Callable[[AmaeAdamW, dict[str, Any]], None]
+) -> None:
+    model, optimizer = layered(before)
+    train(model, optimizer, 3)
+    optimizer.set_lr(0.002)
+    settings = {"weight_decay": 0.3, "betas": [0.8, 0.9], "eps": 1e-6, "lr": [0.5]}
+    resumed, other = layered(after, **settings)
+    load(other, copy.deepcopy(optimizer.state_dict()))
+    assert other.get_lr() == 0.002  # until the schedule sets it
+    fresh, wanted = layered(after, **settings)
+    wanted.set_lr(0.002)
+    for setting in ("lr", "lr_scale", "weight_decay", "betas", "eps"):
+        assert by_name(resumed, other, setting) == by_name(fresh, wanted, setting)
+    resumed_parameters = dict(resumed.named_parameters())
+    for name, parameter in model.named_parameters():
+        moments = optimizer.optimizer.state[parameter]
+        assert moments.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        for key, value in moments.items():
+            assert torch.equal(other.optimizer.state[resumed_parameters[name]][key], value), (name, key)
+    train(resumed, other, 1)
+
+
+def test_overrides_of_a_loaded_state_come_last() -> None:
+    (_, optimizer), (_, other) = layered(), layered(weight_decay=0.3)
+    other.load_state_dict(optimizer.state_dict(), {"weight_decay": 0.7})
+    assert {group["weight_decay"] for group in other.param_groups} == {0.7}
+
+
+def test_sgd_goes_on_with_its_own_momentum() -> None:
+    model = nn.Linear(3, 3)
+    optimizers = [
+        AmaeSGD(OmegaConf.create({"momentum": momentum, "weight_decay": 0.0, "lr": [0.01]}), list(model.parameters()))
+        for momentum in (0.9, 0.5)
+    ]
+    optimizers[1].load_state_dict(optimizers[0].state_dict())
+    assert [group["momentum"] for group in optimizers[1].param_groups] == [0.5]
+
+
+def without_places(state: dict[str, Any]) -> dict[str, Any]:
+    """A state as it was before it kept which parameters its groups have."""
+    groups = [{key: value for key, value in group.items() if key != "places"} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
+
+
+def test_a_state_that_cannot_be_told_apart_by_parameter_names_settings_and_remedy() -> None:
+    (model, optimizer), (resumed, other) = layered(0.5), layered(0.75)
+    train(model, optimizer, 1)
+    other.load_state_dict(without_places(optimizer.state_dict()))
+    weights = [each[0].weight for each in (model, resumed)]
+    assert torch.equal(other.optimizer.state[weights[1]]["exp_avg"], optimizer.optimizer.state[weights[0]]["exp_avg"])
+    message = r"model\.frozen, model\.layer_decay and model\.head_lr, or set checkpoint\.reset_optimizer=true"
+    with pytest.raises(UserError, match=message):
+        layered(1.0)[1].load_state_dict(without_places(optimizer.state_dict()))
+    with pytest.raises(UserError, match=message):
+        build(model[2:]).load_state_dict(optimizer.state_dict())
+
+
+def test_the_learning_rate_is_also_what_a_schedule_writes_into_the_groups() -> None:
+    for scales in (1.0, 0.5):
+        _, optimizer = layered(0.5)
+        for group in optimizer.param_groups:
+            group["lr_scale"] *= scales  # without a group of scale 1, too
+            group["lr"] = 0.004 * group["lr_scale"]
+        assert optimizer.get_lr() == 0.004

@@ -5,21 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from fairseq.data.iterators import GroupedIterator
 from fairseq.dataclass.configs import FairseqConfig
+from fairseq.optim import FairseqOptimizer
+from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 from fairseq_cli.train import should_stop_early
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
+from amae_plugin.cluster import signals
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_plugin import patches, resuming
+from amae_plugin.fairseq_plugin import launch, patches, resuming
 from amae_plugin.fairseq_plugin.batches import EpochBatches
 from amae_plugin.fairseq_plugin.classification import AmaeClassificationTask, AmaeClassificationTaskConfig
 from amae_plugin.fairseq_plugin.launch import Run
@@ -38,18 +43,26 @@ def task(folder: Path, **settings: object) -> AmaeClassificationTask:
     values = {"data": str(folder), "target_length": 64, "seed": 1, "bf16": False, "fp16": False}
     values |= {"best_checkpoint_metric": "accuracy", "maximize_best_checkpoint_metric": True}
     config = OmegaConf.merge(OmegaConf.structured(AmaeClassificationTaskConfig), {**values, **settings})
-    made = AmaeClassificationTask(config)
+    made = AmaeClassificationTask(OmegaConf.create({"task": config, "optimization": {"update_freq": [1]}}).task)
     made.load_dataset("train")
     return made
 
 
 @pytest.fixture(scope="module")
-def made(folder: Path) -> AmaeClassificationTask:
-    return task(folder)
+def tasks(folder: Path) -> dict[str, AmaeClassificationTask]:
+    return {length: task(folder, batch_length=length) for length in ("fixed", "longest")}
 
 
-def iterators(made: AmaeClassificationTask, batch: int, shards: int, epoch: int = 2) -> list[EpochBatches]:
+@pytest.fixture(scope="module")
+def made(tasks: dict[str, AmaeClassificationTask]) -> AmaeClassificationTask:
+    return tasks["fixed"]
+
+
+def iterators(
+    made: AmaeClassificationTask, batch: int, shards: int, epoch: int = 2, frequency: int = 1
+) -> list[EpochBatches]:
     dataset = made.dataset("train")
+    made.cfg._parent.optimization.update_freq = [frequency]
     return [
         made.get_batch_iterator(dataset, max_sentences=batch, epoch=epoch, num_shards=shards, shard_id=shard)
         for shard in range(shards)
@@ -106,6 +119,71 @@ def test_another_global_batch_leaves_out_no_clip_and_repeats_none(
         state = saved_after(resumed, turns)
         seen = state["place"]["clips"]
         assert seen == turns * batch * shards
+
+
+def grouped(device: EpochBatches, frequency: int) -> GroupedIterator:
+    """A device's updates as fairseq trains them; nothing is decoded."""
+    batches = device.next_epoch_itr()
+    batches._itr = iter([{"clips": [*batch]} for batch in batches._itr._itr._sampler_iter])
+    return GroupedIterator(batches, frequency)
+
+
+def clips_of(turn: tuple[list[dict], ...]) -> list[int]:
+    """Clips of an update, of which each device has a group of batches."""
+    return [
+        clip for batches in zip_longest(*turn, fillvalue={"clips": []}) for part in batches for clip in part["clips"]
+    ]
+
+
+ANY_CUT = st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 5))
+
+
+@pytest.mark.parametrize("length", ["fixed", "longest"])
+@given(before=ANY_CUT, after=ANY_CUT, share=st.floats(0, 1, exclude_max=True))
+def test_any_number_of_batches_an_update_trains_the_rest_of_the_epoch_once(
+    length: str, tasks: dict[str, AmaeClassificationTask], before: tuple[int, ...], after: tuple[int, ...], share: float
+) -> None:
+    batch, shards, frequency = before
+    turns = updates(iterators(tasks[length], batch, shards), 1)
+    done = int(share * -(-len(turns) // frequency)) * frequency
+    state = saved_after(iterators(tasks[length], batch, shards), done)
+    left = [*chain.from_iterable(turns[done:])]
+    if length == "fixed":
+        batch, shards, _ = after
+    frequency = after[2]
+    resumed = iterators(tasks[length], batch, shards, frequency=frequency)
+    for device in resumed:
+        device.load_state_dict(state)
+    trained: list[int] = []
+    for turn in zip(*(grouped(device, frequency) for device in resumed), strict=True):
+        trained += clips_of(turn)
+        place = resumed[0].state_dict()["place"]
+        assert place.get("clips") in (None, (CLIPS - len(left) + len(trained)) % CLIPS)
+    assert trained == left
+    for device in resumed:
+        assert device.state_dict() == {**device.state_dict(), "epoch": 3, "iterations_in_epoch": 0}
+        assert device.next_epoch_idx == 3
+
+
+SHORTER = [({"balanced_samples": 40}, {"balanced_samples": 20}), ({}, {"label_fraction": 0.3})]
+
+
+@pytest.mark.parametrize(("before", "after"), SHORTER, ids=["balanced_samples", "label_fraction"])
+@pytest.mark.parametrize("place", [True, False], ids=["in clips", "in batches"])
+def test_an_epoch_that_has_become_shorter_than_the_place_in_it_is_over(
+    before: dict[str, float], after: dict[str, float], place: bool, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = saved_after(iterators(task(folder, **before), 4, 1), 8)
+    if not place:  # an old checkpoint's
+        del state["place"]
+    shorter = task(folder, **after)
+    for shards in (1, 2):
+        resumed = iterators(shorter, 4, shards)
+        for device in resumed:
+            device.load_state_dict(state)
+            assert (device.epoch, device.next_epoch_idx, device.iterations_in_epoch) == (3, 3, 0)
+        assert "task.balanced_samples and task.label_fraction; the next one begins" in caplog.text
+        assert updates(resumed, 1) == updates(iterators(shorter, 4, shards, epoch=3), 1)
 
 
 def test_batches_of_clips_of_one_length_continue_as_they_are_or_say_that_they_cannot(
@@ -329,6 +407,93 @@ def test_a_run_that_has_ended_makes_no_further_update(settings: dict, setting: s
     should_stop_early.num_runs = 2
     with pytest.raises(Finished, match=f"is finished after 12 updates, by {setting}; raise it"):
         resuming.refuse_finished(cfg, trainer(12, 0.6), SimpleNamespace(next_epoch_idx=4))
+
+
+@pytest.mark.parametrize(
+    ("place", "settings", "steps"),
+    [
+        ({"epoch": 3, "iterations_in_epoch": 0}, {}, [(2, 0.5)]),
+        ({"epoch": 3, "iterations_in_epoch": 4}, {}, []),
+        ({"epoch": 3, "iterations_in_epoch": 0}, {"reset_dataloader": True}, [(2, 0.5)]),
+        ({"epoch": 3, "iterations_in_epoch": 0}, {"reset_lr_scheduler": True}, []),
+        ({"epoch": 3, "iterations_in_epoch": 0}, {"reset_optimizer": True}, []),
+        ({"epoch": 3, "iterations_in_epoch": 0}, {"finetune_from_model": "before.pt"}, []),
+    ],
+)
+def test_a_schedule_that_goes_on_gets_the_loss_of_the_epoch_that_the_checkpoint_ended(
+    place: dict[str, int], settings: dict, steps: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_run: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("before.pt").touch()
+    cfg = OmegaConf.merge(OmegaConf.structured(FairseqConfig()), {"checkpoint": section(tmp_path / "run", **settings)})
+    given: list[tuple[int, float]] = []
+    optimizer = FairseqOptimizer(None)
+    trainer = SimpleNamespace(task=None, optimizer=optimizer, lr_step=lambda *arguments: given.append(arguments))
+    trainer.get_num_updates = trainer.cumulative_training_time = lambda: 0
+    for loss in (0.5, None):
+        loaded = {"train_iterator": place, "val_loss": loss}, SimpleNamespace(next_epoch_idx=3)
+        Run(cfg, requeues=0).begin(cfg.checkpoint, trainer, lambda cfg, trainer, loaded=loaded: loaded)
+    signals.forget()
+    assert given == steps
+
+
+@pytest.mark.parametrize(("overrides", "decay"), [("{}", 0.3), ("{'weight_decay': 0.7, 'lr': 9}", 0.7)])
+def test_an_optimizer_of_fairseqs_goes_on_with_the_settings_of_the_run(
+    overrides: str, decay: float, tmp_path: Path, no_run: None
+) -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+
+    def made(**settings: object) -> FairseqAdam:
+        given = {"lr": [0.5], "tpu": False, **settings}
+        return FairseqAdam(OmegaConf.merge(OmegaConf.structured(FairseqAdamConfig), given), parameters)
+
+    before, trainer = made(weight_decay=0.1), SimpleNamespace(task=None, get_num_updates=lambda: 0)
+    trainer.cumulative_training_time, trainer.optimizer = lambda: 0, made(weight_decay=0.3, adam_betas="(0.8, 0.9)")
+    cfg = OmegaConf.structured(FairseqConfig())
+    cfg = OmegaConf.merge(cfg, {"checkpoint": section(tmp_path, optimizer_overrides=overrides)})
+
+    def load(cfg: DictConfig, trainer: SimpleNamespace) -> tuple[dict, SimpleNamespace]:
+        before.set_lr(0.2)
+        trainer.optimizer.load_state_dict(before.state_dict())
+        return {"train_iterator": {"iterations_in_epoch": 1}}, SimpleNamespace(next_epoch_idx=1)
+
+    Run(cfg, requeues=0).begin(cfg.checkpoint, trainer, load)
+    signals.forget()
+    (group,) = trainer.optimizer.param_groups
+    assert (group["weight_decay"], group["betas"], group["lr"]) == (decay, (0.8, 0.9), 0.2)
+
+
+def test_a_checkpoint_at_a_signal_after_a_validation_keeps_its_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = OmegaConf.merge(OmegaConf.structured(FairseqConfig()), {"checkpoint": section(tmp_path)})
+    trainer, batches, saved = SimpleNamespace(get_num_updates=lambda: 3), SimpleNamespace(epoch=1), []
+    received = iter([None, signal.SIGTERM])  # after the update, and after the validation
+    monkeypatch.setattr(launch.signals, "first_received", lambda: next(received))
+    monkeypatch.setattr(launch.checkpoint_utils, "save_checkpoint", lambda *arguments: saved.append(arguments))
+    monkeypatch.setitem(patches._originals, "validate_and_save", lambda *arguments: ([0.5], False))
+    run = Run(cfg, requeues=0)
+    monkeypatch.setattr(run.lock, "check", lambda: None)
+    monkeypatch.setattr(patches, "_run", run, raising=False)
+    with pytest.raises(SystemExit):
+        patches.validate_and_save(cfg, trainer, None, batches, ["valid"], end_of_epoch=True)
+    assert saved == [(cfg.checkpoint, trainer, batches, 0.5)]
+
+
+def test_a_fine_tuning_that_goes_on_needs_no_weights_to_start_from(
+    folder: Path, tmp_path: Path, write_checkpoint: Callable[..., Path]
+) -> None:
+    write_checkpoint(tmp_path / resuming.LAST, ["a", "b"])
+    given = {"layer_decay": 1.0, "head_lr": 1.0, "compile": False}
+    encoder = {"_name": "amae_ssast", "embed_dim": 16, "depth": 1, "num_heads": 2}
+    for settings in ({"pretrained": "gone.pt"}, {"imagenet": "gone.pt", "encoder": encoder}):
+        made = task(folder, num_mel_bins=64)
+        made.cfg._parent.checkpoint = section(tmp_path)
+        model = {"_name": "amae_classifier", **given, **settings}
+        assert made.build_model(OmegaConf.create(model)).head.out_features == 2
+        made.cfg._parent.checkpoint = section(tmp_path / "new")
+        with pytest.raises(UserError, match=r"gone\.pt: "):
+            made.build_model(OmegaConf.create(model))
 
 
 def test_early_stopping_continues(made: AmaeClassificationTask, no_run: None) -> None:

@@ -1,7 +1,8 @@
-"""The learning rate that follows the clock."""
+"""Learning rates that end with a run, follow the clock, or follow the losses of a run that goes on."""
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from typing import Any
@@ -10,12 +11,18 @@ import pytest
 import torch
 from fairseq.logging import metrics
 from fairseq.optim.lr_scheduler.cosine_lr_scheduler import CosineLRSchedule, CosineLRScheduleConfig
+from fairseq.optim.lr_scheduler.reduce_lr_on_plateau import (
+    ReduceLROnPlateauLRSchedule,
+    ReduceLROnPlateauLRScheduleConfig,
+)
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch import nn
 
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.optim import AmaeAdamW
-from amae_plugin.fairseq_plugin.schedules import Cosine, CosineByTime, CosineByTimeConfig
+from amae_plugin.fairseq_plugin.schedules import Cosine, CosineByTime, CosineByTimeConfig, Plateau
 
 HOUR = 3600.0
 OPTIMIZER = OmegaConf.create({"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "lr": [0.01]})
@@ -134,3 +141,80 @@ def test_a_checkpoint_of_another_schedule_begins_the_time() -> None:
 def test_settings_that_make_no_schedule(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         schedule(**settings)
+
+
+UPDATES = 3  # of an epoch
+
+
+def plateau(kind: type[ReduceLROnPlateauLRSchedule] = Plateau, **settings: Any) -> ReduceLROnPlateauLRSchedule:
+    chosen = {"lr": [0.01], "lr_shrink": 0.5, "maximize_best_checkpoint_metric": False, **settings}
+    cfg = OmegaConf.merge(OmegaConf.structured(ReduceLROnPlateauLRScheduleConfig), chosen)
+    made = kind(cfg, AmaeAdamW(OPTIMIZER, [nn.Parameter(torch.zeros(1))]))
+    made.step_update(0)
+    return made
+
+
+def epoch(schedule: ReduceLROnPlateauLRSchedule, number: int) -> list[float]:
+    """The learning rates of an epoch's updates."""
+    rates = []
+    for update in range(number * UPDATES, (number + 1) * UPDATES):
+        rates.append(schedule.optimizer.get_lr())
+        assert schedule.step_update(update + 1) == schedule.optimizer.get_lr()
+    return rates
+
+
+def continued(schedule: ReduceLROnPlateauLRSchedule, updates: int, **settings: Any) -> ReduceLROnPlateauLRSchedule:
+    """Load a checkpoint as fairseq's trainer does."""
+    states = copy.deepcopy((schedule.state_dict(), schedule.optimizer.state_dict()))
+    made = plateau(**settings)
+    made.load_state_dict(states[0])
+    made.optimizer.load_state_dict(states[1])
+    made.step_update(updates)
+    return made
+
+
+SETTINGS = st.fixed_dictionaries(
+    {
+        "lr_patience": st.integers(0, 2),
+        "lr_shrink": st.sampled_from([0.1, 0.5]),
+        "warmup_updates": st.sampled_from([0, 2, 3, 4]),
+        "maximize_best_checkpoint_metric": st.booleans(),
+    }
+)
+
+
+@given(st.lists(st.sampled_from([0.1, 0.2, 0.3, None]), min_size=1, max_size=9), SETTINGS, st.integers(0, 9))
+def test_a_plateau_is_that_of_fairseq_wherever_the_run_stops_and_goes_on(
+    losses: list[float | None], settings: dict[str, Any], stop: int
+) -> None:
+    theirs, made = plateau(ReduceLROnPlateauLRSchedule, **settings), plateau(**settings)
+    for number, loss in enumerate(losses):
+        assert epoch(made, number) == epoch(theirs, number)
+        if number >= stop:  # the checkpoint is written before the schedule has the loss
+            made = continued(made, (number + 1) * UPDATES, **settings)
+        for schedule in (theirs, made):
+            schedule.step(number + 1, loss)
+
+
+def test_a_plateau_goes_on_from_another_learning_rate_of_the_settings() -> None:
+    made = plateau()
+    for number, loss in enumerate((1.0, 2.0, 2.0)):
+        epoch(made, number)
+        made.step(number + 1, loss)
+    assert made.optimizer.get_lr() == 0.0025
+    assert continued(made, 9, lr=[0.04]).optimizer.get_lr() == 0.01
+    warming = plateau(warmup_updates=100)
+    warming.step_update(50)
+    assert continued(warming, 50, warmup_updates=10).optimizer.get_lr() == 0.01
+
+
+def test_a_plateau_takes_over_the_learning_rate_of_fairseqs_and_begins_after_another_schedule() -> None:
+    theirs = plateau(ReduceLROnPlateauLRSchedule)
+    for loss in (1.0, 2.0):
+        theirs.step(1, loss)
+    made = continued(theirs, 9)
+    assert made.optimizer.get_lr() == 0.005
+    rates = [made.step(2, loss) for loss in (1.0, 0.5, 0.6)]
+    assert rates == [0.0025, 0.0025, 0.00125]
+    begun = continued(cosine(Cosine, max_update=100), 9)
+    assert [begun.step(2, loss) for loss in (3.0, 4.0)] == [0.01, 0.005]
