@@ -82,6 +82,7 @@ class EpochBatches(EpochBatchIterator):
     """
 
     dataset: FairseqAudioDataset
+    _frozen_batches: Optional[Sequence[np.ndarray]]
 
     def __init__(
         self,

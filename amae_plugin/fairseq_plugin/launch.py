@@ -203,6 +203,7 @@ class Run:
         self._compare = lambda path, state: None
         if extra_state is not None:
             if not begins:
+                resuming.keep_optimizer_settings(cfg, trainer)
                 resuming.step_schedule(cfg, trainer, extra_state)
             resuming.refuse_finished(self.cfg, trainer, epoch_itr)
         if isinstance(trainer.task, AudioTask) and distributed_utils.is_master(self.cfg.distributed_training):

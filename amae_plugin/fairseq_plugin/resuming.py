@@ -4,6 +4,7 @@ fairseq begins from nothing where a checkpoint is missing, and compares no setti
 optimizer with those of the checkpoint.
 """
 
+import ast
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,23 @@ def load(load_checkpoint: Callable[..., Any], cfg: DictConfig, trainer: Trainer)
         reason = str(error.__context__).split("\n", 1)[-1].strip().split("\n")[0]
         remedy = "restore the model's settings, named above if they differ, or train elsewhere (hydra.run.dir=...)"
         raise UserError(f"{error.args[0].split('; ')[0].rstrip('. ')}: {reason}; {remedy}") from None
+
+
+def keep_optimizer_settings(cfg: DictConfig, trainer: Trainer) -> None:
+    """Give an optimizer of fairseq this run's settings, where it has the checkpoint's; the schedule sets its rate.
+
+    Args:
+        cfg: section ``checkpoint`` of the run.
+        trainer: trainer that has loaded the checkpoint.
+    """
+    try:
+        settings = trainer.optimizer.optimizer_config
+    except NotImplementedError:  # this package's, which keep them themselves, and fairseq's composite of several
+        return
+    settings = {**settings, **ast.literal_eval(cfg.optimizer_overrides)}
+    settings.pop("lr", None)
+    for group in trainer.optimizer.param_groups:
+        group.update(settings)
 
 
 def step_schedule(cfg: DictConfig, trainer: Trainer, extra_state: Mapping[str, Any]) -> None:

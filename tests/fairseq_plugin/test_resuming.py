@@ -15,6 +15,8 @@ import pytest
 import torch
 from fairseq.data.iterators import GroupedIterator
 from fairseq.dataclass.configs import FairseqConfig
+from fairseq.optim import FairseqOptimizer
+from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 from fairseq_cli.train import should_stop_early
 from hypothesis import given
 from hypothesis import strategies as st
@@ -425,13 +427,40 @@ def test_a_schedule_that_goes_on_gets_the_loss_of_the_epoch_that_the_checkpoint_
     Path("before.pt").touch()
     cfg = OmegaConf.merge(OmegaConf.structured(FairseqConfig()), {"checkpoint": section(tmp_path / "run", **settings)})
     given: list[tuple[int, float]] = []
-    trainer = SimpleNamespace(task=None, lr_step=lambda epoch, loss: given.append((epoch, loss)))
+    optimizer = FairseqOptimizer(None)
+    trainer = SimpleNamespace(task=None, optimizer=optimizer, lr_step=lambda *arguments: given.append(arguments))
     trainer.get_num_updates = trainer.cumulative_training_time = lambda: 0
     for loss in (0.5, None):
         loaded = {"train_iterator": place, "val_loss": loss}, SimpleNamespace(next_epoch_idx=3)
         Run(cfg, requeues=0).begin(cfg.checkpoint, trainer, lambda cfg, trainer, loaded=loaded: loaded)
     signals.forget()
     assert given == steps
+
+
+@pytest.mark.parametrize(("overrides", "decay"), [("{}", 0.3), ("{'weight_decay': 0.7, 'lr': 9}", 0.7)])
+def test_an_optimizer_of_fairseqs_goes_on_with_the_settings_of_the_run(
+    overrides: str, decay: float, tmp_path: Path, no_run: None
+) -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+
+    def made(**settings: object) -> FairseqAdam:
+        given = {"lr": [0.5], "tpu": False, **settings}
+        return FairseqAdam(OmegaConf.merge(OmegaConf.structured(FairseqAdamConfig), given), parameters)
+
+    before, trainer = made(weight_decay=0.1), SimpleNamespace(task=None, get_num_updates=lambda: 0)
+    trainer.cumulative_training_time, trainer.optimizer = lambda: 0, made(weight_decay=0.3, adam_betas="(0.8, 0.9)")
+    cfg = OmegaConf.structured(FairseqConfig())
+    cfg = OmegaConf.merge(cfg, {"checkpoint": section(tmp_path, optimizer_overrides=overrides)})
+
+    def load(cfg: DictConfig, trainer: SimpleNamespace) -> tuple[dict, SimpleNamespace]:
+        before.set_lr(0.2)
+        trainer.optimizer.load_state_dict(before.state_dict())
+        return {"train_iterator": {"iterations_in_epoch": 1}}, SimpleNamespace(next_epoch_idx=1)
+
+    Run(cfg, requeues=0).begin(cfg.checkpoint, trainer, load)
+    signals.forget()
+    (group,) = trainer.optimizer.param_groups
+    assert (group["weight_decay"], group["betas"], group["lr"]) == (decay, (0.8, 0.9), 0.2)
 
 
 def test_a_checkpoint_at_a_signal_after_a_validation_keeps_its_loss(
