@@ -280,7 +280,7 @@ WRONG_SETTINGS = [
     ([*ENCODER, "task.mixup=2"], "task.mixup=2"),
     ([*ENCODER, "task.multi_label=true"], "best_checkpoint_metric=accuracy: with task.multi_label=true it must be"),
     ([*ENCODER, "task.label_fraction=0"], "task.label_fraction=0"),
-    ([*ENCODER, "task.batch_length=longest"], "task.batch_length=longest: evaluation and prediction pad clips to"),
+    ([*ENCODER, "+task.batch_length=longest"], "task.batch_length=longest: evaluation and prediction pad clips to"),
     ([*ENCODER, "model.layer_decay=0"], "model.layer_decay=0"),
     ([*ENCODER, "dataset.train_subset=nothing"], "nothing.tsv"),
     ([*ENCODER, "task.data={unknown}"], "train.lbl, line 5: 'meduim' is not among the 3 classes"),

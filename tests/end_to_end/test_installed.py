@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -28,8 +27,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = [sys.executable, "-c", build]
     subprocess.run([*python, "build_sdist", str(folder)], cwd=folder / "source", capture_output=True, check=True)
     (sdist,) = folder.glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder / "unpacked", filter="data")
+    shutil.unpack_archive(sdist, folder / "unpacked")
     (unpacked,) = (folder / "unpacked").iterdir()
     subprocess.run([*python, "build_wheel", str(folder)], cwd=unpacked, capture_output=True, check=True)
     (wheel,) = folder.glob("*.whl")

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from composing import CONFIG_DIR, composed
 from fairseq.optim.lr_scheduler import build_lr_scheduler
 from fairseq.optim.lr_scheduler.fixed_schedule import FixedLRScheduleConfig
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from test_run_configs import CONFIG_DIR, composed
 from torch.nn import Parameter
 
 from amae_plugin.data.manifest import write_manifest

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.cli.main import main
 from amae_plugin.errors import UserError
 from amae_plugin.metrics.spread import Spread
@@ -168,7 +169,7 @@ def test_a_row_holds_the_means_of_its_seeds(manifests: Path, tmp_path: Path) -> 
 def test_curves_alone_and_what_failed(
     manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With trainings that only write a log, of which one fails."""
+    """With trainings that only write a log and a checkpoint, of which one fails."""
     started = []
 
     def complete(trainings, at_once, failures) -> None:
@@ -189,7 +190,9 @@ def test_curves_alone_and_what_failed(
             ]
             lines += [("valid", {"valid_num_updates": 80, "valid_loss": 0.2})]
             text = "\n".join(f"[][{tag}][INFO] - {json.dumps(values)}" for tag, values in lines)
-            training.log.write_text(f"{text}\ndone training in 60.0 seconds")
+            training.log.write_text(text)
+            state = {"previous_training_time": 60.0}
+            Checkpoint(training.checkpoint, {"model": {"_name": "amae_ssast"}}, {}, extra_state=state).write()
 
     monkeypatch.setattr(comparing, "complete", complete)
     monkeypatch.setattr(comparing, "_read_or_probe", lambda *_: {"k-NN": 0.5, "linear probe": 0.5})
