@@ -184,15 +184,21 @@ class AudioTask(FairseqTask):
         """The checkpoint that the run continues; None if it begins."""
         from amae_plugin.fairseq_plugin import resuming  # which imports this module
 
+        checkpoint = self._section_of_run("checkpoint")
+        return None if checkpoint is None else resuming.continued_checkpoint(checkpoint)
+
+    def _section_of_run(self, name: str) -> Optional[DictConfig]:
+        """Return another section of the settings than this task's; None where the task has no run around it."""
         run = getattr(self.cfg, "_parent", None)
-        return resuming.continued_checkpoint(run.checkpoint) if run is not None and "checkpoint" in run else None
+        return run[name] if run is not None and name in run else None
 
     def _continued_statistics(self) -> Optional[Dict[str, float]]:
         """Return those of the checkpoint that the run continues, whose weights mean nothing with others."""
-        if self.continued is None:
+        path = self.continued
+        if path is None:
             return None
         try:
-            checkpoint = Checkpoint.read(self.continued)
+            checkpoint = Checkpoint.read(path)
             found = {key: checkpoint.setting("task", key, int, float) for key in _STATISTICS}
         except UserError:
             return None  # fairseq will load it, and say what is wrong with it
@@ -357,8 +363,8 @@ class AudioTask(FairseqTask):
             return dataset.batch_by_size(order, max_tokens, max_sentences, required_batch_size_multiple)
 
         dataset.set_epoch(epoch)
-        run = getattr(self.cfg, "_parent", None)
-        update_freq = run.optimization.update_freq if run is not None and "optimization" in run else [1]
+        optimization = self._section_of_run("optimization")
+        update_freq = [1] if optimization is None else optimization.update_freq
         stopwatch = self.data_wait if dataset.dataset.train else meters.StopwatchMeter()
         options = {"seed": seed, "num_shards": num_shards, "shard_id": shard_id, "num_workers": num_workers}
         options |= {"epoch": epoch, "buffer_size": data_buffer_size, "grouped_shuffling": grouped_shuffling}
