@@ -147,11 +147,19 @@ class AudioTask(FairseqTask):
         """Build the model, once mean and standard deviation of its input are known: they may be ``auto``.
 
         Raises:
-            UserError: the training clips cannot be measured.
+            UserError: the training clips cannot be measured, or batches cannot be cut into the model's patches.
         """
         if not from_checkpoint:
             self._find_statistics()
-        return super().build_model(cfg, from_checkpoint)
+        model = super().build_model(cfg, from_checkpoint)
+        if not from_checkpoint and self.cfg.batch_length != "fixed":
+            multiple, encoder = self.cfg.length_multiple, model.encoder
+            try:
+                encoder.grid(multiple, encoder.num_mel_bins)
+            except ValueError as error:
+                remedy = f"set it to a multiple of {encoder.patch_size[0]}"
+                raise UserError(f"task.length_multiple={multiple}: {error}; {remedy}") from None
+        return model
 
     def _find_statistics(self) -> None:
         """Put numbers into the task's settings and into the run's, which checkpoints keep, in place of ``auto``.

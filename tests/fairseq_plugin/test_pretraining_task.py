@@ -236,6 +236,15 @@ def test_a_model_cannot_take_what_it_has_no_part_for(
         made.build_model(OmegaConf.create({"_name": system, **SIZES}))
 
 
+def test_batches_that_no_patches_fit(folder: Path, tmp_path: Path) -> None:
+    for length in ("longest", "shortest"):
+        made = task(folder, tmp_path, batch_length=length, length_multiple=8)
+        with pytest.raises(UserError, match=r"length_multiple=8: .* patches of 16 frames .* multiple of 16"):
+            model(made)
+        model(made, patch_size=[2, 128])
+    model(task(folder, tmp_path, batch_length="fixed", length_multiple=8))
+
+
 @pytest.fixture(scope="module", params=[False, True], ids=["one label", "several"])
 def labelled(request: pytest.FixtureRequest, write_split: Callable[..., Path], tmp_path_factory) -> Path:
     """Manifests of clips with one label each, or with one or two."""
