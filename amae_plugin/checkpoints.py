@@ -33,7 +33,7 @@ from amae_plugin.weight_files import read_weights, unwrapped
 
 Kind = TypeVar("Kind", bound=Model)
 _ENCODER = "encoder."
-_SECTIONS = ("task", "criterion", "checkpoint", "optimization", "optimizer", "ema")
+_SECTIONS = ("task", "criterion", "dataset", "checkpoint", "optimization", "optimizer", "ema")
 """Sections that are read; fairseq writes others."""
 _LONGEST = 1_000_000  # frames of an input, almost three hours
 _WORDS = {

@@ -94,19 +94,22 @@ def run(args: argparse.Namespace) -> None:
 
 def _read(args: argparse.Namespace) -> SimpleNamespace:
     """Read what a recipe asks for; batches are measured in ``work.unit``, of which ``work.per_clip`` are a clip."""
-    from amae_plugin.data.log_mel import LogMel
+    import numpy as np
+
     from amae_plugin.recipes import model_section, open_recipe, whole_number
+    from amae_plugin.runs.statistics import read_front_end
 
     work = SimpleNamespace(clip_bytes=args.clip_bytes or args.clip_seconds * 2 * 16_000 * _FLAC)
     # The updates that a recipe computes from its manifest follow from --clips here.
-    with open_recipe(args.recipe, args.config_dir, [f"++task.clips_per_epoch={args.clips}", *args.set]) as config:
+    overrides = [f"++task.clips_per_epoch={args.clips}", *args.set]
+    front_end, _ = read_front_end(args.recipe, args.config_dir, overrides)
+    with open_recipe(args.recipe, args.config_dir, overrides) as config:
         work.settings = model_section(config)
         work.frames = work.settings["input_length"]
         if config.task.get("batch_length") not in (None, "fixed"):
             # A batch of clips of this length is cropped to whole patches.
-            front_end, multiple = LogMel(), whole_number(config, "task.length_multiple")
-            samples = round(args.clip_seconds * front_end.sample_rate)
-            frames = 1 + max(0, samples - front_end.window_samples) // front_end.shift_samples
+            multiple, samples = whole_number(config, "task.length_multiple"), args.clip_seconds * front_end.sample_rate
+            frames = int(front_end.frames_in(np.array(round(samples))))
             work.frames = max(1, min(frames, work.frames) // multiple) * multiple
             work.settings["input_length"] = work.frames
         work.unit, work.per_clip, work.limit_key = "clips", 1, "dataset.batch_size"

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, Found, find_audio
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, read_headers, write_corpus
-from amae_plugin.corpora.splits import split_classes
+from amae_plugin.corpora.splits import SPLIT_OF, add_split_seed, split_classes
 from amae_plugin.errors import UserError
 
 _SHOWN = 10  # hidden names in a message
-_SPLIT_NAMES = {"train", "training", "valid", "validation", "val", "dev", "eval", "test", "testing"}
 
 
 def build(
@@ -94,7 +93,7 @@ def read_classes(folder: Path, names: Iterable[str]) -> list[str]:
     if stray:
         raise UserError(f"{folder / stray[0]} lies in no class; with labels, every clip must lie in a folder")
     classes = list(dict.fromkeys(name.split("/")[0] for name in names))
-    if {name.lower() for name in classes} <= _SPLIT_NAMES:
+    if {name.lower() for name in classes} <= SPLIT_OF.keys():
         found = ", ".join(classes)
         raise UserError(f"{folder}: its folders {found} look like splits; the classes must be the topmost folders")
     for name in classes:
@@ -114,13 +113,7 @@ def add_splits(parser: argparse.ArgumentParser, test: str = "hold out this share
         help="hold out this share of the files (default: %(default)s)",
     )
     add("--test-fraction", type=float, default=0.0, metavar="SHARE", help=f"{test} (default: %(default)s)")
-    add(
-        "--seed",
-        type=int,
-        default=1,
-        metavar="N",
-        help="choose the files held out with this seed (default: %(default)s)",
-    )
+    add_split_seed(parser)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

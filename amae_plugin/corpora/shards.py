@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from amae_plugin.corpora.archives import COMPRESSED, Archive, Member
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, find_audio, is_hidden
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, Scan, read_headers, write_corpus
-from amae_plugin.corpora.splits import add_split_seed, split_classes
+from amae_plugin.corpora.splits import SPLIT_OF, add_split_seed, split_classes
 from amae_plugin.errors import UserError
 from amae_plugin.files import open_regular
 from amae_plugin.progress import tqdm
@@ -28,12 +28,6 @@ FIELDS = ("labels", "label", "classes", "class", "cls")
 _SHOWN = 10  # hidden members, or reasons, in a message
 _MOST_BYTES = 1 << 20  # of a member that holds labels
 _TRIED = 100  # members of JSON looked at to see whether they hold labels
-_SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "valid": ("valid", "validation", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-_SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words}
 
 
 @dataclass(slots=True)
@@ -259,8 +253,8 @@ def _split_named(archive: str) -> str:
     """Return the split that the name of an archive or of a folder that it lies in tells, else ``train``."""
     for part in reversed(PurePosixPath(archive).parts):
         for word in re.findall("[a-z]+", part.lower()):
-            if word in _SPLIT_OF:
-                return _SPLIT_OF[word]
+            if word in SPLIT_OF:
+                return SPLIT_OF[word]
     return "train"
 
 

@@ -8,6 +8,13 @@ from pathlib import Path
 from amae_plugin.corpora.corpus import Splits
 from amae_plugin.errors import UserError
 
+_SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "valid": ("valid", "validation", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words}
+"""Splits by the words that name them in corpora."""
 FOLDS = (1, 2, 3, 4, 5)
 ALL = "all"
 Fold = int | str

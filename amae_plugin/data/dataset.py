@@ -23,8 +23,9 @@ from amae_plugin.data.pictures import Window, load_picture
 
 logger = logging.getLogger(__name__)
 
-# Streams of random numbers: the second one of a clip, that of an epoch's draws, and that of a clip's picture.
-_BATCH_CROP, _DRAWS, _PICTURE = 1, 2, 3
+# Streams of random numbers: the second one of a clip, that of an epoch's draws, of a part of the clips, and of a clip's
+# picture.
+_BATCH_CROP, _DRAWS, SUBSET, _PICTURE = 1, 2, 3, 4
 
 
 class Item(TypedDict, total=False):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amae_plugin.data.dataset import clip_seed
+from amae_plugin.data.dataset import SUBSET, clip_seed
 from amae_plugin.data.labels import Labels
 from amae_plugin.errors import UserError
 from amae_plugin.files import open_regular
@@ -13,7 +13,6 @@ from amae_plugin.files import open_regular
 # AST's and Audio-MAE's; only ratios of weights matter, and a class without clips needs none.
 _SCALE = 1000.0
 _OFFSET = 0.01
-_SUBSET = 3  # stream of random numbers; the data set has those before it
 
 
 def balanced_weights(labels: Labels) -> np.ndarray:
@@ -49,10 +48,13 @@ def class_subset(labels: Labels, fraction: float, seed: int) -> np.ndarray:
     """Draw a part of the clips that keeps every class: (M,) int64 in increasing order.
 
     ``ceil(fraction * clips)`` clips of each class are drawn; the parts of clips with several labels overlap.
+
+    Raises:
+        ValueError: the fraction is not above 0 and at most 1.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"the fraction must be above 0 and at most 1, not {fraction}")
-    order = np.random.default_rng(clip_seed(seed, 0, 0, _SUBSET)).permutation(len(labels))
+    order = np.random.default_rng(clip_seed(seed, 0, 0, SUBSET)).permutation(len(labels))
     # All labels sorted by class, and within a class by the random order of their clips: the first ones are taken.
     clip_of = np.repeat(np.arange(len(labels)), np.diff(labels.offsets))
     by_class = np.lexsort((np.argsort(order)[clip_of], labels.ids))

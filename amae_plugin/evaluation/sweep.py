@@ -50,7 +50,7 @@ def _count_clips(checkpoint: Checkpoint) -> int | None:
     data, fold = checkpoint.setting("task", "data", str), checkpoint.setting("task", "fold", int)
     split = (checkpoint.setting("dataset", "valid_subset", str) or "valid").split(",")[0]
     try:
-        return len(Manifest.read(Path(data or "", f"fold{fold}" if fold else "", f"{split}.tsv")))
+        return len(Manifest.read(Path(data or "", "" if fold is None else f"fold{fold}", f"{split}.tsv")))
     except UserError:
         return None
 

@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import math
 import os
 import signal
 import socket
@@ -220,13 +219,11 @@ class Run:
             state["extra_state"]["ema"] = state["model"]  # fairseq means to, and has deleted them by then
         return state
 
-    def after_update(self, trainer: Trainer, epoch_itr: Any) -> None:
-        """Stop if this start of the job was superseded, or if a signal says so and training would go on."""
+    def after_update(self) -> None:
+        """Stop if this start of the job was superseded."""
         self.updated = True
         if distributed_utils.get_global_rank() == 0:
             self.lock.check()
-        if trainer.get_num_updates() < (self.cfg.optimization.max_update or math.inf):
-            self.stop_if_told(trainer, epoch_itr)
 
     def stop_if_told(self, trainer: Trainer, epoch_itr: Any, loss: float | None = None) -> None:
         """If any process has received a signal, write a checkpoint and end this process; a job that ends is requeued.

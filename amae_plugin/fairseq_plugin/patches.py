@@ -100,14 +100,15 @@ def validate_and_save(
 ) -> tuple[list[float | None], bool]:
     """Let the run look at its lock and at signals after each update, and save what the last epoch ends.
 
-    A run that a signal stops writes a checkpoint. That takes the trainer and its iterator, which no hook has. fairseq
-    saves and validates after the last update that max_update allows, but not after the last epoch.
+    A run that a signal stops writes a checkpoint, after the validation that is due: the resumed run would not make up
+    for it. That takes the trainer and its iterator, which no hook has. fairseq saves and validates after the last
+    update that max_update allows, but not after the last epoch.
     """
-    _run.after_update(trainer, epoch_itr)
+    _run.after_update()
     if end_of_epoch and epoch_itr.epoch >= (cfg.optimization.max_epoch or math.inf):
         cfg = OmegaConf.merge(cfg, {"optimization": {"max_update": trainer.get_num_updates()}})
     losses, should_stop = _originals["validate_and_save"](cfg, trainer, task, epoch_itr, valid_subsets, end_of_epoch)
-    if losses[0] is not None and not should_stop:  # validated, which takes time
+    if not should_stop:
         _run.stop_if_told(trainer, epoch_itr, losses[0])
     return losses, should_stop
 

@@ -250,6 +250,6 @@ def test_trees_without_classes(classes, tmp_path):
     with pytest.raises(UserError, match=r"stray\.wav lies in no class"):
         build(classes, tmp_path / "out", labels=True)
     sound(tmp_path / "split" / "Train" / "cat" / "1.wav")
-    sound(tmp_path / "split" / "test" / "cat" / "1.wav")
+    sound(tmp_path / "split" / "evaluation" / "cat" / "1.wav")
     with pytest.raises(UserError, match="look like splits"):
         build(tmp_path / "split", tmp_path / "out", labels=True)

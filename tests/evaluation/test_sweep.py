@@ -27,22 +27,22 @@ def write_run(
 
 
 def test_mean_and_sample_deviation_of_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for fold, (last, best) in enumerate([(0.9, 0.91), (0.8, 0.85), (0.94, 0.94)], 1):
+    for fold, (last, best) in enumerate([(0.9, 0.91), (0.8, 0.85), (0.94, 0.94)]):
         (tmp_path / "data" / f"fold{fold}").mkdir(parents=True)
-        lines = "".join(f"{clip}.wav\t16000\n" for clip in range(1000 * fold))
+        lines = "".join(f"{clip}.wav\t16000\n" for clip in range(1000 * fold + 1000))
         (tmp_path / "data" / f"fold{fold}" / "valid.tsv").write_text(f".\n{lines}")
         task = {"data": str(tmp_path / "data"), "fold": fold}
         write_run(tmp_path / f"fold{fold}", {"val_loss": last, "best": best}, task=task)
-    (tmp_path / "data" / "fold3" / "valid.tsv").unlink()
+    (tmp_path / "data" / "fold2" / "valid.tsv").unlink()
     (tmp_path / "multirun.yaml").write_text("not a run")
-    assert [result.name for result in read_results(tmp_path)] == ["fold1", "fold2", "fold3"]
+    assert [result.name for result in read_results(tmp_path)] == ["fold0", "fold1", "fold2"]
     assert main(["results", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines] == [
         ["accuracy", "last", "best", "clips"],
-        ["fold1", "0.9000", "0.9100", "1,000"],
-        ["fold2", "0.8000", "0.8500", "2,000"],
-        ["fold3", "0.9400", "0.9400"],
+        ["fold0", "0.9000", "0.9100", "1,000"],
+        ["fold1", "0.8000", "0.8500", "2,000"],
+        ["fold2", "0.9400", "0.9400"],
         ["mean", "0.8800", "0.9000"],
         ["std", "0.0721", "0.0458"],
     ]

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import chain, zip_longest
 from pathlib import Path
 from types import SimpleNamespace
@@ -463,21 +464,21 @@ def test_an_optimizer_of_fairseqs_goes_on_with_the_settings_of_the_run(
     assert (group["weight_decay"], group["betas"], group["lr"]) == (decay, (0.8, 0.9), 0.2)
 
 
-def test_a_checkpoint_at_a_signal_after_a_validation_keeps_its_loss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ends", [False, True], ids=["goes on", "would end"])
+def test_a_signal_ends_a_run_after_the_validation_that_is_due(
+    ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = OmegaConf.merge(OmegaConf.structured(FairseqConfig()), {"checkpoint": section(tmp_path)})
     trainer, batches, saved = SimpleNamespace(get_num_updates=lambda: 3), SimpleNamespace(epoch=1), []
-    received = iter([None, signal.SIGTERM])  # after the update, and after the validation
-    monkeypatch.setattr(launch.signals, "first_received", lambda: next(received))
+    monkeypatch.setattr(launch.signals, "first_received", lambda: signal.SIGTERM)
     monkeypatch.setattr(launch.checkpoint_utils, "save_checkpoint", lambda *arguments: saved.append(arguments))
-    monkeypatch.setitem(patches._originals, "validate_and_save", lambda *arguments: ([0.5], False))
+    monkeypatch.setitem(patches._originals, "validate_and_save", lambda *arguments: ([0.5], ends))
     run = Run(cfg, requeues=0)
     monkeypatch.setattr(run.lock, "check", lambda: None)
     monkeypatch.setattr(patches, "_run", run, raising=False)
-    with pytest.raises(SystemExit):
+    with nullcontext() if ends else pytest.raises(SystemExit):
         patches.validate_and_save(cfg, trainer, None, batches, ["valid"], end_of_epoch=True)
-    assert saved == [(cfg.checkpoint, trainer, batches, 0.5)]
+    assert saved == ([] if ends else [(cfg.checkpoint, trainer, batches, 0.5)])
 
 
 def test_a_fine_tuning_that_goes_on_needs_no_weights_to_start_from(
