@@ -23,6 +23,14 @@ _FORMULA = re.compile(r"[=@\uff1d\uff20]|[-+\uff0b\uff0d].*[^\w./ -]")
 _NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?")
 
 
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Tell whether there is such a folder, and it may be seen: elsewhere, ``Path.is_dir`` raises."""
+    try:
+        return Path(path).is_dir()
+    except OSError:
+        return False
+
+
 @contextmanager
 def reading(path: str | os.PathLike[str], what: str = "the file", remedy: str = "") -> Iterator[None]:
     """Turn the errors of reading a file into messages.

@@ -2,12 +2,12 @@
 
 import argparse
 import math
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from amae_plugin.errors import UserError
+from amae_plugin.processes import available_cpus
 from amae_plugin.recipe_files import recipe_folder
 
 PICTURE_FORMATS = ("png", "pdf", "svg")
@@ -39,7 +39,7 @@ def add_config_dir(parser: argparse._ActionsContainer, default: object = None) -
 def add_workers(parser: argparse._ActionsContainer, does: str) -> None:
     """Add ``--workers``, the processes in which a command *does* something, such as ``decode``."""
     text = f"{does} in this many processes (default: %(default)s)"
-    parser.add_argument("--workers", type=natural, default=os.cpu_count(), metavar="N", help=text)
+    parser.add_argument("--workers", type=natural, default=available_cpus(), metavar="N", help=text)
 
 
 def device(text: str) -> str:

@@ -20,6 +20,7 @@ from amae_plugin.corpora.transcripts import KINDS, VOCAB_SIZE, UnitFiles
 from amae_plugin.data.lines import write_lines
 from amae_plugin.errors import UserError, printable
 from amae_plugin.files import replacing, writing
+from amae_plugin.processes import available_cpus
 from amae_plugin.progress import tqdm
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def check_pictures(root: Path, names: Sequence[str], workers: int = 0) -> dict[s
 
 def _map_files(function: Callable[[str], Value], names: Sequence[str], what: str, workers: int) -> dict[str, Value]:
     """Apply a function to files in threads, with a progress bar."""
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers or available_cpus()) as pool:
         return dict(tqdm(zip(names, pool.map(function, names)), total=len(names), desc=what, unit="file"))
 
 

@@ -6,7 +6,6 @@ Members of one name but for the extension belong together: ``a/1.flac`` has its 
 import argparse
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, Scan, read_
 from amae_plugin.corpora.splits import SPLIT_OF, add_split_seed, split_classes
 from amae_plugin.errors import UserError
 from amae_plugin.files import open_regular
+from amae_plugin.processes import available_cpus
 from amae_plugin.progress import tqdm
 
 KINDS = ("cls", "json", "txt")
@@ -88,7 +88,7 @@ def build(
     found = find_audio(folder, (*ARCHIVES, *COMPRESSED))
     if not found.names:
         raise UserError(f"{folder}: no archives; looked for the extensions {' '.join((*ARCHIVES, *COMPRESSED))}")
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers or available_cpus()) as pool:
         read = pool.map(lambda name: Archive.read(folder / name), found.names)
         archives = dict(tqdm(zip(found.names, read), total=len(found.names), desc="reading archives", unit="archive"))
     unreadable = {**found.problems, **{name: each.problem for name, each in archives.items() if each.problem}}

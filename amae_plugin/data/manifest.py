@@ -31,7 +31,7 @@ import numpy as np
 
 from amae_plugin.data.lines import bad_lines
 from amae_plugin.errors import UserError
-from amae_plugin.files import reading, replacing, utf_16_remedy
+from amae_plugin.files import is_folder, reading, replacing, utf_16_remedy
 
 _FORMAT_HELP = (
     "expected '<path><TAB><samples>', and in all lines or none '<TAB><picture>'; `amae manifest` writes such files"
@@ -322,8 +322,9 @@ def _resolve_root(path: Path, line: bytes) -> str:
     if "\t" in written:
         raise UserError(f"{path}, line 1: '{written}' is an entry; the first line must be the root folder")
     root = Path(os.path.normpath(path.parent / written))
-    if not root.is_dir():
-        raise UserError(f"{path}, line 1: the root folder {root} does not exist; correct the line or mount the folder")
+    if not is_folder(root):
+        problem = f"the root folder {root} does not exist, or may not be entered"
+        raise UserError(f"{path}, line 1: {problem}; correct the line or mount the folder")
     return str(root)
 
 

@@ -35,6 +35,7 @@ from amae_plugin.data.audio import (
 from amae_plugin.data.log_mel import FrontEnd, LogMel
 from amae_plugin.data.manifest import Clip
 from amae_plugin.errors import UserError
+from amae_plugin.files import is_folder
 from amae_plugin.processes import killed_with_parent
 from amae_plugin.progress import tqdm
 
@@ -341,7 +342,7 @@ class ClipFiles:
         self._progress = progress
         self._excerpt = excerpt
         for path in map(Path, paths):
-            for found, name in self._search(path) if path.is_dir() else [(path, path.name)]:
+            for found, name in self._search(path) if is_folder(path) else [(path, path.name)]:
                 self.names.setdefault(found, name)
 
     def _search(self, folder: Path) -> list[tuple[Path, str]]:
@@ -349,7 +350,7 @@ class ClipFiles:
         if not found.names and not found.problems:
             raise UserError(f"{folder}: no audio; looked for the extensions {' '.join(AUDIO_EXTENSIONS)}")
         self.skipped.update({str(folder / name): reason for name, reason in found.problems.items()})
-        return [(folder / name, name) for name in found.names]
+        return [(folder / name, name) for name in sorted(found.names + found.duplicates)]
 
     def __len__(self) -> int:
         return len(self.names)

@@ -63,7 +63,7 @@ def multi_label_intervals(scores: ArrayLike, targets: ArrayLike, resamples: Iter
     first = np.maximum.accumulate(np.where(np.vstack([edge, changes]), places, 0), axis=0)
     last = np.minimum.accumulate(np.where(np.vstack([changes, edge]), places, len(ranked))[::-1], axis=0)[::-1]
 
-    def measure(counts: np.ndarray) -> tuple[float, float, float]:
+    def measure(counts: np.ndarray) -> tuple[float, float]:
         weights = counts[order]
         found = weights * hits  # clips of the class in each place
         positives, everything = found.cumsum(axis=0), weights.cumsum(axis=0)
@@ -75,10 +75,11 @@ def multi_label_intervals(scores: ArrayLike, targets: ArrayLike, resamples: Iter
         present, both = of_class > 0, (of_class > 0) & (others > 0)
         precision = (found * to_last).sum(axis=0)[present] / of_class[present]
         auc = 1 - (found * passed).sum(axis=0)[both] / (of_class * others)[both]
-        mean_auc = float(auc.mean()) if both.any() else np.nan
-        return float(precision.mean()) if present.any() else np.nan, mean_auc, d_prime(mean_auc)
+        return float(precision.mean()) if present.any() else np.nan, float(auc.mean()) if both.any() else np.nan
 
-    return _bootstrap(("mAP", "mAUC", "d_prime"), measure, len(targets), resamples)
+    intervals = _bootstrap(("mAP", "mAUC"), measure, len(targets), resamples)
+    low, high = intervals["mAUC"]
+    return {**intervals, "d_prime": Interval(d_prime(low), d_prime(high))}  # which grows with it, and may be infinite
 
 
 def rate_interval(errors: ArrayLike, lengths: ArrayLike, resamples: Iterable[int]) -> Interval:

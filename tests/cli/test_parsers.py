@@ -203,3 +203,11 @@ def test_the_module_is_the_command() -> None:
 def test_a_device_that_this_machine_lacks_is_a_message(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", "--device", "cuda:99"]) == 2
     assert "device cuda:99: PyTorch finds no such GPU" in capsys.readouterr().err
+
+
+def test_workers_are_as_many_as_the_processors_that_a_job_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {5}, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    parser = argparse.ArgumentParser()
+    importlib.import_module("amae_plugin.cli.evaluate").add_arguments(parser)
+    assert parser.parse_args(["a.pt", "--data", "b"]).workers == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import soundfile
@@ -188,6 +190,12 @@ def test_bad_files_of_a_folder_are_left_out_and_listed(tmp_path, wav, capsys, wo
     assert len(listed) == 8
     for name, reason in reasons.items():
         assert any(line.startswith(f"  {tmp_path / name}: ") and reason in line for line in listed)
+
+
+def test_links_to_files_of_a_folder_are_files_too(tmp_path, wav):
+    os.link(wav(NOISE), tmp_path / "b.wav")
+    (tmp_path / "c.wav").symlink_to("a.wav")
+    assert [path.name for path, _ in ClipFiles([tmp_path])] == ["a.wav", "b.wav", "c.wav"]
 
 
 def test_nothing_to_list(wav, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,13 +62,15 @@ def test_shards_hold_the_layer_of_all_clips_in_the_manifests_order(
 def test_what_cannot_be_written_is_refused_in_a_sentence(
     checkpoint: Path, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = ["--out", tmp_path / "features"]
+    out, other = ["--out", tmp_path / "features"], tmp_path / "other" / "train.tsv"
+    shutil.copytree(manifest.parent, other.parent)
     cases: dict[str, list[object]] = {
         "--format hubert writes one layer: give its number": [manifest],
         "layer 9: this encoder has the layers 0 to 1": [manifest, "--layer", 9],
         "--rank 2: the ranks of 2 shards are 0 to 1": [manifest, "--layer", 1, "--rank", 2, "--shards", 2],
         "shard 0 of 50 is empty, as there are 5 clips": [manifest, "--layer", 1, "--shards", 50],
         "--timestamps and --pooling go with --format npz": [manifest, "--layer", 1, "--pooling", "cls"],
+        "train_0_1.npy; use two folders": [manifest, other, "--layer", 1],
     }
     for sentence, arguments in cases.items():
         assert embed(checkpoint, *arguments, *out) == 2

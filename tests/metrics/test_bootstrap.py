@@ -30,6 +30,12 @@ def test_a_resample_is_measured_as_its_clips_are(seed: int) -> None:
     )
 
 
+@pytest.mark.filterwarnings("error")
+def test_classes_that_are_told_apart_without_an_error() -> None:
+    targets = np.eye(3)[np.arange(30) % 3]
+    assert multi_label_intervals(targets, targets.astype(bool), range(5))["d_prime"] == (np.inf, np.inf)
+
+
 def test_the_interval_of_a_share_is_that_of_the_binomial_distribution() -> None:
     targets = np.arange(400) >= 80  # 80% are right
     low, high = single_label_intervals(np.tile([0.0, 1.0], (400, 1)), targets.astype(int), range(2000))["accuracy"]
