@@ -70,14 +70,16 @@ class Sampling:
     Attributes:
         pool: (M,) int64, the clips to draw from, without repetition.
         weights: (M,) relative frequencies of the draws; None: every clip once an epoch.
-        samples: draws in an epoch, with replacement; None without *weights*.
+        samples: draws in an epoch; None without *weights*.
         seed: random seed of the draws.
+        repeats: whether an epoch may draw a clip again; otherwise *samples* clips with a weight above 0 must be there.
     """
 
     pool: np.ndarray
     weights: np.ndarray | None = None
     samples: int | None = None
     seed: int = 1
+    repeats: bool = True
 
     def __post_init__(self) -> None:
         if (self.weights is None) != (self.samples is None):
@@ -86,11 +88,16 @@ class Sampling:
             raise ValueError(f"{self.weights.shape} weights do not fit {self.pool.shape} clips")
 
     def draw(self, epoch: int) -> np.ndarray:
-        """Draw the clips of an epoch, int64, with repetition; they depend on seed and epoch alone."""
+        """Draw the clips of an epoch, int64, which depend on seed and epoch alone."""
         if self.weights is None:
             return self.pool
         rng = np.random.default_rng(clip_seed(self.seed, epoch, 0, _DRAWS))
         shares = self.weights.astype(np.float64)
+        if not self.repeats:
+            # The first of exponential arrivals at these rates: draws without replacement, without a loop.
+            with np.errstate(divide="ignore"):
+                arrivals = rng.standard_exponential(len(shares)) / shares
+            return self.pool[np.argsort(arrivals)[: self.samples]]
         # What rng.choice() does, but with the numbers looked up in their order, which takes a quarter of the time.
         bounds = np.cumsum(shares / shares.sum())
         bounds /= bounds[-1]

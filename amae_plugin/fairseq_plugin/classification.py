@@ -60,6 +60,7 @@ class AmaeClassificationTaskConfig(DownstreamTaskConfig):
     balanced_samples: Optional[int] = setting(
         None, "clips drawn an epoch, by train.weights.npy (amae weights) or else balanced by class; null: each once"
     )
+    balanced_repeats: bool = setting(True, "whether an epoch may draw a clip more than once")
     label_fraction: float = setting(1.0, "share of the training clips that is used, drawn class by class")
 
 
@@ -142,7 +143,11 @@ class AmaeClassificationTask(DownstreamTask):
         weights = read_weights(path, len(labels)) if os.path.lexists(path) else balanced_weights(labels)
         if not weights[pool].any():
             raise UserError(f"{path}: no clip of those that task.label_fraction leaves has a weight above 0")
-        return Sampling(pool, weights[pool], cfg.balanced_samples, cfg.seed)
+        drawable = np.count_nonzero(weights[pool])
+        if not cfg.balanced_repeats and cfg.balanced_samples > drawable:
+            problem = f"{self.data / split}.tsv has {drawable:,} clips to draw"
+            raise UserError(f"task.balanced_samples={cfg.balanced_samples}: {problem}; set task.balanced_repeats=true")
+        return Sampling(pool, weights[pool], cfg.balanced_samples, cfg.seed, cfg.balanced_repeats)
 
     def sizes(self) -> Dict[str, int]:
         """Return the number of classes."""
@@ -165,23 +170,25 @@ class AmaeClassificationConfig(FairseqDataclass):
 
     loss: str = setting("cross_entropy", "cross_entropy (softmax), or bce (sigmoid; several labels a clip, or mixup)")
     label_smoothing: float = setting(0.0, "share of the target spread over all classes, in training only")
+    mean_over_classes: bool = setting(False, "mean over classes also of cross_entropy, as M2D's published code")
 
 
 @register_criterion("amae_classification", dataclass=AmaeClassificationConfig)
 class AmaeClassification(SummedCriterion):
     """Cross-entropy or binary cross-entropy against soft targets.
 
-    The sum is over clips (of the mean over classes for ``bce``). In validation the log also holds the scores of every
-    clip. They cannot be summed: the task takes them out and measures them all together.
+    The sum is over clips; for ``bce``, or with *mean_over_classes*, of the mean over classes. In validation the log
+    also holds the scores of every clip. They cannot be summed: the task takes them out and measures them all together.
     """
 
-    def __init__(self, task: FairseqTask, loss: str, label_smoothing: float):
+    def __init__(self, task: FairseqTask, loss: str, label_smoothing: float, mean_over_classes: bool = False):
         super().__init__(task)
         if loss not in LOSSES:
             raise UserError(f"criterion.loss={loss}: must be one of {', '.join(LOSSES)}")
         if not 0 <= label_smoothing < 1:
             raise UserError(f"criterion.label_smoothing={label_smoothing}: must be at least 0 and below 1")
         self.mean_loss = LOSSES[loss]
+        self.divides = mean_over_classes and loss == "cross_entropy"
         self.label_smoothing = label_smoothing
 
     def forward(self, model: nn.Module, sample: Values, reduce: bool = True) -> Tuple[Tensor, int, Values]:
@@ -190,6 +197,8 @@ class AmaeClassification(SummedCriterion):
         spread = self.label_smoothing if self.training else 0.0
         smoothed = target * (1 - spread) + spread / target.shape[1]
         loss = self.mean_loss(logits.float(), smoothed) * len(target)
+        if self.divides:
+            loss = loss / target.shape[1]
         log = self.log({"loss": loss}, len(target), sample)
         if not self.training:
             scored = (sample["id"], logits.float(), target.to(torch.uint8))

@@ -131,6 +131,15 @@ def test_clips_are_drawn_as_often_as_their_weights_say() -> None:
     assert (np.abs(counts - 40_000 * shares) <= 5 * np.sqrt(40_000 * shares * (1 - shares))).all()
 
 
+def test_draws_without_repetition() -> None:
+    weights = np.array([1, 0, 2, 5, 0, 12], np.float32)
+    draws = [Sampling(np.arange(6), weights, 3, repeats=False).draw(epoch) for epoch in range(4000)]
+    assert all(len(set(drawn)) == 3 and weights[drawn].min() > 0 for drawn in draws)
+    shares = weights / weights.sum()
+    first = np.bincount([drawn[0] for drawn in draws], minlength=6)
+    assert (np.abs(first - 4000 * shares) <= 5 * np.sqrt(4000 * shares * (1 - shares))).all()
+
+
 def test_weights_and_samples_belong_together_and_fit_the_pool() -> None:
     pool = np.arange(3)
     with pytest.raises(ValueError, match="belong together"):

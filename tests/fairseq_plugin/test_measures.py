@@ -123,6 +123,15 @@ def test_measures_are_those_of_the_whole_split_and_not_a_mean_over_batches(caplo
     assert "id" not in values and "scores" not in values and "target" not in values
 
 
+def test_the_loss_may_be_a_mean_over_classes_as_well() -> None:
+    criterion, batch = AmaeClassification(None, "cross_entropy", 0.0, mean_over_classes=True), split(5)
+    loss, clips, _ = criterion(Scores(), batch)
+    expected = -(batch["target"] * batch["net_input"]["source"].log_softmax(dim=1)).mean()
+    torch.testing.assert_close(loss / clips, expected)
+    losses = [AmaeClassification(None, "bce", 0.0, mean)(Scores(), batch)[0] for mean in (True, False)]
+    assert losses[0] == losses[1]
+
+
 def test_ranking_measures_are_those_of_the_whole_split() -> None:
     whole = split(40)
     expected = multi_label(whole["net_input"]["source"].numpy(), whole["target"].numpy()).mean_average_precision

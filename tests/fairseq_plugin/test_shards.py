@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import get_worker_info
 
 from amae_plugin.cluster import signals
+from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin import bases
 from amae_plugin.fairseq_plugin.classification import AmaeClassificationTask, AmaeClassificationTaskConfig
 
@@ -63,6 +64,13 @@ def test_devices_share_an_epoch_without_overlap(folder: Path, balanced: int | No
     assert sum(map(len, together)) == (balanced or 32)
     if balanced is None:
         assert sorted(clip for batch in together for clip in batch) == list(range(32))
+
+
+def test_an_epoch_without_repetition_has_clips_enough(folder: Path) -> None:
+    made = task(folder, balanced_samples=32, balanced_repeats=False)
+    assert sorted(clip for batch in epoch(made, 3) for clip in batch) == list(range(32))
+    with pytest.raises(UserError, match=r"balanced_samples=33: .*train\.tsv has 32 clips to draw; .*_repeats=true"):
+        task(folder, balanced_samples=33, balanced_repeats=False)
 
 
 @pytest.fixture

@@ -19,6 +19,6 @@ class ClassifierConfig(DownstreamConfig):
     )
     frozen: bool = setting(False, "linear probe: train only what follows the encoder")
     batch_norm: bool = setting(False, "batch norm without weights before the head, over a batch of one device")
-    head_std: float = setting(2e-5, "standard deviation of the head's initial weights (EAT: 0.02)")
+    head_std: float = setting(2e-5, "standard deviation of the head's initial weights")
     mask_ratio_time: float = setting(0.2, "share of the time steps hidden in training (scripts 0.2, paper 0.3)")
     mask_ratio_frequency: float = setting(0.2, "share of the bands hidden in training (scripts 0.2, paper 0.3)")
