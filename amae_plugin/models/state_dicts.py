@@ -129,19 +129,19 @@ def turn_positions(table: Tensor, prefix: int, bands: int) -> Tensor:
     return torch.cat([first, tokens.unflatten(1, (bands, -1)).transpose(1, 2).flatten(1, 2)], dim=1)
 
 
-def count_columns(table: Tensor, prefix: int, bands: int, patch_frequency: int) -> int:
-    """Count the patches in time of a position table (1, prefix + L, D), whose patches come column by column.
+def count_steps(table: Tensor, prefix: int, bands: int, patch_frequency: int) -> int:
+    """Count the patches in time of a position table (1, prefix + L, D), in whatever order its patches come.
 
     Raises:
-        ValueError: the table has no whole columns of so many bands.
+        ValueError: the table does not have whole time steps of so many bands.
     """
-    positions, rows = table.shape[1] - prefix, bands // patch_frequency
-    if not rows or positions % rows:
+    positions, in_step = table.shape[1] - prefix, bands // patch_frequency
+    if not in_step or positions % in_step:
         raise ValueError(
-            f"{positions} positions are not those of {bands} bands in patches of {patch_frequency}, which come in "
-            f"columns of {rows}; give --num-mel-bins"
+            f"{positions} positions are not those of {bands} bands in patches of {patch_frequency}, {in_step} to a "
+            "time step; give --num-mel-bins"
         )
-    return positions // rows
+    return positions // in_step
 
 
 def decoder_sizes(state: Mapping[str, Tensor], num_heads: int | None) -> Sizes:

@@ -540,7 +540,7 @@ def test_files_that_cannot_be_converted(tmp_path: Path, golden: Callable, capsys
         "bands.pt": (
             {"model": golden("audio_mae_classifier").state},
             [*HEADS, "--num-mel-bins", "48"],
-            "512 positions are not those of 48 bands in patches of 16, which come in rows of 3",
+            "512 positions are not those of 48 bands in patches of 16, 3 to a time step",
         ),
     }
     (tmp_path / "labels.txt").write_text("one\n")

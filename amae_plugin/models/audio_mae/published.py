@@ -132,15 +132,9 @@ def _encoder_sizes(state: Mapping[str, Tensor], options: ConversionOptions) -> s
     """Read the fields of :class:`AudioMAEConfig` that describe the encoder."""
     sizes = _sizes(state, options.num_heads)
     bands = options.num_mel_bins or AudioMAEConfig.num_mel_bins
-    positions = state["pos_embed"].shape[1] - 1
     patch_time, patch_frequency = sizes["patch_size"]
-    columns = bands // patch_frequency
-    if not columns or positions % columns:
-        raise ValueError(
-            f"{positions} positions are not those of {bands} bands in patches of {patch_frequency}, which come in rows "
-            f"of {columns}; give --num-mel-bins"
-        )
-    return {**sizes, "input_length": positions // columns * patch_time, "num_mel_bins": bands}
+    steps = state_dicts.count_steps(state["pos_embed"], 1, bands, patch_frequency)
+    return {**sizes, "input_length": steps * patch_time, "num_mel_bins": bands}
 
 
 def _decoder_sizes(state: Mapping[str, Tensor], num_heads: int | None) -> state_dicts.Sizes:

@@ -198,7 +198,7 @@ def _encoder_sizes(state: Mapping[str, Tensor], options: ConversionOptions) -> s
         "shared_depth": shared,
         "num_heads": state_dicts.count_heads(width, options.num_heads),
         "mlp_ratio": state_dicts.mlp_ratio(hidden, width),
-        "input_length": state_dicts.count_columns(state["pos_embed_a"], 0, bands, patch_frequency) * patch_time,
+        "input_length": state_dicts.count_steps(state["pos_embed_a"], 0, bands, patch_frequency) * patch_time,
         "num_mel_bins": bands,
         "image_patch_size": image_patch,
         "image_size": state_dicts.square_side(state["pos_embed_v"], prefix=0) * image_patch,

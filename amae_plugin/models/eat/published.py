@@ -154,13 +154,7 @@ def _encoder_sizes(file: PublishedFile, state: dict[str, Tensor], options: Conve
     table = state.get(_POSITIONS)
     length = stated or EATConfig.input_length
     if table is not None:
-        columns = grid_size(patch_size[0], bands, patch_size)[1]
-        if table.shape[1] % columns:
-            raise ValueError(
-                f"{table.shape[1]} positions are not those of {bands} bands in patches of {patch_size[1]}, which come "
-                f"in rows of {columns}; give --num-mel-bins"
-            )
-        length = min(length, table.shape[1] // columns * patch_size[0])
+        length = min(length, state_dicts.count_steps(table, 0, bands, patch_size[1]) * patch_size[0])
     grid = grid_size(length, bands, patch_size)
     if table is None:
         state[_POSITIONS] = GridPositions(grid, sizes["embed_dim"]).pos_embed

@@ -131,7 +131,7 @@ def _encoder_sizes(state: Mapping[str, Tensor], options: ConversionOptions) -> s
     return {
         "patch_size": (patch_time, patch_frequency),
         **state_dicts.transformer_sizes(state, "", options.num_heads),
-        "input_length": state_dicts.count_columns(state["pos_embed"], 1, bands, patch_frequency) * patch_time,
+        "input_length": state_dicts.count_steps(state["pos_embed"], 1, bands, patch_frequency) * patch_time,
         "num_mel_bins": bands,
     }
 
