@@ -96,6 +96,11 @@ def list_audio(folder: Path, pattern: str) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in paths if path.name.lower().endswith(suffixes))
 
 
+def absolute_path(path: Path) -> Path:
+    """Return the absolute path without ``..``, as a manifest takes it."""
+    return Path(os.path.normpath(path.absolute()))
+
+
 def find_root(root: Path, marker: str, corpus: str) -> Path:
     """Find the folder that holds *marker* (a pattern): *root*, or the one folder in it that does.
 

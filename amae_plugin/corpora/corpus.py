@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, Optional, TypeVar
 
+from amae_plugin.corpora.audio_files import absolute_path
 from amae_plugin.corpora.transcripts import KINDS, VOCAB_SIZE, UnitFiles
 from amae_plugin.data.lines import write_lines
 from amae_plugin.errors import UserError, printable
@@ -291,7 +292,7 @@ def _write_run(
             write_labels(out / f"{split}.lbl", (clip.labels for clip in part))
         for kind in units:
             write_lines(out / f"{split}.{kind.labels}", (kind.line(clip.text) for clip in part))
-        write_manifest(out / f"{split}.tsv", root.absolute(), (_row(clip, scan) for clip in part))
+        write_manifest(out / f"{split}.tsv", absolute_path(root), (_row(clip, scan) for clip in part))
 
 
 def _write_report(path: Path, scan: Scan) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, find_audio
+from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, absolute_path, find_audio
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, check_pictures, read_headers, write_corpus
 from amae_plugin.corpora.folder import add_splits, group_by_class, left_out, read_classes, without_clips
 from amae_plugin.corpora.splits import split_classes
@@ -63,7 +63,7 @@ def build(
         counts = f"{len(found.names):,} sounds and {len(by_stem):,} pictures"
         raise UserError(f"{folder}: of {counts}, none belong together; a picture bears the name of its sound")
     classes = read_classes(folder, pairs) if labels else []
-    prefix = "" if pictures is None else f"{pictures.absolute()}/"
+    prefix = "" if pictures is None else f"{absolute_path(pictures)}/"
     unreadable = check_pictures(pictures or folder, sorted(set(pairs.values())), workers)
     seen = {name: picture for name, picture in pairs.items() if picture not in unreadable}
     scan = read_headers(folder, list(seen), workers)
