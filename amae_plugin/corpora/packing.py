@@ -202,6 +202,7 @@ class _Job:
     """The packing of a manifest.
 
     Attributes:
+        shards: pattern of the names of its shards, and of no other split's whose name begins with that of this one.
         notes_folder: holds a note of each finished shard until all are: its rows, what was left out, and the number of
             the clip that the next shard begins with.
     """
@@ -210,6 +211,7 @@ class _Job:
         self.manifest, self.out, self.packing = manifest, out, packing
         self.split = manifest.path.stem
         self.pattern = glob.escape(self.split)
+        self.shards = f"{self.pattern}-{'[0-9]' * 6}.tar"
         self.notes_folder = out / f".packing-{self.split}"
         self.target = out / manifest.path.name
 
@@ -222,7 +224,7 @@ class _Job:
         record = self.out / f"{self.split}.{_RECORD}"
         wanted = {**asdict(self.packing), "clips": len(self.manifest), "checksum": self.manifest.checksum}
         if not record.exists():
-            if self.target.exists() or any(self.out.glob(f"{self.pattern}-*.tar")):
+            if self.target.exists() or any(self.out.glob(self.shards)):
                 others = f"{self.target.name} or {self.split}-*.tar"
                 raise UserError(f"{self.out}: holds {others} that this command did not write; choose another folder")
             write_json(record, {"manifest": str(self.manifest.path), **wanted})
@@ -239,13 +241,13 @@ class _Job:
 
     def describe_finished(self) -> Packed:
         shutil.rmtree(self.notes_folder, ignore_errors=True)  # left where the last run was killed at its very end
-        shards = [path.stat().st_size for path in self.out.glob(f"{self.pattern}-*.tar")]
+        shards = [path.stat().st_size for path in self.out.glob(self.shards)]
         return Packed(self.target, len(Manifest.read(self.target)), len(shards), sum(shards), done_before=True)
 
     def write_shards(self, workers: int) -> None:
         """Write the shards that are not finished."""
         self.notes_folder.mkdir(exist_ok=True)
-        remove_partial_files(self.out, f"{self.pattern}-*.tar")
+        remove_partial_files(self.out, self.shards)
         nexts = [note["next"] for _, note in self.notes()]
         first = nexts[-1] if nexts else 0
         remaining = range(first, len(self.manifest))
@@ -349,9 +351,10 @@ class _Job:
             if target.exists() and target.read_bytes() != content:
                 raise UserError(f"{target}: another than {source}; pack these manifests into another folder")
             _write(target, content)
+        others = tuple(f"{path.stem}." for path in folder.glob(f"{self.pattern}.*.tsv"))  # as train.clean is of train
         for source in sorted(folder.glob(f"{self.pattern}.*")):
             suffix = source.name.removeprefix(f"{self.split}.")
-            if suffix in ("tsv", _RECORD) or source.is_dir():
+            if suffix in ("tsv", _RECORD) or source.name.startswith(others) or source.is_dir():
                 continue
             if self.split == "trials" and suffix == "txt":
                 self._write_trials(source, kept)

@@ -17,7 +17,7 @@ import soundfile
 import torch
 
 from amae_plugin.cli.main import main
-from amae_plugin.corpora.packing import Packing, pack
+from amae_plugin.corpora.packing import Packing, find_manifests, pack
 from amae_plugin.data.audio import load_clip, read_rate
 from amae_plugin.data.augment import Magnitude, Roll
 from amae_plugin.data.dataset import AudioDataset
@@ -120,6 +120,25 @@ def test_trials_name_the_clips_of_the_shards(tmp_path: Path) -> None:
     pack(folder / "trials.tsv", out, Packing())
     first, second = (Manifest.read(out / "trials.tsv").name(index) for index in range(2))
     assert (out / "trials.txt").read_text() == f"1 {first} {second}\n0 {second} {first}\n"
+
+
+def test_splits_whose_names_begin_alike_are_packed_side_by_side(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    counts = {"train-clean": 2, "train.clean": 2, "train": 3}  # a manifest of 2 clips has a line for each clip of train
+    for split, count in counts.items():
+        write_manifest(folder / f"{split}.tsv", folder, [(f"{number}.wav", 4_000) for number in range(count)])
+        (folder / f"{split}.ltr").write_text(f"{split} |\n" * count)
+    for number in (1, 2):  # 0 is missing
+        soundfile.write(folder / f"{number}.wav", noise(number), 16_000)
+    for done in (False, True):
+        for manifest, (split, count) in zip(find_manifests(folder), counts.items()):
+            packed = pack(manifest, out, Packing())
+            assert (packed.manifest, packed.clips, packed.shards) == (out / f"{split}.tsv", count - 1, 1)
+            assert (packed.warnings, packed.done_before) == ([], done)
+    for split, count in counts.items():
+        assert Manifest.read(out / f"{split}.tsv").name(0).startswith(f"{split}-000000.tar:")
+        assert (out / f"{split}.ltr").read_text() == f"{split} |\n" * (count - 1)
 
 
 PACK = "import sys; from amae_plugin.cli.main import main; sys.exit(main(sys.argv[1:]))"
