@@ -101,18 +101,24 @@ def absolute_path(path: Path) -> Path:
     return Path(os.path.normpath(path.absolute()))
 
 
-def find_root(root: Path, marker: str, corpus: str) -> Path:
-    """Find the folder that holds *marker* (a pattern): *root*, or the one folder in it that does.
+def find_root(root: Path, marker: str | tuple[str, ...], corpus: str) -> Path:
+    """Find the folder that holds *marker* (a pattern, or one of several): *root*, or the one folder in it that does.
 
     Raises:
         UserError: no folder holds it, or several do.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
-    folders = [root] if any(root.glob(marker)) else sorted(root.iterdir())
-    found = [folder for folder in folders if folder.is_dir() and any(folder.glob(marker))]
+
+    markers = (marker,) if isinstance(marker, str) else marker
+
+    def is_root(folder: Path) -> bool:
+        return any(any(folder.glob(marker)) for marker in markers)
+
+    folders = [root] if is_root(root) else sorted(root.iterdir())
+    found = [folder for folder in folders if folder.is_dir() and is_root(folder)]
     if not found:
-        raise UserError(f"{root}: not the layout of {corpus}, which has {marker} there")
+        raise UserError(f"{root}: not the layout of {corpus}, which has {' or '.join(markers)} there")
     if len(found) > 1:
         raise UserError(f"{root} holds {corpus} more than once; choose one of {', '.join(map(str, found))}")
     return found[0]

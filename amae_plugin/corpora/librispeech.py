@@ -56,7 +56,7 @@ def build(
     Raises:
         UserError: the folder has another layout, or holds nothing to train on; a transcript is missing or malformed.
     """
-    root = find_root(root, "train-*/*", "LibriSpeech")
+    root = find_root(root, tuple(f"{prefix}-*/[0-9]*" for prefix in _SPLITS), "LibriSpeech")
     absent = [name for name in parts or () if not (root / name).is_dir()]
     if absent:
         raise UserError(f"--parts {' '.join(absent)}: not in {root}")
