@@ -24,6 +24,7 @@ import soundfile
 import torch.utils.data
 from torch.utils.data import DataLoader
 
+from amae_plugin.corpora.audio_files import is_folder
 from amae_plugin.corpora.corpus import REPORT_NAME
 from amae_plugin.data.audio import HIGHEST_RATE, LOWEST_RATE, AudioError, load_clip, read_rate
 from amae_plugin.data.labels import LABELS_NAME
@@ -159,7 +160,7 @@ def find_manifests(path: Path) -> list[Path]:
     Raises:
         UserError: there are none.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         return [path]
     found = sorted(each for each in path.glob("*.tsv") if each.name != REPORT_NAME and not each.name.startswith("."))
     if not found:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from amae_plugin.corpora.audio_files import absolute_path, add_allow_missing, find_listed, report_missing
+from amae_plugin.corpora.audio_files import absolute_path, add_allow_missing, find_listed, is_file, report_missing
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, prepare_units, read_headers, write_corpus
 from amae_plugin.corpora.splits import add_split_seed, split_names
 from amae_plugin.corpora.transcripts import CASES, PUNCTUATION, add_units, check_text, normalize
@@ -101,7 +101,7 @@ def _read_arguments(tables: Sequence[str]) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for argument in tables:
         split, equals, path = argument.partition("=")
-        if not equals or Path(argument).is_file():
+        if not equals or is_file(Path(argument)):
             split, path = "train", argument
         if split not in SPLITS:
             raise UserError(f"{argument}: a table is FILE, or SPLIT=FILE with the split {', '.join(SPLITS)}")

@@ -82,6 +82,8 @@ def test_some_parts(root, tmp_path):
     assert (tmp_path / "other" / "dict.ltr.txt").read_bytes() == (out / "dict.ltr.txt").read_bytes()
     with pytest.raises(UserError, match="--parts train-clean-360: not in"):
         build(root, out, parts=["train-clean-100", "train-clean-360"])
+    with pytest.raises(UserError, match="--parts xxx"):
+        build(root, out, parts=["x" * 256])
     with pytest.raises(UserError, match="no audio in its train"):
         build(root, out, parts=["test-other"])
     for path in root.glob("[td]*-*"):
