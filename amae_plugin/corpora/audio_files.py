@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from amae_plugin.corpora.messages import SHOWN
 from amae_plugin.errors import UserError
 from amae_plugin.files import reading
 
 AUDIO_EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "au", "m4a", "mp4", "mkv", "webm")
 VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "mov", "m4v", "avi", "mpg", "mpeg", "ts", "flv", "wmv", "ogv", "3gp")
 
-_SHOWN = 10  # missing files named in a message
 # What a system, an archiver or a file server puts beside the files of its user, and hides.
 _HIDDEN_NAMES = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 
@@ -199,8 +199,8 @@ def report_missing(missing: Sequence[str], listed: int, what: str, allow_missing
     message = f"{len(missing):,} of {listed:,} files {what}"
     if allow_missing:
         return [f"{message}; left out"]
-    shown = "".join(f"\n  {name}" for name in missing[:_SHOWN])
-    more = f"\n  ... and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
+    shown = "".join(f"\n  {name}" for name in missing[:SHOWN])
+    more = f"\n  ... and {len(missing) - SHOWN:,} more" if len(missing) > SHOWN else ""
     raise UserError(f"{message}:{shown}{more}\nGo on without them with --allow-missing")
 
 
