@@ -1,7 +1,8 @@
 """Pack the clips of manifests into tar shards, decoded and resampled once.
 
 The shards, their manifests and the labels, transcripts and weights that lie beside the manifests are written to one
-folder, which can be moved as a whole. The command continues what was interrupted.
+folder, which can be moved as a whole. The command continues what was interrupted; where all shards are there already,
+it copies those files again.
 """
 
 import argparse

@@ -9,12 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from amae_plugin.corpora.messages import SHOWN
 from amae_plugin.errors import UserError
+from amae_plugin.files import reading
 
 AUDIO_EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "au", "m4a", "mp4", "mkv", "webm")
 VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "mov", "m4v", "avi", "mpg", "mpeg", "ts", "flv", "wmv", "ogv", "3gp")
 
-_SHOWN = 10  # missing files named in a message
 # What a system, an archiver or a file server puts beside the files of its user, and hides.
 _HIDDEN_NAMES = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 
@@ -43,10 +44,9 @@ def find_audio(folder: Path, extensions: Collection[str] = AUDIO_EXTENSIONS) -> 
     is hidden stays hidden, but the folder itself may be.
 
     Raises:
-        UserError: the folder does not exist.
+        UserError: the folder does not exist or cannot be reached.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+    require_folder(folder)
     suffixes = _suffixes(extensions)
     found = Found()
     folders, links = deque([""]), deque[str]()
@@ -70,7 +70,7 @@ def find_audio(folder: Path, extensions: Collection[str] = AUDIO_EXTENSIONS) -> 
                     for entry in sorted(entries, key=lambda entry: entry.name):
                         path = f"{name}/{entry.name}" if name else entry.name
                         if is_hidden(entry.name):
-                            if entry.is_dir() or entry.name.lower().endswith(suffixes):
+                            if is_folder(folder / path) or entry.name.lower().endswith(suffixes):
                                 found.hidden.append(path)
                         elif entry.is_symlink():
                             links.append(path)
@@ -89,6 +89,33 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _HIDDEN_NAMES
 
 
+def require_folder(folder: Path) -> None:
+    """Refuse a path that is no folder.
+
+    Raises:
+        UserError: there is no such folder, or it cannot be reached.
+    """
+    try:
+        found = folder.is_dir()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be reached ({error.strerror or error})") from None
+    if not found:
+        raise UserError(f"{folder}: no such folder")
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether a path leads to a file that can be reached.
+
+    Path.is_file raises where a folder may not be entered or a name is too long.
+    """
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether a path leads to a folder that can be reached, see :func:`is_file`."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def list_audio(folder: Path, pattern: str) -> list[str]:
     """List the audio files that match a pattern, relative to *folder* and sorted, without hidden ones."""
     suffixes = _suffixes(AUDIO_EXTENSIONS)
@@ -96,18 +123,28 @@ def list_audio(folder: Path, pattern: str) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in paths if path.name.lower().endswith(suffixes))
 
 
-def find_root(root: Path, marker: str, corpus: str) -> Path:
-    """Find the folder that holds *marker* (a pattern): *root*, or the one folder in it that does.
+def absolute_path(path: Path) -> Path:
+    """Return the absolute path without ``..``, as a manifest takes it."""
+    return Path(os.path.normpath(path.absolute()))
+
+
+def find_root(root: Path, marker: str | tuple[str, ...], corpus: str) -> Path:
+    """Find the folder that holds *marker* (a pattern, or one of several): *root*, or the one folder in it that does.
 
     Raises:
-        UserError: no folder holds it, or several do.
+        UserError: no folder holds it, or several do; *root* cannot be read.
     """
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder")
-    folders = [root] if any(root.glob(marker)) else sorted(root.iterdir())
-    found = [folder for folder in folders if folder.is_dir() and any(folder.glob(marker))]
+    require_folder(root)
+    markers = (marker,) if isinstance(marker, str) else marker
+
+    def is_root(folder: Path) -> bool:
+        return any(any(folder.glob(marker)) for marker in markers)
+
+    with reading(root, "the folder"):
+        folders = [root] if is_root(root) else sorted(root.iterdir())
+    found = [folder for folder in folders if is_folder(folder) and is_root(folder)]
     if not found:
-        raise UserError(f"{root}: not the layout of {corpus}, which has {marker} there")
+        raise UserError(f"{root}: not the layout of {corpus}, which has {' or '.join(markers)} there")
     if len(found) > 1:
         raise UserError(f"{root} holds {corpus} more than once; choose one of {', '.join(map(str, found))}")
     return found[0]
@@ -162,8 +199,8 @@ def report_missing(missing: Sequence[str], listed: int, what: str, allow_missing
     message = f"{len(missing):,} of {listed:,} files {what}"
     if allow_missing:
         return [f"{message}; left out"]
-    shown = "".join(f"\n  {name}" for name in missing[:_SHOWN])
-    more = f"\n  ... and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
+    shown = "".join(f"\n  {name}" for name in missing[:SHOWN])
+    more = f"\n  ... and {len(missing) - SHOWN:,} more" if len(missing) > SHOWN else ""
     raise UserError(f"{message}:{shown}{more}\nGo on without them with --allow-missing")
 
 
@@ -174,4 +211,4 @@ def _suffixes(extensions: Collection[str]) -> tuple[str, ...]:
 def _find(root: Path, name: str) -> str | None:
     stem = os.path.splitext(name)[0]  # noqa: PTH122 - Path has no way to do this to a string
     candidates = (name, *(f"{stem}.{extension}" for extension in AUDIO_EXTENSIONS))
-    return next((candidate for candidate in candidates if (root / candidate).is_file()), None)
+    return next((candidate for candidate in candidates if is_file(root / candidate)), None)

@@ -16,6 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, Optional, TypeVar
 
+from amae_plugin.corpora.audio_files import absolute_path
+from amae_plugin.corpora.messages import first_of
 from amae_plugin.corpora.transcripts import KINDS, VOCAB_SIZE, UnitFiles
 from amae_plugin.data.lines import write_lines
 from amae_plugin.errors import UserError, printable
@@ -33,7 +35,6 @@ _STAGED = ".manifests."  # how the folder of files begins that are not complete;
 _USUAL_SPLITS = ("train", "valid", "test", "trials")
 _SUFFIXES = ("tsv", "lbl", *KINDS)  # of the files of a split that are line for line those of its clips
 _RARE = 5  # times that a character occurs in the training texts; no model learns what it hears less often
-_SHOWN = 10  # classes or files named in a message
 
 
 Value = TypeVar("Value")
@@ -292,7 +293,7 @@ def _write_run(
             write_labels(out / f"{split}.lbl", (clip.labels for clip in part))
         for kind in units:
             write_lines(out / f"{split}.{kind.labels}", (kind.line(clip.text) for clip in part))
-        write_manifest(out / f"{split}.tsv", root.absolute(), (_row(clip, scan) for clip in part))
+        write_manifest(out / f"{split}.tsv", absolute_path(root), (_row(clip, scan) for clip in part))
 
 
 def _write_report(path: Path, scan: Scan) -> None:
@@ -325,8 +326,7 @@ def _lacking(splits: Splits, classes: Sequence[str]) -> Iterator[str]:
     if splits.get("train"):
         present = {label for clip in splits["train"] for label in clip.labels}
         if absent := [name for name in classes if name not in present]:
-            shown = ", ".join(absent[:_SHOWN]) + (", ..." if len(absent) > _SHOWN else "")
-            yield f"train: no clip of {len(absent)} of the {len(classes)} classes: {shown}"
+            yield f"train: no clip of {len(absent)} of the {len(classes)} classes: {first_of(absent)}"
 
 
 def _left_over(out: Path, staged: Path, splits: Iterable[str]) -> Iterator[str]:
@@ -352,8 +352,7 @@ def _damages(scan: Scan) -> list[str]:
     damages = [f"{name} ({header.damage})" for name, header in scan.headers.items() if header.damage]
     if not damages:
         return []
-    shown = ", ".join(damages[:_SHOWN]) + (", ..." if len(damages) > _SHOWN else "")
-    return [f"incomplete or damaged files, used as far as they go: {len(damages):,}: {shown}"]
+    return [f"incomplete or damaged files, used as far as they go: {len(damages):,}: {first_of(damages)}"]
 
 
 def prepare_units(
@@ -383,11 +382,11 @@ def prepare_units(
     others = list(itertools.chain(*texts.values()))
     size = VOCAB_SIZE if vocab_size is None else vocab_size
     units = [UnitFiles.learn(kind, train, others, size) for kind in dict.fromkeys(labels)]
-    rare = [letter for letter, count in Counter(itertools.chain(*train)).items() if count < _RARE]
+    rare = [f"'{letter}'" for letter, count in Counter(itertools.chain(*train)).items() if count < _RARE]
     if not rare:
         return units, []
-    shown = ", ".join(f"'{letter}'" for letter in rare[:_SHOWN]) + (", ..." if len(rare) > _SHOWN else "")
-    return units, [f"train: {len(rare)} characters occur fewer than {_RARE} times: {shown}; see that they are meant"]
+    few = f"train: {len(rare)} characters occur fewer than {_RARE} times"
+    return units, [f"{few}: {first_of(rare)}; see that they are meant"]
 
 
 def _header_or_reason(root: Path, name: str, picture: bool) -> AudioHeader | str:

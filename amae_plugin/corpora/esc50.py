@@ -68,19 +68,30 @@ def _read_table(path: Path) -> tuple[dict[str, tuple[int, str]], list[str]]:
     """Read the fold and the class of each file, and the classes in index order."""
     clips: dict[str, tuple[int, str]] = {}
     names: dict[int, str] = {}
+    targets: dict[str, int] = {}
     with reading(path, "the table"), path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         if not set(_COLUMNS) <= set(reader.fieldnames or ()):
             raise UserError(f"{path}, line 1: lacks some of the columns {', '.join(_COLUMNS)}")
         problems: dict[int, str] = {}
         for row in reader:
+            name = row["category"] or ""
             try:
-                clips[f"audio/{row['filename']}"] = (int(row["fold"]), row["category"])
-                names[int(row["target"])] = row["category"]
+                fold, target = int(row["fold"]), int(row["target"])
             except (TypeError, ValueError):
                 problems[reader.line_num] = "fold and target must be numbers"
+                continue
+            if fold not in FOLDS:
+                problems[reader.line_num] = f"fold {fold} is none of {', '.join(map(str, FOLDS))}"
+            elif not name.strip():
+                problems[reader.line_num] = f"no category of target {target}"
+            elif (before := names.setdefault(target, name)) != name:
+                problems[reader.line_num] = f"target {target} is '{name}', and '{before}' above"
+            elif (other := targets.setdefault(name, target)) != target:
+                problems[reader.line_num] = f"'{name}' is target {target}, and {other} above"
+            clips[f"audio/{row['filename']}"] = (fold, name)
     if problems:
-        raise bad_lines(path, problems, "correct it")
+        raise bad_lines(path, problems, "correct it, or fetch the table again if it is cut off")
     return clips, [names[target] for target in sorted(names)]
 
 

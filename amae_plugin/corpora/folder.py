@@ -6,10 +6,9 @@ from pathlib import Path
 
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, Found, find_audio
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, read_headers, write_corpus
+from amae_plugin.corpora.messages import first_of
 from amae_plugin.corpora.splits import SPLIT_OF, add_split_seed, split_classes
 from amae_plugin.errors import UserError
-
-_SHOWN = 10  # hidden names in a message
 
 
 def build(
@@ -63,8 +62,7 @@ def left_out(found: Found) -> list[str]:
     links = len(found.duplicates)
     warnings = [f"links to other files of the tree, left out: {links:,}"] if links else []
     if found.hidden:
-        shown = ", ".join(found.hidden[:_SHOWN]) + (", ..." if len(found.hidden) > _SHOWN else "")
-        warnings.append(f"hidden, or made by a system, and left out: {shown}")
+        warnings.append(f"hidden, or made by a system, and left out: {first_of(found.hidden)}")
     return warnings
 
 

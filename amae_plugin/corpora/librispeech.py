@@ -8,7 +8,14 @@ import argparse
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, find_audio, find_root, report_missing
+from amae_plugin.corpora.audio_files import (
+    add_allow_missing,
+    compare_sizes,
+    find_audio,
+    find_root,
+    is_folder,
+    report_missing,
+)
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, prepare_units, read_headers, write_corpus
 from amae_plugin.corpora.splits import split_names
 from amae_plugin.corpora.transcripts import add_units, check_text, normalize
@@ -56,15 +63,15 @@ def build(
     Raises:
         UserError: the folder has another layout, or holds nothing to train on; a transcript is missing or malformed.
     """
-    root = find_root(root, "train-*/*", "LibriSpeech")
-    absent = [name for name in parts or () if not (root / name).is_dir()]
+    root = find_root(root, tuple(f"{prefix}-*/[0-9]*" for prefix in _SPLITS), "LibriSpeech")
+    absent = [name for name in parts or () if not is_folder(root / name)]
     if absent:
         raise UserError(f"--parts {' '.join(absent)}: not in {root}")
     found_in: dict[str, list[str]] = {}
     splits: dict[str, list[str]] = {split: [] for split in _SPLITS.values()}
     warnings = []
     for prefix, split in _SPLITS.items():
-        for folder in sorted(path for path in root.glob(f"{prefix}-*") if path.is_dir()):
+        for folder in sorted(path for path in root.glob(f"{prefix}-*") if is_folder(path)):
             if parts is not None and folder.name not in parts:
                 continue
             found = find_audio(folder)

@@ -14,7 +14,7 @@ import json
 import shutil
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ import soundfile
 import torch.utils.data
 from torch.utils.data import DataLoader
 
+from amae_plugin.corpora.audio_files import is_folder
 from amae_plugin.corpora.corpus import REPORT_NAME
 from amae_plugin.data.audio import HIGHEST_RATE, LOWEST_RATE, AudioError, load_clip, read_rate
 from amae_plugin.data.labels import LABELS_NAME
@@ -159,7 +160,7 @@ def find_manifests(path: Path) -> list[Path]:
     Raises:
         UserError: there are none.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         return [path]
     found = sorted(each for each in path.glob("*.tsv") if each.name != REPORT_NAME and not each.name.startswith("."))
     if not found:
@@ -172,7 +173,8 @@ def pack(path: Path, out: Path, packing: Packing, workers: int = 1) -> Packed:
 
     A clip that cannot be decoded is left out, with its lines in the files beside the manifest, and listed in
     ``unreadable.tsv``. A run that was interrupted is continued from the last shard that it finished; the result is the
-    same to the byte, whatever the number of workers.
+    same to the byte, whatever the number of workers. Where all shards are there already, the files beside the manifest
+    are copied again.
 
     Args:
         path: the manifest.
@@ -202,6 +204,9 @@ class _Job:
     """The packing of a manifest.
 
     Attributes:
+        shards: pattern of the names of its shards, and of no other split's whose name begins with that of this one.
+        record: file of what is packed there: the settings, and once all is packed the clips that were left out.
+        before: content of that file when this run began.
         notes_folder: holds a note of each finished shard until all are: its rows, what was left out, and the number of
             the clip that the next shard begins with.
     """
@@ -210,8 +215,11 @@ class _Job:
         self.manifest, self.out, self.packing = manifest, out, packing
         self.split = manifest.path.stem
         self.pattern = glob.escape(self.split)
+        self.shards = f"{self.pattern}-{'[0-9]' * 6}.tar"
+        self.record = out / f"{self.split}.{_RECORD}"
         self.notes_folder = out / f".packing-{self.split}"
         self.target = out / manifest.path.name
+        self.before: dict[str, Any] = {}
 
     def begin(self) -> bool:
         """Note what is packed, and tell whether all of it is there already."""
@@ -219,33 +227,53 @@ class _Job:
             raise UserError(
                 f"{self.out}: holds the manifest that is packed, which its own would replace; choose another"
             )
-        record = self.out / f"{self.split}.{_RECORD}"
         wanted = {**asdict(self.packing), "clips": len(self.manifest), "checksum": self.manifest.checksum}
-        if not record.exists():
-            if self.target.exists() or any(self.out.glob(f"{self.pattern}-*.tar")):
+        if not self.record.exists():
+            if self.target.exists() or any(self.out.glob(self.shards)):
                 others = f"{self.target.name} or {self.split}-*.tar"
                 raise UserError(f"{self.out}: holds {others} that this command did not write; choose another folder")
-            write_json(record, {"manifest": str(self.manifest.path), **wanted})
-        with reading(record, "the record of what is packed there"):
+            write_json(self.record, {"manifest": str(self.manifest.path), **wanted})
+        with reading(self.record, "the record of what is packed there"):
             try:
-                before = json.loads(record.read_text(encoding="utf-8"))
+                before = self.before = json.loads(self.record.read_text(encoding="utf-8"))
                 other = [f"{key} {before[key]}, not {value}" for key, value in wanted.items() if before[key] != value]
             except (ValueError, KeyError, TypeError):
-                raise UserError(f"{record}: not a record of amae pack; delete it and the shards beside it") from None
+                remedy = "delete it and the shards beside it"
+                raise UserError(f"{self.record}: not a record of amae pack; {remedy}") from None
         if other:
             remedy = "choose another folder, or delete what is there"
             raise UserError(f"{self.out}: holds {self.split} packed with {', '.join(other)}; {remedy}")
         return self.target.exists()
 
     def describe_finished(self) -> Packed:
+        """Copy the files beside the manifest again, as they may have changed, and tell again what was left out."""
         shutil.rmtree(self.notes_folder, ignore_errors=True)  # left where the last run was killed at its very end
-        shards = [path.stat().st_size for path in self.out.glob(f"{self.pattern}-*.tar")]
-        return Packed(self.target, len(Manifest.read(self.target)), len(shards), sum(shards), done_before=True)
+        packed = Manifest.read(self.target)
+        clips, clipped = len(packed), self.before.get("clipped", 0)
+        left = self._left_out(clips)
+        sizes = [path.stat().st_size for path in self.out.glob(self.shards)]
+        warnings = list(self._copy_companions(left, map(packed.name, range(clips))))
+        return Packed(self.target, clips, len(sizes), sum(sizes), self._report(left), clipped, warnings, True)
+
+    def _left_out(self, packed: int) -> dict[int, str]:
+        """Return the reasons why clips were left out, by their numbers, where *packed* were not.
+
+        Raises:
+            UserError: neither the record nor the list of all splits tells them.
+        """
+        if "left" in self.before:
+            return {int(index): reason for index, reason in self.before["left"].items()}
+        listed = self._listed() if packed < len(self.manifest) else {}
+        names = (printable(self.manifest.name(index)) for index in range(len(self.manifest)))
+        left = {index: listed[name] for index, name in enumerate(names) if name in listed}
+        if packed + len(left) != len(self.manifest):
+            raise UserError(f"{self.record}: does not tell what was left out; delete it and the shards beside it")
+        return left
 
     def write_shards(self, workers: int) -> None:
         """Write the shards that are not finished."""
         self.notes_folder.mkdir(exist_ok=True)
-        remove_partial_files(self.out, f"{self.pattern}-*.tar")
+        remove_partial_files(self.out, self.shards)
         nexts = [note["next"] for _, note in self.notes()]
         first = nexts[-1] if nexts else 0
         remaining = range(first, len(self.manifest))
@@ -320,49 +348,70 @@ class _Job:
             left |= {int(index): reason for index, reason in note["unreadable"].items()}
             clips, clipped = clips + len(note["rows"]), clipped + note["clipped"]
             sizes.append(note["size"])
-        unreadable = {self.manifest.name(index): reason for index, reason in left.items()}
-        if unreadable:
-            self._report(unreadable)
+        unreadable = self._report(left)
         if not clips:
             raise UserError(f"{self.manifest.path}: none of its clips can be decoded; see {self.out / REPORT_NAME}")
-        kept = np.ones(len(self.manifest), bool)
-        kept[list(left)] = False
-        warnings = list(self._copy_companions(kept))
+        write_json(self.record, {**self.before, "left": left, "clipped": clipped})
+        warnings = list(self._copy_companions(left, (name for name, _ in self.rows())))
         write_manifest(self.target, ".", self.rows())
         shutil.rmtree(self.notes_folder)
         return Packed(self.target, clips, len(sizes), sum(sizes), unreadable, clipped, warnings)
 
-    def _report(self, unreadable: dict[str, str]) -> None:
-        """Add clips to the list of those that were left out, which all splits share."""
-        path = self.out / REPORT_NAME
-        before = dict(line.split("\t", 1) for line in read_lines(path, "the list")) if path.exists() else {}
-        listed = before | {printable(name): printable(reason) for name, reason in unreadable.items()}
-        write_lines(path, (f"{name}\t{reason}" for name, reason in listed.items()))
+    def _report(self, left: Mapping[int, str]) -> dict[str, str]:
+        """Add clips to the list of those that were left out, which all splits share, and return them by their names."""
+        unreadable = {self.manifest.name(index): reason for index, reason in left.items()}
+        if unreadable:
+            added = {printable(name): printable(reason) for name, reason in unreadable.items()}
+            lines = (f"{name}\t{reason}" for name, reason in (self._listed() | added).items())
+            write_lines(self.out / REPORT_NAME, lines)
+        return unreadable
 
-    def _copy_companions(self, kept: np.ndarray) -> Iterator[str]:
-        """Copy labels, transcripts, weights and trials, without those of clips left out, and yield warnings."""
+    def _listed(self) -> dict[str, str]:
+        """Read that list."""
+        path = self.out / REPORT_NAME
+        return dict(line.split("\t", 1) for line in read_lines(path, "the list")) if path.exists() else {}
+
+    def _copy_companions(self, left: Collection[int], names: Iterable[str]) -> Iterator[str]:
+        """Copy labels, transcripts, weights and trials, and yield warnings.
+
+        Args:
+            left: numbers of the clips left out, whose lines are too.
+            names: names of the others in the shards.
+        """
         folder = self.manifest.path.parent
+        kept = np.ones(len(self.manifest), bool)
+        kept[list(left)] = False
         for source in sorted(path for pattern in _SHARED for path in folder.glob(pattern)):
             with reading(source):
                 content = source.read_bytes()
             target = self.out / source.name
             if target.exists() and target.read_bytes() != content:
-                raise UserError(f"{target}: another than {source}; pack these manifests into another folder")
+                remedy = f"delete it if all that is packed there is of {folder}, or choose another folder"
+                raise UserError(f"{target}: another than {source}; {remedy}")
             _write(target, content)
-        for source in sorted(folder.glob(f"{self.pattern}.*")):
-            suffix = source.name.removeprefix(f"{self.split}.")
-            if suffix in ("tsv", _RECORD) or source.is_dir():
-                continue
-            if self.split == "trials" and suffix == "txt":
-                self._write_trials(source, kept)
+        companions = self._companions(folder)
+        for source in companions:
+            if source.name == "trials.txt" and self.split == "trials":
+                self._write_trials(source, dict(zip(map(self.manifest.name, np.flatnonzero(kept).tolist()), names)))
             elif (entries := _entries_of(source, kept)) is not None:
                 _write(self.out / source.name, entries)
             else:
                 yield f"{source.name}: not copied, as it has not one entry a clip"
+        copied = {source.name for source in companions}
+        if stay := [path.name for path in self._companions(self.out) if path.name not in copied]:
+            yield f"{', '.join(stay)}: left there, as {folder} holds none; delete what does not belong to these clips"
 
-    def _write_trials(self, source: Path, kept: np.ndarray) -> None:
-        """Write pairs with the names that their clips have in the shards."""
-        names = dict(zip(map(self.manifest.name, np.flatnonzero(kept).tolist()), (name for name, _ in self.rows())))
+    def _companions(self, folder: Path) -> list[Path]:
+        """List the files beside the manifest in a folder that belong to it by their names."""
+        places = (self.manifest.path.parent, self.out)
+        longer = [path.stem for place in places for path in place.glob(f"{self.pattern}.*.tsv")]  # as train.clean
+        others = tuple(f"{split}{end}" for split in longer for end in ".-")
+        own = (self.target.name, self.record.name)
+        found = sorted(path for path in folder.glob(f"{self.pattern}.*") if not path.is_dir())
+        return [path for path in found if path.name not in own and not path.name.startswith(others)]
+
+    def _write_trials(self, source: Path, names: Mapping[str, str]) -> None:
+        """Write pairs by the names that their clips have in the shards."""
         pairs = ((label, pair) for _, label, pair in read_trial_lines(source) if all(name in names for name in pair))
         write_lines(self.out / source.name, (f"{label} {names[one]} {names[other]}" for label, (one, other) in pairs))
 

@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, find_audio
+from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, absolute_path, find_audio
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, check_pictures, read_headers, write_corpus
 from amae_plugin.corpora.folder import add_splits, group_by_class, left_out, read_classes, without_clips
+from amae_plugin.corpora.messages import first_of
 from amae_plugin.corpora.splits import split_classes
 from amae_plugin.errors import UserError
 
@@ -20,7 +21,6 @@ SOUND_EXTENSIONS = tuple(extension for extension in AUDIO_EXTENSIONS if extensio
 # Of several pictures of one name, the first is taken. The last three are found so that their reasons are listed.
 _STILL_EXTENSIONS = ("png", "jpg", "jpeg", "webp", "avif", "tif", "tiff", "bmp", "gif")
 PICTURE_EXTENSIONS = (*_STILL_EXTENSIONS, *VIDEO_EXTENSIONS, "svg", "svgz", "heic")
-_SHOWN = 10  # names in a message
 _END = re.compile(r"[_.][^_./]*$")
 
 
@@ -63,7 +63,7 @@ def build(
         counts = f"{len(found.names):,} sounds and {len(by_stem):,} pictures"
         raise UserError(f"{folder}: of {counts}, none belong together; a picture bears the name of its sound")
     classes = read_classes(folder, pairs) if labels else []
-    prefix = "" if pictures is None else f"{pictures.absolute()}/"
+    prefix = "" if pictures is None else f"{absolute_path(pictures)}/"
     unreadable = check_pictures(pictures or folder, sorted(set(pairs.values())), workers)
     seen = {name: picture for name, picture in pairs.items() if picture not in unreadable}
     scan = read_headers(folder, list(seen), workers)
@@ -94,8 +94,7 @@ def build(
         ("pictures without a sound", set(by_stem.values()) - set(pairs.values())),
     ):
         if alone:
-            shown = ", ".join(sorted(alone)[:_SHOWN]) + (", ..." if len(alone) > _SHOWN else "")
-            warnings.append(f"{what}, left out: {len(alone):,}: {shown}")
+            warnings.append(f"{what}, left out: {len(alone):,}: {first_of(sorted(alone))}")
     return write_corpus(folder, {out: clips}, readable, warnings=warnings, scan=scan)
 
 

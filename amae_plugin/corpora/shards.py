@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from amae_plugin.corpora.archives import COMPRESSED, Archive, Member
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, find_audio, is_hidden
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, Scan, read_headers, write_corpus
+from amae_plugin.corpora.messages import SHOWN, first_of
 from amae_plugin.corpora.splits import SPLIT_OF, add_split_seed, split_classes
 from amae_plugin.errors import UserError
 from amae_plugin.files import open_regular
@@ -25,7 +26,6 @@ KINDS = ("cls", "json", "txt")
 AUTO, NONE = "auto", "none"
 FIELDS = ("labels", "label", "classes", "class", "cls")
 
-_SHOWN = 10  # hidden members, or reasons, in a message
 _MOST_BYTES = 1 << 20  # of a member that holds labels
 _TRIED = 100  # members of JSON looked at to see whether they hold labels
 
@@ -92,19 +92,18 @@ def build(
         read = pool.map(lambda name: Archive.read(folder / name), found.names)
         archives = dict(tqdm(zip(found.names, read), total=len(found.names), desc="reading archives", unit="archive"))
     unreadable = {**found.problems, **{name: each.problem for name, each in archives.items() if each.problem}}
-    warnings = [f"{name}: {problem}; left out" for name, problem in itertools.islice(unreadable.items(), _SHOWN)]
+    warnings = [f"{name}: {problem}; left out" for name, problem in itertools.islice(unreadable.items(), SHOWN)]
     warnings += [f"{name}: {each.warning}" for name, each in archives.items() if each.warning]
     if found.duplicates:
         warnings.append(f"links to other archives of the tree, left out: {len(found.duplicates):,}")
     hidden = list(found.hidden)
     clips = [clip for name, archive in archives.items() for clip in _clips(name, archive, hidden)]
     if hidden:
-        shown = ", ".join(hidden[:_SHOWN]) + (", ..." if len(hidden) > _SHOWN else "")
-        warnings.append(f"hidden, or made by a system, and left out: {len(hidden):,}: {shown}")
+        warnings.append(f"hidden, or made by a system, and left out: {len(hidden):,}: {first_of(hidden)}")
     unreadable |= {clip.name: clip.member.problem for clip in clips if clip.member.problem}
     clips = [clip for clip in clips if not clip.member.problem]
     if not clips:
-        reasons = "".join(f"\n  {name}: {reason}" for name, reason in itertools.islice(unreadable.items(), _SHOWN))
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in itertools.islice(unreadable.items(), SHOWN))
         raise UserError(f"{folder}: no audio in its archives that can be read in place{reasons}")
 
     kind = labels

@@ -25,7 +25,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, find_listed, find_root, list_audio
+from amae_plugin.corpora.audio_files import (
+    absolute_path,
+    add_allow_missing,
+    compare_sizes,
+    find_listed,
+    find_root,
+    list_audio,
+)
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, Scan, Splits, read_headers, write_corpus
 from amae_plugin.data.lines import read_lines
 from amae_plugin.errors import UserError
@@ -182,7 +189,7 @@ def _draw_silence(
 
 
 def _read_test_archive(root: Path) -> list[LabelledClip]:
-    root = find_root(root, UNKNOWN, "Speech Commands' test archive").absolute()
+    root = absolute_path(find_root(root, UNKNOWN, "Speech Commands' test archive"))
     absent = [name for name in TWELVE if not (root / name).is_dir()]
     if absent:
         raise UserError(f"{root}: lacks the folders {', '.join(absent)}; it must have one a class")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from amae_plugin.corpora.audio_files import add_allow_missing, find_listed, report_missing
+from amae_plugin.corpora.audio_files import absolute_path, add_allow_missing, find_listed, is_file, report_missing
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, prepare_units, read_headers, write_corpus
 from amae_plugin.corpora.splits import add_split_seed, split_names
 from amae_plugin.corpora.transcripts import CASES, PUNCTUATION, add_units, check_text, normalize
@@ -69,7 +69,7 @@ def build(
     paths = _read_arguments(tables)
     if dictionary is None and "train" not in paths:
         raise UserError("units are learned from training texts: give a table of train as well, or --dictionary DIR")
-    root = Path(os.path.commonpath([_normal(path.parent) for path in paths.values()]))
+    root = Path(os.path.commonpath([absolute_path(path.parent) for path in paths.values()]))
     texts: dict[str, str] = {}
     names: dict[str, list[str]] = {}
     warnings: list[str] = []
@@ -101,7 +101,7 @@ def _read_arguments(tables: Sequence[str]) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for argument in tables:
         split, equals, path = argument.partition("=")
-        if not equals or Path(argument).is_file():
+        if not equals or is_file(Path(argument)):
             split, path = "train", argument
         if split not in SPLITS:
             raise UserError(f"{argument}: a table is FILE, or SPLIT=FILE with the split {', '.join(SPLITS)}")
@@ -142,7 +142,7 @@ def _read_table(
         else:
             texts[name], lines[name] = row.text, row.number
     warnings = report_missing(
-        missing, len(rows), f"listed in {path} are not in {path.parent.absolute()}", allow_missing
+        missing, len(rows), f"listed in {path} are not in {absolute_path(path.parent)}", allow_missing
     )
     if problems:
         raise bad_lines(path, problems, "a clip has one text; take one of the lines out")
@@ -151,13 +151,8 @@ def _read_table(
 
 def _name(path: Path, root: Path) -> str:
     """Name a clip as a manifest of *root* does: relative to it where it lies there, else by its absolute path."""
-    whole = _normal(path)
+    whole = absolute_path(path)
     return whole.relative_to(root).as_posix() if whole.is_relative_to(root) else str(whole)
-
-
-def _normal(path: Path) -> Path:
-    """Return the absolute path without ``..``, as a manifest takes it."""
-    return Path(os.path.normpath(path.absolute()))
 
 
 def _read_rows(path: Path, case: str, punctuation: str) -> list[_Row]:

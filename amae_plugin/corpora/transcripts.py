@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from amae_plugin.corpora.messages import first_of
 from amae_plugin.errors import UserError, printable
 from amae_plugin.files import reading
 
@@ -29,7 +30,6 @@ _TOO_HIGH = re.compile(r"Please set it to a value <= (\d+)")
 _TOO_LOW = re.compile(r"smaller than required_chars\. \d+ vs (\d+)")
 _APOSTROPHES = re.compile(r"(?<=\w)[\u2018\u2019\uff07`\u00b4](?=\w)")  # what is typed for one within a word
 _QUOTES = re.compile(r"(?<!\w)'|'(?!\w)")
-_SHOWN = 10  # units named in a message
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,10 @@ class UnitFiles:
         for name, texts in splits.items():
             lacking = Counter(unit for text in texts for unit in self.split(text) if unit not in self.symbols)
             if lacking:
-                shown = ", ".join(f"'{unit}'" for unit, _ in lacking.most_common(_SHOWN))
-                more = ", ..." if len(lacking) > _SHOWN else ""
+                shown = first_of([f"'{unit}'" for unit, _ in lacking.most_common()])
                 warnings.append(
                     f"{name}: {lacking.total():,} units of {self.labels} are not in the dictionary, {len(lacking):,} "
-                    f"different ones: {shown}{more}; training refuses them unless task.on_unknown_unit=unk"
+                    f"different ones: {shown}; training refuses them unless task.on_unknown_unit=unk"
                 )
         return warnings
 

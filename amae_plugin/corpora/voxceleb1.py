@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
-from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, find_listed
+from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, find_listed, is_file, require_folder
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, read_headers, write_corpus
 from amae_plugin.data.lines import bad_lines, read_lines
 from amae_plugin.errors import UserError
@@ -44,8 +44,7 @@ def build(
     """
     from amae_plugin.data.trials import read_trial_lines
 
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder")
+    require_folder(root)
     listed = _read_split(_in_or_at(split, root))
     pairs = [] if trials is None else read_trial_lines(_in_or_at(trials, root))
     names = [name for part in listed.values() for name in part]
@@ -79,7 +78,7 @@ def build(
 
 
 def _in_or_at(path: Path, root: Path) -> Path:
-    return path if path.is_file() or not (root / path).is_file() else root / path
+    return path if is_file(path) or not is_file(root / path) else root / path
 
 
 def _normalize(name: str) -> str:

@@ -5,7 +5,8 @@ from pkgutil import resolve_name
 
 import pytest
 
-from amae_plugin.corpora.audio_files import find_listed, find_root
+from amae_plugin.cli.main import main
+from amae_plugin.corpora.audio_files import find_audio, find_listed, find_root
 from amae_plugin.corpora.corpus import LabelledClip, write_corpus
 from amae_plugin.errors import UserError
 
@@ -149,3 +150,46 @@ def test_the_root_or_the_one_folder_in_it(tmp_path):
         find_root(tmp_path, "meta", "X")
     with pytest.raises(UserError, match="no such folder"):
         find_root(tmp_path / "none", "meta", "X")
+
+
+@pytest.fixture
+def locked(tmp_path, monkeypatch):
+    """A folder that its user may list but not enter, whoever runs the test."""
+    folder = tmp_path / "locked"
+    (folder / "in").mkdir(parents=True)
+
+    def refusing(function):
+        def refuse(path=".", *arguments, **options):
+            if isinstance(path, (str, os.PathLike)) and folder in Path(os.path.realpath(path)).parents:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return function(path, *arguments, **options)
+
+        return refuse
+
+    for name in ("stat", "scandir", "listdir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name)))
+    return folder
+
+
+def test_what_cannot_be_reached_is_named(locked, tmp_path, sound, capsys):
+    sound(tmp_path / "tree" / "a.wav")
+    out = ["--out", str(tmp_path / "out")]
+    for path, reason in ((locked / "in", "Permission denied"), (tmp_path / ("x" * 256), "File name too long")):
+        for command, problem in (
+            (["manifest", "folder", path], f"{path}: cannot be reached ({reason})"),
+            (["manifest", "pairs", tmp_path / "tree", "--pictures", path], f"{path}: cannot be reached ({reason})"),
+            (["manifest", "esc50", path, "--fold", "1"], f"{path}: cannot be reached ({reason})"),
+            (["manifest", "voxceleb1", path], f"{path}: cannot be reached ({reason})"),
+            (["manifest", "text", path], f"{path}: cannot read the table ({reason})"),
+            (["manifest", "voxceleb1", tmp_path, "--split", path], f"{path}: cannot read the split ({reason})"),
+            (["pack", path], f"{path}: cannot read"),
+        ):
+            assert main([*map(str, command), *out]) == 2
+            assert problem in capsys.readouterr().err
+    with pytest.raises(UserError, match="not the layout of X"):
+        find_root(locked, "meta", "X")
+    (tmp_path / "tree" / "linked").symlink_to(locked / "in")
+    found = find_audio(tmp_path / "tree")
+    assert (found.names, found.problems) == (["a.wav"], {"linked": "Permission denied"})
+    with pytest.raises(UserError, match=r"1 of 2 files listed in a list are not in(.|\n)*locked/in/b\.wav"):
+        find_listed(tmp_path, ["tree/a.wav", "locked/in/b.wav"], "a list", False)

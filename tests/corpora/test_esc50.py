@@ -63,9 +63,19 @@ def test_malformed_tables_and_missing_clips(root, tmp_path):
     with pytest.raises(UserError, match=r"1 of 15 files listed in meta/esc50\.csv"):
         build(root, tmp_path / "out", 1)
     assert build(root, tmp_path / "out", 1, allow_missing=True).summary.clips["test"] == 2
-    (root / "meta" / "esc50.csv").write_text(HEADER + "a.wav,one,0,dog\n")
-    with pytest.raises(UserError, match="line 2: fold and target must be numbers"):
-        build(root, tmp_path / "out", 1)
+    for row, problem in (
+        ("4.wav,one,0,dog", "fold and target must be numbers"),
+        ("4.wav,6,0,dog", "fold 6 is none of 1, 2, 3, 4, 5"),
+        ("4.wav,5,0,do", "target 0 is 'do', and 'dog' above"),
+        ("4.wav,5,1,dog", "'dog' is target 1, and 0 above"),
+        ("4.wav,5,0,", "no category of target 0"),
+        ("4.wav,5,0", "no category of target 0"),
+        ("4.wav,5", "fold and target must be numbers"),
+        ("4", "fold and target must be numbers"),
+    ):
+        (root / "meta" / "esc50.csv").write_text(f"{HEADER}3.wav,5,0,dog,True,100032,A\n{row}")
+        with pytest.raises(UserError, match=rf"esc50\.csv, line 3: {problem}; correct it"):
+            build(root, tmp_path / "out", 1, allow_missing=True)
     (root / "meta" / "esc50.csv").write_text("filename,fold\n")
     with pytest.raises(UserError, match="line 1: lacks some of the columns"):
         build(root, tmp_path / "out", 1)

@@ -82,8 +82,20 @@ def test_some_parts(root, tmp_path):
     assert (tmp_path / "other" / "dict.ltr.txt").read_bytes() == (out / "dict.ltr.txt").read_bytes()
     with pytest.raises(UserError, match="--parts train-clean-360: not in"):
         build(root, out, parts=["train-clean-100", "train-clean-360"])
+    with pytest.raises(UserError, match="--parts xxx"):
+        build(root, out, parts=["x" * 256])
     with pytest.raises(UserError, match="no audio in its train"):
         build(root, out, parts=["test-other"])
+    for path in root.glob("[td]*-*"):
+        if path.name != "test-other":
+            path.rename(tmp_path / f"no {path.name}")
+    (tmp_path / "test-runs" / "log").mkdir(parents=True)
+    for folder, parts in ((root, ["test-other"]), (tmp_path, None)):
+        alone = build(folder, tmp_path / "alone", labels=["ltr"], parts=parts, dictionary=out)
+        assert alone.summary.clips == {"test": 5}
+        assert (tmp_path / "alone" / "test.ltr").read_bytes() == (tmp_path / "other" / "test.ltr").read_bytes()
+        with pytest.raises(UserError, match="no audio in its train"):
+            build(folder, out)
 
 
 def test_transcripts_that_are_missing_or_malformed(root, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import soundfile
 import torch
 
 from amae_plugin.cli.main import main
-from amae_plugin.corpora.packing import Packing, pack
+from amae_plugin.corpora.packing import Packing, find_manifests, pack
 from amae_plugin.data.audio import load_clip, read_rate
 from amae_plugin.data.augment import Magnitude, Roll
 from amae_plugin.data.dataset import AudioDataset
@@ -109,6 +110,42 @@ def test_clips_that_cannot_be_decoded_are_left_out_with_their_lines(folder: Path
         pack(folder / "train.tsv", tmp_path / "other", Packing())
 
 
+def test_what_lies_beside_the_manifest_is_copied_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, record = tmp_path / "out", tmp_path / "out" / "train.pack.json"
+    (folder / "1.flac").write_bytes(b"broken" * 50)
+    (folder / "train.ltr").rename(folder / "kept")
+    command = ["pack", str(folder), "--out", str(out), "--rate", "16000", "--workers", "1"]
+    assert main(command) == 1
+    packed, told = files(out), capsys.readouterr()
+    assert main(command) == 1
+    assert files(out) == packed
+    again = capsys.readouterr()
+    assert again.out == told.out.replace(" bytes", " bytes, packed before")
+    assert told.err.endswith(again.err) and "cut off at full scale: " in again.err and "\n  1.flac: " in again.err
+    write_labels(folder / "train.lbl", [[("odd", "even")[number % 2]] for number in range(6)])
+    np.save(folder / "train.weights.npy", np.arange(11, 17, dtype=np.float32))
+    (folder / "kept").rename(folder / "train.ltr")
+    kept = {name: value for name, value in json.loads(record.read_text()).items() if name not in ("left", "clipped")}
+    for content in (record.read_text(), json.dumps(kept)):  # without them, the list of all splits tells
+        record.write_text(content)
+        (out / "train.lbl").unlink()
+        assert main(command) == 1
+        assert (out / "train.lbl").read_text() == "odd\nodd\neven\nodd\neven\n"
+        assert (out / "train.ltr").read_text() == "0 |\n2 |\n3 |\n4 |\n5 |\n"
+        assert read_weights(out / "train.weights.npy", 5).tolist() == [11, 13, 14, 15, 16]
+        assert "\n  1.flac: " in capsys.readouterr().err
+    (out / "unreadable.tsv").unlink()
+    assert main(command) == 2
+    assert "train.pack.json: does not tell what was left out; delete it" in capsys.readouterr().err
+    record.write_bytes(packed[record.name])
+    (folder / "train.ltr").unlink()
+    assert main(command) == 1
+    assert files(out)["unreadable.tsv"] == packed["unreadable.tsv"]
+    assert "train.ltr: left there, as " in capsys.readouterr().err
+
+
 def test_trials_name_the_clips_of_the_shards(tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
@@ -116,10 +153,31 @@ def test_trials_name_the_clips_of_the_shards(tmp_path: Path) -> None:
         soundfile.write(folder / f"{number}.wav", noise(number), 16_000)
     (folder / "1.wav").write_bytes(b"broken" * 50)
     write_manifest(folder / "trials.tsv", folder, [(f"{number}.wav", 4_000) for number in range(3)])
-    (folder / "trials.txt").write_text("1 0.wav 2.wav\n0 0.wav 1.wav\n0 2.wav 0.wav\n")
-    pack(folder / "trials.tsv", out, Packing())
-    first, second = (Manifest.read(out / "trials.tsv").name(index) for index in range(2))
-    assert (out / "trials.txt").read_text() == f"1 {first} {second}\n0 {second} {first}\n"
+    for lines in ("1 0.wav 2.wav\n0 0.wav 1.wav\n0 2.wav 0.wav\n", "1 2.wav 0.wav\n0 0.wav 2.wav\n"):
+        (folder / "trials.txt").write_text(lines)
+        pack(folder / "trials.tsv", out, Packing())
+        first, second = (Manifest.read(out / "trials.tsv").name(index) for index in range(2))
+        pairs = lines.replace("0 0.wav 1.wav\n", "").replace("0.wav", first).replace("2.wav", second)
+        assert (out / "trials.txt").read_text() == pairs
+
+
+def test_splits_whose_names_begin_alike_are_packed_side_by_side(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    counts = {"train-clean": 2, "train.clean": 2, "train": 3}  # a manifest of 2 clips has a line for each clip of train
+    for split, count in counts.items():
+        write_manifest(folder / f"{split}.tsv", folder, [(f"{number}.wav", 4_000) for number in range(count)])
+        (folder / f"{split}.ltr").write_text(f"{split} |\n" * count)
+    for number in (1, 2):  # 0 is missing
+        soundfile.write(folder / f"{number}.wav", noise(number), 16_000)
+    for done in (False, True):
+        for manifest, (split, count) in zip(find_manifests(folder), counts.items()):
+            packed = pack(manifest, out, Packing())
+            assert (packed.manifest, packed.clips, packed.shards) == (out / f"{split}.tsv", count - 1, 1)
+            assert (packed.warnings, packed.done_before) == ([], done)
+    for split, count in counts.items():
+        assert Manifest.read(out / f"{split}.tsv").name(0).startswith(f"{split}-000000.tar:")
+        assert (out / f"{split}.ltr").read_text() == f"{split} |\n" * (count - 1)
 
 
 PACK = "import sys; from amae_plugin.cli.main import main; sys.exit(main(sys.argv[1:]))"

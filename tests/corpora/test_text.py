@@ -144,6 +144,7 @@ def test_other_labels_of_the_same_clips_go(table, tmp_path):
         ("clips/0.flac\ttwo", "line 2: 'clips/0.flac' is the clip of line 1 too"),  # converted, as elsewhere
         ("clips/none.wav\ttwo", "1 of 10 files listed in"),
         ("clips\ttwo", "line 2: clips"),
+        ("two and then some " * 20 + "\tclips/1.wav", "line 2: two and then some two"),
     ],
 )
 def test_bad_lines_are_named(table, tmp_path, line, message):
@@ -166,6 +167,7 @@ def test_arguments_that_contradict_each_other(table, tmp_path):
         ([str(table)], {"vocab_size": 20, "labels": ["spm"], "dictionary": tmp_path}, "that are learned"),
         ([str(table)], {"valid_fraction": 0.6, "test_fraction": 0.5}, "together below 1"),
         ([str(tmp_path / "none.tsv")], {}, "none.tsv: cannot read the table"),
+        (["train=" + "x" * 256], {}, "xxx: cannot read the table"),
         ([str(write(tmp_path / "empty.tsv", []))], {}, "empty.tsv: empty"),
     ):
         with pytest.raises(UserError, match=message):

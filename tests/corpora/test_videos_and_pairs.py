@@ -1,5 +1,7 @@
 """Manifests of sound and picture: trees of videos, pairs by name, and tables whose clips are videos."""
 
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
@@ -126,6 +128,18 @@ def test_pictures_of_another_tree_and_bad_ones(tmp_path, sound):
     assert "b: none of its clips can be read, so it is no class" in corpus.warnings
     with pytest.raises(UserError, match=r"of 4 sounds and 0 pictures, none belong together"):
         pairs.build(tmp_path / "sounds", out)
+
+
+def test_pictures_in_a_folder_above(tmp_path, sound, monkeypatch):
+    for name in ("a", "b"):
+        sound(tmp_path / "sounds" / f"{name}.wav")
+        picture(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "images" / "b.png").write_text("<svg/>")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    pairs.build(Path("../sounds"), Path("out"), pictures=Path("../images"), valid_fraction=0)
+    assert listed(Path("out"), "train") == [("a.wav", 800, f"{tmp_path}/images/a.png")]
+    assert set(reasons(Path("out"))) == {f"{tmp_path}/images/b.png"}
 
 
 def write_table(path, rows):
