@@ -23,12 +23,17 @@ _FORMULA = re.compile(r"[=@\uff1d\uff20]|[-+\uff0b\uff0d].*[^\w./ -]")
 _NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?")
 
 
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a path leads to a file that can be reached.
+
+    ``Path.is_file`` raises where a folder may not be entered or a name is too long.
+    """
+    return os.path.isfile(path)  # noqa: PTH113
+
+
 def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Tell whether there is such a folder, and it may be seen: elsewhere, ``Path.is_dir`` raises."""
-    try:
-        return Path(path).is_dir()
-    except OSError:
-        return False
+    """Tell whether a path leads to a folder that can be reached, see :func:`is_file`."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from amae_plugin.corpora.messages import SHOWN
 from amae_plugin.errors import UserError
-from amae_plugin.files import reading
+from amae_plugin.files import is_file, is_folder, reading
 
 AUDIO_EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "au", "m4a", "mp4", "mkv", "webm")
 VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "mov", "m4v", "avi", "mpg", "mpeg", "ts", "flv", "wmv", "ogv", "3gp")
@@ -101,19 +101,6 @@ def require_folder(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be reached ({error.strerror or error})") from None
     if not found:
         raise UserError(f"{folder}: no such folder")
-
-
-def is_file(path: Path) -> bool:
-    """Tell whether a path leads to a file that can be reached.
-
-    Path.is_file raises where a folder may not be entered or a name is too long.
-    """
-    return os.path.isfile(path)  # noqa: PTH113
-
-
-def is_folder(path: Path) -> bool:
-    """Tell whether a path leads to a folder that can be reached, see :func:`is_file`."""
-    return os.path.isdir(path)  # noqa: PTH112
 
 
 def list_audio(folder: Path, pattern: str) -> list[str]:

@@ -13,7 +13,6 @@ from amae_plugin.corpora.audio_files import (
     compare_sizes,
     find_audio,
     find_root,
-    is_folder,
     report_missing,
 )
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, prepare_units, read_headers, write_corpus
@@ -21,6 +20,7 @@ from amae_plugin.corpora.splits import split_names
 from amae_plugin.corpora.transcripts import add_units, check_text, normalize
 from amae_plugin.data.lines import bad_lines, read_lines
 from amae_plugin.errors import UserError
+from amae_plugin.files import is_folder
 
 _SPLITS = {"train": "train", "dev": "valid", "test": "test"}
 _PUBLISHED = {

@@ -24,7 +24,6 @@ import soundfile
 import torch.utils.data
 from torch.utils.data import DataLoader
 
-from amae_plugin.corpora.audio_files import is_folder
 from amae_plugin.corpora.corpus import REPORT_NAME
 from amae_plugin.data.audio import HIGHEST_RATE, LOWEST_RATE, AudioError, load_clip, read_rate
 from amae_plugin.data.labels import LABELS_NAME
@@ -33,7 +32,7 @@ from amae_plugin.data.manifest import Manifest, write_manifest
 from amae_plugin.data.sampling import read_weights
 from amae_plugin.data.trials import read_trial_lines
 from amae_plugin.errors import UserError, printable
-from amae_plugin.files import reading, remove_partial_files, replacing, write_json, writing
+from amae_plugin.files import is_folder, reading, remove_partial_files, replacing, write_json, writing
 from amae_plugin.processes import killed_with_parent
 from amae_plugin.progress import tqdm
 

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from amae_plugin.corpora.audio_files import absolute_path, add_allow_missing, find_listed, is_file, report_missing
+from amae_plugin.corpora.audio_files import absolute_path, add_allow_missing, find_listed, report_missing
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, prepare_units, read_headers, write_corpus
 from amae_plugin.corpora.splits import add_split_seed, split_names
 from amae_plugin.corpora.transcripts import CASES, PUNCTUATION, add_units, check_text, normalize
 from amae_plugin.data.lines import bad_lines, read_lines
 from amae_plugin.errors import UserError
+from amae_plugin.files import is_file
 
 SPLITS = ("train", "valid", "test")
 

@@ -9,10 +9,11 @@ import argparse
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
-from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, find_listed, is_file, require_folder
+from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, find_listed, require_folder
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, read_headers, write_corpus
 from amae_plugin.data.lines import bad_lines, read_lines
 from amae_plugin.errors import UserError
+from amae_plugin.files import is_file
 
 _TRIALS = "trials"
 _SPLITS = {"1": "train", "2": "valid", "3": "test"}
