@@ -101,5 +101,5 @@ def test_a_model_of_another_function_is_refused(golden: Archive, settings: dict[
 
 
 def test_positions_of_other_bands_are_refused(golden: Archive) -> None:
-    with pytest.raises(UserError, match=r"127 positions are not those of 128 bands .* rows of 8; give --num-mel-bins"):
+    with pytest.raises(UserError, match=r"127 positions are not those of 128 bands .* 8 to a time step; give --num"):
         read_published({**golden.state, POSITIONS: positions(16)[:, :127]}, num_heads=4)
