@@ -104,13 +104,13 @@ def _write_hubert(args: argparse.Namespace) -> int:
     from amae_plugin.inference.model import load_model
     from amae_plugin.interop.hubert import HubertShard
 
-    model = load_model(args.checkpoint, args.device, args.batch_size, teacher=args.teacher)
-    tell_sound_alone(model.checkpoint)
     shards = [HubertShard.of(path, args.rank, args.shards) for path in args.paths]
     names = [shard.name for shard in shards]
     for path, name in zip(args.paths, names):
         if names.count(name) > 1:
             raise UserError(f"{path} and another would both be written to {args.out / name}.npy; use two folders")
+    model = load_model(args.checkpoint, args.device, args.batch_size, teacher=args.teacher)
+    tell_sound_alone(model.checkpoint)
     for shard in shards:
         steps = shard.write(args.out, model, args.layer, args.workers)
         print(

@@ -8,13 +8,7 @@ import argparse
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from amae_plugin.corpora.audio_files import (
-    add_allow_missing,
-    compare_sizes,
-    find_audio,
-    find_root,
-    report_missing,
-)
+from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, find_audio, find_root, report_missing
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, prepare_units, read_headers, write_corpus
 from amae_plugin.corpora.splits import split_names
 from amae_plugin.corpora.transcripts import add_units, check_text, normalize

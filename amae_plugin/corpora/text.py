@@ -102,7 +102,7 @@ def _read_arguments(tables: Sequence[str]) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for argument in tables:
         split, equals, path = argument.partition("=")
-        if not equals or is_file(Path(argument)):
+        if not equals or is_file(argument):
             split, path = "train", argument
         if split not in SPLITS:
             raise UserError(f"{argument}: a table is FILE, or SPLIT=FILE with the split {', '.join(SPLITS)}")
