@@ -79,8 +79,8 @@ class AmaePretraining(AudioTask):
         self.default_input = find_system(cfg).input(cfg)
         settings = dict(cfg) if from_checkpoint else {**cfg, "speech": None}
         model = super().build_model(cfg, from_checkpoint)
-        in_file = getattr(self.cfg, "_parent", None) if from_checkpoint else None
-        model.prepare_speech(cfg, settings, self.cfg if in_file is None else in_file.task)
+        in_file = self._section_of_run("task") if from_checkpoint else None
+        model.prepare_speech(cfg, settings, self.cfg if in_file is None else in_file)
         if cfg.get("imagenet") and not from_checkpoint:
             self.load_image_weights(model, cfg, cfg.imagenet)
         if not from_checkpoint:
