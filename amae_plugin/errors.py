@@ -1,6 +1,10 @@
-"""The one exception that means: the user can mend this, and the message says how."""
+"""The one exception that means: the user can mend this, and the message says how; and how messages show names."""
 
 import unicodedata
+from collections.abc import Sequence
+
+SHOWN = 10
+"""Names, or reasons, in a message."""
 
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories of control and format characters, of bytes that are not text, and of line separators."""
@@ -23,6 +27,12 @@ def printable(text: str) -> str:
     A byte of a file name that is not UTF-8 becomes ``\xe9``, as Python writes it.
     """
     return text if text.isprintable() else "".join(map(_escape, text))
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Join the first names of a list that may be long, and say how many more there are."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def _escape(character: str) -> str:

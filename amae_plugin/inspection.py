@@ -9,13 +9,12 @@ from typing import Any
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.data.transcripts import SPECIAL
-from amae_plugin.errors import UserError
+from amae_plugin.errors import UserError, first_of
 from amae_plugin.models.base import Encoder, Model, PretrainingModel
 from amae_plugin.models.registry import find_system
 
 Facts = dict[str, Any]
 """Facts in JSON's types, by name."""
-_SHOWN = 10  # number of names in a line
 _FORMULAS = {"two_std": "(x - mean) / (2 std)", "one_std": "(x - mean) / std", "model": "in the encoder"}
 _SETTINGS: dict[str, tuple[str, str, Sequence[type]]] = {
     "recipe": ("task", "recipe", (str,)),
@@ -199,16 +198,16 @@ def _measures(facts: Facts) -> str:
 def _classes(facts: Facts) -> str:
     names = facts["classes"] or []
     several = ", several a clip" if facts["multi_label"] else ""
-    return f"{len(names):,}{several}: {_first(names)}" if names else ""
+    return f"{len(names):,}{several}: {first_of(names)}" if names else ""
 
 
 def _units(labels: str, symbols: Sequence[str], post_process: str) -> str:
     own = symbols[len(SPECIAL) :]
-    return f"{len(own):,} of {labels}, which make words as post_process={post_process}: {_first(own)}"
+    return f"{len(own):,} of {labels}, which make words as post_process={post_process}: {first_of(own)}"
 
 
 def _average(average: Facts | None) -> str:
-    return f"{'moving average' if average['moving'] else 'average'} of {_first(average['of'])}" if average else ""
+    return f"{'moving average' if average['moving'] else 'average'} of {first_of(average['of'])}" if average else ""
 
 
 def _conversion(conversion: Facts | None) -> str:
@@ -218,13 +217,8 @@ def _conversion(conversion: Facts | None) -> str:
     for name in conversion["initialised"]:
         parts.setdefault(name if name.startswith("encoder.") else name.split(".")[0], []).append(name)
     lacking = [names[0] if len(names) == 1 else f"{part} ({len(names)} tensors)" for part, names in parts.items()]
-    more = f", which lacks {_first(lacking)}: untrained here" if lacking else ""
+    more = f", which lacks {first_of(lacking)}: untrained here" if lacking else ""
     return f"{conversion['source']} ({conversion['kind']}){more}"
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"
 
 
 def _train_loss(checkpoint: Checkpoint) -> float | None:

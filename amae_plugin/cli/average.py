@@ -9,7 +9,7 @@ from pathlib import Path
 
 from amae_plugin.cli.arguments import positive
 from amae_plugin.errors import UserError
-from amae_plugin.files import try_place, writing
+from amae_plugin.files import is_file, is_folder, try_place, writing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,16 +28,16 @@ def run(args: argparse.Namespace) -> None:
 
     paths: list[Path] = []
     for path in args.paths:
-        found = numbered_checkpoints(path) if path.is_dir() else [path]
+        found = numbered_checkpoints(path) if is_folder(path) else [path]
         if args.last is not None:
-            if not path.is_dir():
+            if not is_folder(path):
                 raise UserError(f"--last {args.last} chooses from a folder, and {path} is none; leave out one of them")
             if len(found) < args.last:
                 remedy = f"train with checkpoint.keep_interval_updates={args.last}, or take fewer"
                 raise UserError(f"{path}: holds {len(found)} numbered checkpoints, not {args.last}; {remedy}")
             found = found[-args.last :]
         paths += found
-    if args.out.exists() and (same := [path for path in paths if path.exists() and args.out.samefile(path)]):
+    if is_file(args.out) and (same := [path for path in paths if is_file(path) and args.out.samefile(path)]):
         raise UserError(f"{args.out}: is one of the checkpoints itself ({same[0]}); give another name for the average")
     with writing(args.out, "the checkpoint"):  # before the work
         try_place(args.out)

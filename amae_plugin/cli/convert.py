@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from amae_plugin.cli.arguments import above_zero, positive
 from amae_plugin.cli.choices import POOLINGS, PUBLISHED, WINDOWS
 from amae_plugin.errors import UserError
-from amae_plugin.files import try_place, writing
+from amae_plugin.files import is_file, try_place, writing
 
 if TYPE_CHECKING:
     from amae_plugin.checkpoints import Checkpoint
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     from amae_plugin.weight_files import UnsafeFileError
 
     args.classes = read_names(args.classes) if args.classes is not None else None
-    if args.source.exists() and args.out.exists() and args.out.samefile(args.source):
+    if is_file(args.source) and is_file(args.out) and args.out.samefile(args.source):
         raise UserError(f"{args.out}: is SOURCE itself; give another name for the result")
     with writing(args.out, "the checkpoint"):  # before the work
         try_place(args.out)

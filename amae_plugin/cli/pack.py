@@ -11,10 +11,10 @@ from pathlib import Path
 
 from amae_plugin.cli.arguments import add_workers, positive
 from amae_plugin.cli.choices import PACKINGS
+from amae_plugin.errors import SHOWN
 from amae_plugin.files import try_folder
 
 _MEGABYTE = 1_000_000
-_SHOWN = 10  # clips left out that are named
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"warning: cut off at full scale: {packed.clipped:,} clips", file=sys.stderr)
         if packed.unreadable:
             code = 1
-            shown = [f"  {name}: {reason}" for name, reason in list(packed.unreadable.items())[:_SHOWN]]
+            shown = [f"  {name}: {reason}" for name, reason in list(packed.unreadable.items())[:SHOWN]]
             listed = f"left out, as listed in {args.out / 'unreadable.tsv'}: {len(packed.unreadable):,} clips"
             print("\n".join([listed, *shown]), file=sys.stderr)
     return code

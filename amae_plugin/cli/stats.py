@@ -8,7 +8,7 @@ from pathlib import Path
 
 from amae_plugin.cli.arguments import add_config_dir, add_workers, natural, positive
 from amae_plugin.cli.choices import FRONT_ENDS
-from amae_plugin.files import try_file, write_json, writing
+from amae_plugin.files import is_folder, try_file, write_json, writing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
 
     if args.json:
         try_file(args.json)  # before the work
-    manifest = Manifest.read(args.manifest / f"{args.split}.tsv" if args.manifest.is_dir() else args.manifest)
+    manifest = Manifest.read(args.manifest / f"{args.split}.tsv" if is_folder(args.manifest) else args.manifest)
     front_end: log_mel.FrontEnd = log_mel.LogMel()
     frames = 1024
     if args.recipe:

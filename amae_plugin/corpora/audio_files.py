@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from amae_plugin.corpora.messages import SHOWN
-from amae_plugin.errors import UserError
+from amae_plugin.errors import SHOWN, UserError
 from amae_plugin.files import is_file, is_folder, reading
 
 AUDIO_EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "au", "m4a", "mp4", "mkv", "webm")

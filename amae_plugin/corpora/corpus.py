@@ -17,10 +17,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple, Optional, TypeVar
 
 from amae_plugin.corpora.audio_files import absolute_path
-from amae_plugin.corpora.messages import first_of
 from amae_plugin.corpora.transcripts import KINDS, VOCAB_SIZE, UnitFiles
 from amae_plugin.data.lines import write_lines
-from amae_plugin.errors import UserError, printable
+from amae_plugin.errors import UserError, first_of, printable
 from amae_plugin.files import replacing, writing
 from amae_plugin.processes import available_cpus
 from amae_plugin.progress import tqdm

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, Found, find_audio
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, read_headers, write_corpus
-from amae_plugin.corpora.messages import first_of
 from amae_plugin.corpora.splits import SPLIT_OF, add_split_seed, split_classes
-from amae_plugin.errors import UserError
+from amae_plugin.errors import UserError, first_of
 
 
 def build(

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from amae_plugin.corpora.corpus import REPORT_NAME
 from amae_plugin.data.audio import HIGHEST_RATE, LOWEST_RATE, AudioError, load_clip, read_rate
-from amae_plugin.data.labels import LABELS_NAME
+from amae_plugin.data.labels import DISPLAY_NAMES, LABELS_NAME
 from amae_plugin.data.lines import read_lines, write_lines
 from amae_plugin.data.manifest import Manifest, write_manifest
 from amae_plugin.data.sampling import read_weights
@@ -38,7 +38,7 @@ from amae_plugin.progress import tqdm
 
 FORMATS = ("flac", "wav")
 
-_SHARED = (LABELS_NAME, "dict.*.txt", "spm.model", "class_labels_indices.csv")
+_SHARED = (LABELS_NAME, "dict.*.txt", "spm.model", DISPLAY_NAMES)
 _HEADER = 512  # bytes before a member of a tar
 _WEIGHTS = "weights.npy"
 _RECORD = "pack.json"

@@ -13,9 +13,8 @@ from pathlib import Path
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, absolute_path, find_audio
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, check_pictures, read_headers, write_corpus
 from amae_plugin.corpora.folder import add_splits, group_by_class, left_out, read_classes, without_clips
-from amae_plugin.corpora.messages import first_of
 from amae_plugin.corpora.splits import split_classes
-from amae_plugin.errors import UserError
+from amae_plugin.errors import UserError, first_of
 
 SOUND_EXTENSIONS = tuple(extension for extension in AUDIO_EXTENSIONS if extension not in VIDEO_EXTENSIONS)
 # Of several pictures of one name, the first is taken. The last three are found so that their reasons are listed.

@@ -15,9 +15,8 @@ from pathlib import Path, PurePosixPath
 from amae_plugin.corpora.archives import COMPRESSED, Archive, Member
 from amae_plugin.corpora.audio_files import AUDIO_EXTENSIONS, find_audio, is_hidden
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, Scan, read_headers, write_corpus
-from amae_plugin.corpora.messages import SHOWN, first_of
 from amae_plugin.corpora.splits import SPLIT_OF, add_split_seed, split_classes
-from amae_plugin.errors import UserError
+from amae_plugin.errors import SHOWN, UserError, first_of
 from amae_plugin.files import open_regular
 from amae_plugin.processes import available_cpus
 from amae_plugin.progress import tqdm

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from amae_plugin.corpora.messages import first_of
-from amae_plugin.errors import UserError, printable
+from amae_plugin.errors import UserError, first_of, printable
 from amae_plugin.files import reading
 
 KINDS = ("ltr", "wrd", "spm")

@@ -19,6 +19,8 @@ from amae_plugin.data.lines import bad_lines, read_lines, write_lines
 from amae_plugin.errors import UserError, printable
 
 LABELS_NAME = "labels.txt"
+DISPLAY_NAMES = "class_labels_indices.csv"
+"""AudioSet's table of classes, beside the manifests; its names are shown in place of the mids."""
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,14 @@ import numpy as np
 from torch import Tensor
 
 from amae_plugin.checkpoints import Checkpoint
-from amae_plugin.data.labels import LABELS_NAME, Labels, read_names
+from amae_plugin.data.labels import DISPLAY_NAMES, LABELS_NAME, Labels, read_names
 from amae_plugin.data.manifest import Manifest
-from amae_plugin.errors import UserError
+from amae_plugin.errors import UserError, first_of
 from amae_plugin.evaluation.scoring import Inputs, Options, given_modalities, score_clips
 from amae_plugin.files import reading
 from amae_plugin.metrics.bootstrap import Interval, multi_label_intervals, single_label_intervals
 from amae_plugin.metrics.classification import MultiLabelMetrics, SingleLabelMetrics, multi_label, single_label
 from amae_plugin.models.base import Model
-
-DISPLAY_NAMES = "class_labels_indices.csv"
-"""Name of AudioSet's table of classes in a folder of manifests; its names are shown in place of the mids."""
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -150,7 +146,7 @@ def _check_classes(checkpoint: Checkpoint, data: Path) -> tuple[str, ...]:
         "it lacks": [name for name in known if name not in found],
         "only it has": [name for name in found if name not in known],
     }
-    parts = [f"{what} {_first(names)}" for what, names in differences.items() if names]
+    parts = [f"{what} {first_of(names)}" for what, names in differences.items() if names]
     if not parts:
         number = next(number for number, (one, other) in enumerate(zip(found, known), 1) if one != other)
         parts = [f"the order differs, first on line {number}: {found[number - 1]}"]
@@ -158,11 +154,6 @@ def _check_classes(checkpoint: Checkpoint, data: Path) -> tuple[str, ...]:
         f"{path}: not the {len(known)} classes that {checkpoint.path} was trained with, in their order: "
         f"{'; '.join(parts)}; evaluate with manifests of the corpus that it was trained on"
     )
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"
 
 
 def _display_names(data: Path, classes: Sequence[str]) -> tuple[str, ...]:

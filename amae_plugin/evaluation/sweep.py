@@ -10,6 +10,7 @@ from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.tables import Table
+from amae_plugin.files import is_folder
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def read_results(folder: str | os.PathLike[str]) -> list[RunResult]:
     Raises:
         UserError: there are no runs, the runs validated different measures, or as for :func:`read_result`.
     """
-    runs = sorted(Path(folder).glob("*/checkpoints"))
+    runs = sorted(Path(folder).glob("*/checkpoints")) if is_folder(folder) else []
     if not runs:
         raise UserError(f"{folder}: no runs there; a run is a subfolder that holds checkpoints/")
     results = [read_result(run) for run in runs]
