@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterable
+from contextlib import suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
@@ -50,4 +51,5 @@ def _remember(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
     _received = _received or signal.Signals(number)
     for child in _children:
-        os.kill(child, number)
+        with suppress(ProcessLookupError):  # has ended
+            os.kill(child, number)

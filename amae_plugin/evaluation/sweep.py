@@ -57,18 +57,23 @@ def _count_clips(checkpoint: Checkpoint) -> int | None:
 
 
 def read_results(folder: str | os.PathLike[str]) -> list[RunResult]:
-    """Read the results of the runs in the subfolders of a sweep's folder, in the order of their names.
+    """Read the results of the runs in the subfolders of a sweep's folder, in the order of their numbers or names.
 
     Raises:
         UserError: there are no runs, the runs validated different measures, or as for :func:`read_result`.
     """
-    runs = sorted(Path(folder).glob("*/checkpoints")) if is_folder(folder) else []
+    runs = sorted(Path(folder).glob("*/checkpoints"), key=_in_order) if is_folder(folder) else []
     if not runs:
         raise UserError(f"{folder}: no runs there; a run is a subfolder that holds checkpoints/")
     results = [read_result(run) for run in runs]
     if len(metrics := sorted({result.metric for result in results})) > 1:
         raise UserError(f"{folder}: its runs were validated by different measures: {', '.join(metrics)}")
     return results
+
+
+def _in_order(run: Path) -> tuple[int, str]:
+    name = run.parent.name
+    return len(name) if name.isdigit() else 0, name
 
 
 def summarize(folder: str | os.PathLike[str]) -> Table:

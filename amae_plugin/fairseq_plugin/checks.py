@@ -18,6 +18,8 @@ from amae_plugin.errors import UserError
 from amae_plugin.models.registry import SYSTEMS
 from amae_plugin.recipes import nearest, unknown_key
 
+ON_CPUS = "common.cpu=true distributed_training.distributed_backend=gloo distributed_training.ddp_backend=legacy_ddp"
+"""Settings of a run of several processes without GPUs."""
 _LEAST = {
     "dataset.batch_size": 1,
     "dataset.max_tokens": 1,
@@ -106,6 +108,10 @@ def check_settings(cfg: DictConfig) -> None:
             raise UserError(f"{key}={value}: must be {most} or less")
     if cfg.common.amp and not torch.cuda.is_available():
         raise UserError("common.amp=true computes in float16, on GPUs alone, and there is none: set model.bf16=true")
+    settings = cfg.distributed_training
+    if cfg.common.cpu and settings.distributed_world_size > 1 and not _fits_cpus(settings):
+        wanted = f"distributed_training.distributed_world_size={settings.distributed_world_size}"
+        raise UserError(f"{wanted} on CPUs: set {ON_CPUS}")
     if cfg.dataset.batch_size is None and cfg.dataset.max_tokens is None:
         raise UserError("dataset.batch_size and dataset.max_tokens are both null: set one of them")
     registries = {section: REGISTRIES[section]["registry"] for section in ("optimizer", "lr_scheduler", "criterion")}
@@ -117,6 +123,11 @@ def check_settings(cfg: DictConfig) -> None:
     composite = OmegaConf.select(cfg, "optimizer._name") == "composite"  # whose parts have schedules of their own
     if cfg.lr_scheduler is not None and not composite:
         _check_schedule(cfg)
+
+
+def _fits_cpus(settings: DictConfig) -> bool:
+    """Tell whether several processes without GPUs can train together; PyTorch's DDP would get a device number."""
+    return settings.distributed_backend != "nccl" and settings.ddp_backend not in ("c10d", "pytorch_ddp")
 
 
 class _Rate(FairseqOptimizer):

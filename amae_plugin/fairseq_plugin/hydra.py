@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -25,6 +26,9 @@ from amae_plugin.cluster.layout import in_job
 from amae_plugin.errors import UserError, printable
 from amae_plugin.files import writing
 from amae_plugin.recipes import reason, user_path
+
+_SWEPT = "AMAE_SWEPT"
+"""Variable of the environment that tells the jobs of a sweep what it varies, wherever they run."""
 
 
 @contextlib.contextmanager
@@ -78,15 +82,20 @@ class RegisterPlugin(Callback):
         Raises:
             SystemExit: it cannot be written.
         """
+        os.environ.pop(_SWEPT, None)  # of a sweep whose process starts this run
         HydraConfig.instance().set_config(config)  # the folder's name may refer to it
         _make_writable_folder(config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Make the sweep's folder.
+        """Make the sweep's folder, and note what the sweep varies.
 
         Raises:
             SystemExit: it cannot be written.
         """
+        overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        keys = [each.package or each.key_or_group for each in overrides if each.is_sweep_override()]
+        spaces = [OmegaConf.select(config, f"hydra.sweeper.{name}") or {} for name in ("params", "search_space")]
+        os.environ[_SWEPT] = " ".join([*keys, *(str(key) for space in spaces for key in space)])
         _make_writable_folder(config.hydra.sweep.dir)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -129,6 +138,7 @@ class RegisterPlugin(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the results of a sweep's runs, their mean and standard deviation."""
+        os.environ.pop(_SWEPT, None)
         if not config.hydra.launcher.get("wait", True):
             return  # the runs have only been submitted
         from amae_plugin.evaluation.sweep import summarize
@@ -138,6 +148,11 @@ class RegisterPlugin(Callback):
         except UserError as error:
             # Of a sweep that failed, the error that made it fail is the one to read.
             print(f"no summary of the sweep: {error}")
+
+
+def swept_keys() -> list[str]:
+    """Return the keys of the settings that the sweep varies which this job is of; none if it is of none."""
+    return os.environ.get(_SWEPT, "").split()
 
 
 def _make_writable_folder(path: str) -> None:

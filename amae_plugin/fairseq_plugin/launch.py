@@ -26,6 +26,7 @@ from amae_plugin.cluster.lock import RunLock
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin import resuming
 from amae_plugin.fairseq_plugin.audio_task import AudioTask
+from amae_plugin.fairseq_plugin.checks import ON_CPUS
 from amae_plugin.fairseq_plugin.pace import first_line
 from amae_plugin.fairseq_plugin.resuming import Finished
 
@@ -75,7 +76,7 @@ def lay_out_here(cfg: DictConfig) -> Layout:
     world_size, gpus = settings.distributed_world_size, torch.cuda.device_count()
     if not cfg.common.cpu and gpus < world_size:
         wanted = f"distributed_training.distributed_world_size={world_size}"
-        raise UserError(f"{wanted}, but this machine has {gpus} GPUs; lower it, or train on CPUs: common.cpu=true")
+        raise UserError(f"{wanted}, but this machine has {gpus} GPUs; lower it, or train on CPUs: {ON_CPUS}")
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         layout = Layout(world_size, world_size, 0, 0, "localhost", probe.getsockname()[1])
@@ -194,6 +195,8 @@ class Run:
         resumes = not cfg.reset_dataloader and not begins
 
         def compare(path: str, state: dict[str, Any]) -> None:
+            if begins or (cfg.reset_dataloader and cfg.reset_optimizer):
+                resuming.forget_time(state)
             for change in resuming.compare(path, state, trainer, resumes):
                 logger.warning(change)
 
@@ -203,6 +206,7 @@ class Run:
         if extra_state is not None:
             if not begins:
                 resuming.keep_optimizer_settings(cfg, trainer)
+                resuming.restore_counters(self.cfg, trainer)
                 resuming.step_schedule(cfg, trainer, extra_state)
             resuming.refuse_finished(self.cfg, trainer, epoch_itr)
         if isinstance(trainer.task, AudioTask) and distributed_utils.is_master(self.cfg.distributed_training):
@@ -241,6 +245,8 @@ class Run:
         if received is None:
             return
         checkpoint_utils.save_checkpoint(self.cfg.checkpoint, trainer, epoch_itr, loss)
+        if distributed.is_initialized():
+            distributed.barrier()  # the first process writes, and is killed soon after another one has ended
         stopped = f"stopped after update {trainer.get_num_updates()}, at {received.name}; a checkpoint was written"
         if not in_job(os.environ) or received == signal.SIGINT:
             logger.info(f"{stopped}, from which the same command continues")

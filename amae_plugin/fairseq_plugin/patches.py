@@ -45,6 +45,8 @@ from amae_plugin.fairseq_plugin.hydra import ending_in_words
 from amae_plugin.recipes import user_path
 
 logger = logging.getLogger(__name__)
+_TORCHRUN = {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"}
+"""Variables by which torchrun, and fairseq after it, lays a process out."""
 _originals: dict[str, Callable[..., Any]] = {}
 _run: launch.Run
 
@@ -63,10 +65,11 @@ def call_main(cfg: DictConfig, main: launch.Main, **kwargs: Any) -> None:
         layout = None
         if in_job(os.environ):
             signals.install_handlers()
-            if settings.distributed_init_method is None:
+        if settings.distributed_init_method is None and not os.environ.keys() >= _TORCHRUN:
+            if in_job(os.environ):
                 layout = launch.lay_out(cfg, launcher.get("nodes"))
-        elif settings.distributed_init_method is None and "MASTER_ADDR" not in os.environ:  # torchrun's
-            layout = launch.lay_out_here(cfg) if settings.distributed_world_size > 1 else None
+            elif settings.distributed_world_size > 1:
+                layout = launch.lay_out_here(cfg)
         if layout is not None and layout.processes > 1:
             launch.spawn(layout, main, cfg, kwargs)
         else:

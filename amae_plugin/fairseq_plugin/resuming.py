@@ -5,11 +5,13 @@ optimizer with those of the checkpoint.
 """
 
 import ast
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fairseq.file_io import PathManager
+from fairseq.logging import metrics
 from fairseq.trainer import Trainer
 from fairseq_cli import train as fairseq_train
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -17,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.audio_task import AudioTask
+from amae_plugin.fairseq_plugin.hydra import swept_keys
 from amae_plugin.weight_files import read_weights
 
 LAST = "checkpoint_last.pt"
@@ -29,12 +32,13 @@ _FREE = {
     *("task.probe_interval", "task.probe_minutes", "task.probe_data", "task.probe_train_clips"),
     *("task.probe_valid_clips", "task.log_format"),
     *("task.tensorboard_logdir", "task.train_subset", "task.valid_subset", "task.max_bad_audio", "task.on_bad_audio"),
-    *("task.best_checkpoint_metric", "task.maximize_best_checkpoint_metric"),
+    *("task.best_checkpoint_metric", "task.maximize_best_checkpoint_metric"),  # see `_forget_other_measure`
     *("model.pretrained", "model.imagenet", "model.compile", "criterion._name"),
     *("optimization.update_freq", "optimization.stop_time_hours", "lr_scheduler.stop_time_hours"),
     *("optimizer.lr", "lr_scheduler.lr", "lr_scheduler.max_update"),
 }
 """Settings that may change without a word: places, copies of other settings, and what changes nothing learned."""
+_MEASURE = ("best_checkpoint_metric", "maximize_best_checkpoint_metric")
 
 
 class Finished(Exception):  # noqa: N818
@@ -110,8 +114,19 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return state
 
 
+def forget_time(state: Mapping[str, Any]) -> None:
+    """Take the time of training from a checkpoint whose weights a new run begins with: fairseq would add it to its own.
+
+    Args:
+        state: content of the checkpoint.
+    """
+    state["extra_state"].pop("previous_training_time", None)
+
+
 def compare(path: str, state: Mapping[str, Any], trainer: Trainer, resumes: bool) -> Iterator[str]:
     """Compare a checkpoint with the run that loads it, and yield what the user should know.
+
+    If the run chooses its best checkpoint by another measure, the best result so far is taken from the state.
 
     Args:
         path: checkpoint file.
@@ -120,9 +135,12 @@ def compare(path: str, state: Mapping[str, Any], trainer: Trainer, resumes: bool
         resumes: whether the run continues the checkpoint's, or only begins with its weights.
 
     Raises:
-        UserError: a run that continues has other classes or another input, so the weights would mean something else.
+        UserError: a run that continues has other classes or another input, so the weights would mean something else,
+            or a sweep finds the run of another one in its folder.
     """
     task = trainer.task
+    if resumes:
+        _refuse_other_sweep(path, state, trainer)
     if not isinstance(task, AudioTask):
         return
     try:
@@ -151,8 +169,55 @@ def compare(path: str, state: Mapping[str, Any], trainer: Trainer, resumes: bool
         values = ", ".join(f"task.{key} ({old.get(key)} there, {new.get(key)} here)" for key in other)
         remedy = "restore it, or begin another run (hydra.run.dir=...) by checkpoint.finetune_from_model"
         raise UserError(f"{path} was trained with another input of the model: {values}; {remedy}")
+    yield from _forget_other_measure(path, state, task, now["checkpoint"])
     for key, there, here in _changes(before, now):
         yield f"{path} was written with {key}={there}, this run has {here}"
+
+
+def _refuse_other_sweep(path: str, state: Mapping[str, Any], trainer: Trainer) -> None:
+    """Raise an error if the run's folder holds one of a sweep over other values, as the numbers of jobs are the same.
+
+    Args:
+        path: checkpoint file.
+        state: its content.
+        trainer: trainer of the run that loads it.
+    """
+    folder = Path(OmegaConf.select(trainer.cfg, "checkpoint.save_dir") or "")
+    keys = swept_keys() if folder.absolute() == Path(path).absolute().parent else []
+    now = OmegaConf.to_container(trainer.cfg, resolve=True, enum_to_str=True)
+    for key in keys:
+        there, here = (_select(settings, key) for settings in (state["cfg"], now))
+        if there != here:
+            remedy = "choose another folder for this sweep: hydra.sweep.dir=..."
+            raise UserError(f"{path} is of another sweep: {key} is {there} there and {here} here; {remedy}")
+
+
+def _select(settings: Any, key: str) -> Any:
+    for name in key.split("."):
+        settings = settings.get(name) if isinstance(settings, Mapping) else None
+    if isinstance(settings, Mapping):  # of a group of settings
+        return {name: value for name, value in _leaves(settings, f"{key}.") if name not in _FREE}
+    return settings
+
+
+def _forget_other_measure(
+    path: str, state: Mapping[str, Any], task: AudioTask, now: Mapping[str, Any]
+) -> Iterator[str]:
+    """Take the best result from a checkpoint if the run goes by another measure, and say so.
+
+    A best loss of 2.3 would never be exceeded by an accuracy.
+    """
+    before, extra_state = state["cfg"].get("checkpoint") or {}, state["extra_state"]
+    changed = [key for key in _MEASURE if before.get(key, now[key]) != now[key]]
+    if not changed:
+        return
+    early_stopping = extra_state.get(type(task).__name__) or {}
+    for values, names in ((extra_state, ("best", "val_loss")), (early_stopping, ("best", "num_runs"))):
+        for name in names:
+            values.pop(name, None)
+    for key in changed:
+        there = f"{path} was written with checkpoint.{key}={before[key]}"
+        yield f"{there}, this run has {now[key]}: its best result so far does not count"
 
 
 def _changes(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[tuple[str, object, object]]:
@@ -207,6 +272,18 @@ def keep_optimizer_settings(cfg: DictConfig, trainer: Trainer) -> None:
     settings.pop("lr", None)
     for group in trainer.optimizer.param_groups:
         group.update(settings)
+
+
+def restore_counters(cfg: DictConfig, trainer: Trainer) -> None:
+    """Set what fairseq begins anew in a run that continues: the clock that it logs, the turn of its moving average.
+
+    Args:
+        cfg: settings of the run.
+        trainer: trainer that has loaded the checkpoint.
+    """
+    metrics.get_meter("default", "wall").start_time = time.perf_counter() - trainer.cumulative_training_time()
+    if cfg.ema.store_ema:
+        trainer.ema.update_freq_counter = trainer.get_num_updates() % cfg.ema.ema_update_freq
 
 
 def step_schedule(cfg: DictConfig, trainer: Trainer, extra_state: Mapping[str, Any]) -> None:

@@ -36,6 +36,7 @@ from amae_plugin.runs.training import (
     Training,
     available_cpus,
     complete,
+    is_done,
     read_losses,
     read_probes,
     recipe_arguments,
@@ -63,6 +64,8 @@ CONTESTANTS: Mapping[str, str | None] = {
 """Pretraining recipes by contestant: all systems, and AST, which is not pretrained."""
 _FROM_SCRATCH = "amae_ssast_mini"
 """The network of AST, from ``config/model``: the one that SSAST pretrains."""
+_READ = ("dataset.disable_validation", "dataset.valid_subset", "common.log_format")
+"""Settings on which depends that the results can be read."""
 
 
 @dataclass
@@ -115,9 +118,17 @@ def compare(comparison: Comparison) -> tuple[list[Result], list[str]]:
         raise UserError(f"--systems: no {', '.join(unknown)}; there are {', '.join(CONTESTANTS)}")
     if idle := [name for name in systems if CONTESTANTS[name] is None and not comparison.updates]:
         raise UserError(f"--systems: {', '.join(idle)} is not pretrained, so with --updates 0 there is nothing to do")
+    for option, overrides in (("--set", comparison.overrides), ("--set-fine-tuning", comparison.fine_tuning_overrides)):
+        if lost := [each for each in overrides if each.lstrip("+~").split("=")[0] in _READ]:
+            raise UserError(f"{option} {' '.join(lost)}: the comparison reads the results on `valid` from the log")
+    # In whatever way they are written, these are the same folders when the command runs again.
+    folders = {name: vars(comparison)[name].absolute() for name in ("root", "pretraining", "fine_tuning", "config_dir")}
+    comparison = replace(comparison, **folders)
     comparison.root.mkdir(parents=True, exist_ok=True)
     # All contestants with one seed come first, so that what an interrupted comparison leaves can be compared.
     runs = [_Run.of(comparison, name, seed) for seed in comparison.seeds for name in systems]
+    for training in (training for run in runs for training in run.trainings):
+        is_done(training)  # which says what must go before any of them trains
     failures: dict[Path, UserError] = {}
     at_once = 1 if torch.cuda.is_available() else available_cpus()
     for stage, trainings in (
@@ -144,7 +155,7 @@ def compare(comparison: Comparison) -> tuple[list[Result], list[str]]:
 
 def _write(results: Sequence[Result], comparison: Comparison) -> None:
     minutes, updates, root = comparison.minutes, comparison.updates, comparison.root
-    data = {name: str(vars(comparison)[name].absolute()) for name in ("pretraining", "fine_tuning")}
+    data = {name: str(vars(comparison)[name]) for name in ("pretraining", "fine_tuning")}
     rows = [{**asdict(result), "probes": [probe._asdict() for probe in result.probes]} for result in results]
     write_json(root / "comparison.json", {**data, "minutes": minutes, "updates": updates, "systems": rows})
     for suffix in SUFFIXES:
@@ -286,7 +297,13 @@ class _Run:
             encoder = [override("model.pretrained", pretraining.checkpoint)]
         fine_tunings = {
             fraction: _fine_tuning(
-                comparison, title, encoder, front_end, folder / f"fine-tuning_{_percent(fraction)[:-1]}", fraction
+                comparison,
+                title,
+                encoder,
+                front_end,
+                folder / f"fine-tuning_{_percent(fraction)[:-1]}",
+                fraction,
+                pretraining.checkpoint if pretraining else None,
             )
             for fraction in (comparison.fractions if comparison.updates else ())
         }
@@ -353,7 +370,13 @@ def _pretraining(comparison: Comparison, title: str, recipe: str, front_end: Fro
 
 
 def _fine_tuning(
-    comparison: Comparison, title: str, encoder: list[str], front_end: FrontEnd, folder: Path, fraction: float
+    comparison: Comparison,
+    title: str,
+    encoder: list[str],
+    front_end: FrontEnd,
+    folder: Path,
+    fraction: float,
+    start: Path | None,
 ) -> Training:
     updates, overrides = comparison.updates, comparison.fine_tuning_overrides
     arguments = [
@@ -362,7 +385,8 @@ def _fine_tuning(
         f"task.label_fraction={fraction}",
         *(f"optimization.max_update={updates}", f"lr_scheduler.warmup_updates={min(60, updates // 10)}"),
     ]
-    return Training(f"{title}: fine-tuning, {_percent(fraction)} of the labels", arguments, updates, folder)
+    title = f"{title}: fine-tuning, {_percent(fraction)} of the labels"
+    return Training(title, arguments, updates, folder, start=start)
 
 
 def _arguments(

@@ -46,6 +46,7 @@ class Training:
         end: length of the run in updates or, with ``unit``, in seconds.
         folder: folder of the run; everything that the command prints goes to ``output.log`` in it.
         unit: unit of ``end``.
+        start: checkpoint whose encoder the run begins with; None if it begins with random weights.
     """
 
     description: str
@@ -53,6 +54,7 @@ class Training:
     end: int
     folder: Path
     unit: Literal["update", "s"] = "update"
+    start: Path | None = None
 
     @property
     def log(self) -> Path:
@@ -109,7 +111,7 @@ def complete(
     at_once = at_once or available_cpus()
     # Threads of trainings that run at the same time would wait for each other, several times as long as they work.
     threads = max(1, available_cpus() // max(1, min(at_once, len(trainings))))
-    waiting = deque(training for training in trainings if not _is_done(training))
+    waiting = deque(training for training in trainings if not is_done(training))
     running = list[_Running]()
     with signals_held_back() as received:
         try:
@@ -126,13 +128,20 @@ def complete(
                 one.hide()
 
 
-def _is_done(training: Training) -> bool:
+def is_done(training: Training) -> bool:
+    """Tell whether a training has run to its end.
+
+    Raises:
+        UserError: its folder holds one with other settings, or one that began with an encoder that is gone.
+    """
     settings = training.folder / _SETTINGS
     if not settings.exists():
         return False
     found = json.loads(settings.read_text())
     if found["arguments"] != list(training.arguments):
         raise UserError(f"{training.folder} holds a training with other settings: delete it to train anew")
+    if found.get("start", of_start := _time_of(training.start)) != of_start:
+        raise UserError(f"{training.folder} holds a training of another encoder than {training.start}: delete it, too")
     return bool(found["done"])
 
 
@@ -207,8 +216,14 @@ class _Running:
         self._progress.close()
 
     def _note(self, done: bool) -> None:
-        settings = {"done": done, "arguments": list(self.training.arguments)}
+        start = _time_of(self.training.start)
+        settings = {"done": done, "arguments": list(self.training.arguments), "start": start}
         write_json(self.training.folder / _SETTINGS, settings)
+
+
+def _time_of(checkpoint: Path | None) -> int | None:
+    """Return when a checkpoint was written, in nanoseconds; None if there is none."""
+    return checkpoint.stat().st_mtime_ns if checkpoint is not None and checkpoint.exists() else None
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]], received: Sequence[int]) -> None:

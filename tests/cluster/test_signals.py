@@ -35,3 +35,12 @@ def test_a_second_interrupt_is_one_again_but_not_for_a_process_that_also_gets_it
     assert process.exitcode == signal.SIGINT
     with pytest.raises(KeyboardInterrupt):
         interrupted_twice()
+
+
+def test_a_child_that_has_ended_gets_no_signal() -> None:
+    child = multiprocessing.get_context("fork").Process(target=int)
+    child.start()
+    child.join()
+    signals.install_handlers([child.pid])
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert signals.first_received() == signal.SIGTERM

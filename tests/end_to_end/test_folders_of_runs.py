@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from conftest import train_in_turn
+from conftest import command, run_in_turn, train_in_turn
 
 from amae_plugin.cluster.lock import RunLock
+from amae_plugin.recipes import override
 
 
 def test_folder_that_is_in_use_and_one_that_cannot_be_written(labelled: Path, tmp_path: Path) -> None:
@@ -23,3 +24,19 @@ def test_folder_that_is_in_use_and_one_that_cannot_be_written(labelled: Path, tm
     assert unwritable.returncode == 2
     assert f"fairseq-hydra-train: {tmp_path / '1'}: cannot write in this folder" in unwritable.output
     assert "Traceback" not in unwritable.output
+
+
+def test_a_second_sweep_does_not_take_the_runs_of_the_first_for_its_own(labelled: Path, tmp_path: Path) -> None:
+    overrides = [f"task.data={labelled}", override("hydra.sweep.dir", tmp_path), "optimization.max_update=2", "-m"]
+    sweeps = {tmp_path / seeds: ["common.seed=" + seeds, *overrides] for seeds in ("1,2", "1,2,3", "4,5")}
+    recipe = "pretrain_audio_mae_tiny"
+    first, longer, other = run_in_turn({folder: command(recipe, folder, sweeps[folder]) for folder in sweeps})
+    assert (first.returncode, longer.returncode) == (0, 0), longer.output
+    rows = [line.split() for line in first.output.splitlines()[-5:]]
+    assert [row[0] for row in rows] == ["loss", "0", "1", "mean", "std"]
+    assert longer.output.count("this run is finished after 2 updates") == 2
+    assert [line.split() for line in longer.output.splitlines()[-6:-3]] == rows[:3]
+    assert other.returncode == 2
+    last = tmp_path / "0" / "checkpoints" / "checkpoint_last.pt"
+    assert f"{last} is of another sweep: common.seed is 1 there and 4 here; choose another folder" in other.output
+    assert "Traceback" not in other.output.split("is of another sweep")[-1]

@@ -48,6 +48,12 @@ def test_mean_and_sample_deviation_of_the_runs(tmp_path: Path, capsys: pytest.Ca
     ]
 
 
+def test_runs_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for name in ("10", "9", "fold0", "0"):
+        write_run(tmp_path / name, {"val_loss": 0.5, "best": 0.5})
+    assert [result.name for result in read_results(tmp_path)] == ["fold0", "0", "9", "10"]
+
+
 def test_one_run_has_no_deviation(tmp_path: Path) -> None:
     write_run(tmp_path / "0", {"val_loss": 0.5, "best": 0.75})
     assert "std" not in summarize(tmp_path).text()

@@ -13,6 +13,8 @@ from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.checks import check_settings
 
 COSINE = {"_name": "cosine", "warmup_updates": 10, "lr": [1e-3], "max_update": 100}
+TWO = {"distributed_world_size": 2}
+BY_GLOO = {"distributed_backend": "gloo", "ddp_backend": "legacy_ddp"}
 LINEAR = {"_name": "polynomial_decay", "warmup_updates": 10, "lr": [1e-3]}
 
 
@@ -32,6 +34,9 @@ LINEAR = {"_name": "polynomial_decay", "warmup_updates": 10, "lr": [1e-3]}
         ({"common": {"seed": -1}}, "common.seed=-1: must be 0 or more"),
         ({"common": {"seed": 2**32}}, "common.seed=4294967296: must be 2147483647 or less"),
         ({"common": {"amp": True}}, "common.amp=true computes in float16, on GPUs alone, .* set model.bf16=true"),
+        ({"common": {"cpu": True}, "distributed_training": TWO}, "world_size=2 on CPUs: .*backend=gloo .*=legacy_ddp"),
+        ({"common": {"cpu": True}, "distributed_training": {**TWO, "distributed_backend": "gloo"}}, "ddp_backend=leg"),
+        ({"common": {"cpu": True}, "distributed_training": {**TWO, **BY_GLOO}}, ""),
         ({"optimizer": {"weight_decay": float("nan")}}, "optimizer.weight_decay=nan: must be 0 or more"),
         ({"optimizer": {"_name": "amae_adam"}}, "optimizer._name=amae_adam: .*; the nearest are amae_adamw"),
         ({"criterion": {"_name": "amae"}}, "criterion._name=amae: there is none of that name"),

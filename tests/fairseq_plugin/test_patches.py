@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 from fairseq import checkpoint_utils
-from fairseq.dataclass.configs import DatasetConfig, EMAConfig
+from fairseq.dataclass.configs import DatasetConfig, EMAConfig, FairseqConfig
 from fairseq.logging import progress_bar
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.trainer import Trainer
 from fairseq_cli import train as fairseq_train
 from omegaconf import OmegaConf
 
+from amae_plugin.cluster import signals
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin import patches
 from amae_plugin.fairseq_plugin.hydra import RegisterPlugin
@@ -45,6 +46,26 @@ assert patches._originals == before
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("in_job", [True, False])
+def test_torchruns_processes_start_no_others(in_job: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torchrun = {"MASTER_ADDR": "n1", "MASTER_PORT": "29500", "WORLD_SIZE": "2", "RANK": "1"}
+    for name, value in {**torchrun, **({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0"} if in_job else {})}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(patches, "HydraConfig", SimpleNamespace(get=lambda: SimpleNamespace(launcher={})))
+    laid_out: list[int] = []
+    monkeypatch.setitem(
+        patches._originals, "call_main", lambda cfg, *_: laid_out.append(cfg.distributed_training.distributed_num_procs)
+    )
+    cfg = OmegaConf.structured(FairseqConfig())
+    cfg.dataset.batch_size, cfg.common.cpu, processes = 1, True, cfg.distributed_training.distributed_num_procs
+    cfg.distributed_training.update(
+        {"distributed_world_size": 2, "distributed_backend": "gloo", "ddp_backend": "legacy_ddp"}
+    )
+    patches.call_main(cfg, lambda cfg: None)
+    signals.forget()
+    assert laid_out == [processes]
 
 
 def without_lookup(self: Trainer, filename: str, extra_state: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 import torch
 from fairseq.data.iterators import GroupedIterator
 from fairseq.dataclass.configs import FairseqConfig
+from fairseq.logging import metrics
 from fairseq.optim import FairseqOptimizer
 from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 from fairseq_cli.train import should_stop_early
@@ -326,20 +328,22 @@ def test_a_torn_checkpoint_names_an_earlier_one(tmp_path: Path) -> None:
 def run_of(made: AmaeClassificationTask, **settings: object) -> SimpleNamespace:
     """What a comparison asks of a trainer."""
     assert made.state.classes
-    cfg = {"task": made.cfg, "model": {"pooling": "mean", "depth": 2}, "optimization": {"lr": [0.1]}, **settings}
+    cfg = {"task": made.cfg, "model": {"pooling": "mean", "depth": 2}, "optimization": {"lr": [0.1]}}
+    cfg |= {"checkpoint": {"best_checkpoint_metric": "accuracy", "maximize_best_checkpoint_metric": True}, **settings}
     return SimpleNamespace(task=made, cfg=OmegaConf.create(OmegaConf.to_container(OmegaConf.create(cfg))))
 
 
 def checkpoint_of(trainer: SimpleNamespace) -> dict:
     cfg = OmegaConf.to_container(trainer.cfg)
     classes = list(trainer.task.state.classes)
-    return {"cfg": cfg, "task_state": {"classes": classes}, "last_optimizer_state": {"state": {}}}
+    whole = {"task_state": {"classes": classes}, "last_optimizer_state": {"state": {}}, "extra_state": {}}
+    return {"cfg": cfg, **whole}
 
 
 def test_a_checkpoint_of_the_same_run_fits(folder: Path) -> None:
     trainer = run_of(task(folder))
     assert list(resuming.compare("x.pt", checkpoint_of(trainer), trainer, True)) == []
-    old = {"cfg": {"task": trainer.cfg.task}}
+    old = {"cfg": {"task": trainer.cfg.task}, "extra_state": {}}
     assert list(resuming.compare("x.pt", {**old, "last_optimizer_state": {"state": {}}}, trainer, True)) == []
     with pytest.raises(UserError, match=r"x\.pt holds no state of the optimizer.*; begin another run"):
         list(resuming.compare("x.pt", old, trainer, True))
@@ -380,6 +384,73 @@ def test_other_settings_are_told_with_both_values(folder: Path) -> None:
         "x.pt was written with model.pooling=mean, this run has cls",
         "x.pt was written with task.seed=1, this run has 2",
     ]
+
+
+@pytest.mark.parametrize("change", [{"best_checkpoint_metric": "loss"}, {"maximize_best_checkpoint_metric": False}])
+def test_the_best_result_by_another_measure_does_not_count(change: dict, made: AmaeClassificationTask) -> None:
+    trainer = run_of(made)
+    measure = trainer.cfg.checkpoint
+    state = {**checkpoint_of(trainer), "extra_state": {"best": 0.9, "val_loss": 0.8}}
+    state["extra_state"][type(made).__name__] = {"best": 0.9, "num_runs": 2.0, "seconds": 7.0}
+    whole = copy.deepcopy(state)
+    assert list(resuming.compare("x.pt", state, trainer, True)) == [] and state == whole
+    (key, value), *_ = change.items()
+    (told,) = resuming.compare("x.pt", state, run_of(made, checkpoint={**measure, **change}), True)
+    assert told.startswith(f"x.pt was written with checkpoint.{key}={measure[key]}, this run has {value}: its best ")
+    assert state["extra_state"] == {type(made).__name__: {"seconds": 7.0}}
+
+
+@pytest.mark.parametrize("swept", ["common.seed", "task.data", "model"])
+def test_a_sweep_continues_no_run_of_another_sweep(
+    swept: str, made: AmaeClassificationTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = run_of(made, common={"seed": 1})
+    trainer.cfg.checkpoint.save_dir = str(tmp_path)
+    state = checkpoint_of(trainer)
+    monkeypatch.setenv("AMAE_SWEPT", f"optimization.lr {swept}")
+    assert list(resuming.compare(str(tmp_path / "x.pt"), state, trainer, True)) == []
+    other = OmegaConf.to_container(trainer.cfg)
+    changes = {"common.seed": ("common", "seed", 2), "task.data": ("task", "data", "x"), "model": ("model", "depth", 3)}
+    section, key, value = changes[swept]
+    other[section][key] = value
+    state["cfg"] = other
+    with pytest.raises(UserError, match=rf"x\.pt is of another sweep: {swept} is .*{value}.* there and .*sweep\.dir"):
+        list(resuming.compare(str(tmp_path / "x.pt"), state, trainer, True))
+    list(resuming.compare("elsewhere/x.pt", state, trainer, True))  # from which all jobs may go on
+    monkeypatch.delenv("AMAE_SWEPT")
+    list(resuming.compare(str(tmp_path / "x.pt"), state, trainer, True))
+
+
+def test_a_run_that_begins_with_the_weights_of_another_has_not_trained_for_its_time(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({**WHOLE, "extra_state": {"previous_training_time": 600.9}}, path)
+    left = []
+    for settings in (
+        {"finetune_from_model": str(path)},
+        {"restore_file": str(path), "reset_optimizer": True, "reset_dataloader": True},
+        {"restore_file": str(path), "reset_dataloader": True},
+    ):
+        cfg = OmegaConf.structured(FairseqConfig())
+        cfg = OmegaConf.merge(cfg, {"checkpoint": section(tmp_path / "run", **settings)})
+        run = Run(cfg, requeues=0)
+
+        def load(*_: object, run: Run = run) -> tuple[None, None]:
+            left.append(run.read_checkpoint(str(path))["extra_state"].get("previous_training_time"))
+            return None, None
+
+        run.begin(cfg.checkpoint, SimpleNamespace(task=None), load)
+    signals.forget()
+    assert left == [None, None, 600.9]
+
+
+def test_the_clock_and_the_turn_of_the_moving_average_go_on() -> None:
+    cfg = OmegaConf.merge(OmegaConf.structured(FairseqConfig()), {"ema": {"store_ema": True, "ema_update_freq": 4}})
+    trainer = SimpleNamespace(cumulative_training_time=lambda: 100.0, get_num_updates=lambda: 7, ema=SimpleNamespace())
+    metrics.log_start_time("wall")
+    metrics.load_state_dict(metrics.state_dict())  # as fairseq does
+    resuming.restore_counters(cfg, trainer)
+    assert metrics.get_smoothed_value("default", "wall") == pytest.approx(100.0, abs=5)
+    assert trainer.ema.update_freq_counter == 3
 
 
 @pytest.fixture
@@ -431,6 +502,7 @@ def test_a_schedule_that_goes_on_gets_the_loss_of_the_epoch_that_the_checkpoint_
     optimizer = FairseqOptimizer(None)
     trainer = SimpleNamespace(task=None, optimizer=optimizer, lr_step=lambda *arguments: given.append(arguments))
     trainer.get_num_updates = trainer.cumulative_training_time = lambda: 0
+    metrics.log_start_time("wall")
     for loss in (0.5, None):
         loaded = {"train_iterator": place, "val_loss": loss}, SimpleNamespace(next_epoch_idx=3)
         Run(cfg, requeues=0).begin(cfg.checkpoint, trainer, lambda cfg, trainer, loaded=loaded: loaded)
@@ -458,6 +530,7 @@ def test_an_optimizer_of_fairseqs_goes_on_with_the_settings_of_the_run(
         trainer.optimizer.load_state_dict(before.state_dict())
         return {"train_iterator": {"iterations_in_epoch": 1}}, SimpleNamespace(next_epoch_idx=1)
 
+    metrics.log_start_time("wall")
     Run(cfg, requeues=0).begin(cfg.checkpoint, trainer, load)
     signals.forget()
     (group,) = trainer.optimizer.param_groups

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -42,7 +43,9 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> None:
+def test_a_comparison_from_the_command_line(
+    manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = tmp_path / ODD
     command = [str(Path(sys.executable).parent / "amae"), "compare", "--config-dir", str(CONFIG_DIR)]
     command += [
@@ -103,7 +106,8 @@ def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> 
     kept = ("checkpoint_last.pt", "frozen.json")
     before = {path: path.stat().st_mtime for name in kept for path in root.rglob(name)}
     assert len(before) == 4
-    assert main(command[1:]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main([ODD if argument == str(root) else argument for argument in command[1:]]) == 0
     again = json.loads((root / "comparison.json").read_text())["systems"][0]
     assert again["pretraining_seconds"] == pretrained["pretraining_seconds"] == pytest.approx(12, abs=5)
     assert main([*command[1:], "--systems", "AST", "--seeds", "1", "2"]) == 0
@@ -120,6 +124,12 @@ def test_a_comparison_from_the_command_line(manifests: Path, tmp_path: Path) -> 
         assert list(csv.reader(file))[1:] == [["AST", "none", "", "", "", str(spread)]] and "±" in str(spread)
     assert str(spread) in (root / "comparison.md").read_text(encoding="utf-8")
     assert r"$\pm$" in (root / "comparison.tex").read_text(encoding="utf-8")
+    # Of an encoder that was trained anew, no earlier fine-tuning counts.
+    capsys.readouterr()
+    os.utime(root / "mae-ast" / "seed_1" / "pretraining" / "checkpoints" / "checkpoint_last.pt")
+    assert main(command[1:]) == 2
+    holds = f"{root / 'mae-ast' / 'seed_1' / 'fine-tuning_100'} holds a training of another encoder than "
+    assert holds in capsys.readouterr().err
 
 
 def test_shares_of_the_labels_below_a_percent_are_told_apart(manifests: Path, tmp_path: Path) -> None:
@@ -140,7 +150,9 @@ def test_shares_of_the_labels_below_a_percent_are_told_apart(manifests: Path, tm
         (["--seeds", "1", "2", "1"], "--seeds 1 2 1: must be different numbers"),
         (["--fractions", "1.5"], "--fractions must be above 0 and at most 1"),
         (["--pretrain", "nowhere"], "nowhere: has no train.tsv, valid.tsv"),
-        (["--config-dir", "nowhere"], "no recipe nowhere/pretrain_audio_mae_tiny.yaml"),
+        (["--config-dir", "nowhere"], "/nowhere/pretrain_audio_mae_tiny.yaml; "),
+        (["--set", "task.pictures=1", "+dataset.disable_validation=true"], "--set +dataset.disable_validation=true: "),
+        (["--set-fine-tuning", "common.log_format=tqdm"], "--set-fine-tuning common.log_format=tqdm: the comparison "),
     ],
 )
 def test_what_cannot_be_compared(
