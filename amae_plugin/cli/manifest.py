@@ -8,7 +8,7 @@ from pathlib import Path
 from amae_plugin.cli.arguments import natural
 from amae_plugin.corpora.corpus import Corpus, Layout
 from amae_plugin.corpora.layouts import LAYOUTS
-from amae_plugin.files import try_folder
+from amae_plugin.files import is_folder, try_folder
 from amae_plugin.recipe_files import recipe_folder
 
 _STATISTICS = ("task.mean=auto", "task.std=auto")
@@ -52,11 +52,18 @@ def _report(out: Path, corpus: Corpus, layout: Layout) -> None:
     first = Manifest.read(out / f"{next(iter(corpus.summary.clips))}.tsv")
     system = "mae_ast_frame" if corpus.units else "cav_mae" if first.has_pictures else "audio_mae"
     statistics = [] if corpus.units else _STATISTICS  # MAE-AST finds its own
-    print(f"  {_train()} --config-name pretrain_{system}_tiny {shlex.join([override('task.data', out), *statistics])}")
+    stages: dict[str, list[str]] = {"pretrain": []}
     if corpus.classes or corpus.units:
-        labels = [override("task.labels", kind) for kind in list(corpus.units)[:1]]
-        settings = [override("task.data", out), *labels, *statistics]
-        print(f"  {_train()} --config-name finetune_{system}_tiny {shlex.join(settings)}")
+        stages["finetune"] = [override("task.labels", kind) for kind in list(corpus.units)[:1]]
+    pretrained: list[str] = []
+    for stage, labels in stages.items():
+        recipe = f"{stage}_{system}_tiny"
+        settings = [override("task.data", out), *labels, *statistics, *pretrained]
+        if is_folder(Path("outputs", recipe)):  # an earlier run's, which the command would continue
+            folder = Path("outputs", f"{recipe}_{out.name}")
+            settings.append(override("hydra.run.dir", folder))
+            pretrained = [override("model.pretrained", folder / "checkpoints" / "checkpoint_last.pt")]
+        print(f"  {_train()} --config-name {recipe} {shlex.join(settings)}")
 
 
 def _report_runs(out: Path, corpus: Corpus, layout: Layout) -> None:

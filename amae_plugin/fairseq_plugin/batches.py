@@ -184,7 +184,10 @@ class EpochBatches(EpochBatchIterator):
             return
         lists = f"{manifest.path} lists {len(manifest):,} clips, and listed {stored['clips']:,} for the checkpoint"
         if within_epoch:
-            remedy = "restore it, or begin epochs of the new list once by checkpoint.reset_dataloader=true"
+            remedy = (
+                "restore it, train in another folder (hydra.run.dir=...), or begin epochs of the new list once by "
+                "checkpoint.reset_dataloader=true"
+            )
             raise UserError(f"{lists}, which was written within an epoch; {remedy}")
         logger.warning(f"{lists}; the next epoch has the new ones")
 

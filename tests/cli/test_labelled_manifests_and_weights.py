@@ -40,6 +40,14 @@ def test_voxceleb1(tmp_path, capsys, monkeypatch):
     assert "warning: train: 2 clips, as published there are 138,361" in errors
     assert [rows(tmp_path / "out", split) for split in ("train", "valid", "test")] == [2, 2, 2]
 
+    for recipe in ("pretrain_audio_mae_tiny", "finetune_audio_mae_tiny"):
+        (tmp_path / "outputs" / recipe).mkdir(parents=True)
+    assert main(["manifest", *arguments]) == 0
+    first, second = capsys.readouterr().out.splitlines()[-2:]
+    assert first.endswith(" hydra.run.dir=outputs/pretrain_audio_mae_tiny_out")
+    pretrained = "model.pretrained=outputs/pretrain_audio_mae_tiny_out/checkpoints/checkpoint_last.pt"
+    assert second.endswith(f" {pretrained} hydra.run.dir=outputs/finetune_audio_mae_tiny_out")
+
     (tmp_path / "vox" / "wav" / "id10001" / "video" / "2.wav").unlink()
     assert main(["manifest", *arguments]) == 2
     assert "1 of 6 files listed in iden_split.txt" in capsys.readouterr().err

@@ -219,7 +219,10 @@ def test_another_manifest_is_an_error_within_an_epoch_and_else_told(
         (tmp_path / name).write_text("\n".join(lines[:-5]) + "\n")
     (resumed,) = iterators(task(tmp_path), 4, 1)
     if within:
-        with pytest.raises(UserError, match=r"train\.tsv lists 42 clips, and listed 47 .* checkpoint\.reset_"):
+        with pytest.raises(
+            UserError,
+            match=r"train\.tsv lists 42 clips, and listed 47 .* another folder \(hydra\.run\.dir=.* checkpoint\.reset_",
+        ):
             resumed.load_state_dict(state)
     else:
         resumed.load_state_dict(state)
