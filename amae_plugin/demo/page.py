@@ -17,6 +17,7 @@ from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.log_mel import DB_PER_NEPER, FrontEnd
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.demo.settings import FINE_TUNING, FROM_SCRATCH, PRETRAINED, PRETRAINING, Demo
+from amae_plugin.evaluation.frozen import POOLING
 from amae_plugin.evaluation.maps import NAME as MAP
 from amae_plugin.files import replacing
 from amae_plugin.inference.clips import load_waveform
@@ -85,7 +86,7 @@ def next_steps(demo: Demo) -> list[tuple[str, str]]:
             "With a folder for each class: probe the frozen features, fine-tune, and test",
             "amae manifest folder /your/classes --labels --valid-fraction 0.1 --test-fraction 0.1 "
             "--out manifests/labelled\n"
-            f"amae probe {checkpoints[PRETRAINING]} --data manifests/labelled\n"
+            f"amae probe {checkpoints[PRETRAINING]} --data manifests/labelled --pooling {POOLING}\n"
             f"{train} --config-name {FINE_TUNING} task.data=manifests/labelled \\\n    {statistics}\n"
             f"amae evaluate {checkpoints[FINE_TUNING]} --data manifests/labelled",
         ),

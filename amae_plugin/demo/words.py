@@ -27,9 +27,8 @@ from amae_plugin.corpora.speech_commands import WORDS
 from amae_plugin.data.audio import resample
 from amae_plugin.demo.espeak import Espeak
 from amae_plugin.errors import UserError
-from amae_plugin.processes import end_with_parent
+from amae_plugin.processes import available_cpus, end_with_parent
 from amae_plugin.progress import tqdm
-from amae_plugin.runs.training import available_cpus
 
 SAMPLE_RATE = CLIP_SAMPLES = 16000
 """The longest clip lasts 1 s, as in Speech Commands."""
