@@ -25,6 +25,8 @@ from amae_plugin.files import replacing, try_place, writing
 if TYPE_CHECKING:
     import numpy as np
 
+_OTHER_FILES = (".csv", ".h5", ".hdf5", ".json", ".npy", ".parquet", ".pickle", ".pkl", ".pt", ".pth", ".tsv", ".txt")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
@@ -57,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
         return _write_hubert(args)
     if args.layer is not None or args.rank or args.shards > 1:
         raise UserError("--layer, --rank and --shards go with --format hubert")
+    if args.out.suffix.lower() in _OTHER_FILES:
+        raise UserError(f"--out {args.out}: embeddings are written to one file FILE.npz, or to a folder of such files")
     import numpy as np
 
     from amae_plugin.inference.clips import ClipFiles

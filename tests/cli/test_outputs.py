@@ -127,6 +127,15 @@ def test_what_is_no_regular_file_is_not_replaced(
     assert list(tmp_path.iterdir()) == [tmp_path / file]
 
 
+@pytest.mark.parametrize("name", ["e.npy", "e.CSV"])
+def test_no_folder_of_embeddings_gets_the_name_of_another_file(
+    name: str, inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(COMMANDS["embed"][0], inputs, tmp_path / name) == 2
+    assert "--out" in (error := capsys.readouterr().err) and "FILE.npz" in error
+    assert not any(tmp_path.iterdir())
+
+
 def test_the_memory_does_not_suffice(
     inputs: dict[str, Path],
     tmp_path: Path,
