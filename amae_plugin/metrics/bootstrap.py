@@ -98,5 +98,9 @@ def _bootstrap(
     """Measure resamples of as many clips, given how often each clip is drawn, (N,) int64."""
     share = np.full(clips, 1 / clips)
     values = np.array([measure(np.random.default_rng(seed).multinomial(clips, share)) for seed in resamples])
-    ends = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return {name: Interval(float(low), float(high)) for name, low, high in zip(names, *ends)}
+    intervals = {}
+    for name, found in zip(names, values.T):
+        known = found[~np.isnan(found)]
+        ends = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(known) else (np.nan, np.nan)
+        intervals[name] = Interval(*map(float, ends))
+    return intervals

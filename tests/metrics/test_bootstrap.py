@@ -36,6 +36,14 @@ def test_classes_that_are_told_apart_without_an_error() -> None:
     assert multi_label_intervals(targets, targets.astype(bool), range(5))["d_prime"] == (np.inf, np.inf)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("all_of_them", [True, False])
+def test_classes_with_all_clips_or_none_have_no_interval(all_of_them: bool) -> None:
+    found = multi_label_intervals(np.eye(3), np.full((3, 3), all_of_them), range(5))
+    assert np.isnan([found["mAUC"], found["d_prime"]]).all()
+    np.testing.assert_equal(tuple(found["mAP"]), (1.0, 1.0) if all_of_them else (np.nan, np.nan))
+
+
 def test_the_interval_of_a_share_is_that_of_the_binomial_distribution() -> None:
     targets = np.arange(400) >= 80  # 80% are right
     low, high = single_label_intervals(np.tile([0.0, 1.0], (400, 1)), targets.astype(int), range(2000))["accuracy"]
