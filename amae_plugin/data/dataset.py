@@ -178,7 +178,7 @@ class AudioDataset(torch.utils.data.Dataset):
         if self.labels is not None and len(self.labels) != len(self.manifest):
             raise ValueError(f"{len(self.labels)} labels do not fit {len(self.manifest)} clips")
         if self.input.image is not None:
-            self.manifest.require_pictures()
+            self.manifest.require_pictures("task.modalities=[audio]")
             require_torchvision()
         self._augmentations = self.augmentations if self.train else ()
         self._drawn: np.ndarray | None = None

@@ -30,8 +30,8 @@ from pathlib import Path
 import numpy as np
 
 from amae_plugin.data.lines import bad_lines
-from amae_plugin.errors import UserError
-from amae_plugin.files import is_folder, reading, replacing, utf_16_remedy
+from amae_plugin.errors import UserError, first_of
+from amae_plugin.files import is_file, is_folder, reading, replacing, utf_16_remedy
 
 _FORMAT_HELP = (
     "expected '<path><TAB><samples>', and in all lines or none '<TAB><picture>'; `amae manifest` writes such files"
@@ -132,7 +132,7 @@ class Manifest:
                 first of the lines, and counts them.
         """
         path = Path(path).absolute()
-        with reading(path, "the manifest", "make one with `amae manifest folder`"), path.open("rb") as file:
+        with reading(path, "the manifest", _remedy(path)), path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise UserError(f"{path}: empty; the first line must be the root folder. {_FORMAT_HELP}")
             text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -208,15 +208,19 @@ class Manifest:
         """
         return self._field(index, *self.require_pictures())
 
-    def require_pictures(self) -> tuple[np.ndarray, np.ndarray]:
+    def require_pictures(self, alternative: str = "") -> tuple[np.ndarray, np.ndarray]:
         """Return where the names of the pictures begin and end in the file, both (N,) int64.
+
+        Args:
+            alternative: end of the message: what does without pictures.
 
         Raises:
             UserError: the manifest has no pictures.
         """
         if self._pictures is None:
             written = "`amae manifest videos` and `amae manifest pairs` write manifests with pictures"
-            raise UserError(f"{self.path}: lists no pictures; {written}, and task.modalities=[audio] does without")
+            without = f", and {alternative} does without" if alternative else ""
+            raise UserError(f"{self.path}: lists no pictures; {written}{without}")
         return self._pictures
 
     def require_clips(self) -> Manifest:
@@ -265,6 +269,16 @@ class Manifest:
                     yield index + 2, self._field(index, starts, ends)
                     found = int(ends[index])
                 found = self._text.find(part, found + 1)
+
+
+def _remedy(path: Path) -> str:
+    """Say what to do where a manifest cannot be read: take one that lies beside it, or make one."""
+    beside: set[str] = set()
+    if is_folder(path.parent) and not is_file(path):
+        beside = {found.name for found in path.parent.glob("*.tsv")} - {path.name, "unreadable.tsv"}
+    if not beside:
+        return "make one with `amae manifest folder`"
+    return f"its folder has {first_of(sorted(beside))}; run `amae manifest` again to have others"
 
 
 def _split(name: str) -> tuple[str, tuple[int, ...]]:

@@ -107,6 +107,9 @@ def score_clips(
     modalities = given_modalities(checkpoint, options.modalities)
     if options.frames > 1 and "image" not in modalities:
         raise UserError(f"--frames {options.frames}: the model of {checkpoint.path} is given no pictures; leave it out")
+    if "image" in modalities:
+        optional = checkpoint.downstream is not None and "audio" in modalities
+        manifest.require_pictures("--modalities audio" if optional else "")
     frames = frame_positions(options.frames)
     pieces_of_clip = piece_positions(options.crops)
     left = longer = np.arange(len(manifest.require_clips())) if clips is None else clips

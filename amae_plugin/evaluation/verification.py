@@ -10,7 +10,9 @@ import numpy as np
 from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.data.manifest import Manifest
 from amae_plugin.data.trials import Trials
+from amae_plugin.errors import UserError
 from amae_plugin.evaluation.scoring import Options, require_directions, score_clips
+from amae_plugin.files import is_file, is_folder
 from amae_plugin.metrics.verification import cosine_scores, equal_error_rate
 
 
@@ -64,6 +66,8 @@ def verify(
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint.read(checkpoint)
     data = Path(data)
+    if is_folder(data) and not is_file(data / "trials.tsv"):
+        raise UserError(f"{data}: has no trials.tsv; `amae manifest voxceleb1 --trials FILE` writes it")
     manifest = Manifest.read(data / "trials.tsv")
     trials = Trials.read(data / "trials.txt", manifest)
     options = replace(options, modalities=("audio",))

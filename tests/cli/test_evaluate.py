@@ -329,8 +329,8 @@ def test_classes_must_be_those_of_the_training(single, tmp_path, capsys, write_c
     assert "it lacks oink; only it has moo, unheard;" in error
     turned = write_checkpoint(tmp_path / "turned.pt", ["bark", "moo", "meow", "unheard"])
     assert "the order differs, first on line 2: meow" in refused(capsys, turned, single)
-    many = write_checkpoint(tmp_path / "many.pt", [*CLASSES, *(f"extra{index}" for index in range(7))])
-    assert "it lacks extra0, extra1, extra2, extra3, extra4 and 2 more;" in refused(capsys, many, single)
+    many = write_checkpoint(tmp_path / "many.pt", [*CLASSES, *(f"extra{index}" for index in range(12))])
+    assert ", extra8, extra9 and 2 more;" in refused(capsys, many, single)
 
 
 def test_checkpoints_that_cannot_be_evaluated(single, several, tmp_path, capsys, write_checkpoint):
@@ -350,19 +350,23 @@ def test_checkpoints_that_cannot_be_evaluated(single, several, tmp_path, capsys,
     assert "several need a multi-label task" in refused(capsys, path, several)
 
 
-def test_data_that_cannot_be_evaluated(single, trials, tmp_path, capsys, write_checkpoint):
+def test_data_that_cannot_be_evaluated(single, tmp_path, capsys, write_checkpoint, seeing):
     checkpoint = write_checkpoint(tmp_path / "last.pt", CLASSES)
-    assert f"{single / 'valid.tsv'}: cannot read the manifest" in refused(
-        capsys, checkpoint, single, "--split", "valid"
-    )
+    error = refused(capsys, checkpoint, single, "--split", "valid")
+    assert f"{single / 'valid.tsv'}: cannot read the manifest" in error and "its folder has test.tsv;" in error
     assert "labels.txt: cannot read the labels" in refused(capsys, checkpoint, tmp_path / "nowhere")
-    assert f"{single / 'trials.tsv'}: cannot read" in refused(capsys, checkpoint, single, "--trials")
+    error = refused(capsys, checkpoint, single, "--trials")
+    assert f"{single}: has no trials.tsv; `amae manifest voxceleb1 --trials FILE` writes it" in error
     empty = tmp_path / "empty"
     empty.mkdir()
     write_manifest(empty / "test.tsv", ".", [])
     (empty / "test.lbl").write_text("")
     (empty / "labels.txt").write_text("".join(f"{name}\n" for name in CLASSES))
     assert "test.tsv: holds no clips" in refused(capsys, checkpoint, empty)
+    encoder = {**seeing, "modalities": ["audio", "image"]}
+    path = write_checkpoint(tmp_path / "seeing.pt", CLASSES, encoder=encoder, pooling="avgtok")
+    error = refused(capsys, path, single)
+    assert "test.tsv: lists no pictures" in error and "--modalities audio does without" in error
     # Of two values, the last one counts.
     assert "device tpu: must be auto, cpu, cuda or cuda:N" in refused(capsys, checkpoint, single, "--device", "tpu")
 
