@@ -2,20 +2,22 @@
 
 Prints the text of each file, or writes the texts to FILE. A .csv file has a row a clip with path and text, or with
 --timestamps a row a word with path, start, end and word. A .json file has path, text and words of each clip, and word,
-start and end of each word. A .tsv or .txt file has path, tab and text in each line, as `amae manifest text` reads it. A
-.srt file has the subtitles of one clip. Times are in seconds.
+start and end of each word. A .tsv or .txt file has path, tab and text in each line, as `amae manifest text` reads it,
+without the clips in which no word is heard. A .srt file has the subtitles of one clip. Times are in seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amae_plugin.cli.clips import add_clips, conclude
+from amae_plugin.corpora.transcripts import normalize
 from amae_plugin.data.lines import write_lines
-from amae_plugin.errors import UserError, printable
+from amae_plugin.errors import UserError, first_of, printable
 from amae_plugin.files import try_place, write_csv, write_json, writing
 
 if TYPE_CHECKING:
@@ -59,6 +61,13 @@ def run(args: argparse.Namespace) -> int:
             for word in words if args.timestamps else ():
                 print(f"  {word.start:.2f}\t{word.end:.2f}\t{printable(word.word)}")
         return code
+    if args.out.suffix in (".tsv", ".txt"):
+        wordless = [path for path, (text, _) in found.items() if not normalize(text, punctuation="remove")]
+        for path in wordless:
+            del found[path]
+        if wordless:
+            listed = printable(first_of(wordless))
+            print(f"left out, as no word is heard in them: {len(wordless):,} clips, {listed}", file=sys.stderr)
     with writing(args.out):
         _write(args.out, found, args.timestamps)
     print(f"texts of {len(found):,} clips: {args.out}")

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from amae_plugin import load_model
 from amae_plugin.cli.main import main
@@ -94,6 +95,25 @@ def test_the_table_is_one_of_amae_manifest_text_and_evaluation_has_the_same_text
     assert corpus.summary.clips == {"train": 3}
     result = recognize(checkpoint, tmp_path / "out", "train")
     assert result.hypotheses == result.references and result.total.characters.total == 0
+
+
+def test_clips_in_which_nothing_is_heard_are_not_in_the_table(checkpoint, clips, tmp_path, capsys):
+    content, out = torch.load(checkpoint), tmp_path / "texts.tsv"
+    blanks = content["model"]["head.bias"]
+    for _ in range(100):
+        blanks[0] += 0.5
+        torch.save(content, tmp_path / "quiet.pt")
+        model = load_model(tmp_path / "quiet.pt", device="cpu")
+        wordless = [str(clips / name) for name in NAMES if not model.transcribe(clips / name).text]
+        if wordless:
+            break
+    assert 0 < len(wordless) < 3
+    assert run(tmp_path / "quiet.pt", clips, "--out", out) == 0
+    output, error = capsys.readouterr()
+    assert error == f"left out, as no word is heard in them: {len(wordless)} clips, {', '.join(wordless)}\n"
+    assert output == f"texts of {3 - len(wordless)} clips: {out}\n"
+    corpus = build([str(out)], tmp_path / "out", valid_fraction=0, case="keep")
+    assert corpus.summary.clips == {"train": 3 - len(wordless)}
 
 
 def test_subtitles(checkpoint, clips, tmp_path, capsys):
