@@ -5,7 +5,7 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
@@ -97,9 +97,15 @@ class DownstreamTask(AudioTask):
             if cfg.get("imagenet"):
                 raise UserError("model.pretrained and model.imagenet exclude each other: set one of them to null")
             pretrained.check_settings()
-            settings = dict(pretrained.encoder_settings)
+            settings, given = dict(pretrained.encoder_settings), cfg.get("encoder") or {}
             sizes = input_sizes if find_system(settings).fits_positions else {}
-            return OmegaConf.merge(settings, sizes, cfg.get("encoder") or {})
+            merged = OmegaConf.merge(settings, sizes, given)
+            system = find_system(merged)
+            known = {"_name", *(each.name for each in fields(system.config))}
+            for name in (name for name in given if name not in known):
+                reason = f"{system.title}, the system of {pretrained.path}, has no such setting"
+                logger.warning(f"model.encoder.{name}={given[name]} has no effect: {reason}")
+            return merged
         if not cfg.get("encoder"):
             remedy = "+model@model.encoder=amae_audio_mae, or another file of config/model"
             raise UserError(f"model.pretrained is null, so model.encoder must say what to train from scratch: {remedy}")

@@ -573,6 +573,21 @@ def test_a_fine_tuning_that_goes_on_needs_no_weights_to_start_from(
             made.build_model(OmegaConf.create(model))
 
 
+def test_settings_that_the_pretrained_encoder_does_not_have_are_told(
+    folder: Path, tmp_path: Path, write_checkpoint: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_checkpoint(tmp_path / "pretrained.pt", None)
+    model = {"_name": "amae_classifier", "layer_decay": 1.0, "head_lr": 1.0, "compile": False, "pretrained": str(path)}
+    for encoder, told in (({}, []), ({"patch_stride": [10, 10], "depth": 1}, ["patch_stride=[10, 10]"])):
+        caplog.clear()
+        made = task(folder, num_mel_bins=64)
+        made.build_model(OmegaConf.create({**model, "encoder": encoder}))
+        unused = [record.message for record in caplog.records if "has no effect" in record.message]
+        assert unused == [
+            f"model.encoder.{each} has no effect: Audio-MAE, the system of {path}, has no such setting" for each in told
+        ]
+
+
 def test_early_stopping_continues(made: AmaeClassificationTask, no_run: None) -> None:
     cfg = OmegaConf.create({"checkpoint": {"patience": 2, "maximize_best_checkpoint_metric": True}})
     assert not any(should_stop_early(cfg, accuracy) for accuracy in (0.9, 0.5))
