@@ -1,4 +1,7 @@
-"""Predict the most probable classes of audio files with a classifier; one of sound and picture hears them alone."""
+"""Predict the most probable classes of audio files with a classifier.
+
+A classifier of sound and picture is given the sound alone.
+"""
 
 import argparse
 import itertools
