@@ -31,7 +31,7 @@ from amae_plugin.errors import UserError, printable
 from amae_plugin.files import reading, try_place, write_json, writing
 
 if TYPE_CHECKING:
-    from amae_plugin.data.manifest import Picture
+    from amae_plugin.data.manifest import Clip, Picture
     from amae_plugin.inference.clips import ClipFiles, Excerpt
     from amae_plugin.inference.reconstruction import Reconstruction
 
@@ -172,30 +172,26 @@ class _Record:
             write_json(self._path, self._clips)
 
 
-def _list(paths: Sequence[Path]) -> tuple[list[Path], dict[Path, Picture]]:
-    """List the files to reconstruct, with those of manifests, and the pictures that manifests name.
+def _list(paths: Sequence[Path]) -> tuple[list[Path | Clip], dict[Path, Picture]]:
+    """List the files to reconstruct, with the clips of manifests, and the pictures that manifests name by clip.
 
     Raises:
-        UserError: a manifest cannot be read, or lists a piece of a file.
+        UserError: a manifest cannot be read.
     """
     from amae_plugin.data.manifest import Manifest
 
-    files: list[Path] = []
+    found: list[Path | Clip] = []
     pictures: dict[Path, Picture] = {}
     for path in paths:
         if path.suffix != ".tsv":
-            files.append(path)
+            found.append(path)
             continue
         manifest = Manifest.read(path).require_clips()
         for index in range(len(manifest)):
-            clip = manifest[index]
-            if clip.kind != "file":
-                remedy = "give the file itself, with --start and --seconds"
-                raise UserError(f"{path}, line {index + 2}: {manifest.name(index)} is a piece of a file; {remedy}")
-            files.append(Path(clip.path))
+            found.append(manifest[index])
             if manifest.has_pictures:
-                pictures[files[-1]] = manifest.picture(index)
-    return files, pictures
+                pictures[Path(str(manifest[index]))] = manifest.picture(index)
+    return found, pictures
 
 
 def _find_picture(path: Path, excerpt: Excerpt, seconds: float) -> Picture | None:

@@ -33,7 +33,7 @@ from amae_plugin.data.audio import (
     to_mono,
 )
 from amae_plugin.data.log_mel import FrontEnd, LogMel
-from amae_plugin.data.manifest import Clip
+from amae_plugin.data.manifest import ARCHIVES, Clip
 from amae_plugin.errors import UserError
 from amae_plugin.files import is_folder
 from amae_plugin.processes import killed_with_parent
@@ -204,23 +204,29 @@ def at_rate(audio: np.ndarray | Tensor, sample_rate: float, target_rate: int, na
     return resample(waveform, round(rate), target_rate)
 
 
-def load_excerpt(path: str | os.PathLike[str], excerpt: Excerpt, features: FrontEnd | None = None) -> Loaded:
+def load_excerpt(place: str | os.PathLike[str] | Clip, excerpt: Excerpt, features: FrontEnd | None = None) -> Loaded:
     """Load a piece of a file as :func:`load_waveform` loads the whole of it, without decoding more than it has to.
+
+    A clip of a manifest may itself be a piece of a file, or lie in an archive, from which all of it is decoded.
 
     Raises:
         AudioError: see :func:`load_waveform`; or the file ends before the piece begins.
     """
-    features, name = features or LogMel(), os.fspath(path)
-    header = read_header(path)
-    seconds = header.frames / header.sample_rate
+    features, clip = features or LogMel(), place if isinstance(place, Clip) else Clip(os.fspath(place))
+    header, name = read_header(clip), str(clip)
+    frames = clip.length if clip.kind == "segment" else header.frames
+    seconds = frames / header.sample_rate
     first, wanted = (round(part * header.sample_rate) for part in excerpt)
-    if header.frames and first >= header.frames:
+    if frames and first >= frames:
         raise AudioError(name, f"lasts {seconds:.1f} s, so nothing of it comes after --start {excerpt.start:g}")
-    if not first and wanted >= header.frames:
-        clip = Clip(name)
+    if not first and wanted >= frames:
+        waveform = load_clip(clip, features.sample_rate)
+    elif clip.kind in ARCHIVES:
+        first, wanted = (round(part * features.sample_rate) for part in excerpt)
+        waveform = load_clip(clip, features.sample_rate)[first : first + wanted]
     else:
-        clip = Clip(name, "segment", first, min(wanted, header.frames - first))
-    waveform = load_clip(clip, features.sample_rate)
+        piece = Clip(clip.path, "segment", clip.start + first, min(wanted, frames - first))
+        waveform = load_clip(piece, features.sample_rate)
     _require_sound(waveform, features, name)
     return Loaded(waveform, seconds)
 
@@ -310,7 +316,8 @@ class ClipFiles:
     ``skipped``.
 
     Args:
-        paths: files, and folders to search for audio as ``amae manifest folder`` does.
+        paths: files, and folders to search for audio as ``amae manifest folder`` does; with *excerpt* also clips of a
+            manifest, whose paths are written as in it.
         features: front end, see :func:`load_waveform`.
         workers: number of processes that decode; with 0, this one does.
         progress: title of the progress bar on standard error, if that is a terminal; without a bar if None.
@@ -328,7 +335,7 @@ class ClipFiles:
 
     def __init__(
         self,
-        paths: Iterable[str | os.PathLike[str]],
+        paths: Iterable[str | os.PathLike[str] | Clip],
         features: FrontEnd | None = None,
         workers: int = 0,
         progress: str | None = None,
@@ -341,7 +348,9 @@ class ClipFiles:
         self._workers = workers
         self._progress = progress
         self._excerpt = excerpt
-        for path in map(Path, paths):
+        places = {Path(str(place)): place for place in paths}
+        self._clips = {path: place for path, place in places.items() if isinstance(place, Clip)}
+        for path in places:
             for found, name in self._search(path) if is_folder(path) else [(path, path.name)]:
                 self.names.setdefault(found, name)
 
@@ -380,10 +389,11 @@ class ClipFiles:
     def _usable(self, bar: tqdm) -> Iterator[tuple[Path, Waveform]]:
         paths = list(self.names)
         if self._excerpt is None:
-            load: Callable[[Path], Waveform | Loaded] = partial(open_waveform, features=self._features)
+            load: Callable[..., Waveform | Loaded] = partial(open_waveform, features=self._features)
         else:
             load = partial(load_excerpt, excerpt=self._excerpt, features=self._features)
-        loader = load_each(paths, load, max(0, min(self._workers, len(paths) - 1)))
+        sources = [self._clips.get(path, path) for path in paths]
+        loader = load_each(sources, load, max(0, min(self._workers, len(paths) - 1)))
         for path, waveform in zip(paths, loader):
             if isinstance(waveform, AudioError):
                 self.skipped[str(path)] = waveform.reason or str(waveform)

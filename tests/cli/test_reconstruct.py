@@ -11,6 +11,7 @@ import soundfile
 import torch
 
 from amae_plugin.cli.main import main
+from amae_plugin.data.manifest import Manifest, write_manifest
 from amae_plugin.inference.clips import Excerpt, load_excerpt, load_waveform
 from amae_plugin.visual.page import ClipView, Page
 
@@ -154,6 +155,24 @@ def test_a_piece_of_a_long_recording_is_shown_and_said(
     np.testing.assert_allclose(excerpt.waveform[20:-20], whole[4000:20_000][20:-20], atol=1e-5)
     assert main(["reconstruct", str(checkpoint), str(clips), "--out", str(out), "--workers", "0"]) == 0
     assert "shown from" not in capsys.readouterr().err
+
+
+def test_clips_of_a_manifest_may_be_pieces_of_files_and_members_of_archives(
+    checkpoint: Path, clips: Path, tmp_path: Path
+) -> None:
+    assert main(["pack", str(clips), "--out", str(tmp_path / "packed"), "--workers", "0"]) == 0
+    write_manifest(tmp_path / "cut.tsv", clips, [("1.flac:22050:44100", 44_100)])
+    packed = Manifest.read(tmp_path / "packed" / "test.tsv")
+
+    def original(path: Path, name: str, start: float) -> np.ndarray:
+        out, options = tmp_path / "out" / name, ("--start", str(start), "--seconds", "0.5", "--workers", "0")
+        assert main(["reconstruct", str(checkpoint), str(path), "--out", str(out), *options]) == 0
+        return soundfile.read(out / name / "original.wav")[0]
+
+    cut = original(tmp_path / "cut.tsv", "1.flac:22050:44100", 0.25)
+    np.testing.assert_array_equal(cut, original(clips / "1.flac", "1.flac", 0.75))
+    member = original(packed.path, Path(packed.name(1)).name, 0.25)
+    np.testing.assert_allclose(member, original(clips / "1.flac", "1.flac", 0.25), atol=0.05)
 
 
 @pytest.mark.parametrize("normalized", [True, False])
