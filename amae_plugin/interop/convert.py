@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -68,7 +68,8 @@ def convert(
         partial: leave out tensors that have no place, and initialise missing ones.
 
     Raises:
-        UserError: the kind is not recognised; sizes or options do not fit; tensors are missing or have no place.
+        UserError: the kind is not recognised; sizes, options or the input do not fit; tensors are missing or have no
+            place.
     """
     chosen = FORMATS[kind] if kind else recognise(source)
     published = _published_names(source, chosen)
@@ -107,6 +108,7 @@ def convert(
         _task_state(source.path, reading, options),
         {"conversion": conversion},
     )
+    _ = replace(checkpoint, path=source.path).input  # before anything is written
     return Conversion(
         kind=chosen,
         checkpoint=checkpoint,

@@ -51,12 +51,15 @@ def export(checkpoint: Checkpoint, folder: Path, formats: Sequence[str]) -> Expo
         formats: names in :data:`FORMATS`.
 
     Raises:
-        UserError: the model is of another kind, two formats have a file of the same name, none of them can hold the
-            model, a package is missing, the folder holds other things, a file cannot be written, or it does not compute
-            what the checkpoint does.
+        UserError: the model is of another kind or takes no sound, its input is impossible, two formats have a file of
+            the same name, none of them can hold the model, a package is missing, the folder holds other things, a file
+            cannot be written, or it does not compute what the checkpoint does.
     """
     if checkpoint.downstream not in (None, Classifier):
         raise checkpoint.no(Classifier)
+    if "audio" not in checkpoint.modalities:
+        raise UserError(f"{checkpoint.path}: takes pictures alone and no sound, which no format here holds")
+    _ = checkpoint.input  # an error in it is that of no format
     for one, other in itertools.combinations(formats, 2):
         if common := set(FORMATS[one].files) & set(FORMATS[other].files):
             raise UserError(f"{one} and {other} both write {min(common)}: export each to a folder of its own")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Dict, Optional, Tuple, Type, TypeVar, Union, get_args, get_origin
 
-from amae_plugin.modules.masking import Masking, build_masking
+from amae_plugin.modules.masking import MASKINGS, Masking, build_masking
 
 Settings = Mapping[str, Any]
 """Plain values by name, a section of a recipe or a checkpoint. A model section has its registered name as ``_name``."""
@@ -43,11 +43,7 @@ class ModelConfig:
             ValueError: a value is not of its field's type, or not finite.
         """
         chosen = {f.name: settings[f.name] for f in fields(cls) if settings.get(f.name) is not None}
-        values: Settings = {name: tuple(value) if _is_list(value) else value for name, value in chosen.items()}
-        for each in fields(cls):
-            if each.name in values and not _fits(values[each.name], each.type):
-                raise ValueError(f"model.{each.name} is {chosen[each.name]!r}, must be {_in_words(each.type)}")
-        return cls(**values)
+        return cls(**_checked(cls, chosen, "model"))
 
 
 @dataclass
@@ -77,9 +73,17 @@ class PretrainingConfig(ModelConfig):
         """Build the masking strategy.
 
         Raises:
-            ValueError: no strategy has that name, an option is unknown, or a parameter is out of range.
+            ValueError: no strategy has that name, an option is unknown or of a wrong type, or a parameter is out of
+                range.
         """
-        return build_masking(self.masking, vars(self), self.mask_options)
+        options = {} if self.mask_options is None else self.mask_options
+        if not isinstance(options, Mapping):
+            raise ValueError(
+                f"model.mask_options is {options!r}, must be parameters of the mask by name, as {{sides: [5]}}"
+            )
+        if self.masking in MASKINGS:
+            options = _checked(MASKINGS[self.masking], options, "model.mask_options")
+        return build_masking(self.masking, vars(self), options)
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,19 @@ class DownstreamConfig(ModelConfig):
     drop_path: float = setting(0.1, "stochastic depth: rate of the last block")
 
 
+def _checked(kind: type, settings: Settings, section: str) -> Settings:
+    """Return settings with tuples for YAML's lists, after a comparison with the fields of a class.
+
+    Raises:
+        ValueError: a value is not of its field's type, or not finite.
+    """
+    values = {name: tuple(value) if _is_list(value) else value for name, value in settings.items()}
+    for each in fields(kind):
+        if each.name in values and not _fits(values[each.name], each.type):
+            raise ValueError(f"{section}.{each.name} is {settings[each.name]!r}, must be {_in_words(each.type)}")
+    return values
+
+
 def _is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
@@ -164,4 +181,6 @@ def _in_words(kind: Any) -> str:
     words = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a name", type(None): "null"}
     if get_origin(kind) is Union:
         return " or ".join(map(_in_words, get_args(kind)))
-    return "a list of names" if Ellipsis in get_args(kind) else words.get(kind, "a pair of whole numbers")
+    if Ellipsis in get_args(kind):
+        return "a list of whole numbers" if int in get_args(kind) else "a list of names"
+    return words.get(kind, "a pair of whole numbers")

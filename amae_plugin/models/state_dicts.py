@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from amae_plugin.models.settings import PretrainingConfig
-from amae_plugin.modules.embedding import grid_size
+from amae_plugin.modules.embedding import GridPositions, Size2d, grid_size
 
 Sizes = dict[str, Any]
 """Fields of a config."""
@@ -17,6 +17,7 @@ HEAD_WIDTH = 64
 LARGEST = 100_000_000
 """Bound of every size in a model's settings, far beyond those of any model."""
 _MOST_PREFIX_TOKENS = 8
+_M2D_BANDS = 80
 _DECODER_WIDTH, _DECODER_HEADS = 512, 16  # width and attention heads of every published decoder of MAE's form
 
 
@@ -74,6 +75,28 @@ def square_side(table: Tensor, prefix: int) -> int:
     if side == 0 or side**2 + prefix != table.shape[1]:
         raise ValueError(f"{table.shape[1]} positions are not those of a square image and {prefix} class tokens")
     return side
+
+
+def is_sincos(table: Tensor, grid: Size2d) -> bool:
+    """Whether a position table (1, 1 + rows x columns, D) is MAE's of sines and cosines, row by row, CLS first."""
+    try:
+        positions = GridPositions(grid, table.shape[-1])
+        positions.load_state_dict({"pos_embed": table})
+    except (ValueError, RuntimeError):  # another width or another number of positions
+        return False
+    return positions.is_sincos
+
+
+def has_m2d_positions(state: Mapping[str, Tensor]) -> bool:
+    """Whether an encoder has M2D's positions, all that tells M2D's encoders of 2022 from Audio-MAE's.
+
+    They are MAE's of a picture whose rows are the patches of 80 bands.
+    """
+    kernel, table = state.get("patch_embed.proj.weight"), state.get("pos_embed")
+    if kernel is None or table is None or kernel.dim() != 4 or table.dim() != 3:
+        return False
+    rows = _M2D_BANDS // max(1, kernel.shape[2])
+    return rows > 0 and is_sincos(table, (rows, (table.shape[1] - 1) // rows))
 
 
 def check_sizes(config: PretrainingConfig, state: Mapping[str, Tensor]) -> None:

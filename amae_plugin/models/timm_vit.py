@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from amae_plugin.errors import UserError
 from amae_plugin.models.base import Encoder
 from amae_plugin.models.settings import Settings
 from amae_plugin.models.state_dicts import Sizes, mlp_ratio
@@ -44,7 +45,13 @@ def encoder_weights(encoder: Encoder) -> dict[str, Tensor]:
 
 
 def vit_arguments(encoder: Encoder, image: Size2d, pooling: str | None) -> Sizes:
-    """Return the arguments of timm's Vision Transformer for an image of (frames, bands) and a classifier's pooling."""
+    """Return the arguments of timm's Vision Transformer for an image of (frames, bands) and a classifier's pooling.
+
+    Raises:
+        UserError: timm has no such pooling.
+    """
+    if pooling == "time_concat" and encoder.num_bands > 1:
+        raise UserError("timm has no pooling that keeps the bands of a time step side by side; export it as ONNX")
     hidden, width = encoder.get_parameter("blocks.0.mlp.fc1.weight").shape
     global_pool, fc_norm = _POOLINGS.get(pooling or "", _MEAN_OF_NORMALISED)
     return {

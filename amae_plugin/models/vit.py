@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from amae_plugin.errors import UserError
 from amae_plugin.models import timm_vit
 from amae_plugin.models.base import Encoder
 from amae_plugin.models.settings import PretrainingConfig
@@ -62,13 +61,7 @@ class ViTEncoder(Encoder):
 
 
 def as_timm(encoder: ViTEncoder, input_size: Size2d, pooling: str | None) -> timm_vit.TimmVit:
-    """Return the encoder as timm's ViT; see :attr:`System.as_timm` for the arguments.
-
-    Raises:
-        UserError: timm has no such pooling.
-    """
-    if pooling == "time_concat":
-        raise UserError("timm has no pooling that keeps the bands of a time step side by side; export it as ONNX")
+    """Return the encoder as timm's ViT; see :attr:`System.as_timm`."""
     state = timm_vit.encoder_weights(encoder)
     state["pos_embed"] = encoder.positions(encoder.grid(*input_size))
     return timm_vit.TimmVit(timm_vit.VIT, timm_vit.vit_arguments(encoder, input_size, pooling), state)

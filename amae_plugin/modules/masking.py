@@ -360,7 +360,7 @@ def build_masking(name: str, settings: Mapping[str, object], options: Mapping[st
     if unknown:
         raise ValueError(f"masking {name} has no {', '.join(unknown)}; its parameters are {', '.join(parameters)}")
     values = {key: value for key, value in {**settings, **(options or {})}.items() if key in parameters}
-    return MASKINGS[name](**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+    return MASKINGS[name](**values)
 
 
 def hide(

@@ -6,6 +6,7 @@ Letters in shapes: B clips, L tokens, D width, H heads.
 from __future__ import annotations
 
 import functools
+import operator
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,8 @@ class MultiWindowAttention(Attention):
         query, key, value = split_heads(self.qkv(x), self.num_heads)
         # Filled there: numbers that come from the CPU would make it wait for a GPU in every block.
         table = torch.cat([self.relative, *(self.relative.new_full((1,), value) for value in (0.0, -torch.inf))])
-        bias = table[_entries(self.windows, length, x.device)].to(query.dtype)
+        # The index is a number in compiled code too, which is compiled for each length.
+        bias = table[_entries(self.windows, operator.index(length), x.device)].to(query.dtype)
         if padding_mask is not None:
             # Not minus infinity, so that windows of nothing but padding give no NaN.
             bias = bias.masked_fill(padding_mask[:, None, None, :], torch.finfo(bias.dtype).min)
@@ -66,12 +68,17 @@ def windows_of_heads(num_heads: int, length: int) -> tuple[int, ...]:
     return tuple(divisors[index] for index in chosen) + (0,) * (num_heads - windowed)
 
 
-@functools.lru_cache(maxsize=32)
+@torch.compiler.assume_constant_result  # the compiler ignores the cache, and would compute it in every pass
 def _entries(windows: tuple[int, ...], length: int, device: torch.device) -> Tensor:
     """Return the entry (H, L, L) of every pair of tokens in a table of relative positions.
 
     The table holds the 2 window - 1 distances of each windowed head, then 0, then minus infinity.
     """
+    return _cached_entries(windows, length, device)
+
+
+@functools.lru_cache(maxsize=32)
+def _cached_entries(windows: tuple[int, ...], length: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # training must be able to use entries made during inference
         sizes = torch.tensor(windows)[:, None, None]
         distances = (2 * sizes - 1).clamp(min=0)

@@ -542,6 +542,11 @@ def test_files_that_cannot_be_converted(tmp_path: Path, golden: Callable, capsys
             [*HEADS, "--num-mel-bins", "48"],
             "512 positions are not those of 48 bands in patches of 16, 3 to a time step",
         ),
+        "window.pt": (
+            {"model": golden("m2d").state},
+            [*HEADS, "--decoder-num-heads", "4", "--window-type", "povey"],
+            "window_type is 'povey', must be one of hann",
+        ),
     }
     (tmp_path / "labels.txt").write_text("one\n")
     for name, (content, options, message) in contents.items():

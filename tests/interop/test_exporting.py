@@ -25,7 +25,7 @@ from amae_plugin.data.labels import read_names
 from amae_plugin.data.manifest import Manifest, write_manifest
 from amae_plugin.errors import UserError
 from amae_plugin.evaluation.scoring import validation_dataset
-from amae_plugin.interop.export import TOGETHER, export
+from amae_plugin.interop.export import FORMATS, TOGETHER, export
 from amae_plugin.interop.onnx_file import Onnx
 from amae_plugin.interop.timm_vit import Timm
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
@@ -49,8 +49,10 @@ SYSTEM = {
     },
     "amae_ssast": {**SIZES, "input_length": 64},
     "amae_mae_ast": {**SIZES, "decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2},
+    "amae_cav_mae": {**SIZES, "input_length": 64, "image_size": 32},
 }
 CLASSES = ("dog", "cat", "rain")
+BANDS_SIDE_BY_SIDE = {"classifier": {"pooling": "time_concat", "mask_ratio_frequency": 0.0}}
 
 
 def checkpoint_of(folder: Path, system: str, frames: int = 64, classifier: Any = None, **sizes: Any) -> Checkpoint:
@@ -94,6 +96,7 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("amae_ssast", {"classifier": {"pooling": "avgcls"}, "patch_stride": (10, 10), "frames": 75}),
     ("amae_ssast", {"classifier": {"pooling": "mean"}}),
     ("amae_ssast", {"classifier": {"pooling": "cls"}}),
+    ("amae_ssast", {**BANDS_SIDE_BY_SIDE, "patch_size": (2, 32)}),  # of which there is one
 ]
 
 
@@ -163,6 +166,28 @@ def test_what_timm_has_no_model_for_is_said(
     monkeypatch.setattr(Onnx, "write", lambda self, folder: shutil.copy(out / "model.onnx", folder))
     assert main(["export", path, str(out), "--format", "timm", "onnx"]) == 1
     assert "no timm: timm has no model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("system", ["amae_m2d", "amae_ssast"])
+def test_timm_has_no_pooling_of_bands_side_by_side(tmp_path: Path, system: str) -> None:
+    with pytest.raises(UserError, match=r"checkpoint\.pt: timm has no pooling that keeps the bands of a time step"):
+        export(checkpoint_of(tmp_path, system, **BANDS_SIDE_BY_SIDE), tmp_path / "out", ["timm"])
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_no_format_holds_a_model_of_pictures_alone(tmp_path: Path, form: str, capsys: pytest.CaptureFixture) -> None:
+    path = checkpoint_of(tmp_path, "amae_cav_mae", classifier={"pooling": "avgtok"}, modalities=["image"]).path
+    assert main(["export", str(path), str(tmp_path / "out"), "--format", form]) == 2
+    said = capsys.readouterr().err
+    assert said == f"amae: {path}: takes pictures alone and no sound, which no format here holds\n"
+
+
+def test_an_impossible_input_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    checkpoint = checkpoint_of(tmp_path, "amae_audio_mae")
+    checkpoint.config["task"]["std"] = -1.0
+    checkpoint.write()
+    assert main(["export", str(checkpoint.path), str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"amae: {checkpoint.path}: its setting task.std is -1.0, must be above 0\n"
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -258,7 +258,7 @@ def test_unknown_names_and_impossible_ratios_are_refused():
     with pytest.raises(ValueError, match="masking chunk has no side; its parameters are mask_ratio, sides"):
         build_masking("chunk", {"side": 3}, {"side": 3})
     with pytest.raises(ValueError, match=r"1 token or more, not \(\)"):
-        build_masking("chunk", {}, {"sides": []})
+        build_masking("chunk", {}, {"sides": ()})
     with pytest.raises(ValueError, match="at least 1 token long, not 0"):
         build_masking("span", {"mask_length": 0})
     with pytest.raises(ValueError, match="side of a visible block is 1 token or more, not 0"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -66,3 +68,25 @@ def test_padding_is_not_attended_to() -> None:
     expected = head_by_head(model, x[0], padding[0])[:10]
     torch.testing.assert_close(model(x, padding)[0, :10], expected, rtol=1e-4, atol=1e-5)
     assert model(x, torch.arange(12)[None] >= 4).isfinite().all()
+
+
+def test_compiled_code_computes_the_same_at_every_length_and_the_windows_only_once() -> None:
+    torch.manual_seed(0)
+    model, graphs = MultiWindowAttention(16, (2, 4, 6, 0)), []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, backend=keep, fullgraph=True)
+    for length in (12, 10, 3, 12):
+        x = torch.randn(2, length, 16)
+        results = []
+        for function in (model, compiled):
+            model.zero_grad()
+            output = function(x)
+            output.square().sum().backward()
+            results.append((output, model.relative.grad.clone()))
+        torch.testing.assert_close(results[1], results[0])
+    assert len(graphs) == 3
+    assert not any("arange" in str(node.target) for graph in graphs for node in graph.graph.nodes)

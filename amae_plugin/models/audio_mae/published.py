@@ -41,7 +41,8 @@ class AudioMAEPretrained(PublishedFormat):
 
     @override
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
-        return kernel_channels(state) == 1 and _OF_OTHERS.isdisjoint(state) and "head.weight" not in state
+        is_other = not _OF_OTHERS.isdisjoint(state) or state_dicts.has_m2d_positions(state)
+        return kernel_channels(state) == 1 and not is_other and "head.weight" not in state
 
     @override
     def read(self, file: PublishedFile, options: ConversionOptions) -> ConvertedWeights:
@@ -160,9 +161,10 @@ def _sizes(state: Mapping[str, Tensor], num_heads: int | None) -> state_dicts.Si
 
 def _has_sincos_positions(state: Mapping[str, Tensor]) -> bool:
     try:
-        return _image_positions(state["pos_embed"]).is_sincos
+        side = state_dicts.square_side(state["pos_embed"], prefix=1)
     except (KeyError, ValueError):
         return False
+    return state_dicts.is_sincos(state["pos_embed"], (side, side))
 
 
 def _image_positions(table: Tensor) -> GridPositions:

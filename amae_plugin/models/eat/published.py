@@ -52,6 +52,9 @@ _SETTINGS = {
     "decoder_noise_std": ("modalities", "image", "mask_noise_std"),
     "teacher_decay_updates": ("ema_anneal_end_step",),
 }
+# Setting of a fine-tuning below cfg.task -> mean and standard deviation of its corpus; the first that is true counts.
+_STATISTICS = {"spcv2_eval": (-6.846, 5.565), "esc50_eval": (-6.627, 5.359)}
+_POOLINGS = {"CLS_TOKEN": "cls", "MEAN_POOLING": "mean"}  # by the cfg.model.prediction_mode of a fine-tuning
 # Settings of the published models, below cfg.model. A model with other values computes something else.
 _REQUIRED = {
     ("layer_norm_first",): False,
@@ -124,12 +127,14 @@ class EATFineTuned(PublishedFormat):
         unused = {name: "only pretraining needs it" for name in file.state if name.startswith(pretraining)}
         state = {name.removeprefix(_FINE_TUNED): file.state[name] for name in file.state if name not in unused}
         sizes = _encoder_sizes(file, state, options)
-        pooling = options.pooling or "cls"
+        pooling = options.pooling or _read_pooling(file.settings.get("model", {}))
+        task = file.settings.get("task", {})
         return ConvertedWeights(
             model=classifier_section(NAME, sizes, len(state[_HEAD]), pooling),
             state=self.rename_all(state),
             target_length=sizes["input_length"],
             without_effect=unused,
+            statistics=next((found for name, found in _STATISTICS.items() if _setting(task, (name,))), None),
         )
 
 
@@ -204,6 +209,21 @@ def _read_settings(settings: Settings) -> state_dicts.Sizes:
     if None not in blocks.values():
         sizes["mask_options"] = blocks
     return sizes
+
+
+def _read_pooling(settings: Settings) -> str:
+    """Read the pooling of a fine-tuning from the settings in the file.
+
+    Raises:
+        ValueError: no pooling here computes it.
+    """
+    mode = settings.get("prediction_mode") or "CLS_TOKEN"
+    if mode not in _POOLINGS:
+        raise ValueError(
+            f"its cfg.model.prediction_mode is {mode}, which no classifier here computes; it must be one of "
+            f"{', '.join(_POOLINGS)}"
+        )
+    return _POOLINGS[mode]
 
 
 def _check_function(settings: Settings) -> None:

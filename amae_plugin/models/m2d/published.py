@@ -61,7 +61,8 @@ class M2DPretrained(_M2DFile):
 
     @override
     def recognises(self, state: Mapping[str, Tensor]) -> bool:
-        return kernel_channels(state) == 1 and not {_STATISTICS, _TARGET}.isdisjoint(state)
+        is_encoder = state_dicts.has_m2d_positions(state) and "head.weight" not in state
+        return kernel_channels(state) == 1 and (is_encoder or not {_STATISTICS, _TARGET}.isdisjoint(state))
 
     @override
     def read(self, file: PublishedFile, options: ConversionOptions) -> ConvertedWeights:

@@ -10,6 +10,7 @@ from archives import Archive, assert_same, load_published, read_published
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
+from amae_plugin.checkpoints import Checkpoint
 from amae_plugin.errors import UserError
 from amae_plugin.modules.embedding import sincos_2d
 
@@ -83,6 +84,36 @@ def test_a_fine_tuned_file_classifies_the_normalised_class_token(golden: Archive
     cls = layer_norm(golden["features"][:, 0], (48,), state["fc_norm.weight"], state["fc_norm.bias"], 1e-6)
     logits = cls @ state["head.weight"].T + state["head.bias"]
     assert_same(checkpoint.model()(golden["spectrogram"])["logits"], logits)
+
+
+@pytest.mark.parametrize(
+    ("task", "statistics"),
+    [
+        ({}, (-4.2677393, 4.5689974)),
+        ({"esc50_eval": False, "spcv2_eval": False}, (-4.2677393, 4.5689974)),
+        ({"esc50_eval": True}, (-6.627, 5.359)),
+        ({"esc50_eval": False, "spcv2_eval": True}, (-6.846, 5.565)),
+    ],
+)
+def test_the_statistics_of_a_fine_tuning_are_those_of_its_corpus(
+    golden: Archive, task: dict[str, Any], statistics: tuple[float, float]
+) -> None:
+    checkpoint = read_published({"model": finetuned(golden), "cfg": {"task": task}}, num_heads=4)
+    assert (checkpoint.input.mean, checkpoint.input.std) == statistics
+
+
+def test_the_pooling_of_a_fine_tuning_is_that_of_its_settings(golden: Archive) -> None:
+    state = finetuned(golden)
+
+    def read(mode: str, **options: Any) -> Checkpoint:
+        return read_published({"model": state, "cfg": {"model": {"prediction_mode": mode}}}, num_heads=4, **options)
+
+    assert read("CLS_TOKEN").model_settings["pooling"] == read("LIN_SOFTMAX", pooling="cls").model_settings["pooling"]
+    mean = layer_norm(golden["features"][:, 1:].mean(1), (48,), state["fc_norm.weight"], state["fc_norm.bias"], 1e-6)
+    logits = mean @ state["head.weight"].T + state["head.bias"]
+    assert_same(read("MEAN_POOLING").model()(golden["spectrogram"])["logits"], logits)
+    with pytest.raises(UserError, match=r"cfg\.model\.prediction_mode is LIN_SOFTMAX, .* one of CLS_TOKEN, MEAN_POO"):
+        read("LIN_SOFTMAX")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ The archive is frequency-major, as the published code is.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,9 @@ from archives import GOLDEN, Archive, assert_same, assert_same_gradient, load_pu
 from torch import Tensor
 
 from amae_plugin.data.log_mel import SlaneyLogMel
+from amae_plugin.interop.convert import FORMATS
 from amae_plugin.models.base import summed_losses
-from amae_plugin.models.m2d import M2D
+from amae_plugin.models.m2d import M2D, SYSTEM
 from amae_plugin.models.m2d.published import M2DPretrained
 
 GRID = (13, 5)  # time x frequency
@@ -60,6 +63,19 @@ def test_sizes_and_statistics_are_read_from_the_weights(golden: Golden) -> None:
     assert checkpoint.input.front_end == SlaneyLogMel() and checkpoint.input.normalization == "one_std"
     assert not checkpoint.untrained
     assert golden.model().encoder.positions.is_sincos  # other lengths are computed, not interpolated
+
+
+def test_an_encoder_of_2022_is_known_by_its_positions(golden: Golden) -> None:
+    others = ("norm_stats", "target_", "decoder_", "mask_token")
+    state = {name: tensor for name, tensor in golden.state.items() if not name.startswith(others)}
+    assert [form.name for form in FORMATS.values() if form.recognises(state)] == ["m2d"]
+    checkpoint = read_published(state, **golden.heads)
+    assert all(name.startswith(("decoder.", "teacher.")) for name in checkpoint.untrained)
+    assert checkpoint.input == replace(SYSTEM.default_input, target_length=208)
+    features, _ = checkpoint.model().extract_features(golden.source)
+    assert_same(features[:, 1:], time_major(golden["features"][:, 1:]))
+    otherwise = {**state, "pos_embed": golden.model().encoder.positions.pos_embed}  # time step by time step
+    assert [form.name for form in FORMATS.values() if form.recognises(otherwise)] == ["audio_mae"]
 
 
 def test_prediction_target_and_loss(golden: Golden) -> None:
