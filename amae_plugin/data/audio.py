@@ -69,6 +69,7 @@ _MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 _STATED = {_MP4, "matroska,webm", "flac", "asf", "caf", "wav"}  # FFmpeg's formats that state a length, not estimate it
 _STATED_SLACK = 0.5  # seconds by which that may exceed the audio: a video that is longer, a padding
 _MP4_PREROLL = 0.2  # seconds that a decoder needs to settle
+_MOST_PLANES = 7  # channels that PyAV reads from arrays of their own; it crashes where there are more
 _LONG = 60  # seconds from which on a piece of an MP4 file is sought instead of decoding all before it
 
 
@@ -624,15 +625,22 @@ class _Container:
         if start >= _LONG * self.rate:
             self._container.seek(start, stream=stream)
             position = None
+        planar = self.channels <= _MOST_PLANES  # as most decoders give them, so that nothing is copied
         converters: dict[tuple[str, str, int], av.AudioResampler] = {}  # the links of a chain may differ
         for packet_frame in self._frames(stream):
             if position is None:
                 position = packet_frame.pts or 0
             kind = (packet_frame.format.name, packet_frame.layout.name, packet_frame.sample_rate)
             if kind not in converters:
-                converters[kind] = av.AudioResampler("fltp", self._layout, self.rate)
-            for frame in converters[kind].resample(packet_frame):
-                yield position, frame.to_ndarray().T
+                converters[kind] = av.AudioResampler("fltp" if planar else "flt", self._layout, self.rate)
+            try:
+                frames = converters[kind].resample(packet_frame)
+            except av.FFmpegError as error:
+                reason = f"PyAV cannot convert its {self.channels} channels ({error.strerror})"
+                raise AudioError(self._name, reason) from None
+            for frame in frames:
+                samples = frame.to_ndarray()
+                yield position, samples.T if planar else samples.reshape(-1, self.channels)
                 position += frame.samples
 
     def _frames(self, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
