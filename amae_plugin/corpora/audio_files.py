@@ -50,11 +50,22 @@ def find_audio(folder: Path, extensions: Collection[str] = AUDIO_EXTENSIONS) -> 
     found = Found()
     folders, links = deque([""]), deque[str]()
     seen: set[tuple[int, int]] = set()
+    linked: set[tuple[int, int]] = set()  # files to which a symbolic link led
 
-    def add(name: str, identity: tuple[int, int]) -> None:
-        if name.lower().endswith(suffixes):
-            (found.duplicates if identity in seen else found.names).append(name)
-            seen.add(identity)
+    def add(name: str, file: Path | os.DirEntry[str], is_link: bool = False) -> None:
+        if not name.lower().endswith(suffixes):
+            return
+        try:
+            status = file.stat()  # not DirEntry.inode(), which is made up where a folder is shared or remote
+        except OSError as error:
+            found.problems[name] = error.strerror or str(error)
+            return
+        identity = (status.st_dev, status.st_ino)
+        is_known = identity in (seen if is_link or status.st_nlink > 1 else linked)
+        (found.duplicates if is_known else found.names).append(name)
+        seen.add(identity)
+        if is_link:
+            linked.add(identity)
 
     while folders or links:
         name = (folders or links).popleft()
@@ -62,7 +73,7 @@ def find_audio(folder: Path, extensions: Collection[str] = AUDIO_EXTENSIONS) -> 
             status = (folder / name).stat()
             identity = (status.st_dev, status.st_ino)
             if not stat.S_ISDIR(status.st_mode):
-                add(name, identity)
+                add(name, folder / name, is_link=True)
             elif identity not in seen:
                 seen.add(identity)
                 with os.scandir(folder / name) as entries:
@@ -76,7 +87,7 @@ def find_audio(folder: Path, extensions: Collection[str] = AUDIO_EXTENSIONS) -> 
                         elif entry.is_dir():
                             folders.append(path)
                         else:
-                            add(path, (status.st_dev, entry.inode()))
+                            add(path, entry)
         except OSError as error:
             found.problems[name or "."] = error.strerror or str(error)
     found.names.sort()
