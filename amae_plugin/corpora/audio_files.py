@@ -113,11 +113,19 @@ def require_folder(folder: Path) -> None:
         raise UserError(f"{folder}: no such folder")
 
 
-def list_audio(folder: Path, pattern: str) -> list[str]:
-    """List the audio files that match a pattern, relative to *folder* and sorted, without hidden ones."""
+def list_audio(folder: Path, pattern: str) -> tuple[list[str], int]:
+    """List the audio files that match a pattern, relative to *folder* and sorted, without hidden ones.
+
+    Returns:
+        The files, and the number of copies in another format that are left out: of files whose names differ in the
+        extension alone, the one that :func:`find_listed` finds is taken.
+    """
     suffixes = _suffixes(AUDIO_EXTENSIONS)
-    paths = (path for path in folder.glob(pattern) if not path.name.startswith("."))
-    return sorted(path.relative_to(folder).as_posix() for path in paths if path.name.lower().endswith(suffixes))
+    paths = [path for path in folder.glob(pattern) if not path.name.startswith(".") and path.suffix.lower() in suffixes]
+    kept: dict[Path, Path] = {}
+    for path in sorted(paths, key=lambda path: suffixes.index(path.suffix.lower())):
+        kept.setdefault(path.with_suffix(""), path)
+    return sorted(path.relative_to(folder).as_posix() for path in kept.values()), len(paths) - len(kept)
 
 
 def absolute_path(path: Path) -> Path:
