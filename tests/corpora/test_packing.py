@@ -110,6 +110,27 @@ def test_clips_that_cannot_be_decoded_are_left_out_with_their_lines(folder: Path
         pack(folder / "train.tsv", tmp_path / "other", Packing())
 
 
+def test_clips_that_were_left_out_are_tried_again_as_the_message_says(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "1.flac").write_bytes(b"broken" * 50)
+    (folder / "4.wav").rename(folder / "away.wav")
+    out = tmp_path / "out"
+    command = ["pack", str(folder), "--out", str(out), "--workers", "1"]
+    assert main(command) == 1
+    (folder / "away.wav").rename(folder / "4.wav")
+    assert main(command) == 1
+    message = f"to try them again, delete {out / 'train.tsv'} and {out / 'unreadable.tsv'}, and pack again\n"
+    assert capsys.readouterr().err.count(message) == 2
+    (out / "train.tsv").unlink()
+    (out / "unreadable.tsv").unlink()
+    assert main(command) == 1
+    assert (out / "unreadable.tsv").read_text().startswith("1.flac\t")
+    again = files(out)
+    assert main([*command[:3], str(tmp_path / "other"), *command[4:]]) == 1
+    assert again == files(tmp_path / "other")
+
+
 def test_what_lies_beside_the_manifest_is_copied_again(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
