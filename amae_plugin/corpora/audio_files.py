@@ -1,16 +1,17 @@
 """Find the audio files of a corpus, and tell what differs from the publisher's lists and counts."""
 
 import argparse
+import functools
 import os
 import stat
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from amae_plugin.errors import SHOWN, UserError
 from amae_plugin.files import is_file, is_folder, reading
+from amae_plugin.progress import map_in_threads
 
 AUDIO_EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "au", "m4a", "mp4", "mkv", "webm")
 VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "mov", "m4v", "avi", "mpg", "mpeg", "ts", "flv", "wmv", "ogv", "3gp")
@@ -186,8 +187,8 @@ def find_listed(
     Raises:
         UserError: files are missing although *allow_missing* is False.
     """
-    with ThreadPoolExecutor() as pool:
-        paths = dict(zip(names, pool.map(lambda name: _find(root, name), names)))
+    find = functools.partial(_find, root)
+    paths = dict(map_in_threads(find, names, desc="looking for files", unit="file", delay=5))
     found = {name: path for name, path in paths.items() if path is not None}
     missing = [name for name in paths if name not in found]
     return found, report_missing(missing, len(paths), f"listed in {listed_in} are not in {root}", allow_missing)
