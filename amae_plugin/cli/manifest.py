@@ -48,9 +48,11 @@ def _report(out: Path, corpus: Corpus, layout: Layout) -> None:
     for kind, rate in corpus.summary.rates.items():
         print(f"{kind}: {corpus.units[kind]:,} units, listed in {out / f'dict.{kind}.txt'}; {rate:.1f} a second")
     print(f"manifests: {', '.join(str(out / f'{split}.tsv') for split in corpus.summary.clips)}")
+    if not corpus.summary.clips.get("train"):
+        return
     print("next, a training by small recipes; `amae recipes` lists the others:")
-    first = Manifest.read(out / f"{next(iter(corpus.summary.clips))}.tsv")
-    system = "mae_ast_frame" if corpus.units else "cav_mae" if first.has_pictures else "audio_mae"
+    has_pictures = Manifest.read(out / "train.tsv").has_pictures
+    system = "mae_ast_frame" if corpus.units else "cav_mae" if has_pictures else "audio_mae"
     statistics = [] if corpus.units else _STATISTICS  # MAE-AST finds its own
     stages: dict[str, list[str]] = {"pretrain": []}
     if corpus.classes or corpus.units:

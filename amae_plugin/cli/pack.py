@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
         if packed.unreadable:
             code = 1
             shown = [f"  {name}: {reason}" for name, reason in list(packed.unreadable.items())[:SHOWN]]
-            listed = f"left out, as listed in {args.out / 'unreadable.tsv'}: {len(packed.unreadable):,} clips"
-            print("\n".join([listed, *shown]), file=sys.stderr)
+            report = args.out / "unreadable.tsv"
+            listed = f"left out, as listed in {report}: {len(packed.unreadable):,} clips"
+            again = f"to try them again, delete {packed.manifest} and {report}, and pack again"
+            print("\n".join([listed, *shown, again]), file=sys.stderr)
     return code

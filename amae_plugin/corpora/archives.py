@@ -109,7 +109,7 @@ def _zip_members(file: FileIO) -> Iterator[Member]:
     size = file.seek(0, 2)
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
-            if info.is_dir():
+            if info.filename.endswith("/"):  # not is_dir(), which fails where the name is empty
                 continue
             file.seek(info.header_offset)
             signature, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))

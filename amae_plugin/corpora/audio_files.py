@@ -1,16 +1,17 @@
 """Find the audio files of a corpus, and tell what differs from the publisher's lists and counts."""
 
 import argparse
+import functools
 import os
 import stat
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from amae_plugin.errors import SHOWN, UserError
 from amae_plugin.files import is_file, is_folder, reading
+from amae_plugin.progress import map_in_threads
 
 AUDIO_EXTENSIONS = ("wav", "flac", "ogg", "oga", "opus", "mp3", "aif", "aiff", "au", "m4a", "mp4", "mkv", "webm")
 VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "mov", "m4v", "avi", "mpg", "mpeg", "ts", "flv", "wmv", "ogv", "3gp")
@@ -50,11 +51,22 @@ def find_audio(folder: Path, extensions: Collection[str] = AUDIO_EXTENSIONS) -> 
     found = Found()
     folders, links = deque([""]), deque[str]()
     seen: set[tuple[int, int]] = set()
+    linked: set[tuple[int, int]] = set()  # files to which a symbolic link led
 
-    def add(name: str, identity: tuple[int, int]) -> None:
-        if name.lower().endswith(suffixes):
-            (found.duplicates if identity in seen else found.names).append(name)
-            seen.add(identity)
+    def add(name: str, file: Path | os.DirEntry[str], is_link: bool = False) -> None:
+        if not name.lower().endswith(suffixes):
+            return
+        try:
+            status = file.stat()  # not DirEntry.inode(), which is made up where a folder is shared or remote
+        except OSError as error:
+            found.problems[name] = error.strerror or str(error)
+            return
+        identity = (status.st_dev, status.st_ino)
+        is_known = identity in (seen if is_link or status.st_nlink > 1 else linked)
+        (found.duplicates if is_known else found.names).append(name)
+        seen.add(identity)
+        if is_link:
+            linked.add(identity)
 
     while folders or links:
         name = (folders or links).popleft()
@@ -62,7 +74,7 @@ def find_audio(folder: Path, extensions: Collection[str] = AUDIO_EXTENSIONS) -> 
             status = (folder / name).stat()
             identity = (status.st_dev, status.st_ino)
             if not stat.S_ISDIR(status.st_mode):
-                add(name, identity)
+                add(name, folder / name, is_link=True)
             elif identity not in seen:
                 seen.add(identity)
                 with os.scandir(folder / name) as entries:
@@ -76,7 +88,7 @@ def find_audio(folder: Path, extensions: Collection[str] = AUDIO_EXTENSIONS) -> 
                         elif entry.is_dir():
                             folders.append(path)
                         else:
-                            add(path, (status.st_dev, entry.inode()))
+                            add(path, entry)
         except OSError as error:
             found.problems[name or "."] = error.strerror or str(error)
     found.names.sort()
@@ -102,11 +114,19 @@ def require_folder(folder: Path) -> None:
         raise UserError(f"{folder}: no such folder")
 
 
-def list_audio(folder: Path, pattern: str) -> list[str]:
-    """List the audio files that match a pattern, relative to *folder* and sorted, without hidden ones."""
+def list_audio(folder: Path, pattern: str) -> tuple[list[str], int]:
+    """List the audio files that match a pattern, relative to *folder* and sorted, without hidden ones.
+
+    Returns:
+        The files, and the number of copies in another format that are left out: of files whose names differ in the
+        extension alone, the one that :func:`find_listed` finds is taken.
+    """
     suffixes = _suffixes(AUDIO_EXTENSIONS)
-    paths = (path for path in folder.glob(pattern) if not path.name.startswith("."))
-    return sorted(path.relative_to(folder).as_posix() for path in paths if path.name.lower().endswith(suffixes))
+    paths = [path for path in folder.glob(pattern) if not path.name.startswith(".") and path.suffix.lower() in suffixes]
+    kept: dict[Path, Path] = {}
+    for path in sorted(paths, key=lambda path: suffixes.index(path.suffix.lower())):
+        kept.setdefault(path.with_suffix(""), path)
+    return sorted(path.relative_to(folder).as_posix() for path in kept.values()), len(paths) - len(kept)
 
 
 def absolute_path(path: Path) -> Path:
@@ -167,8 +187,8 @@ def find_listed(
     Raises:
         UserError: files are missing although *allow_missing* is False.
     """
-    with ThreadPoolExecutor() as pool:
-        paths = dict(zip(names, pool.map(lambda name: _find(root, name), names)))
+    find = functools.partial(_find, root)
+    paths = dict(map_in_threads(find, names, desc="looking for files", unit="file", delay=5))
     found = {name: path for name, path in paths.items() if path is not None}
     missing = [name for name in paths if name not in found]
     return found, report_missing(missing, len(paths), f"listed in {listed_in} are not in {root}", allow_missing)

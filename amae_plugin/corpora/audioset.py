@@ -6,14 +6,18 @@ speech, man speaking"), so the classes are the mids; the table of names is copie
 
 A clip is a file anywhere below the audio folder, in any audio format. Downloaders name it ``<YTID>`` or ``Y<YTID>``,
 optionally followed by the times, ``_<start>``, ``_<start>_<end>`` or ``_<start>-<end>``, or put the id last, after the
-title, as yt-dlp does: ``<title> [<YTID>]``.
+title, as yt-dlp does: ``<title> [<YTID>]``. A file without times that is much longer than its clip is the whole video,
+of which the clip is a piece.
 """
+
+from __future__ import annotations
 
 import argparse
 import csv
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple
 
 from amae_plugin.corpora.audio_files import (
     AUDIO_EXTENSIONS,
@@ -23,10 +27,14 @@ from amae_plugin.corpora.audio_files import (
     find_audio,
     report_missing,
 )
-from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, write_corpus
+from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, read_headers, write_corpus
+from amae_plugin.corpora.videos import piece_of_video
 from amae_plugin.data.lines import bad_lines
 from amae_plugin.errors import UserError
 from amae_plugin.files import reading
+
+if TYPE_CHECKING:
+    from amae_plugin.data.audio import AudioHeader
 
 _PUBLISHED = {"balanced_train_segments": 22_160, "unbalanced_train_segments": 2_041_789, "eval_segments": 20_371}
 _PUBLISHED_CLASSES = 527
@@ -38,6 +46,7 @@ _LAST_ID = re.compile(r".*[\s_\[-]([\w-]{11})\]?", re.DOTALL)
 _NAMES = "<YTID>, Y<YTID>, <YTID>_<start>, <YTID>_<start>_<end>, <YTID>_<start>-<end>, <title>-<YTID>, <title> [<YTID>]"
 _ROW = 'YTID, start_seconds, end_seconds, "mid,mid,..."'
 _LABELS_NAME = "class_labels_indices.csv"
+_SPARE = 5  # seconds by which a file that is the clip may be longer than its times say
 
 
 def build(
@@ -71,23 +80,32 @@ def build(
     """
     classes = _read_classes(labels)
     paths = [_parse_table(table) for table in tables]
-    listed = [(split, path, *row) for split, path in paths for row in _read_table(path, set(classes), labels)]
-    root, files = find_clips(audio, videos, {ytid for _, _, ytid, _ in listed})
-    missing = [f"{ytid} ({path.name})" for _, path, ytid, _ in listed if ytid not in files]
+    listed = [(split, path, row) for split, path in paths for row in _read_table(path, set(classes), labels)]
+    root, files = find_clips(audio, videos, {row.ytid for _, _, row in listed})
+    missing = [f"{row.ytid} ({path.name})" for _, path, row in listed if row.ytid not in files]
     what = f"listed in the tables are not in {root}, where they may be named {_NAMES}"
     warnings = report_missing(missing, len(listed), what, allow_missing)
+    scan = read_headers(root, list(dict.fromkeys(files.values())), workers, pictures=videos is not None)
     splits: dict[str, list[LabelledClip]] = {split: [] for split, _ in paths}
     by_table: dict[str, list[str]] = {path.stem: [] for _, path in paths}
-    for split, path, ytid, mids in listed:
-        if ytid in files:
-            splits[split].append(LabelledClip(files[ytid], mids, picture=files[ytid] if videos else ""))
-            by_table[path.stem].append(ytid)
+    for split, path, row in listed:
+        if name := files.get(row.ytid):
+            clip = LabelledClip(name, row.mids, picture=name if videos else "")
+            splits[split].append(cut_whole_video(clip, row.ytid, row.start, row.end, scan.headers))
+            by_table[path.stem].append(row.ytid)
     warnings += compare_sizes(by_table, {name: size for name, size in _PUBLISHED.items() if name in by_table})
     warnings += compare_sizes({"classes": classes}, {"classes": _PUBLISHED_CLASSES}, "mids")
     if "test" in splits:
         splits.setdefault("valid", splits["test"])
     extras = {_LABELS_NAME: labels.read_bytes()}
-    return write_corpus(root, {out: splits}, classes, warnings=warnings, extras=extras, workers=workers)
+    return write_corpus(root, {out: splits}, classes, warnings=warnings, extras=extras, scan=scan)
+
+
+class _Row(NamedTuple):
+    ytid: str
+    start: float
+    end: float
+    mids: tuple[str, ...]
 
 
 def _parse_table(argument: str) -> tuple[str, Path]:
@@ -116,9 +134,8 @@ def _read_classes(path: Path) -> list[str]:
     return classes
 
 
-def _read_table(path: Path, known: Collection[str], labels: Path) -> list[tuple[str, tuple[str, ...]]]:
-    """Read YTID and mids of each clip."""
-    clips: list[tuple[str, tuple[str, ...]]] = []
+def _read_table(path: Path, known: Collection[str], labels: Path) -> list[_Row]:
+    rows: list[_Row] = []
     problems: dict[int, str] = {}
     with reading(path, "the table"), path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, skipinitialspace=True)
@@ -127,15 +144,22 @@ def _read_table(path: Path, known: Collection[str], labels: Path) -> list[tuple[
                 continue
             # Mids that lost their quotes are fields of their own.
             mids = tuple(mid.strip() for mid in ",".join(row[3:]).split(","))
-            if len(row) < 4 or not row[0] or not all(mids):
+            if len(row) < 4 or not row[0] or not all(mids) or not _are_times(*row[1:3]):
                 problems[reader.line_num] = f"expected '{_ROW}', found '{', '.join(row)}'"
             elif unknown := [mid for mid in mids if mid not in known]:
                 problems[reader.line_num] = f"'{unknown[0]}' is not a class of {labels}"
             else:
-                clips.append((row[0], mids))
+                rows.append(_Row(row[0], float(row[1]), float(row[2]), mids))
     if problems:
         raise bad_lines(path, problems, "correct it, or take the table that belongs to these classes")
-    return clips
+    return rows
+
+
+def _are_times(start: str, end: str) -> bool:
+    try:
+        return 0 <= float(start) < float(end)
+    except ValueError:
+        return False
 
 
 def find_clips(audio: Path | None, videos: Path | None, ytids: set[str]) -> tuple[Path, dict[str, str]]:
@@ -157,6 +181,28 @@ def find_clips(audio: Path | None, videos: Path | None, ytids: set[str]) -> tupl
         if ytid := _match_ytid(PurePosixPath(name).stem, ytids):
             files.setdefault(ytid, name)
     return root, files
+
+
+def cut_whole_video(
+    clip: LabelledClip, ytid: str, start: float, end: float, headers: Mapping[str, AudioHeader]
+) -> LabelledClip:
+    """Return the clip between two times, in seconds, if its file is the whole video; else the clip as it is.
+
+    Args:
+        clip: a whole file.
+        ytid: id of the video, with which the name of a file without times ends.
+        start: first second of the clip.
+        end: its end.
+        headers: headers of the readable files.
+    """
+    header = headers.get(clip.path)
+    if header is None or not PurePosixPath(clip.path).stem.removesuffix("]").endswith(ytid):
+        return clip
+    seconds = header.frames / header.sample_rate
+    if seconds <= max(end - start + _SPARE, start):
+        return clip
+    piece = piece_of_video(clip.path, clip.labels, header, start, min(end, seconds))
+    return piece if clip.picture else piece._replace(picture="")
 
 
 def _match_ytid(stem: str, ytids: set[str]) -> str | None:

@@ -9,7 +9,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from amae_plugin.data.lines import write_lines
 from amae_plugin.errors import UserError, first_of, printable
 from amae_plugin.files import replacing, writing
 from amae_plugin.processes import available_cpus
-from amae_plugin.progress import tqdm
+from amae_plugin.progress import map_in_threads
 
 if TYPE_CHECKING:
     from amae_plugin.data.audio import AudioHeader
@@ -182,8 +181,7 @@ def check_pictures(root: Path, names: Sequence[str], workers: int = 0) -> dict[s
 
 def _map_files(function: Callable[[str], Value], names: Sequence[str], what: str, workers: int) -> dict[str, Value]:
     """Apply a function to files in threads, with a progress bar."""
-    with ThreadPoolExecutor(workers or available_cpus()) as pool:
-        return dict(tqdm(zip(names, pool.map(function, names)), total=len(names), desc=what, unit="file"))
+    return dict(map_in_threads(function, names, workers or available_cpus(), desc=what, unit="file"))
 
 
 def write_corpus(

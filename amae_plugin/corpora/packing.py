@@ -424,7 +424,10 @@ def _entries_of(source: Path, kept: np.ndarray) -> bytes | None:
         buffer = io.BytesIO()
         np.save(buffer, weights[kept])
         return buffer.getvalue()
-    lines = content.rstrip(b"\r\n").split(b"\n")
+    # As read_lines() and the readers of labels and transcripts count them, in a file that need not be a text.
+    lines = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").removesuffix(b"\n").split(b"\n")
+    while len(lines) > len(kept) and not lines[-1].strip():
+        lines.pop()
     if len(lines) != len(kept):
         return None
     return content if kept.all() else b"".join(line + b"\n" for line, keep in zip(lines, kept) if keep)

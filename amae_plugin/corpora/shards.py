@@ -8,7 +8,6 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -19,7 +18,7 @@ from amae_plugin.corpora.splits import SPLIT_OF, add_split_seed, split_classes
 from amae_plugin.errors import SHOWN, UserError, first_of
 from amae_plugin.files import open_regular
 from amae_plugin.processes import available_cpus
-from amae_plugin.progress import tqdm
+from amae_plugin.progress import map_in_threads
 
 KINDS = ("cls", "json", "txt")
 AUTO, NONE = "auto", "none"
@@ -87,9 +86,8 @@ def build(
     found = find_audio(folder, (*ARCHIVES, *COMPRESSED))
     if not found.names:
         raise UserError(f"{folder}: no archives; looked for the extensions {' '.join((*ARCHIVES, *COMPRESSED))}")
-    with ThreadPoolExecutor(workers or available_cpus()) as pool:
-        read = pool.map(lambda name: Archive.read(folder / name), found.names)
-        archives = dict(tqdm(zip(found.names, read), total=len(found.names), desc="reading archives", unit="archive"))
+    threads, bar = workers or available_cpus(), {"desc": "reading archives", "unit": "archive"}
+    archives = dict(map_in_threads(lambda name: Archive.read(folder / name), found.names, threads, **bar))
     unreadable = {**found.problems, **{name: each.problem for name, each in archives.items() if each.problem}}
     warnings = [f"{name}: {problem}; left out" for name, problem in itertools.islice(unreadable.items(), SHOWN)]
     warnings += [f"{name}: {each.warning}" for name, each in archives.items() if each.warning]

@@ -22,7 +22,7 @@ import argparse
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from amae_plugin.corpora.audio_files import (
@@ -124,7 +124,7 @@ def _ten_words(
     words = {**words, **archive}
     if not (root / _NOISE_FOLDER).is_dir():
         raise UserError(f"{root / _NOISE_FOLDER}: no such folder; v1-12 takes its silence from there")
-    noises = list_audio(root, f"{_NOISE_FOLDER}/*")
+    noises, _ = list_audio(root, f"{_NOISE_FOLDER}/*")
     scan = read_headers(root, [*(clip.path for clips in words.values() for clip in clips), *noises], workers)
     splits = {}
     for split, listed in words.items():
@@ -155,8 +155,11 @@ def _read_words(root: Path, allow_missing: bool) -> tuple[Splits, list[str]]:
         found, missing = find_listed(root, names, name, allow_missing)
         listed[split] = sorted(found.values())
         warnings += missing
-    held_out = {path for paths in listed.values() for path in paths}
-    train = [path for path in list_audio(root, "[!._]*/*") if path not in held_out]
+    clips, copies = list_audio(root, "[!._]*/*")
+    if copies:
+        warnings.append(f"copies of clips in another format, left out: {copies:,}")
+    held_out = {PurePosixPath(path).with_suffix("") for paths in listed.values() for path in paths}
+    train = [path for path in clips if PurePosixPath(path).with_suffix("") not in held_out]
     if not train:
         raise UserError(f"{root}: no clips in its folders but those of the lists")
     splits = {"train": train, **listed}
@@ -193,7 +196,7 @@ def _read_test_archive(root: Path) -> list[LabelledClip]:
     absent = [name for name in TWELVE if not (root / name).is_dir()]
     if absent:
         raise UserError(f"{root}: lacks the folders {', '.join(absent)}; it must have one a class")
-    return [LabelledClip(str(root / path), (name,)) for name in TWELVE for path in list_audio(root, f"{name}/*")]
+    return [LabelledClip(str(root / path), (name,)) for name in TWELVE for path in list_audio(root, f"{name}/*")[0]]
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,19 +4,17 @@ The lines of ``vggsound.csv`` are ``id,start_seconds,label,split``, with the spl
 hold commas ("subway, metro, underground"), which no class may: a slash takes the place of each.
 
 A clip is a file anywhere below the folder. Downloaders name it ``<id>_<start as six digits>``, ``<id>``, or as those of
-AudioSet do. A file that bears the id alone and is much longer than a clip is the whole video, of which the clip is a
-piece.
+AudioSet do. Whole videos are cut as those of AudioSet are.
 """
 
 import argparse
 import csv
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from amae_plugin.corpora.audio_files import add_allow_missing, compare_sizes, report_missing
-from amae_plugin.corpora.audioset import add_folders, find_clips
+from amae_plugin.corpora.audioset import add_folders, cut_whole_video, find_clips
 from amae_plugin.corpora.corpus import Corpus, LabelledClip, Layout, read_headers, write_corpus
-from amae_plugin.corpora.videos import piece_of_video
 from amae_plugin.data.lines import bad_lines
 from amae_plugin.files import reading
 
@@ -24,7 +22,6 @@ _PUBLISHED = {"train": 183_730, "test": 15_446}
 _PUBLISHED_CLASSES = 309
 _ROW = "id,start_seconds,label,train|test"
 _SECONDS = 10
-_LONGEST = 15  # seconds of a file that is the clip
 
 
 def build(
@@ -61,13 +58,7 @@ def build(
     for row in found:
         name = files[row.id]
         clip = LabelledClip(name, (row.label,), picture=name if videos else "")
-        header = scan.headers.get(name)
-        if header is not None and PurePosixPath(name).stem.endswith(row.id):  # without times
-            seconds = header.frames / header.sample_rate
-            if seconds > max(_LONGEST, row.start):
-                piece = piece_of_video(name, clip.labels, header, row.start, min(row.start + _SECONDS, seconds))
-                clip = piece if videos else piece._replace(picture="")
-        splits[row.split].append(clip)
+        splits[row.split].append(cut_whole_video(clip, row.id, row.start, row.start + _SECONDS, scan.headers))
     classes = sorted({row.label for row in listed})
     warnings += compare_sizes(splits, _PUBLISHED)
     warnings += compare_sizes({"classes": classes}, {"classes": _PUBLISHED_CLASSES}, "labels")

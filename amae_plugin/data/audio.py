@@ -18,7 +18,6 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from io import FileIO
@@ -34,7 +33,7 @@ from amae_plugin.data._torchaudio import torchaudio
 from amae_plugin.data.manifest import ARCHIVES, Clip, Manifest
 from amae_plugin.errors import UserError
 from amae_plugin.files import open_regular
-from amae_plugin.progress import tqdm
+from amae_plugin.progress import map_in_threads
 
 if TYPE_CHECKING:
     import av
@@ -46,7 +45,7 @@ LOWEST_RATE, HIGHEST_RATE = 100, 1_000_000
 """Sample rates in Hz beyond which a header is taken to be damaged."""
 
 _LOUDEST = 1e10  # full scale is 1; beyond this the power spectrum would overflow float32
-_SHARE = 4096  # clips whose rates are read at a time
+_FILES_KEPT = 4096  # whose rates are remembered
 _FEW_KERNELS = 16
 _BLOCK = 1 << 16  # frames decoded at a time where the number of frames is not known
 _UNKNOWN = "not a format that"
@@ -69,6 +68,7 @@ _MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 _STATED = {_MP4, "matroska,webm", "flac", "asf", "caf", "wav"}  # FFmpeg's formats that state a length, not estimate it
 _STATED_SLACK = 0.5  # seconds by which that may exceed the audio: a video that is longer, a padding
 _MP4_PREROLL = 0.2  # seconds that a decoder needs to settle
+_MOST_PLANES = 7  # channels that PyAV reads from arrays of their own; it crashes where there are more
 _LONG = 60  # seconds from which on a piece of an MP4 file is sought instead of decoding all before it
 
 
@@ -220,7 +220,7 @@ def read_rates(manifest: Manifest, default: int) -> np.ndarray:
         (N,) int64, in Hz; *default* for a clip that cannot be read.
     """
 
-    @functools.lru_cache(maxsize=_SHARE)  # the segments of a file follow each other
+    @functools.lru_cache(maxsize=_FILES_KEPT)  # the segments of a file follow each other
     def rate(file: Clip) -> int:
         try:
             return read_rate(file)
@@ -231,16 +231,9 @@ def read_rates(manifest: Manifest, default: int) -> np.ndarray:
         clip = manifest[index]
         return rate(clip if clip.kind in ARCHIVES else Clip(clip.path))
 
-    rates = np.empty(len(manifest), np.int64)
-    with (
-        ThreadPoolExecutor() as pool,
-        tqdm(total=len(manifest), desc="reading sample rates", unit="clip", delay=5) as bar,
-    ):
-        for first in range(0, len(manifest), _SHARE):
-            share = range(first, min(first + _SHARE, len(manifest)))
-            rates[share.start : share.stop] = list(pool.map(rate_of, share))
-            bar.update(len(share))
-    return rates
+    indices = range(len(manifest))
+    pairs = map_in_threads(rate_of, indices, desc="reading sample rates", unit="clip", delay=5)
+    return np.fromiter((rate for _, rate in pairs), np.int64, len(indices))
 
 
 def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
@@ -624,15 +617,22 @@ class _Container:
         if start >= _LONG * self.rate:
             self._container.seek(start, stream=stream)
             position = None
+        planar = self.channels <= _MOST_PLANES  # as most decoders give them, so that nothing is copied
         converters: dict[tuple[str, str, int], av.AudioResampler] = {}  # the links of a chain may differ
         for packet_frame in self._frames(stream):
             if position is None:
                 position = packet_frame.pts or 0
             kind = (packet_frame.format.name, packet_frame.layout.name, packet_frame.sample_rate)
             if kind not in converters:
-                converters[kind] = av.AudioResampler("fltp", self._layout, self.rate)
-            for frame in converters[kind].resample(packet_frame):
-                yield position, frame.to_ndarray().T
+                converters[kind] = av.AudioResampler("fltp" if planar else "flt", self._layout, self.rate)
+            try:
+                frames = converters[kind].resample(packet_frame)
+            except av.FFmpegError as error:
+                reason = f"PyAV cannot convert its {self.channels} channels ({error.strerror})"
+                raise AudioError(self._name, reason) from None
+            for frame in frames:
+                samples = frame.to_ndarray()
+                yield position, samples.T if planar else samples.reshape(-1, self.channels)
                 position += frame.samples
 
     def _frames(self, stream: av.AudioStream) -> Iterator[av.AudioFrame]:

@@ -216,6 +216,7 @@ AUGMENTATIONS: dict[str, type[Augmentation]] = {
 Parameters = Mapping[str, Any]
 Choice = Union[None, str, Sequence[Union[str, Mapping[str, Parameters]]], Mapping[str, Parameters]]
 """Augmentations as a recipe names them, see :func:`read_choice`."""
+_FORM = "as in {roll: {}, mixup: {share: 0.5}}"
 
 
 def read_choice(choice: Choice) -> dict[str, dict[str, Any]]:
@@ -224,13 +225,23 @@ def read_choice(choice: Choice) -> dict[str, dict[str, Any]]:
     Args:
         choice: ``{roll: {}, magnitude: {alpha: 5}}``, where null stands for no parameters; a list of names, or of
             such mappings; names separated by commas; or None for no augmentation.
+
+    Raises:
+        ValueError: it is nothing of this.
     """
     if isinstance(choice, str):
         choice = choice.replace(" ", "").split(",")
-    if not isinstance(choice, Mapping):
-        entries = [entry if isinstance(entry, Mapping) else {entry: {}} for entry in choice or ()]
-        choice = {name: parameters for entry in entries for name, parameters in entry.items()}
-    return {name: dict(parameters or {}) for name, parameters in choice.items()}
+    entries = choice if isinstance(choice, Sequence) else [choice or {}]
+    read: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        named = {entry: {}} if isinstance(entry, str) else entry
+        if not isinstance(named, Mapping):
+            raise ValueError(f"{entry} is neither a name nor names with parameters, {_FORM}")
+        for name, parameters in named.items():
+            if not isinstance(parameters, (Mapping, type(None))):
+                raise ValueError(f"{name}: {parameters} must be parameters by name, {_FORM}")
+            read[name] = dict(parameters or {})
+    return read
 
 
 def build_augmentations(choice: Mapping[str, Parameters]) -> tuple[Augmentation, ...]:

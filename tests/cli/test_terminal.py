@@ -76,6 +76,22 @@ def test_only_a_terminal_gets_bars(terminal: bool, monkeypatch: pytest.MonkeyPat
     assert not list(progress.tqdm(range(0), file=stream, disable=True))
 
 
+def test_few_values_wait_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_SHARE", 4)
+    begun: list[int] = []
+
+    def square(value: int) -> int:
+        begun.append(value)
+        return value**2
+
+    pairs = progress.map_in_threads(square, range(10), workers=2)
+    assert next(pairs) == (0, 0)
+    assert len(begun) <= 4
+    assert list(pairs) == [(value, value**2) for value in range(1, 10)]
+    assert sorted(begun) == list(range(10))
+    assert not list(progress.map_in_threads(square, []))
+
+
 def test_every_bar_is_one_of_these() -> None:
     package = Path(progress.__file__).parent
     assert [path.name for path in package.rglob("*.py") if "from tqdm" in path.read_text()] == ["progress.py"]

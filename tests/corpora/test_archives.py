@@ -97,6 +97,8 @@ def test_what_cannot_be_read_in_place_is_listed_with_the_reason(tmp_path: Path) 
             archive.addfile(member, io.BytesIO(data))
     write_zip(folder / "y.zip", {"deflated.wav": sound(3, "wav")}, zipfile.ZIP_DEFLATED)
     write_zip(folder / "y.zip", {"stored.wav": sound(4, "wav")})
+    with zipfile.ZipFile(folder / "y.zip", "a") as archive:
+        archive.writestr(zipfile.ZipInfo(""), sound(5, "wav"))  # which can only be ignored
     with tarfile.open(folder / "z.tar.gz", "w:gz") as archive:
         archive.add(path, "a.wav")
     (folder / "renamed.tar").write_bytes((folder / "z.tar.gz").read_bytes())

@@ -80,6 +80,16 @@ def test_tables_and_clips_by_the_usual_names(corpus, rows):
     assert "classes: 3 mids, as published there are 527" in result.warnings
 
 
+def test_a_file_without_times_that_is_much_longer_than_its_clip_is_the_whole_video(corpus, sound, rows):
+    (corpus / "audio" / FILES["abcdefghi_3"]).unlink()
+    for name in ("A dog [abcdefghi_3].wav", FILES["-0RWZT-miFs"], FILES["YxlGt805lTA"]):
+        sound(corpus / "audio" / name, 15.5, 8_000)
+    (corpus / "unbalanced_train_segments.csv").write_text(HEADER + 'abcdefghi_3, 4.500, 13.000, "/m/09x0r"\n')
+    write(corpus)
+    pieces = {name for split in ("train", "test") for name, *_ in rows(corpus / "out", split) if name.count(":")}
+    assert pieces == {"A dog [abcdefghi_3].wav:36000:68000", f"{FILES['YxlGt805lTA']}:0:80000"}
+
+
 def test_splits_may_be_named(corpus, rows):
     write(corpus, "train=eval_segments.csv", "valid=unbalanced_train_segments.csv")
     assert len(rows(corpus / "out", "train")) == 2
@@ -137,6 +147,8 @@ def test_links_that_loop_and_folders_that_are_links(corpus, rows):
         ('abc, 0.000, 10.000, "/m/unknown"\n', "line 4: '/m/unknown' is not a class of"),
         ("abc, 0.000, 10.000\n", "line 4: expected"),
         ('abc, 0.000, 10.000, "/m/09x0r,"\n', "line 4: expected"),
+        ('abc, 10.000, 10.000, "/m/09x0r"\n', "line 4: expected"),
+        ('abc, start, end, "/m/09x0r"\n', "line 4: expected"),
     ],
 )
 def test_malformed_tables(corpus, line, hint):

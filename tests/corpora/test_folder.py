@@ -1,3 +1,4 @@
+import contextlib
 import os
 from collections import Counter
 
@@ -139,6 +140,38 @@ def test_links_are_followed_and_nothing_is_listed_twice(tmp_path):
     assert not found.problems
     corpus = build(tree, tmp_path / "out")
     assert corpus.warnings == ("links to other files of the tree, left out: 2",)
+
+
+def test_a_link_to_a_file_of_a_linked_folder_is_no_other_file(tmp_path):
+    sound(tmp_path / "elsewhere" / "real.wav")
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "a_link.wav").symlink_to(tmp_path / "elsewhere" / "real.wav")
+    (tmp_path / "tree" / "b_folder").symlink_to(tmp_path / "elsewhere")
+    found = find_audio(tmp_path / "tree")
+    assert (found.names, found.duplicates) == (["a_link.wav"], ["b_folder/real.wav"])
+
+
+class SharedEntry:
+    """Entry of a folder that another machine shares: its number is not that of the file."""
+
+    def __init__(self, entry):
+        self._entry = entry
+
+    def __getattr__(self, name):
+        return getattr(self._entry, name)
+
+    def inode(self):
+        return 2**32 - 1
+
+
+def test_a_shared_folder_whose_entries_have_made_up_numbers(tree, monkeypatch):
+    scan = os.scandir
+    (tree / "link.wav").symlink_to(tree / "speaker 0" / "é00.wav")
+    os.link(tree / "speaker 0" / "é00.wav", tree / "speaker 0" / "same.wav")
+    expected = find_audio(tree)
+    assert (len(expected.names), len(expected.duplicates)) == (30, 2)
+    monkeypatch.setattr(os, "scandir", lambda path: contextlib.nullcontext(map(SharedEntry, list(scan(path)))))
+    assert find_audio(tree) == expected
 
 
 def test_folders_without_usable_audio(tmp_path):

@@ -26,6 +26,7 @@ from amae_plugin.data.labels import Labels, write_labels, write_names
 from amae_plugin.data.log_mel import ModelInput
 from amae_plugin.data.manifest import Manifest, write_manifest
 from amae_plugin.data.sampling import read_weights
+from amae_plugin.data.transcripts import read_transcripts
 from amae_plugin.errors import UserError
 
 
@@ -108,6 +109,49 @@ def test_clips_that_cannot_be_decoded_are_left_out_with_their_lines(folder: Path
         (folder / name).unlink()
     with pytest.raises(UserError, match=r"none of its clips can be decoded; see .*unreadable\.tsv"):
         pack(folder / "train.tsv", tmp_path / "other", Packing())
+
+
+@pytest.mark.parametrize(("line_end", "behind"), [("\n", ""), ("\r\n", "\n\n \n"), ("\r", "\n")])
+@pytest.mark.parametrize("broken", [False, True])
+def test_transcripts_are_counted_as_they_are_read(
+    folder: Path, tmp_path: Path, line_end: str, behind: str, broken: bool
+) -> None:
+    text = "0 |\n\n2 |\n3 |\n4 |\n\n"  # where nothing is said in the second clip and the last
+    (folder / "train.ltr").write_bytes((text + behind).replace("\n", line_end).encode())
+    if broken:
+        (folder / "2.wav").write_bytes(b"broken" * 50)
+    assert not pack(folder / "train.tsv", tmp_path / "out", Packing()).warnings
+    lines = ["0 |", "", "2 |", "3 |", "4 |", ""]
+    if broken:
+        del lines[2]
+    assert read_transcripts(tmp_path / "out" / "train.ltr", len(lines)) == lines
+
+
+def test_a_file_without_one_line_a_clip_is_not_copied(folder: Path, tmp_path: Path) -> None:
+    (folder / "train.ltr").write_text("0 |\n1 |\n2 |\n3 |\n4 |\n")
+    warnings = pack(folder / "train.tsv", tmp_path / "out", Packing()).warnings
+    assert warnings == ["train.ltr: not copied, as it has not one entry a clip"]
+
+
+def test_clips_that_were_left_out_are_tried_again_as_the_message_says(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "1.flac").write_bytes(b"broken" * 50)
+    (folder / "4.wav").rename(folder / "away.wav")
+    out = tmp_path / "out"
+    command = ["pack", str(folder), "--out", str(out), "--workers", "1"]
+    assert main(command) == 1
+    (folder / "away.wav").rename(folder / "4.wav")
+    assert main(command) == 1
+    message = f"to try them again, delete {out / 'train.tsv'} and {out / 'unreadable.tsv'}, and pack again\n"
+    assert capsys.readouterr().err.count(message) == 2
+    (out / "train.tsv").unlink()
+    (out / "unreadable.tsv").unlink()
+    assert main(command) == 1
+    assert (out / "unreadable.tsv").read_text().startswith("1.flac\t")
+    again = files(out)
+    assert main([*command[:3], str(tmp_path / "other"), *command[4:]]) == 1
+    assert again == files(tmp_path / "other")
 
 
 def test_what_lies_beside_the_manifest_is_copied_again(

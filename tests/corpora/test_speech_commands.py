@@ -149,6 +149,25 @@ def test_other_words_than_the_publishers_are_classes_of_their_own(tmp_path, soun
         build(root, tmp_path / "out", "v1-12", allow_missing=True)
 
 
+def test_a_copy_in_another_format_is_no_other_clip(tmp_path, sound):
+    root = tmp_path / "corpus"
+    for i in range(3):
+        for extension in ("flac", "ogg", "wav"):
+            sound(root / "yes" / f"{i}.{extension}")
+    sound(root / "yes" / "3.ogg")
+    (root / "yes" / "1.wav").unlink()
+    (root / "validation_list.txt").write_text("yes/0.wav\n")
+    (root / "testing_list.txt").write_text("yes/1.wav\n")
+    corpus = build(root, tmp_path / "out", "v2-35")
+    listed = {split: Manifest.read(tmp_path / "out" / f"{split}.tsv") for split in ("train", "valid", "test")}
+    assert {split: [part.name(i) for i in range(len(part))] for split, part in listed.items()} == {
+        "train": ["yes/2.wav", "yes/3.ogg"],
+        "valid": ["yes/0.wav"],
+        "test": ["yes/1.flac"],
+    }
+    assert "copies of clips in another format, left out: 5" in corpus.warnings
+
+
 def test_options_of_the_other_task_and_other_layouts(root, tmp_path):
     with pytest.raises(UserError, match="belong to --task v1-12"):
         build(root, tmp_path, "v2-35", test_root=root)

@@ -110,11 +110,14 @@ def test_a_table_in_a_folder_above(table, tmp_path, monkeypatch):
 
 def test_units_of_the_training_serve_other_data(table, tmp_path, sound, capsys):
     assert main(["manifest", "text", str(table), "--out", str(tmp_path / "out")]) == 0
+    assert "next, a training" in capsys.readouterr().out
     sound(tmp_path / "new.wav")
     new = write(tmp_path / "new.tsv", ["new.wav\tŽe neon"])
     command = ["manifest", "text", f"test={new}", "--dictionary", str(tmp_path / "out"), "--out", str(tmp_path / "new")]
     assert main(command) == 0
-    assert "test: 1 units of ltr are not in the dictionary, 1 different ones: 'ž'; training" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "test: 1 units of ltr are not in the dictionary, 1 different ones: 'ž'; training" in captured.err
+    assert "next, a training" not in captured.out  # there is no split to train on
     assert (tmp_path / "new" / "test.ltr").read_text() == "ž e | n e o n |\n"
 
 

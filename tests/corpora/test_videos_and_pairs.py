@@ -153,23 +153,30 @@ def test_vggsound_with_clips_and_whole_videos(tmp_path, video):
         [
             "-clip000001,30,cat growling,train",
             'whole000002,3,"subway, metro",train',
+            "titled00004,10,cat growling,train",
             "clip0000003,120,cat growling,test",
         ],
     )
-    for name, seconds in (("-clip000001_000030.mp4", 1), ("whole000002.mkv", 16), ("clip0000003.webm", 1)):
+    for name, seconds in {
+        "-clip000001_000030.mp4": 16,
+        "whole000002.mkv": 16,
+        "A cat [titled00004].mkv": 18,
+        "clip0000003.webm": 1,
+    }.items():
         video(tmp_path / "clips" / "a" / name, seconds)
     corpus = vggsound.build(table, None, tmp_path / "out", videos=tmp_path / "clips")
     assert listed(tmp_path / "out", "train") == [
-        ("a/-clip000001_000030.mp4", 8_000, "a/-clip000001_000030.mp4"),
+        ("a/-clip000001_000030.mp4", 128_000, "a/-clip000001_000030.mp4"),
         ("a/whole000002.mkv:24000:80000", 80_000, "a/whole000002.mkv:3000:10000"),
+        ("a/A cat [titled00004].mkv:80000:64000", 64_000, "a/A cat [titled00004].mkv:10000:8000"),
     ]
     assert listed(tmp_path / "out", "valid") == listed(tmp_path / "out", "test")
     assert (tmp_path / "out" / "labels.txt").read_text() == "cat growling\nsubway / metro\n"
-    assert (tmp_path / "out" / "train.lbl").read_text() == "cat growling\nsubway / metro\n"
-    assert "train: 2 clips, as published there are 183,730" in corpus.warnings
+    assert (tmp_path / "out" / "train.lbl").read_text() == "cat growling\nsubway / metro\ncat growling\n"
+    assert "train: 3 clips, as published there are 183,730" in corpus.warnings
     vggsound.build(table, tmp_path / "clips", tmp_path / "sound")
     manifest = Manifest.read(tmp_path / "sound" / "train.tsv")
-    assert not manifest.has_pictures and manifest.sizes.tolist() == [8_000, 80_000]
+    assert not manifest.has_pictures and manifest.sizes.tolist() == [128_000, 80_000, 64_000]
     for row in ("id,1,cat", "id,1,cat,valid", "id,x,cat,train", ",1,cat,train", "id,1,,test"):
         with pytest.raises(UserError, match="line 2: expected 'id,start_seconds,label,train"):
             table = write_table(tmp_path / "bad.csv", ["a,1,cat,train", row])

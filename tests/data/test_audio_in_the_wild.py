@@ -47,10 +47,16 @@ def write_sound(path: Path, rate: int, seconds: float = SECONDS, **options: str)
 
 
 def write_container(
-    path: Path, codec: str, rate: int, seconds: float = SECONDS, file: object = None, kind: str | None = None
+    path: Path,
+    codec: str,
+    rate: int,
+    seconds: float = SECONDS,
+    file: object = None,
+    kind: str | None = None,
+    layout: str = "mono",
 ) -> Path:
     with av.open(str(path) if file is None else file, "w", format=kind) as container:
-        layout = "stereo" if codec == "vorbis" else "mono"  # FFmpeg's encoder has no other
+        layout = "stereo" if codec == "vorbis" else layout  # FFmpeg's encoder has no other
         stream = container.add_stream(codec, rate=rate, layout=layout, options={"strict": "experimental"})
         if codec == "wmav2":
             stream.bit_rate = 64_000  # which it has no default for
@@ -209,7 +215,10 @@ def beginning_without_xing(folder: Path) -> Path:
 
 def interrupted(folder: Path) -> Path:
     """As a recorder leaves it that is killed before it writes the size."""
-    path = write_sound(folder / "a.wav", 16_000)
+    return without_size(write_sound(folder / "a.wav", 16_000))
+
+
+def without_size(path: Path) -> Path:
     content = bytearray(path.read_bytes())
     content[40:44] = bytes(4)
     path.write_bytes(content)
@@ -325,6 +334,27 @@ def test_pieces_of_long_mp4_files_are_sought(tmp_path: Path, monkeypatch: pytest
     path = write_container(tmp_path / "a.mp4", codec, 16_000, 12)
     monkeypatch.setattr(audio._Container, "blocks", None)
     assert_crops_are_slices(path, 30, 2e-3)  # AAC's noise is another after a seek
+
+
+@pytest.mark.parametrize("channels", [7, 8, 9, 64])
+def test_pyav_decodes_many_channels(tmp_path: Path, channels: int) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.random.default_rng(0).uniform(-1, 1, (9_600, channels)), 16_000)
+    expected = load_clip(Clip(str(path)))
+    assert read_header(without_size(path)) == (9_600, 16_000, channels, "")
+    torch.testing.assert_close(load_clip(Clip(str(path))), expected, rtol=0, atol=0)
+
+
+def test_more_channels_than_pyav_converts_are_an_error(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros((9_600, 65)), 16_000)
+    with pytest.raises(AudioError, match=r"a\.wav: PyAV cannot convert its 65 channels \(Invalid argument\)$"):
+        read_header(without_size(tmp_path / "a.wav"))
+
+
+def test_a_film_in_surround_sound(tmp_path: Path) -> None:
+    path = write_container(tmp_path / "a.mp4", "aac", 16_000, layout="7.1")
+    assert read_header(path).channels == 8
+    assert_crops_are_slices(path, 20)
 
 
 def test_a_tag_that_is_not_utf_8_is_no_damage(tmp_path: Path) -> None:

@@ -260,11 +260,18 @@ def test_ways_to_name_augmentations(choice, expected):
         ({"resized_crop": {"largest": float("nan")}}, "largest=nan must be above 0"),
         ({"resized_crop": {"length": 0.9}}, "resized_crop: length=0.9 must be 1 or more"),
         ({"noise": {"frames": "many"}}, "noise: .*'str'"),
+        ({"mixup": 0.5}, "^mixup: 0.5 must be parameters by name, as in {roll: {}, mixup: {share: 0.5}}$"),
+        ({"mixup": False}, "^mixup: False must be parameters by name"),
+        (["roll", {"mixup": [0.5]}], r"^mixup: \[0.5\] must be parameters by name"),
+        (["roll", ["mixup"]], r"^\['mixup'\] is neither a name nor names with parameters, as in {roll: {}, mixup"),
+        (5, "^5 is neither a name nor names with parameters"),
+        (True, "^True is neither a name nor names with parameters"),
     ],
 )
 def test_names_and_parameters_that_do_not_exist_or_fit_are_refused(choice, message):
-    with pytest.raises(ValueError, match=message):
-        build_augmentations(read_choice(choice))
+    for chosen in (choice, OmegaConf.create({"chosen": choice}).chosen):
+        with pytest.raises(ValueError, match=message):
+            build_augmentations(read_choice(chosen))
 
 
 @dataclass(frozen=True)

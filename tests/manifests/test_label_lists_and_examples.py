@@ -1,10 +1,12 @@
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from amae_plugin.corpora.speech_commands import TWELVE, WORDS
 from amae_plugin.data.labels import Labels, read_names
-from amae_plugin.data.manifest import Manifest
+from amae_plugin.data.manifest import Manifest, write_manifest
 from amae_plugin.data.trials import Trials
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
@@ -32,6 +34,20 @@ def test_examples_load(name):
     manifest = Manifest.read(folder / "train.tsv")
     labels = Labels.read(folder / "train.lbl", folder / "labels.txt", len(manifest))
     assert len(labels) == len(manifest) > 1
+
+
+def test_the_command_that_joins_manifests(tmp_path):
+    entries = {"a": [("x/1.wav:5:10", 10, "1.png"), ("/b c/2.wav", 20, "/2")], "b": [("3.mp4", 30, "3.mp4:0:10")]}
+    for name, rows in entries.items():
+        (tmp_path / name).mkdir()
+        write_manifest(tmp_path / name / "train.tsv", tmp_path / name, rows)
+    command = re.search(r"\(echo /; .*? > train\.tsv\n", (MANIFESTS / "README.md").read_text(), re.DOTALL)
+    subprocess.run(["bash", "-c", command[0]], cwd=tmp_path, check=True)
+    both, *parts = (Manifest.read(tmp_path / name / "train.tsv") for name in (".", "a", "b"))
+    assert list(both) == [clip for part in parts for clip in part]
+    pictures = [part.picture(index) for part in parts for index in range(len(part))]
+    assert [both.picture(index) for index in range(3)] == pictures
+    assert both.sizes.tolist() == [10, 20, 30]
 
 
 def test_what_the_examples_show():
