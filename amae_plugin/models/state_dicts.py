@@ -17,7 +17,6 @@ HEAD_WIDTH = 64
 LARGEST = 100_000_000
 """Bound of every size in a model's settings, far beyond those of any model."""
 _MOST_PREFIX_TOKENS = 8
-_M2D_BANDS = 80
 _DECODER_WIDTH, _DECODER_HEADS = 512, 16  # width and attention heads of every published decoder of MAE's form
 
 
@@ -87,15 +86,12 @@ def is_sincos(table: Tensor, grid: Size2d) -> bool:
     return positions.is_sincos
 
 
-def has_m2d_positions(state: Mapping[str, Tensor]) -> bool:
-    """Whether an encoder has M2D's positions, all that tells M2D's encoders of 2022 from Audio-MAE's.
-
-    They are MAE's of a picture whose rows are the patches of 80 bands.
-    """
+def has_rows_of_bands(state: Mapping[str, Tensor], num_mel_bins: int) -> bool:
+    """Whether an encoder's positions are MAE's of a picture whose rows are the patches of so many bands."""
     kernel, table = state.get("patch_embed.proj.weight"), state.get("pos_embed")
     if kernel is None or table is None or kernel.dim() != 4 or table.dim() != 3:
         return False
-    rows = _M2D_BANDS // max(1, kernel.shape[2])
+    rows = num_mel_bins // max(1, kernel.shape[2])
     return rows > 0 and is_sincos(table, (rows, (table.shape[1] - 1) // rows))
 
 
