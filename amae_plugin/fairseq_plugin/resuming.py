@@ -281,7 +281,8 @@ def restore_counters(cfg: DictConfig, trainer: Trainer) -> None:
         cfg: settings of the run.
         trainer: trainer that has loaded the checkpoint.
     """
-    metrics.get_meter("default", "wall").start_time = time.perf_counter() - trainer.cumulative_training_time()
+    before = float(trainer.cumulative_training_time())  # a tensor, of several processes
+    metrics.get_meter("default", "wall").start_time = time.perf_counter() - before
     if cfg.ema.store_ema:
         trainer.ema.update_freq_counter = trainer.get_num_updates() % cfg.ema.ema_update_freq
 

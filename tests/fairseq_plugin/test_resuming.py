@@ -448,7 +448,9 @@ def test_a_run_that_begins_with_the_weights_of_another_has_not_trained_for_its_t
 
 def test_the_clock_and_the_turn_of_the_moving_average_go_on() -> None:
     cfg = OmegaConf.merge(OmegaConf.structured(FairseqConfig()), {"ema": {"store_ema": True, "ema_update_freq": 4}})
-    trainer = SimpleNamespace(cumulative_training_time=lambda: 100.0, get_num_updates=lambda: 7, ema=SimpleNamespace())
+    trainer = SimpleNamespace(
+        cumulative_training_time=lambda: torch.tensor(100.0), get_num_updates=lambda: 7, ema=SimpleNamespace()
+    )
     metrics.log_start_time("wall")
     metrics.load_state_dict(metrics.state_dict())  # as fairseq does
     resuming.restore_counters(cfg, trainer)
