@@ -287,23 +287,15 @@ class _Run:
             overrides=[*comparison.overrides, f"common.seed={seed}"],
             fine_tuning_overrides=[*comparison.fine_tuning_overrides, f"common.seed={seed}"],
         )
-        encoder = ["model.pretrained=null", f"+model@model.encoder={_FROM_SCRATCH}"]
         front_end: FrontEnd = LogMel()
         pretraining, batch = None, 0
         if recipe := CONTESTANTS[name]:
             front_end, _ = read_front_end(recipe, comparison.config_dir, comparison.overrides)
             pretraining = _pretraining(comparison, title, recipe, front_end, folder / "pretraining")
             batch = recipe_number(recipe, comparison.config_dir, "task.clips_per_update", comparison.overrides)
-            encoder = [override("model.pretrained", pretraining.checkpoint)]
         fine_tunings = {
             fraction: _fine_tuning(
-                comparison,
-                title,
-                encoder,
-                front_end,
-                folder / f"fine-tuning_{_percent(fraction)[:-1]}",
-                fraction,
-                pretraining.checkpoint if pretraining else None,
+                comparison, title, pretraining, front_end, folder / f"fine-tuning_{_percent(fraction)[:-1]}", fraction
             )
             for fraction in (comparison.fractions if comparison.updates else ())
         }
@@ -372,13 +364,15 @@ def _pretraining(comparison: Comparison, title: str, recipe: str, front_end: Fro
 def _fine_tuning(
     comparison: Comparison,
     title: str,
-    encoder: list[str],
+    pretraining: Training | None,
     front_end: FrontEnd,
     folder: Path,
     fraction: float,
-    start: Path | None,
 ) -> Training:
     updates, overrides = comparison.updates, comparison.fine_tuning_overrides
+    start = pretraining.checkpoint if pretraining else None
+    scratch = ["model.pretrained=null", f"+model@model.encoder={_FROM_SCRATCH}"]
+    encoder = [override("model.pretrained", start)] if start else scratch
     arguments = [
         *_arguments(comparison, FINE_TUNING, front_end, folder, comparison.fine_tuning, overrides),
         *encoder,
