@@ -4,13 +4,15 @@ import ctypes
 import multiprocessing
 import os
 import select
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import queues
 from types import FrameType, TracebackType
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from amae_plugin.errors import UserError
 
@@ -51,7 +53,8 @@ def _code(name: str, work: Callable[[], int | None], remedy: str) -> int:
     """Return the exit code of a program, all of whose output has been handed over."""
     try:
         try:
-            return work() or 0
+            with losing_workers():
+                return work() or 0
         finally:  # also when argparse has printed its help, and ends the program
             sys.stdout.flush()
     except UserError as error:
@@ -112,6 +115,50 @@ def killed_with_parent(worker: int) -> None:
     """
     _signal_at_end_of_parent(signal.SIGKILL)
     sys.excepthook = _report_unless_alone
+    end_when_a_batch_is_lost()
+
+
+def end_when_a_batch_is_lost() -> None:
+    """Have this worker of a ``DataLoader`` end, with a line that says why, when it cannot hand a batch over.
+
+    Python would report the error and drop the batch, for which the parent would wait for ever. A batch goes through
+    /dev/shm, of which a container has 64 MB unless it is told otherwise.
+    """
+    queues.Queue._on_queue_feeder_error = staticmethod(_end_without_batch)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def losing_workers() -> Iterator[None]:
+    """Turn PyTorch's error about a worker of a ``DataLoader`` that has ended into advice.
+
+    Raises:
+        UserError: a worker ended, by itself or killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise UserError(
+            "a process that loads clips has ended early. If it did not say why above, the system has killed it, as it "
+            "does when memory runs out: take fewer of them (dataset.num_workers, --workers) or smaller batches"
+        ) from error
+
+
+def _end_without_batch(error: Exception, batch: object) -> NoReturn:
+    if not isinstance(error, ConnectionError):  # of a parent that is about to end
+        room = ""
+        if sys.platform == "linux":
+            usage = shutil.disk_usage("/dev/shm")
+            room = f"; /dev/shm has {usage.total / 1e6:,.0f} MB, {usage.free / 1e6:,.0f} MB of it free"
+        print(
+            f"a process that loads clips cannot hand over a batch: {error}{room}. Give it more shared memory (in a "
+            "container: --shm-size=8g), or take smaller batches or fewer such processes (dataset.num_workers, "
+            "--workers)",
+            file=sys.stderr,
+            flush=True,
+        )
+    os._exit(1)
 
 
 def _report_unless_alone(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:

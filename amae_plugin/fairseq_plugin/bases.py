@@ -22,6 +22,7 @@ from amae_plugin.data.dataset import AudioDataset, Item
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.hydra import in_words
 from amae_plugin.fairseq_plugin.optim import set_overrides
+from amae_plugin.processes import end_when_a_batch_is_lost
 
 Values = Dict[str, Any]
 """A batch of a task, or the log of a step."""
@@ -50,7 +51,7 @@ class FairseqAudioDataset(FairseqDataset):
 
     def __getitem__(self, index: int) -> Item | None:
         if get_worker_info() is not None:
-            _end_with_parent_only()
+            _prepare_worker()
         return self.dataset[int(index)]
 
     def __len__(self) -> int:
@@ -168,14 +169,15 @@ def plain_module(model: nn.Module, kind: Type[Kind]) -> Kind:
 
 
 @cache
-def _end_with_parent_only() -> None:
-    """Have this worker end at a SIGTERM of its parent, and at nobody else's; and at no interrupt.
+def _prepare_worker() -> None:
+    """Have this worker end at a SIGTERM of its parent, at nobody else's, and at no interrupt; or if it loses a batch.
 
     SLURM sends the SIGTERM before a preemption to all processes of a job, a terminal its interrupt, and the training
     process has an update to finish. A worker that ignored SIGTERM altogether would be waited for in vain at the end of
     a run.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    end_when_a_batch_is_lost()
     threading.Thread(target=_await_parents_signal, daemon=True).start()
 
 

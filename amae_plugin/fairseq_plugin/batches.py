@@ -17,6 +17,7 @@ from fairseq.logging.meters import StopwatchMeter
 
 from amae_plugin.errors import UserError
 from amae_plugin.fairseq_plugin.bases import FairseqAudioDataset, Values
+from amae_plugin.processes import losing_workers
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class LoadedBatches(CountingIterator):
 
     def __next__(self) -> Values:
         self.stopwatch.start()
-        with _workers_may_start():
+        with _workers_may_start(), losing_workers():
             batch = super().__next__()
         self.stopwatch.stop()
         return batch or {**self.stand_in(), STAND_IN: True}
@@ -192,7 +193,7 @@ class EpochBatches(EpochBatchIterator):
         logger.warning(f"{lists}; the next epoch has the new ones")
 
     def _get_iterator_for_epoch(self, epoch: int, *arguments: Any, **options: Any) -> LoadedBatches:
-        with _workers_may_start():
+        with _workers_may_start(), losing_workers():
             batches = super()._get_iterator_for_epoch(epoch, *arguments, **options)
         # fairseq counts updates by rounding the place up. From one between two of them it would end the epoch early.
         self._ahead = -batches.n % self.update_freq[min(epoch, len(self.update_freq)) - 1]

@@ -105,6 +105,15 @@ def test_whatever_ends_a_command_ends_its_processes(tmp_path: Path, name: str, n
     wait_until(lambda: not any(map(is_running, started)))
 
 
+def test_a_command_whose_worker_is_killed_ends_with_advice(tmp_path: Path) -> None:
+    process = subprocess.Popen(commands(tmp_path)["stats"], stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: len(descendants(process.pid)) == 2)
+    os.kill(min(descendants(process.pid)), signal.SIGKILL)
+    last = process.communicate(timeout=60)[1].splitlines()[-1]
+    assert process.returncode == 2
+    assert last.startswith("amae: a process that loads clips has ended early.") and "--workers" in last
+
+
 @pytest.mark.parametrize("buffer", [{}, {"PYTHONUNBUFFERED": "1"}])
 def test_output_that_nobody_reads_is_no_error(
     tmp_path: Path, write_checkpoint: Callable[..., Path], buffer: dict[str, str]

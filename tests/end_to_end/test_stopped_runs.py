@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 from pathlib import Path
@@ -137,3 +138,21 @@ def test_a_finished_run_and_settings_that_do_not_fit_its_checkpoint(whole: Run, 
         assert "Traceback" not in run.output
     assert f"{last} was written with model.embed_dim=48, this run has 96" in width.output
     assert last.read_bytes() == content
+
+
+def test_a_run_without_shared_memory_says_so_instead_of_waiting(corpus: Path, tmp_path: Path) -> None:
+    limit = 100_000  # bytes of a file, in /dev/shm as on a disk: less than a batch, more than the log
+    done = subprocess.run(
+        command(RECIPE, tmp_path, [f"task.data={corpus}"]),
+        env=environment(),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    own, last = done.stderr.splitlines()[-2:]
+    assert done.returncode == 2, done.stderr
+    assert own.startswith("a process that loads clips cannot hand over a batch: unable to")
+    assert "/dev/shm has" in own and "dataset.num_workers" in own
+    assert last.startswith("fairseq-hydra-train: a process that loads clips has ended early.")
