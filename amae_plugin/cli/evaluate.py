@@ -1,9 +1,10 @@
 """Measure a checkpoint on a whole split, or on verification trials.
 
-Scores every clip of a split once with a classifier of this plugin, prints the measures, and writes metrics.json,
-predictions.csv and a picture. With a recogniser, prints word and character error rate and the worst clips, and writes
-metrics.json and predictions.csv, with the texts. With --trials, compares a classifier's or a pretraining model's
-features of the pairs of clips in DIR/trials.txt, prints the equal error rate, and writes trials.json and scores.csv.
+Scores every clip of a split once with a classifier of this plugin, prints the measures, and writes metrics.json
+with tables of it (.md, .csv, .tex), predictions.csv and a picture. With a recogniser, prints word and character error
+rate and the worst clips, and writes the same files without a picture. With --trials, compares a classifier's or a
+pretraining model's features of the pairs of clips in DIR/trials.txt, prints the equal error rate, and writes
+trials.json with tables of it, and scores.csv.
 """
 
 import argparse

@@ -19,7 +19,7 @@ COMMANDS = {
     "convert": "convert published weights to a checkpoint of this plugin",
     "embed": "turn audio files into embeddings",
     "evaluate": "measure a checkpoint on a split",
-    "export": "export a checkpoint to timm's Vision Transformer and to ONNX",
+    "export": "export a checkpoint to timm, ONNX or Hugging Face's transformers",
     "inspect": "describe a checkpoint: its model, input, training and measures",
     "manifest": "write the manifests of a corpus",
     "pack": "pack the clips of manifests into tar shards, resampled once",

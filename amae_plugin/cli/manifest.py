@@ -80,9 +80,10 @@ def _report_runs(out: Path, corpus: Corpus, layout: Layout) -> None:
     print(f"manifests: {', '.join(f'{split}.tsv' for split in corpus.summary.clips)} in each of")
     print(*(f"  {folder}" for folder in folders), sep="\n")
     print("next, a training run a fold; `amae recipes` lists the recipes:")
-    settings = [override("task.data", out)] if layout.sweep else [override("task.data", *folders), *_FROM_SCRATCH]
+    own = [override("task.data", *folders), *_FROM_SCRATCH, *_STATISTICS]
+    settings = [override("task.data", out)] if layout.sweep else own  # a sweep's recipe has its corpus's statistics
     recipe = layout.sweep or "finetune_audio_mae_tiny"
-    print(f"  {_train('-m')} --config-name {recipe} {shlex.join([*settings, *_STATISTICS])}")
+    print(f"  {_train('-m')} --config-name {recipe} {shlex.join(settings)}")
 
 
 def _train(*options: str) -> str:

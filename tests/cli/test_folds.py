@@ -81,7 +81,7 @@ def test_esc50(esc50, tmp_path, capsys, monkeypatch):
     assert all(f"  {out / fold}\n" in output for fold in FOLDS)
     assert (
         f"fairseq-hydra-train -m --config-dir {recipe_folder()} --config-name finetune_audio_mae_esc50 "
-        f"task.data={out} task.mean=auto task.std=auto\n"
+        f"task.data={out}\n"
     ) in output
     assert errors.count("warning: fold 4: 2 clips, as published there are 400") == 1
 
