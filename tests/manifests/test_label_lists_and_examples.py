@@ -1,9 +1,12 @@
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 
+from amae_plugin.corpora.folder import build
 from amae_plugin.corpora.speech_commands import TWELVE, WORDS
 from amae_plugin.data.labels import Labels, read_names
 from amae_plugin.data.manifest import Manifest, write_manifest
@@ -48,6 +51,20 @@ def test_the_command_that_joins_manifests(tmp_path):
     pictures = [part.picture(index) for part in parts for index in range(len(part))]
     assert [both.picture(index) for index in range(3)] == pictures
     assert both.sizes.tolist() == [10, 20, 30]
+
+
+def test_the_code_that_reads_a_table_of_labels(tmp_path):
+    (tmp_path / "audio").mkdir()
+    for name in ("a 1.wav", "2.wav", "3.wav"):
+        soundfile.write(tmp_path / "audio" / name, [0.1] * 800, 16_000)
+    table = '\ufefflabel,filename\r\nrain,a 1.wav\r\n"dog bark","2.wav"\r\nrain,3.wav\r\n'
+    (tmp_path / "labels.csv").write_bytes(table.encode())  # as spreadsheets write it
+    (code,) = re.findall(r"```python\n(.*?)```", (MANIFESTS / "README.md").read_text(), re.DOTALL)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    build(tmp_path / "classes", tmp_path / "out", labels=True, valid_fraction=0)
+    manifest = Manifest.read(tmp_path / "out" / "train.tsv")
+    names = [manifest.name(index) for index in range(len(manifest))]
+    assert sorted(names) == ["dog bark/2.wav", "rain/3.wav", "rain/a 1.wav"]
 
 
 def test_what_the_examples_show():
