@@ -58,4 +58,5 @@ def _copy(args: argparse.Namespace) -> None:
     names = recipe_titles(args.folder)
     name = _FIRST if _FIRST in names else next(iter(names))
     command = ["fairseq-hydra-train", "--config-dir", str(args.folder), "--config-name", name]
-    print(f"recipes: {args.folder}\nnext, by one of them:\n  {shlex.join(command)} task.data=manifests/mine")
+    command += ["task.data=manifests/mine", "task.mean=auto", "task.std=auto"]
+    print(f"recipes: {args.folder}\nnext, by one of them:\n  {shlex.join(command)}")

@@ -67,7 +67,8 @@ def test_recipes_are_listed_shown_and_copied_and_train_anywhere(
     shown = run(installed, tmp_path, *amae, "show", RECIPE, "model.depth=7")
     assert "_name: amae_audio_mae" in shown and "depth: 7" in shown and "???" in shown
     copied = tmp_path / "mine"
-    assert f"--config-dir {copied}" in run(installed, tmp_path, *amae, "copy", str(copied))
+    next_command = run(installed, tmp_path, *amae, "copy", str(copied))
+    assert f"--config-dir {copied}" in next_command and "task.mean=auto task.std=auto" in next_command
     assert {path.relative_to(copied) for path in copied.rglob("*.yaml")} == {
         path.relative_to(CONFIG_DIR) for path in CONFIG_DIR.rglob("*.yaml")
     }
