@@ -354,8 +354,9 @@ class AudioTask(FairseqTask):
     ) -> EpochBatches:
         """Make the batches of an epoch; in training the iterator adds up the time of waiting.
 
-        fairseq would leave out clips that are too long, of which there are none, and reuse an iterator in the next
-        epoch.
+        fairseq would leave out clips that are too long, of which there are none, and a last batch whose size is no
+        multiple of *required_batch_size_multiple*, which is 8 in ``fairseq-train`` and ``fairseq-validate``. It would
+        reuse an iterator in the next epoch.
 
         Raises:
             UserError: a clip is longer than a batch may be.
@@ -368,7 +369,9 @@ class AudioTask(FairseqTask):
         def make_batches(dataset: FairseqAudioDataset, epoch: int) -> Sequence[np.ndarray]:
             with data_utils.numpy_seed(seed + epoch):
                 order = dataset.ordered_indices()
-            return dataset.batch_by_size(order, max_tokens, max_sentences, required_batch_size_multiple)
+            batches = dataset.batch_by_size(order, max_tokens, max_sentences, required_batch_size_multiple)
+            batched = sum(map(len, batches))
+            return batches if batched == len(order) else [*batches, order[batched:]]
 
         dataset.set_epoch(epoch)
         optimization = self._section_of_run("optimization")

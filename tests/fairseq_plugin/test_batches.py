@@ -111,6 +111,14 @@ def test_validation_has_the_same_batches_in_each_epoch(folder: Path) -> None:
     assert first[0] == [0, 2]  # the longest first, for which memory must suffice
 
 
+@pytest.mark.parametrize("options", [{"max_sentences": 4}, {"max_tokens": 600}, {}])
+def test_the_last_batch_is_kept_whatever_its_size(options: dict[str, int], folder: Path) -> None:
+    made = task(folder, "valid")
+    found = clips(batches(made, split="valid", required_batch_size_multiple=4, **options))
+    assert sorted(chain(*found)) == list(range(len(FRAMES)))
+    assert all(len(batch) % 4 == 0 for batch in found[:-1])
+
+
 def test_a_batch_too_small_for_the_longest_clip_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="max_tokens=90: the longest clip has 98 frames"):
         batches(task(folder, batch_length="longest"), max_tokens=90)
