@@ -1,22 +1,33 @@
 """How programs end, and with them the processes that they start."""
 
 import ctypes
+import errno
 import multiprocessing
 import os
 import select
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import queues
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn, TextIO
 
 from amae_plugin.errors import UserError
 
 _PR_SET_PDEATHSIG = 1
+_MORE_FILES = "raise the limit of open files (ulimit -n)"
+_LIMITS = {
+    errno.EMFILE: _MORE_FILES,
+    errno.ENFILE: _MORE_FILES,
+    errno.EAGAIN: "raise the limit of processes (ulimit -u)",
+    errno.ENOMEM: "take smaller batches",
+}
+"""What to do about errors at the start of a process, other than to start fewer."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -129,32 +140,70 @@ def end_when_a_batch_is_lost() -> None:
 
 @contextmanager
 def losing_workers() -> Iterator[None]:
-    """Turn PyTorch's error about a worker of a ``DataLoader`` that has ended into advice.
+    """Turn errors about a worker of a ``DataLoader`` that has ended, or that cannot start, into advice.
 
     Raises:
-        UserError: a worker ended, by itself or killed.
+        UserError: a worker ended, by itself or killed, or the system has no room for another.
     """
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
+    except (OSError, RuntimeError) as error:
+        advice = _advice(error)
+        if advice is None:
             raise
-        raise UserError(
-            "a process that loads clips has ended early. If it did not say why above, the system has killed it, as it "
-            "does when memory runs out: take fewer of them (dataset.num_workers, --workers) or smaller batches"
-        ) from error
+        end_workers()
+        raise UserError(advice) from error
+
+
+def _advice(error: OSError | RuntimeError) -> str | None:
+    """Return what to do about an error of starting or losing a worker; None if it is another error."""
+    if isinstance(error, OSError):
+        modules = {Path(frame.filename).parent.name for frame in traceback.extract_tb(error.__traceback__)}
+        number = error.errno if "multiprocessing" in modules else None
+    else:
+        number = errno.EAGAIN if str(error) == "can't start new thread" else None
+    if number in _LIMITS:
+        return (
+            f"cannot start another process that loads clips ({os.strerror(number)}): take fewer of them "
+            f"(dataset.num_workers, --workers), or {_LIMITS[number]}"
+        )
+    if not str(error).startswith("DataLoader worker (pid"):
+        return None
+    return (
+        "a process that loads clips has ended early. If it did not say why above, the system has killed it, as it "
+        "does when memory runs out: take fewer of them (dataset.num_workers, --workers) or smaller batches"
+    )
+
+
+def end_workers() -> None:
+    """Kill the workers of a ``DataLoader`` that has lost one or could not start all.
+
+    One of a training that has not loaded a clip yet heeds no other signal, and Python waits for all when it ends.
+    """
+    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    if not workers:
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises an error at the end of a worker
+    try:
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join()
+    finally:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
 def _end_without_batch(error: Exception, batch: object) -> NoReturn:
     if not isinstance(error, ConnectionError):  # of a parent that is about to end
-        room = ""
-        if sys.platform == "linux":
+        room, remedy = "", "give it more shared memory (in a container: --shm-size=8g), take smaller batches"
+        if os.strerror(errno.EMFILE) in str(error):
+            remedy = _MORE_FILES
+        elif sys.platform == "linux":
             usage = shutil.disk_usage("/dev/shm")
             room = f"; /dev/shm has {usage.total / 1e6:,.0f} MB, {usage.free / 1e6:,.0f} MB of it free"
         print(
-            f"a process that loads clips cannot hand over a batch: {error}{room}. Give it more shared memory (in a "
-            "container: --shm-size=8g), or take smaller batches or fewer such processes (dataset.num_workers, "
-            "--workers)",
+            f"a process that loads clips cannot hand over a batch: {error}{room}. To mend it, {remedy}, or take fewer "
+            "such processes (dataset.num_workers, --workers)",
             file=sys.stderr,
             flush=True,
         )

@@ -8,7 +8,6 @@ import contextlib
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from amae_plugin.cluster.layout import in_job
 from amae_plugin.errors import UserError, printable
-from amae_plugin.files import writing
+from amae_plugin.files import try_place, writing
 from amae_plugin.recipes import reason, user_path
 
 _SWEPT = "AMAE_SWEPT"
@@ -60,6 +59,22 @@ class Brief(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the record is anything else."""
         return not isinstance(record.msg, DictConfig)
+
+
+class LogFile(logging.FileHandler):
+    """Log of a run. If it cannot be written, as on a full disk, one line says so, not a traceback for each record."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Say once why a record could not be written."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            text = f"{self.baseFilename}: cannot write the log ({error.strerror}); make room, or it will lack lines"
+            print(f"fairseq-hydra-train: {text}", file=sys.stderr)
 
 
 def in_words() -> contextlib.AbstractContextManager[None]:
@@ -159,5 +174,4 @@ def _make_writable_folder(path: str) -> None:
     folder = Path(path)
     remedy = "make it writable, or choose another (hydra.run.dir=..., of a sweep hydra.sweep.dir=...)"
     with ending_in_words(), writing(folder, "in this folder, which is to be the run's", remedy):
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        try_place(folder / "config.yaml")

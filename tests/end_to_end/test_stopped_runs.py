@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -140,19 +141,47 @@ def test_a_finished_run_and_settings_that_do_not_fit_its_checkpoint(whole: Run, 
     assert last.read_bytes() == content
 
 
-def test_a_run_without_shared_memory_says_so_instead_of_waiting(corpus: Path, tmp_path: Path) -> None:
-    limit = 100_000  # bytes of a file, in /dev/shm as on a disk: less than a batch, more than the log
+@pytest.mark.parametrize(
+    ("limit", "most", "workers", "messages"),
+    [
+        # The bytes of a file in /dev/shm as on a disk: less than a batch, more than the log.
+        (
+            resource.RLIMIT_FSIZE,
+            100_000,
+            1,
+            [
+                r"a process that loads clips cannot hand over a batch: unable to .*/dev/shm has .*dataset\.num_workers",
+                r"fairseq-hydra-train: a process that loads clips has ended early\.",
+            ],
+        ),
+        (
+            resource.RLIMIT_FSIZE,
+            1000,
+            1,
+            [r"fairseq-hydra-train: .*: cannot write in this folder, .* \(File too large\)"],
+        ),
+        (
+            resource.RLIMIT_NOFILE,
+            64,
+            8,
+            [r"fairseq-hydra-train: cannot start another process .* \(Too many open files\): .*\(ulimit -n\)"],
+        ),
+    ],
+    ids=["shared memory", "disk", "open files"],
+)
+def test_a_run_that_lacks_room_says_so_instead_of_waiting(
+    limit: int, most: int, workers: int, messages: list[str], corpus: Path, tmp_path: Path
+) -> None:
     done = subprocess.run(
-        command(RECIPE, tmp_path, [f"task.data={corpus}"]),
+        command(RECIPE, tmp_path, [f"task.data={corpus}", f"dataset.num_workers={workers}"]),
         env=environment(),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        preexec_fn=lambda: resource.setrlimit(limit, (most, most)),
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
-    own, last = done.stderr.splitlines()[-2:]
     assert done.returncode == 2, done.stderr
-    assert own.startswith("a process that loads clips cannot hand over a batch: unable to")
-    assert "/dev/shm has" in own and "dataset.num_workers" in own
-    assert last.startswith("fairseq-hydra-train: a process that loads clips has ended early.")
+    for line, message in zip(done.stderr.splitlines()[-len(messages) :], messages, strict=True):
+        assert re.match(message, line), done.stderr
+    assert "Traceback" not in done.stderr
