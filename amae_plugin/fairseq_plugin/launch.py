@@ -85,6 +85,31 @@ def lay_out_here(cfg: DictConfig) -> Layout:
     return layout
 
 
+def lay_out_by_torchrun(cfg: DictConfig) -> None:
+    """Place this process where torchrun says. A run of one process may be started wherever its variables are left over.
+
+    fairseq would take the number of processes from torchrun after the recipe has computed how many batches of each make
+    up the global batch, and would fail on CPUs.
+
+    Raises:
+        UserError: torchrun started another number of processes than the run wants.
+    """
+    settings = cfg.distributed_training
+    rank, world_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+    if settings.distributed_world_size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    if settings.distributed_world_size != world_size:
+        wanted = f"distributed_training.distributed_world_size={settings.distributed_world_size}"
+        remedy = f"set distributed_training.distributed_world_size={world_size}, or start it without torchrun"
+        raise UserError(f"{wanted}, but the environment has WORLD_SIZE={world_size}, as torchrun sets it; {remedy}")
+    if world_size > 1:
+        gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", rank))
+        settings.distributed_init_method = "env://"
+        settings.distributed_rank = rank
+        settings.device_id = local % gpus if gpus and not cfg.common.cpu else 0
+        settings.distributed_no_spawn = True
+
+
 def spawn(layout: Layout, main: Main, cfg: DictConfig, kwargs: dict[str, Any]) -> None:
     """Run fairseq's ``distributed_main`` in a task's processes; if one fails, end the others and raise its error."""
     cfg.distributed_training.distributed_rank = None  # each process has its own

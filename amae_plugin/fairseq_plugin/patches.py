@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,10 @@ def call_main(cfg: DictConfig, main: launch.Main, **kwargs: Any) -> None:
         layout = None
         if in_job(os.environ):
             signals.install_handlers()
-        if settings.distributed_init_method is None and not os.environ.keys() >= _TORCHRUN:
-            if in_job(os.environ):
+        if settings.distributed_init_method is None:
+            if os.environ.keys() >= _TORCHRUN:
+                launch.lay_out_by_torchrun(cfg)
+            elif in_job(os.environ):
                 layout = launch.lay_out(cfg, launcher.get("nodes"))
             elif settings.distributed_world_size > 1:
                 layout = launch.lay_out_here(cfg)
@@ -218,11 +220,18 @@ def forget_run() -> None:
     vars(fairseq_train.should_stop_early).clear()
     writers = dict(progress_bar._tensorboard_writers)
     progress_bar._tensorboard_writers.clear()  # fairseq closes the rest when the process ends
-    for folder, writer in writers.items():
+    for writer in writers.values():
         try:
             writer.close()
         except OSError as error:
+            folder = writer.file_writer.get_logdir()
             logger.warning(f"{folder}: the last points of the curves are lost ({error.strerror or error})")
+            # Its thread ends, and the interpreter's exit does not try once more.
+            events = writer.file_writer.event_writer
+            events.flush = lambda: None
+            with suppress(OSError):
+                events.close()
+            events.close = events.flush
 
 
 # Functions that take the place of fairseq's with the same name and parameters, and the modules and classes they go to.
@@ -266,8 +275,11 @@ def check() -> None:
 
     Raises:
         UserError: fairseq lacks a function that is replaced, or it takes other parameters or is not looked up where it
-            was, or a run's state is kept elsewhere.
+            was, or a run's state is kept elsewhere; or Python leaves out assertions.
     """
+    if sys.flags.optimize:
+        reason = "fairseq saves checkpoints within assertions, which Python's -O (PYTHONOPTIMIZE) leaves out"
+        raise UserError(f"{reason}; start without it")
     for function, owner in REPLACEMENTS:
         name = f"{owner.__name__}.{function.__name__}"
         found = getattr(owner, function.__name__, None)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from fairseq import checkpoint_utils
-from fairseq.dataclass.configs import DatasetConfig, EMAConfig, FairseqConfig
+from fairseq.dataclass.configs import DatasetConfig, DistributedTrainingConfig, EMAConfig, FairseqConfig
 from fairseq.logging import progress_bar
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.trainer import Trainer
@@ -24,8 +26,8 @@ from omegaconf import OmegaConf
 
 from amae_plugin.cluster import signals
 from amae_plugin.errors import UserError
-from amae_plugin.fairseq_plugin import patches
-from amae_plugin.fairseq_plugin.hydra import RegisterPlugin
+from amae_plugin.fairseq_plugin import launch, patches
+from amae_plugin.fairseq_plugin.hydra import LogFile, RegisterPlugin
 from amae_plugin.fairseq_plugin.optim import AmaeSGD, AmaeSGDConfig
 from amae_plugin.files import remove_partial_files
 
@@ -48,15 +50,50 @@ assert patches._originals == before
     assert done.returncode == 0, done.stderr
 
 
+def test_python_without_assertions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Under -O, all of PyTorch would be compiled anew.
+    monkeypatch.setattr(patches, "sys", SimpleNamespace(flags=SimpleNamespace(optimize=1)))
+    with pytest.raises(UserError, match=r"within assertions, which Python's -O \(PYTHONOPTIMIZE\) leaves out; start"):
+        patches.check()
+
+
+def test_curves_that_cannot_be_written_are_lost_with_a_warning(tmp_path: Path) -> None:
+    script = """
+import resource, sys
+from fairseq.logging import progress_bar
+from amae_plugin.fairseq_plugin import patches
+writer = progress_bar._tensorboard_writers["train"] = progress_bar.SummaryWriter(sys.argv[1])
+writer.add_scalar("loss", 1.0, 1)
+writer.flush()
+resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1))
+writer.add_scalar("loss", 1.0, 2)
+patches.forget_run()
+"""
+    arguments = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith(f"{tmp_path}: the last points of the curves are lost (File too large)\n"), done.stderr
+
+
+def test_a_log_that_cannot_be_written_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
+    log = LogFile("/dev/full")
+    for _ in range(2):
+        log.handle(logging.makeLogRecord({"msg": "text"}))
+    with suppress(OSError):
+        log.close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fairseq-hydra-train: /dev/full: cannot write the log (No space left on device); make room")
+
+
 @pytest.mark.parametrize("in_job", [True, False])
 def test_torchruns_processes_start_no_others(in_job: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torchrun = {"MASTER_ADDR": "n1", "MASTER_PORT": "29500", "WORLD_SIZE": "2", "RANK": "1"}
     for name, value in {**torchrun, **({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0"} if in_job else {})}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(patches, "HydraConfig", SimpleNamespace(get=lambda: SimpleNamespace(launcher={})))
-    laid_out: list[int] = []
+    laid_out: list[DistributedTrainingConfig] = []
     monkeypatch.setitem(
-        patches._originals, "call_main", lambda cfg, *_: laid_out.append(cfg.distributed_training.distributed_num_procs)
+        patches._originals, "call_main", lambda cfg, *_: laid_out.append(copy.copy(cfg.distributed_training))
     )
     cfg = OmegaConf.structured(FairseqConfig())
     cfg.dataset.batch_size, cfg.common.cpu, processes = 1, True, cfg.distributed_training.distributed_num_procs
@@ -65,7 +102,31 @@ def test_torchruns_processes_start_no_others(in_job: bool, monkeypatch: pytest.M
     )
     patches.call_main(cfg, lambda cfg: None)
     signals.forget()
-    assert laid_out == [processes]
+    (made,) = laid_out
+    assert (made.distributed_num_procs, made.distributed_init_method, made.distributed_no_spawn) == (
+        processes,
+        "env://",
+        True,
+    )
+    assert (made.distributed_rank, made.distributed_world_size, made.device_id) == (1, 2, 0)
+
+
+def test_torchruns_processes_are_as_many_as_the_recipe_computed_its_batches_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torchrun = {"MASTER_ADDR": "n1", "MASTER_PORT": "29500", "WORLD_SIZE": "4", "RANK": "1"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    cfg = OmegaConf.structured(FairseqConfig())
+    cfg.distributed_training.distributed_world_size = 1
+    launch.lay_out_by_torchrun(cfg)  # of a cluster's container, in which one process is started
+    assert cfg.distributed_training.distributed_init_method is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    for world_size in (1, 2):
+        cfg.distributed_training.distributed_world_size = world_size
+        with pytest.raises(UserError, match=rf"world_size={world_size}, but .* WORLD_SIZE=4.*world_size=4, or"):
+            launch.lay_out_by_torchrun(cfg)
 
 
 def without_lookup(self: Trainer, filename: str, extra_state: dict[str, Any]) -> None:
