@@ -43,11 +43,7 @@ class Demo:
     fractions: Mapping[float, int] = field(default_factory=lambda: {1.0: 200, 0.1: 150})
     overrides: Sequence[str] = ("optimization.max_update=1600", "task.probe_interval=400")
     # Hiding three tenths of the time steps, as the recipe does, pays off over 1,600 updates, and holds back 150.
-    fine_tuning_overrides: Sequence[str] = (
-        "model.mask_ratio_time=0.1",
-        "task.clips_per_update=32",
-        "dataset.batch_size=32",
-    )
+    fine_tuning_overrides: Sequence[str] = ("model.mask_ratio_time=0.1",)
     seed: int = 1
 
     @property
