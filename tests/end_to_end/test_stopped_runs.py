@@ -163,7 +163,7 @@ def test_a_finished_run_and_settings_that_do_not_fit_its_checkpoint(whole: Run, 
         (
             resource.RLIMIT_NOFILE,
             64,
-            8,
+            32,
             [r"fairseq-hydra-train: cannot start another process .* \(Too many open files\): .*\(ulimit -n\)"],
         ),
     ],
