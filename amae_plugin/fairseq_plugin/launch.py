@@ -92,7 +92,7 @@ def lay_out_by_torchrun(cfg: DictConfig) -> None:
     up the global batch, and would fail on CPUs.
 
     Raises:
-        UserError: torchrun started another number of processes than the run wants.
+        UserError: torchrun started another number of processes than the run wants, or there is no GPU for them.
     """
     settings = cfg.distributed_training
     rank, world_size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
@@ -104,6 +104,8 @@ def lay_out_by_torchrun(cfg: DictConfig) -> None:
         raise UserError(f"{wanted}, but the environment has WORLD_SIZE={world_size}, as torchrun sets it; {remedy}")
     if world_size > 1:
         gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", rank))
+        if not cfg.common.cpu and not gpus:
+            raise UserError(f"this machine has no GPU for torchrun's processes; to train on CPUs: {ON_CPUS}")
         settings.distributed_init_method = "env://"
         settings.distributed_rank = rank
         settings.device_id = local % gpus if gpus and not cfg.common.cpu else 0

@@ -127,6 +127,10 @@ def test_torchruns_processes_are_as_many_as_the_recipe_computed_its_batches_for(
         cfg.distributed_training.distributed_world_size = world_size
         with pytest.raises(UserError, match=rf"world_size={world_size}, but .* WORLD_SIZE=4.*world_size=4, or"):
             launch.lay_out_by_torchrun(cfg)
+    cfg.distributed_training.distributed_world_size = 4
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match=r"no GPU for torchrun's processes; .*distributed_backend=gloo"):
+        launch.lay_out_by_torchrun(cfg)
 
 
 def without_lookup(self: Trainer, filename: str, extra_state: dict[str, Any]) -> None:
