@@ -20,6 +20,7 @@ from typing import NoReturn, TextIO
 from amae_plugin.errors import UserError
 
 _PR_SET_PDEATHSIG = 1
+_FEWER = "take fewer of them (dataset.num_workers, --workers)"
 _MORE_FILES = "raise the limit of open files (ulimit -n)"
 _LIMITS = {
     errno.EMFILE: _MORE_FILES,
@@ -122,7 +123,7 @@ def killed_with_parent(worker: int) -> None:
     """Have this process killed when its parent ends: a ``worker_init_fn`` for :class:`torch.utils.data.DataLoader`.
 
     A worker whose results are large would wait for ever to hand them to a parent that was killed. One whose parent is
-    about to end says nothing of the tensors that it could not hand over.
+    about to end says nothing of the tensors that it could not hand over; any other ends with its reason.
     """
     _signal_at_end_of_parent(signal.SIGKILL)
     sys.excepthook = _report_unless_alone
@@ -151,7 +152,7 @@ def losing_workers() -> Iterator[None]:
         advice = _advice(error)
         if advice is None:
             raise
-        end_workers()
+        _end_workers()
         raise UserError(advice) from error
 
 
@@ -163,19 +164,17 @@ def _advice(error: OSError | RuntimeError) -> str | None:
     else:
         number = errno.EAGAIN if str(error) == "can't start new thread" else None
     if number in _LIMITS:
-        return (
-            f"cannot start another process that loads clips ({os.strerror(number)}): take fewer of them "
-            f"(dataset.num_workers, --workers), or {_LIMITS[number]}"
-        )
+        reason = os.strerror(number)
+        return f"cannot start another process that loads clips ({reason}): {_FEWER}, or {_LIMITS[number]}"
     if not str(error).startswith("DataLoader worker (pid"):
         return None
     return (
         "a process that loads clips has ended early. If it did not say why above, the system has killed it, as it "
-        "does when memory runs out: take fewer of them (dataset.num_workers, --workers) or smaller batches"
+        f"does when memory runs out: {_FEWER} or smaller batches"
     )
 
 
-def end_workers() -> None:
+def _end_workers() -> None:
     """Kill the workers of a ``DataLoader`` that has lost one or could not start all.
 
     One of a training that has not loaded a clip yet heeds no other signal, and Python waits for all when it ends.
