@@ -148,48 +148,55 @@ def losing_workers() -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        advice = _advice(error)
-        if advice is None:
-            raise
-        _end_workers()
-        raise UserError(advice) from error
+    except (OSError, EOFError, RuntimeError) as error:
+        try:
+            _end_with_advice(error)
+        except RuntimeError as news:  # PyTorch's, of the same worker
+            _end_with_advice(news)
+        raise
 
 
-def _advice(error: OSError | RuntimeError) -> str | None:
-    """Return what to do about an error of starting or losing a worker; None if it is another error."""
-    if isinstance(error, OSError):
-        modules = {Path(frame.filename).parent.name for frame in traceback.extract_tb(error.__traceback__)}
-        number = error.errno if "multiprocessing" in modules else None
-    else:
-        number = errno.EAGAIN if str(error) == "can't start new thread" else None
-    if number in _LIMITS:
-        reason = os.strerror(number)
-        return f"cannot start another process that loads clips ({reason}): {_FEWER}, or {_LIMITS[number]}"
-    if not str(error).startswith("DataLoader worker (pid"):
-        return None
-    return (
-        "a process that loads clips has ended early. If it did not say why above, the system has killed it, as it "
-        f"does when memory runs out: {_FEWER} or smaller batches"
-    )
-
-
-def _end_workers() -> None:
-    """Kill the workers of a ``DataLoader`` that has lost one or could not start all.
+def _end_with_advice(error: OSError | EOFError | RuntimeError) -> None:
+    """Kill the workers of a ``DataLoader`` that has lost one or could not start all; return at any other error.
 
     One of a training that has not loaded a clip yet heeds no other signal, and Python waits for all when it ends.
     """
-    workers = [process for process in multiprocessing.active_children() if process.daemon]
-    if not workers:
-        return
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises an error at the end of a worker
     try:
+        advice = _advice(error)
+        if advice is None:
+            return
+        workers = [process for process in multiprocessing.active_children() if process.daemon]
         for worker in workers:
             worker.kill()
         for worker in workers:
             worker.join()
     finally:
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    raise UserError(advice) from error
+
+
+def _advice(error: OSError | EOFError | RuntimeError) -> str | None:
+    """Return what to do about an error of starting or losing a worker; None if it is another error."""
+    number, lost = None, False
+    if isinstance(error, RuntimeError):
+        number = errno.EAGAIN if str(error) == "can't start new thread" else None
+        lost = str(error).startswith("DataLoader worker (pid")
+    elif "multiprocessing" in {
+        Path(f.f_code.co_filename).parent.name for f, _ in traceback.walk_tb(error.__traceback__)
+    }:
+        number = error.errno if isinstance(error, OSError) else None
+        # It ended while it handed a batch over: its socket breaks, takes no connection, or is gone.
+        lost = isinstance(error, (EOFError, ConnectionError, FileNotFoundError))
+    if number in _LIMITS:
+        reason = os.strerror(number)
+        return f"cannot start another process that loads clips ({reason}): {_FEWER}, or {_LIMITS[number]}"
+    if not lost:
+        return None
+    return (
+        "a process that loads clips has ended early. If it did not say why above, the system has killed it, as it "
+        f"does when memory runs out: {_FEWER} or smaller batches"
+    )
 
 
 def _end_without_batch(error: Exception, batch: object) -> NoReturn:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +56,13 @@ class MultiWindowBlock(Block):
         super().__init__(dim, num_heads, mlp_ratio)
         self.attn = MultiWindowAttention(dim, windows_of_heads(num_heads, num_tokens))
 
+    @override
+    def compile(self, *args: Any, **options: Any) -> None:
+        # The compiler ignores the cache, and would compute entries in every pass. Not said where they are defined, for
+        # it is the compiler that is told, and to import it takes a second.
+        torch.compiler.assume_constant_result(_entries)
+        super().compile(*args, **options)
+
 
 def windows_of_heads(num_heads: int, length: int) -> tuple[int, ...]:
     """Choose the windows of the heads for a number of tokens.
@@ -68,7 +76,6 @@ def windows_of_heads(num_heads: int, length: int) -> tuple[int, ...]:
     return tuple(divisors[index] for index in chosen) + (0,) * (num_heads - windowed)
 
 
-@torch.compiler.assume_constant_result  # the compiler ignores the cache, and would compute it in every pass
 def _entries(windows: tuple[int, ...], length: int, device: torch.device) -> Tensor:
     """Return the entry (H, L, L) of every pair of tokens in a table of relative positions.
 

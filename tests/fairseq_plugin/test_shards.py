@@ -111,14 +111,14 @@ def test_epoch_goes_on_after_a_signal_to_a_worker_that_has_just_begun(
 
 
 def epoch_with_a_dead_worker(folder: Path) -> None:
-    """Exit with code 3 at an error of PyTorch's: the worker died while it was idle, or while it handed over a batch."""
+    """Exit with code 3 at the advice: the worker died while it was idle, or while it handed over a batch."""
     try:
         batches = epoch(task(folder), 2, workers=2)
         next(batches)
         multiprocessing.active_children()[0].kill()
         list(batches)
-    except (RuntimeError, EOFError, OSError):
-        os._exit(3)
+    except UserError as error:
+        os._exit(3 if "a process that loads clips has ended early" in str(error) else 4)
     os._exit(0)
 
 

@@ -352,7 +352,7 @@ print(sorted({{"torch", "numpy", "fairseq", "hydra"}} & set(sys.modules)))
 from amae_plugin import load_model
 model = load_model({str(pretrained["audio_mae"])!r})
 print(tuple(model.embed({str(tmp_path / "a.wav")!r}).shape))
-print(sorted({{"fairseq", "hydra", "omegaconf", "sklearn", "matplotlib"}} & set(sys.modules)))
+print(sorted({{"fairseq", "hydra", "omegaconf", "sklearn", "matplotlib", "torch._dynamo"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == ["[]", "(32,)", "[]"], done.stderr
