@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +32,9 @@ class MultiWindowAttention(Attention):
         self.windows = windows
         self.relative = nn.Parameter(torch.empty(sum(max(0, 2 * window - 1) for window in windows)))
         nn.init.trunc_normal_(self.relative, std=0.02)
+        # The compiler ignores the cache, and would compute the entries in every pass. It is told here, where they are
+        # needed, since its import takes a second.
+        torch.compiler.assume_constant_result(_entries)
 
     @override
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
@@ -55,13 +57,6 @@ class MultiWindowBlock(Block):
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, num_tokens: int):
         super().__init__(dim, num_heads, mlp_ratio)
         self.attn = MultiWindowAttention(dim, windows_of_heads(num_heads, num_tokens))
-
-    @override
-    def compile(self, *args: Any, **options: Any) -> None:
-        # The compiler ignores the cache, and would compute entries in every pass. Not said where they are defined, for
-        # it is the compiler that is told, and to import it takes a second.
-        torch.compiler.assume_constant_result(_entries)
-        super().compile(*args, **options)
 
 
 def windows_of_heads(num_heads: int, length: int) -> tuple[int, ...]:

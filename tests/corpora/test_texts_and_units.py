@@ -107,6 +107,7 @@ def test_units_that_cannot_be_read_or_learned(tmp_path, write):
         ("joined\u200cin क्\u200dष", ("lower", "remove"), "joined\u200cin क्\u200dष"),
         ("हिन्दी में।", ("lower", "remove"), "हिन्दी में"),
         ("so \U0001f469\u200d\U0001f4bb \u2764\ufe0f good", ("lower", "remove"), "so good"),
+        ("'_a\u00b4_b_' it'_s", ("lower", "remove"), "a b it s"),
         ("...?!", ("lower", "remove"), ""),
     ],
 )

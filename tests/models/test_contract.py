@@ -230,9 +230,9 @@ def test_bf16_keeps_float32_weights_and_nearly_the_same_loss(variant: Variant) -
 
 
 # Together they have every kind of block: windowed, pre-norm and post-norm.
-@pytest.mark.parametrize("name", ["amae_audio_mae hybrid", "amae_mae_ast"])
+@pytest.mark.parametrize("name", ["amae_audio_mae", "amae_mae_ast"])
 def test_compiled_blocks_give_the_same_numbers_and_gradients(name: str) -> None:
-    sizes = {"depth": 1, "decoder_depth": 2}
+    sizes = {"depth": 1, "decoder_depth": 1}
     plain, compiled = (build(VARIANTS[name], **sizes).eval() for _ in range(2))
     compiled.compile_blocks()
     source, seed = noise(2, 64, 32), torch.tensor([1, 2])
