@@ -35,8 +35,8 @@ class Evaluation:
         classes: names from ``labels.txt``.
         display_names: names of the classes for people; by default the classes.
         clips: manifest paths of the M clips.
-        pieces: number of pieces of each clip, each with each frame, (M,) int64.
-        probabilities: means over these, (M, C) float64.
+        longer: whether each clip fills the model's input, so that it has other pieces than the centre, (M,) bool.
+        probabilities: means over pieces and frames, (M, C) float64.
         targets: classes of each clip, (M, C) bool.
         measures: measures of the whole split; their type depends on whether a clip has one label or several.
         skipped: paths of clips that could not be decoded, which no other attribute counts, and the reasons.
@@ -53,7 +53,7 @@ class Evaluation:
     classes: tuple[str, ...]
     display_names: tuple[str, ...]
     clips: tuple[str, ...]
-    pieces: np.ndarray
+    longer: np.ndarray
     probabilities: np.ndarray
     targets: np.ndarray
     measures: SingleLabelMetrics | MultiLabelMetrics
@@ -123,7 +123,7 @@ def evaluate(
         classes=classes,
         display_names=_display_names(data, classes),
         clips=tuple(manifest.name(clip) for clip in scored.clips),
-        pieces=scored.pieces,
+        longer=scored.longer,
         probabilities=scored.values,
         targets=targets,
         measures=measure(scored.values, classes_of_clips),

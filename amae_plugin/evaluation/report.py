@@ -144,8 +144,10 @@ def _classification_summary(result: Evaluation) -> str:
         head += f", {' and '.join(result.modalities)}"
     if result.frames > 1:
         head += f"\nscores are means over {result.frames} frames of each video"
-    if result.crops > 1:
-        head += f"\n{_longer(result):,} clips are longer than the input, each in {result.crops} pieces"
+    if longer := int(result.longer.sum()):
+        scored = "by their centre; --crops 3 takes the mean over three pieces of them"
+        scored = f"each in {result.crops} pieces" if result.crops > 1 else scored
+        head += f"\n{longer:,} clips are longer than the input or fill it, and are scored {scored}"
     parts = [head, _headline(result).text(), *_class_tables(result)]
     if absent := [shorten(name) for name, count in zip(result.display_names, result.counts) if not count]:
         has, is_ = ("class has", "is") if len(absent) == 1 else ("classes have", "are")
@@ -163,7 +165,7 @@ def _classification_values(result: Evaluation) -> dict[str, object]:
         "frames": result.frames,
         "modalities": result.modalities,
         "clips": len(result.clips),
-        "clips_longer_than_input": _longer(result) if result.crops > 1 else None,
+        "clips_longer_than_input": int(result.longer.sum()),
         "multi_label": not isinstance(result.measures, SingleLabelMetrics),
         **{name: _finite(value) for name, value in result.headline.items()},
         "intervals": _finite_intervals(result.intervals),
@@ -185,11 +187,6 @@ def _draw(result: Evaluation, width: Width) -> tuple[str, Figure]:
         scores, names, measure="average precision", counts=result.counts, title=title, width=width
     )
     return "class_ap.png", figure
-
-
-def _longer(result: Evaluation) -> int:
-    """Count the clips that are longer than the model's input."""
-    return int((result.pieces > result.frames).sum())
 
 
 def _class_tables(result: Evaluation) -> Iterator[str]:

@@ -68,13 +68,13 @@ class ClipValues:
     Attributes:
         clips: ascending indices into the manifest, (M,) int64.
         values: means over the pieces of each clip, each with each frame, (M, K) float64.
-        pieces: number of these, (M,) int64.
+        longer: whether each clip fills the model's input, so that it has other pieces, (M,) bool.
         skipped: indices of clips that could not be decoded, and the reasons.
     """
 
     clips: np.ndarray
     values: np.ndarray
-    pieces: np.ndarray
+    longer: np.ndarray
     skipped: Mapping[int, str]
 
 
@@ -150,7 +150,7 @@ def score_clips(
         raise UserError(f"{manifest.path}: no clip can be decoded; the first one, {manifest.name(clip)}: {reason}")
     means = sums[found] / pieces[found, None]
     checkpoint.require_finite(torch.from_numpy(means))
-    return ClipValues(found, means, pieces[found], skipped)
+    return ClipValues(found, means, np.isin(found, longer), skipped)
 
 
 def given_modalities(checkpoint: Checkpoint, modalities: Sequence[str] | None) -> tuple[str, ...]:

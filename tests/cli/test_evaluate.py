@@ -66,6 +66,7 @@ def test_one_label_a_clip(single, tmp_path, capsys, write_checkpoint):
     metrics = json.loads((out / "metrics.json").read_text())
     assert json.loads(copy.read_text()) == metrics
     assert metrics["checkpoint"] == str(checkpoint)
+    assert metrics["clips_longer_than_input"] == 6
     assert (metrics["data"], metrics["split"], metrics["crops"]) == (str(single), "test", 1)
     assert (metrics["clips"], metrics["multi_label"], metrics["skipped"]) == (30, False, [])
 
@@ -95,6 +96,7 @@ def test_one_label_a_clip(single, tmp_path, capsys, write_checkpoint):
 
     output, _ = capsys.readouterr()
     assert "test: 30 clips, 4 classes" in output
+    assert "6 clips are longer than the input or fill it, and are scored by their centre; --crops 3" in output
     for name, key in (("accuracy", "accuracy"), ("macro F1", "macro_f1")):
         low, high = metrics["intervals"][key]
         assert low < metrics[key] < high
@@ -212,7 +214,9 @@ def test_probabilities_are_averaged_over_pieces(single, tmp_path, capsys, write_
     assert evaluate(path, single, "--crops", "3") == 0
     metrics = json.loads((tmp_path / "evaluation" / "test" / "metrics.json").read_text())
     assert (metrics["crops"], metrics["clips"], metrics["clips_longer_than_input"]) == (3, 30, 6)
-    assert "6 clips are longer than the input, each in 3 pieces" in capsys.readouterr().out
+    assert (
+        "\n6 clips are longer than the input or fill it, and are scored each in 3 pieces\n" in capsys.readouterr().out
+    )
     model = Checkpoint.read(path).model()
     model_input = ModelInput(LogMel(num_mel_bins=64), target_length=64, mean=-6.0, std=4.0)
     manifest = Manifest.read(single / "test.tsv")

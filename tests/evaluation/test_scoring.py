@@ -62,7 +62,7 @@ def test_each_clip_is_scored_once_at_its_centre(checkpoint, manifest):
     scored = score_clips(checkpoint, manifest, logits, options())
     assert logits.batches == [2, 2, 1]
     assert scored.clips.tolist() == [0, 1, 2, 3, 4]
-    assert scored.pieces.tolist() == [1] * 5
+    assert np.flatnonzero(scored.longer).tolist() == LONGER
     expected = [directly(checkpoint, manifest, clip, 0.5) for clip in range(5)]
     np.testing.assert_allclose(scored.values, expected, atol=1e-5)
     assert np.ptp(scored.values, axis=0).min() > 0.01  # the clips do not sound alike to this model
@@ -73,7 +73,7 @@ def test_longer_clips_are_averaged_over_pieces_and_others_are_not_computed_again
     logits = Counting()
     scored = score_clips(checkpoint, manifest, logits, options(crops=3, workers=workers))
     assert sum(logits.batches) == 5 + 2 * len(LONGER)
-    assert scored.pieces.tolist() == [1, 3, 1, 3, 3]
+    assert np.flatnonzero(scored.longer).tolist() == LONGER
     for clip in range(5):
         positions = (0.0, 0.5, 1.0) if clip in LONGER else (0.5,)
         expected = np.mean([directly(checkpoint, manifest, clip, position) for position in positions], axis=0)
@@ -98,7 +98,7 @@ def test_some_of_the_clips(checkpoint, manifest):
     logits = Counting()
     scored = score_clips(checkpoint, manifest, logits, options(crops=2), clips=np.array([2, 3]))
     assert scored.clips.tolist() == [2, 3]
-    assert scored.pieces.tolist() == [1, 2]
+    assert scored.longer.tolist() == [False, True]
     assert sum(logits.batches) == 3
     np.testing.assert_allclose(scored.values[0], directly(checkpoint, manifest, 2, 0.5), atol=1e-5)
 
@@ -129,7 +129,7 @@ def test_bad_clips_are_left_out_even_if_only_one_piece_is_bad(checkpoint, damage
     assert (one.clips.tolist(), list(one.skipped)) == ([0, 2, 3], [1])
     two = score_clips(checkpoint, damaged, Counting(), options(skip_bad_audio=True, crops=2))
     assert (two.clips.tolist(), sorted(two.skipped)) == ([0, 3], [1, 2])
-    assert two.pieces.tolist() == [1, 2]
+    assert two.longer.tolist() == [False, True]
     assert all(reason and "cannot use" not in reason for reason in two.skipped.values())
 
 
@@ -197,7 +197,6 @@ def test_scores_are_averaged_over_frames_of_videos(tmp_path, write_split, write_
         return model(**inputs)["logits"]
 
     two = score_clips(checkpoint, manifest, logits, options(frames=2))
-    assert two.pieces.tolist() == [2, 2]
     first, middle = (
         AudioDataset(manifest, checkpoint.input, image_position=position)[0]["image"] for position in (0.0, 0.5)
     )
@@ -207,7 +206,7 @@ def test_scores_are_averaged_over_frames_of_videos(tmp_path, write_split, write_
         expected = [model(item["source"][None], image=image[None])["logits"][0] for image in (first, middle)]
         alone = model(item["source"][None])["logits"][0], model(image=item["image"][None])["logits"][0]
     np.testing.assert_allclose(two.values[0], torch.stack(expected).mean(dim=0), atol=1e-5)
-    assert score_clips(checkpoint, manifest, logits, options(frames=2, crops=3)).pieces.tolist() == [2, 6]
+    assert score_clips(checkpoint, manifest, logits, options(frames=2, crops=3)).longer.tolist() == [False, True]
     for modality, values in zip(("audio", "image"), alone):
         given = score_clips(checkpoint, manifest, logits, options(modalities=[modality]))
         np.testing.assert_allclose(given.values[0], values, atol=1e-5)
