@@ -151,8 +151,9 @@ class Noise(Augmentation):
     frames: int = 10
 
     def __post_init__(self) -> None:
-        for name, limit in vars(self).items():
-            _require(limit >= 0, f"{name}={limit} must be 0 or more")
+        _require(0 <= self.amplitude < math.inf, f"amplitude={self.amplitude} must be 0 or more, and finite")
+        whole = float(self.frames).is_integer()
+        _require(whole and self.frames >= 0, f"frames={self.frames} must be a whole number, 0 or more")
 
     @property
     def keeps_order(self) -> bool:
