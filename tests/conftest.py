@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hydra.core.config_store import ConfigStore
 from PIL import Image
 from torch import nn
 
@@ -19,6 +20,9 @@ from amae_plugin.data.manifest import write_manifest
 from amae_plugin.models.classifier import Classifier, ClassifierConfig
 from amae_plugin.models.ctc import CTC
 from amae_plugin.models.registry import SYSTEMS
+
+# Hydra would copy all that is registered for each recipe that it composes.
+ConfigStore.__deepcopy__ = lambda store, memo: store
 
 # The time of an example says nothing: the first one warms up, and cores are shared.
 hypothesis.settings.register_profile("untimed", deadline=None)
