@@ -137,7 +137,8 @@ def score_clips(
                         sums = np.zeros((len(manifest), values.shape[1]))
                     sums[ids] += values
                     pieces[ids] += 1
-                    full.append(ids[batch["lengths"].numpy() == dataset.input.target_length])
+                    if "audio" in modalities:  # of a picture alone, all pieces are the same
+                        full.append(ids[batch["lengths"].numpy() == dataset.input.target_length])
                 bar.update(len(failures) + (len(batch["id"]) if batch else 0))
             if number == 0:
                 left, longer = np.setdiff1d(left, list(skipped)), np.concatenate([np.zeros(0, np.int64), *full])

@@ -210,6 +210,7 @@ def test_scores_are_averaged_over_frames_of_videos(tmp_path, write_split, write_
     for modality, values in zip(("audio", "image"), alone):
         given = score_clips(checkpoint, manifest, logits, options(modalities=[modality]))
         np.testing.assert_allclose(given.values[0], values, atol=1e-5)
+        assert given.longer.tolist() == [False, modality == "audio"]
     with pytest.raises(UserError, match=r"--frames 2: .* is given no pictures"):
         score_clips(checkpoint, manifest, logits, options(frames=2, modalities=["audio"]))
 
