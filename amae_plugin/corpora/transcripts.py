@@ -27,8 +27,9 @@ _JOINERS = "\u200c\u200d"  # format characters that are part of how Persian and 
 # What sentencepiece says of a number of pieces that it cannot learn.
 _TOO_HIGH = re.compile(r"Please set it to a value <= (\d+)")
 _TOO_LOW = re.compile(r"smaller than required_chars\. \d+ vs (\d+)")
-_APOSTROPHES = re.compile(r"(?<=[^\W_])[\u2018\u2019\uff07`\u00b4](?=[^\W_])")  # what is typed for one within a word
-_QUOTES = re.compile(r"(?<![^\W_])'|'(?![^\W_])")
+_LETTER = r"[^\W_]"
+_APOSTROPHES = re.compile(rf"(?<={_LETTER})[\u2018\u2019\uff07`\u00b4](?={_LETTER})")  # what is typed for one in a word
+_QUOTES = re.compile(rf"(?<!{_LETTER})'|'(?!{_LETTER})")
 
 
 @dataclass(frozen=True)

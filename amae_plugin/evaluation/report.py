@@ -145,9 +145,11 @@ def _classification_summary(result: Evaluation) -> str:
     if result.frames > 1:
         head += f"\nscores are means over {result.frames} frames of each video"
     if longer := int(result.longer.sum()):
-        scored = "by their centre; --crops 3 takes the mean over three pieces of them"
-        scored = f"each in {result.crops} pieces" if result.crops > 1 else scored
-        head += f"\n{longer:,} clips are longer than the input or fill it, and are scored {scored}"
+        head += f"\n{longer:,} clips are longer than the input or fill it, and are scored "
+        if result.crops > 1:
+            head += f"each in {result.crops} pieces"
+        else:
+            head += "by their centre; --crops 3 takes the mean over three pieces of them"
     parts = [head, _headline(result).text(), *_class_tables(result)]
     if absent := [shorten(name) for name, count in zip(result.display_names, result.counts) if not count]:
         has, is_ = ("class has", "is") if len(absent) == 1 else ("classes have", "are")
